@@ -1,0 +1,82 @@
+"""What a user can get wrong in a layer spec, as data: where, what, what is allowed, what was meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, order=True)
+class SpecError:
+    """One finding.  Lines and columns count from 1; line 0: the finding is about the path as a whole."""
+
+    file: str
+    line: int
+    column: int
+    message: str
+    allowed: tuple[str, ...] = ()
+    nearest: str | None = None
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        hints = []
+        if self.allowed:
+            hints.append("allowed: " + ", ".join(self.allowed))
+        if self.nearest is not None:
+            hints.append(f"did you mean `{self.nearest}`?")
+        return f"{place}: {self.message}" + (f" ({'; '.join(hints)})" if hints else "")
+
+
+class SpecErrors(ValueError):
+    """Every finding of every file that was read, in the order of file, line and column."""
+
+    def __init__(self, errors: Iterable[SpecError]) -> None:
+        self.errors: tuple[SpecError, ...] = tuple(sorted(errors, key=lambda e: (e.file, e.line, e.column)))
+        super().__init__("\n".join(map(str, self.errors)))
+
+    def __reduce__(self) -> tuple[type[SpecErrors], tuple[tuple[SpecError, ...]]]:
+        return SpecErrors, (self.errors,)
+
+
+class ExpressionError(ValueError):
+    """An elementwise expression that cannot be read; `offset` is the position of the fault in its text."""
+
+    def __init__(
+        self, message: str, offset: int = 0, allowed: Sequence[str] = (), nearest: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.offset = offset
+        self.allowed = tuple(allowed)
+        self.nearest = nearest
+
+
+_ALIASES = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "f16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "f32": "float32",
+    "float": "float32",
+    "float64": "float32",
+    "fp64": "float32",
+    "double": "float32",
+    "max": "maximum",
+    "min": "minimum",
+    "ln": "log",
+    "swish": "silu",
+    "swa": "sliding_window",
+    "linear": "linear_attention",
+}
+
+
+def nearest_name(text: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that `text` was probably meant to be, or None when nothing is near."""
+    names = list(names)
+    wanted = text.strip().lower().replace("-", "_").replace(" ", "_")
+    if _ALIASES.get(wanted) in names:
+        return _ALIASES[wanted]
+    near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.6)
+    return near[0] if near else None

@@ -1,0 +1,69 @@
+"""Every name that leaves the compiler: of layers, operators, kernels and files."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from pathlib import PurePosixPath
+
+NAMESPACE = "based_ops"
+"""The namespace of the registered operators: ``torch.ops.based_ops``."""
+
+PASSES = ("forward", "backward", "step")
+BACKENDS = ("triton", "tilelang", "torch")
+
+MAX_NAME_LENGTH = 64
+NAME_RULE = "lower-case ASCII letters, digits and underscores, starting with a letter"
+_NAME = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
+
+
+def name_problem(name: str) -> str | None:
+    """Why `name` cannot name a layer, or None when it can.
+
+    Names become Python identifiers, operator names and directory names, so nothing else passes.
+    """
+    if not name:
+        return "is empty"
+    if len(name) > MAX_NAME_LENGTH:
+        return f"has {len(name)} characters; at most {MAX_NAME_LENGTH} are allowed"
+    if not _NAME.fullmatch(name):
+        return f"must be {NAME_RULE}"
+    if keyword.iskeyword(name):
+        return "is a Python keyword"
+    return None
+
+
+def suggest_name(text: str) -> str | None:
+    """A valid layer name made from `text`, or None when too little of it is usable."""
+    candidate = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:MAX_NAME_LENGTH]
+    return candidate if name_problem(candidate) is None else None
+
+
+def op_name(name: str, pass_name: str) -> str:
+    """The operator of one pass: ``window64_d64`` and ``forward`` give ``window64_d64_forward``."""
+    return f"{name}_{pass_name}"
+
+
+def qualified_op_name(name: str, pass_name: str) -> str:
+    """The operator with its namespace, as ``torch.library`` wants it: ``based_ops::window64_d64_forward``."""
+    return f"{NAMESPACE}::{op_name(name, pass_name)}"
+
+
+def kernel_name(name: str, pass_name: str, part: str = "") -> str:
+    """The function of one kernel of a pass; `part` tells several kernels of the same pass apart."""
+    return f"{op_name(name, pass_name)}_{part}_kernel" if part else f"{op_name(name, pass_name)}_kernel"
+
+
+def variant_dir(name: str) -> PurePosixPath:
+    """The directory of a layer's generated modules, relative to the output directory."""
+    return PurePosixPath(name)
+
+
+def variant_file(name: str, backend: str) -> PurePosixPath:
+    """The generated module of one backend, relative to the output directory: ``window64_d64/triton.py``."""
+    return variant_dir(name) / f"{backend}.py"
+
+
+def spec_file(name: str) -> PurePosixPath:
+    """The spec of a layer, relative to the directory of specs."""
+    return PurePosixPath(f"{name}.yaml")

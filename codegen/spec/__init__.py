@@ -1,0 +1,1 @@
+"""The spec language: what a layer means, read from YAML, checked, and kept as frozen dataclasses."""

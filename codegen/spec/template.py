@@ -1,0 +1,103 @@
+"""A new spec file as text, with a comment for every field."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .fields import Choice, Choices, Expression, Integer, Kind, Record, Tagged, doc_of, kind_of, spec_fields
+from .load import parse_spec
+from .model import MIXERS, LinearAttention, SlidingWindow, spec_to_dict, yaml_scalar
+from .schema import SCHEMA_FILE
+
+_TAYLOR = re.compile(r"taylor([0-9]+)", re.ASCII)
+
+
+def new_spec_text(
+    name: str,
+    mixer: str = LinearAttention.mixer,
+    feature_map: str = "taylor2",
+    qk: int | None = None,
+    v: int = 64,
+    window: int = 64,
+) -> str:
+    """A commented spec file that loads.
+
+    `feature_map` is ``taylor1``, ``taylor2`` or an expression in x, and serves linear attention alone;
+    `window` serves a sliding window alone.  `qk` is 16 for a Taylor map unless given, else 64.  Raises
+    SpecErrors for values that no spec may hold.
+    """
+    taylor = _TAYLOR.fullmatch(feature_map.strip())
+    data: dict[str, Any] = {"name": name, "mixer": mixer}
+    if mixer == SlidingWindow.mixer:
+        data["window"] = window
+    else:
+        mapped = {"kind": "taylor_exp", "order": int(taylor[1])} if taylor else None
+        data["feature_map"] = mapped or {"kind": "elementwise", "expression": feature_map}
+    if qk is None:
+        qk = 16 if taylor and mixer == LinearAttention.mixer else 64
+    data["head_dims"] = {"qk": qk, "v": v}
+    # Read once without comments: what is wrong with the values is reported before anything is written.
+    spec = parse_spec(_plain(data), f"{name}.yaml")
+    return _commented(spec_to_dict(spec), type(spec))
+
+
+def _plain(data: dict[str, Any]) -> str:
+    lines = []
+    for key, value in data.items():
+        if isinstance(value, dict):
+            lines += [f"{key}:", *(f"  {inner}: {_quoted(item)}" for inner, item in value.items())]
+        else:
+            lines.append(f"{key}: {_quoted(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(value: str | int) -> str:
+    """A value in single quotes if it is text: whatever a user typed stays one value."""
+    return "'" + value.replace("'", "''").replace("\n", " ") + "'" if isinstance(value, str) else str(value)
+
+
+def _commented(data: dict[str, Any], cls: type[LinearAttention] | type[SlidingWindow]) -> str:
+    blocks = [f"# yaml-language-server: $schema={SCHEMA_FILE}\n# {cls.summary}"]
+    for name, item in spec_fields(cls).items():
+        kind = kind_of(item)
+        note = f"# {doc_of(item)}{_allowed(kind)}\n"
+        match kind:
+            case Record():
+                text = f"{name}:" + "".join(
+                    f"\n  # {doc_of(inner)}{_allowed(kind.kinds[key])}\n  {key}: {data[name][key]}"
+                    for key, inner in spec_fields(kind.type).items()
+                )
+            case Tagged():
+                text = f"{name}:\n{_tagged(kind, data[name])}"
+            case Choices():
+                text = f"{name}: [{', '.join(data[name])}]"
+            case _:
+                text = f"{name}: {yaml_scalar(data[name]) if name in data else 'null'}"
+        blocks.append(note + text)
+        if name == "name":
+            blocks.append(f"# What the layer is: {' or '.join(MIXERS)}.\nmixer: {cls.mixer}")
+    return "\n\n".join(blocks) + "\n"
+
+
+def _tagged(kind: Tagged, value: dict[str, Any]) -> str:
+    tag = value[kind.tag]
+    lines = [f"  # {' or '.join(kind.types)}.", f"  {kind.tag}: {tag}"]
+    for name, item in spec_fields(kind.types[tag]).items():
+        lines += [f"  # {doc_of(item)}{_allowed(kind_of(item))}", f"  {name}: {yaml_scalar(value[name])}"]
+    return "\n".join(lines)
+
+
+def _allowed(kind: Kind) -> str:
+    match kind:
+        case Integer(low=low, high=high):
+            return f" From {low} to {high}."
+        case Choice(values=values):
+            return f" One of {', '.join(values)}."
+        case Choices(values=values):
+            return f" Some of {', '.join(values)}."
+        case Expression():
+            from .feature_map import FUNCTIONS, OPERATORS
+
+            return f"\n  # Operators: {' '.join(OPERATORS)}.  Functions:\n  #   {', '.join(FUNCTIONS)}."
+    return ""

@@ -1,0 +1,433 @@
+"""What a user can mistype in a spec, and the exact answer."""
+# ruff: noqa: E501
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from based_ops.codegen.errors import SpecErrors
+from based_ops.codegen.spec.load import load_dir, load_file
+
+TAYLOR = """\
+name: bad
+mixer: linear_attention
+feature_map: {kind: taylor_exp, order: 2}
+head_dims: {qk: 16, v: 64}
+"""
+SLIDING = """\
+name: bad
+mixer: sliding_window
+window: 64
+head_dims: {qk: 64, v: 64}
+"""
+
+
+def elementwise(expression: str) -> str:
+    return f"""\
+name: bad
+mixer: linear_attention
+feature_map:
+  kind: elementwise
+  expression: {expression}
+head_dims: {{qk: 16, v: 64}}
+"""
+
+
+LINEAR = "name, mixer, feature_map, head_dims, normalize, eps, scale, state_dtype, dtypes"
+WINDOW = "name, mixer, window, head_dims, scale, dtypes"
+DTYPES = "bfloat16, float16, float32"
+FUNCTIONS = (
+    "exp, log, sqrt, abs, tanh, sigmoid, relu, elu, softplus, silu, gelu, sin, cos, erf, minimum, maximum"
+)
+
+BAD_SPECS = [
+    ("empty file", "", ["1:1: the file is empty; a spec is a mapping with at least `name` and `mixer`"]),
+    (
+        "only a comment",
+        "# hi\n",
+        ["1:1: the file is empty; a spec is a mapping with at least `name` and `mixer`"],
+    ),
+    (
+        "a list at the top",
+        "- name: bad\n",
+        ["1:1: a spec is a mapping with at least `name` and `mixer`, not a list"],
+    ),
+    (
+        "a word at the top",
+        "hello\n",
+        ["1:1: a spec is a mapping with at least `name` and `mixer`, not hello"],
+    ),
+    (
+        "feature_map misspelt",
+        TAYLOR.replace(
+            "feature_map: {kind: taylor_exp, order: 2}", "featuremap: {kind: taylor_exp, order: 2}"
+        ),
+        [f"3:1: unknown field `featuremap` (allowed: {LINEAR}; did you mean `feature_map`?)"],
+    ),
+    (
+        "kind with a hyphen",
+        TAYLOR.replace(
+            "feature_map: {kind: taylor_exp, order: 2}", "feature_map: {kind: taylor-exp, order: 2}"
+        ),
+        [
+            "3:21: `feature_map.kind` cannot be taylor-exp (allowed: taylor_exp, elementwise; did you mean `taylor_exp`?)"
+        ],
+    ),
+    (
+        "feature map as a word",
+        TAYLOR.replace("feature_map: {kind: taylor_exp, order: 2}", "feature_map: taylor_exp"),
+        [
+            "3:14: `feature_map` must be a mapping with a `kind`, not taylor_exp (allowed: taylor_exp, elementwise; did you mean `{kind: taylor_exp}`?)"
+        ],
+    ),
+    (
+        "order 3",
+        TAYLOR.replace(
+            "feature_map: {kind: taylor_exp, order: 2}", "feature_map: {kind: taylor_exp, order: 3}"
+        ),
+        ["3:40: `feature_map.order` must be a whole number from 1 to 2, not 3"],
+    ),
+    (
+        "qk 4",
+        TAYLOR.replace("head_dims: {qk: 16, v: 64}", "head_dims: {qk: 4, v: 64}"),
+        ["4:17: `head_dims.qk` must be a whole number from 8 to 64, not 4"],
+    ),
+    (
+        "window on linear attention",
+        TAYLOR + "window: 64\n",
+        [f"5:1: `window` is a field of sliding_window, not of linear_attention (allowed: {LINEAR})"],
+    ),
+    (
+        "dtype bf16",
+        TAYLOR + "dtypes: [bf16]\n",
+        [f"5:10: `dtypes` cannot be bf16 (allowed: {DTYPES}; did you mean `bfloat16`?)"],
+    ),
+    ("negative eps", TAYLOR + "eps: -1\n", ["5:6: `eps` must be a number from 0 to 1, not -1"]),
+    (
+        "eps 1e-6",
+        TAYLOR + "eps: 1e-6\n",
+        [
+            "5:6: `eps`: YAML 1.1 reads 1e-6 as text; its numbers need a point and a signed exponent (did you mean `1.0e-6`?)"
+        ],
+    ),
+    ("eps not a number", TAYLOR + "eps: .nan\n", ["5:6: `eps` must be a number from 0 to 1, not .nan"]),
+    ("eps a word", TAYLOR + "eps: small\n", ["5:6: `eps` must be a number from 0 to 1, not small"]),
+    (
+        "hyphen in the name",
+        TAYLOR.replace("name: bad", "name: my-layer"),
+        [
+            "1:7: the name `my-layer` must be lower-case ASCII letters, digits and underscores, starting with a letter (did you mean `my_layer`?)"
+        ],
+    ),
+    (
+        "capital in the name",
+        TAYLOR.replace("name: bad", "name: Bad"),
+        [
+            "1:7: the name `Bad` must be lower-case ASCII letters, digits and underscores, starting with a letter (did you mean `bad`?)"
+        ],
+    ),
+    (
+        "keyword as the name",
+        TAYLOR.replace("name: bad", "name: class"),
+        ["1:7: the name `class` is a Python keyword"],
+    ),
+    (
+        "tab",
+        TAYLOR.replace("{kind: taylor_exp, order: 2}", "\n\tkind: taylor_exp"),
+        ["4:1: a tab; YAML is indented with spaces"],
+    ),
+    (
+        "normalize yes",
+        TAYLOR + "normalize: yes\n",
+        [
+            "5:12: `normalize` must be true or false, not yes, which YAML 1.1 reads as true (allowed: true, false; did you mean `true`?)"
+        ],
+    ),
+    (
+        "normalize True",
+        TAYLOR + "normalize: True\n",
+        ["5:12: `normalize` must be true or false, not True (allowed: true, false; did you mean `true`?)"],
+    ),
+    (
+        "normalize 1",
+        TAYLOR + "normalize: 1\n",
+        ["5:12: `normalize` must be true or false, not 1 (allowed: true, false)"],
+    ),
+    (
+        "name yes",
+        TAYLOR.replace("name: bad", "name: yes"),
+        ["1:7: `name` must be text, not yes, which YAML 1.1 reads as true; quote it"],
+    ),
+    (
+        "name a number",
+        TAYLOR.replace("name: bad", "name: 12"),
+        ["1:7: `name` must be text, not 12; quote it"],
+    ),
+    (
+        "name of another file",
+        TAYLOR.replace("name: bad", "name: other"),
+        ["1:7: the name `other` differs from the name of the file, `bad.yaml`"],
+    ),
+    (
+        "key given twice",
+        TAYLOR + "head_dims: {qk: 16, v: 64}\n",
+        ["5:1: `head_dims` is given twice, first in line 4"],
+    ),
+    (
+        "inner key given twice",
+        TAYLOR.replace("head_dims: {qk: 16, v: 64}", "head_dims: {qk: 16, qk: 16, v: 64}"),
+        ["4:21: `head_dims.qk` is given twice, first in line 4"],
+    ),
+    (
+        "mixer with a hyphen",
+        TAYLOR.replace("mixer: linear_attention", "mixer: linear-attention"),
+        [
+            "2:8: `mixer` cannot be linear-attention (allowed: linear_attention, sliding_window; did you mean `linear_attention`?)"
+        ],
+    ),
+    (
+        "unknown mixer",
+        TAYLOR.replace("mixer: linear_attention", "mixer: mamba"),
+        ["2:8: `mixer` cannot be mamba (allowed: linear_attention, sliding_window)"],
+    ),
+    (
+        "no mixer",
+        TAYLOR.replace("mixer: linear_attention\n", ""),
+        ["1:1: `mixer` is missing (allowed: linear_attention, sliding_window)"],
+    ),
+    (
+        "mixer misspelt",
+        TAYLOR.replace("mixer: linear_attention", "mixr: linear_attention"),
+        [f"2:1: unknown field `mixr` (allowed: {LINEAR}, window; did you mean `mixer`?)"],
+    ),
+    (
+        "order at the top",
+        TAYLOR + "order: 2\n",
+        [f"5:1: `order` belongs under `feature_map` (allowed: {LINEAR}; did you mean `feature_map.order`?)"],
+    ),
+    (
+        "qk at the top",
+        TAYLOR + "qk: 2\n",
+        [f"5:1: `qk` belongs under `head_dims` (allowed: {LINEAR}; did you mean `head_dims.qk`?)"],
+    ),
+    (
+        "no head_dims",
+        TAYLOR.replace("head_dims: {qk: 16, v: 64}\n", ""),
+        ["1:1: `head_dims` is missing: widths of one head"],
+    ),
+    (
+        "no v",
+        TAYLOR.replace("head_dims: {qk: 16, v: 64}", "head_dims: {qk: 16}"),
+        ["4:12: `head_dims.v` is missing: width of a value"],
+    ),
+    (
+        "head_dims a list",
+        TAYLOR.replace("head_dims: {qk: 16, v: 64}", "head_dims: [16, 64]"),
+        ["4:12: `head_dims` must be a mapping {qk: ..., v: ...}, not a list"],
+    ),
+    ("anchor", TAYLOR + "scale: &a 1.0\n", ["5:8: anchors (&) and aliases (*) are not allowed"]),
+    ("alias", TAYLOR + "scale: *a\n", ["5:8: anchors (&) and aliases (*) are not allowed"]),
+    (
+        "a Python tag",
+        TAYLOR + "scale: !!python/object/apply:os.system [ls]\n",
+        ["5:8: tags such as tag:yaml.org,2002:python/object/apply:os.system are not allowed"],
+    ),
+    ("a local tag", TAYLOR + "scale: !foo 1\n", ["5:8: tags such as !foo are not allowed"]),
+    ("two documents", TAYLOR + "---\nname: b\n", ["5:1: a second document; a file holds one spec"]),
+    ("deep nesting", "a: " + "[" * 50 + "]" * 50, ["1:12: nested deeper than 8 levels"]),
+    (
+        "wrong indentation",
+        "name: bad\n  mixer: x\n",
+        [
+            "2:8: not YAML: a `:` where no key can stand; check the indentation, and quote text that holds `: `"
+        ],
+    ),
+    ("NUL", TAYLOR + "scale: \u0000\n", ["5:8: the character '\\x00' is not allowed"]),
+    ("not UTF-8", TAYLOR.encode() + b"scale: \xff\n", ["5:8: the file is not UTF-8 text"]),
+    (
+        "a number in quotes",
+        TAYLOR.replace("head_dims: {qk: 16, v: 64}", 'head_dims: {qk: "16", v: 64}'),
+        ["4:17: `head_dims.qk` must be a whole number from 8 to 64, not the text '16'"],
+    ),
+    (
+        "window 64.0",
+        SLIDING.replace("window: 64", "window: 64.0"),
+        ["3:9: `window` must be a whole number from 1 to 4096, not 64.0"],
+    ),
+    (
+        "window 010",
+        SLIDING.replace("window: 64", "window: 010"),
+        ["3:9: `window` must be a whole number from 1 to 4096, not 010"],
+    ),
+    (
+        "window 0",
+        SLIDING.replace("window: 64", "window: 0"),
+        ["3:9: `window` must be a whole number from 1 to 4096, not 0"],
+    ),
+    (
+        "window 5000",
+        SLIDING.replace("window: 64", "window: 5000"),
+        ["3:9: `window` must be a whole number from 1 to 4096, not 5000"],
+    ),
+    (
+        "window 1:30",
+        SLIDING.replace("window: 64", "window: 1:30"),
+        ["3:9: `window` must be a whole number from 1 to 4096, not 1:30"],
+    ),
+    (
+        "scale 0",
+        SLIDING + "scale: 0\n",
+        ["5:8: `scale` must be a number above 0 and up to 1000000, or null, not 0"],
+    ),
+    (
+        "dtypes a word",
+        SLIDING + "dtypes: bfloat16\n",
+        [f"5:9: `dtypes` must be a list, such as [bfloat16, float16], not bfloat16 (allowed: {DTYPES})"],
+    ),
+    ("no dtypes", SLIDING + "dtypes: []\n", [f"5:9: `dtypes` must name at least one (allowed: {DTYPES})"]),
+    ("a dtype twice", SLIDING + "dtypes: [float32, float32]\n", ["5:19: `dtypes` lists float32 twice"]),
+    (
+        "dtype float64",
+        SLIDING + "dtypes: [float64]\n",
+        [f"5:10: `dtypes` cannot be float64 (allowed: {DTYPES}; did you mean `float32`?)"],
+    ),
+    (
+        "feature map on a window",
+        SLIDING + "feature_map: {kind: taylor_exp, order: 1}\n",
+        [f"5:1: `feature_map` is a field of linear_attention, not of sliding_window (allowed: {WINDOW})"],
+    ),
+    ("a tile size", SLIDING + "chunk: 64\n", [f"5:1: unknown field `chunk` (allowed: {WINDOW})"]),
+    (
+        "state_dtype fp32",
+        TAYLOR + "state_dtype: fp32\n",
+        ["5:14: `state_dtype` cannot be fp32 (allowed: float32, bfloat16, float16; did you mean `float32`?)"],
+    ),
+    ("a list as a key", TAYLOR + "? [a]\n: 1\n", ["5:3: a key must be a word, not a list"]),
+    (
+        "several faults",
+        TAYLOR.replace("order: 2", "order: 3").replace("qk: 16", "qk: 4")
+        + "eps: -1\ndtypes: [bf16]\nfoo: 1\n",
+        [
+            "3:40: `feature_map.order` must be a whole number from 1 to 2, not 3",
+            "4:17: `head_dims.qk` must be a whole number from 8 to 64, not 4",
+            "5:6: `eps` must be a number from 0 to 1, not -1",
+            f"6:10: `dtypes` cannot be bf16 (allowed: {DTYPES}; did you mean `bfloat16`?)",
+            f"7:1: unknown field `foo` (allowed: {LINEAR})",
+        ],
+    ),
+    (
+        "unknown variable",
+        elementwise("elu(y) + 1"),
+        ["5:19: `feature_map.expression`: unknown name `y`; the variable is x"],
+    ),
+    (
+        "unknown function",
+        elementwise("max(x, 0)"),
+        [
+            f"5:15: `feature_map.expression`: unknown function `max` (allowed: {FUNCTIONS}; did you mean `maximum`?)"
+        ],
+    ),
+    (
+        "caret",
+        elementwise("x^2"),
+        [
+            "5:15: `feature_map.expression`: `^` is not an operator; write ** for powers (allowed: +, -, *, /, **)"
+        ],
+    ),
+    (
+        "expression a number",
+        elementwise("1.0"),
+        ["5:15: `feature_map.expression` must be an expression in x, such as elu(x) + 1, not 1.0"],
+    ),
+    (
+        "a call of Python",
+        elementwise("__import__('os').system('ls')"),
+        [
+            f"5:15: `feature_map.expression`: only the functions of the language can be called, by their bare names (allowed: {FUNCTIONS})"
+        ],
+    ),
+    (
+        "unfinished expression",
+        elementwise("'x +'"),
+        ["5:15: `feature_map.expression`: the expression is not a formula: invalid syntax"],
+    ),
+    (
+        "attribute",
+        elementwise("x.real"),
+        [
+            f"5:15: `feature_map.expression`: only x, numbers, operators and functions are allowed (allowed: +, -, *, /, **, {FUNCTIONS})"
+        ],
+    ),
+    (
+        "expression a list",
+        elementwise("[x]"),
+        ["5:15: `feature_map.expression` must be an expression in x, such as elu(x) + 1, not a list"],
+    ),
+    (
+        "long expression",
+        elementwise("x + " * 60 + "x"),
+        ["5:15: `feature_map.expression`: the expression has 241 characters, at most 200 are allowed"],
+    ),
+    (
+        "large exponent",
+        elementwise("x**9"),
+        ["5:18: `feature_map.expression`: an exponent must be a whole number from -8 to 8, 0.5 or -0.5"],
+    ),
+    (
+        "comparison",
+        elementwise("x > 0"),
+        [
+            "5:15: `feature_map.expression`: comparisons and conditions are not allowed; relu, abs, minimum and maximum may serve"
+        ],
+    ),
+    ("large number", elementwise("1e7*x"), ["5:15: `feature_map.expression`: numbers go up to 1000000"]),
+    (
+        "open bracket",
+        elementwise("sin(x"),
+        ["5:18: `feature_map.expression`: the expression is not a formula: '(' was never closed"],
+    ),
+    (
+        "kind misspelt",
+        elementwise("x").replace("elementwise", "elementwize"),
+        [
+            "4:9: `feature_map.kind` cannot be elementwize (allowed: taylor_exp, elementwise; did you mean `elementwise`?)"
+        ],
+    ),
+    (
+        "order of an elementwise map",
+        elementwise("x").replace("expression: x", "order: 1"),
+        [
+            "4:3: `feature_map.expression` is missing: the map φ as an expression in x, such as elu(x) + 1",
+            "5:3: unknown field `feature_map.order` (allowed: kind, expression)",
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"), [row[1:] for row in BAD_SPECS], ids=[row[0].replace(" ", "-") for row in BAD_SPECS]
+)
+def test_message(text: str | bytes, messages: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(SpecErrors) as caught:
+        load_file(path)
+    assert str(caught.value).splitlines() == [f"{path}:{message}" for message in messages]
+
+
+def test_every_fault_of_every_file_at_once(tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").write_text(TAYLOR)
+    (tmp_path / "a.yaml").write_text(SLIDING.replace("bad", "a").replace("64", "0"))
+    (tmp_path / "good.yaml").write_text(SLIDING.replace("bad", "good"))
+    (tmp_path / "c.yml").write_text(TAYLOR)
+    with pytest.raises(SpecErrors) as caught:
+        load_dir(tmp_path)
+    assert str(caught.value).replace(str(tmp_path), "specs").splitlines() == [
+        "specs/a.yaml:3:9: `window` must be a whole number from 1 to 4096, not 0",
+        "specs/a.yaml:4:17: `head_dims.qk` must be a whole number from 8 to 128, not 0",
+        "specs/a.yaml:4:23: `head_dims.v` must be a whole number from 16 to 256, not 0",
+        "specs/b.yaml:1:7: the name `bad` differs from the name of the file, `b.yaml`",
+        "specs/c.yml: spec files end in .yaml; rename it (did you mean `c.yaml`?)",
+    ]

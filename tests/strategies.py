@@ -1,0 +1,116 @@
+"""Hypothesis strategies for layer specs and for elementwise expressions."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from based_ops.codegen.errors import ExpressionError
+from based_ops.codegen.names import name_problem
+from based_ops.codegen.spec.feature_map import canonical_text, parse
+from based_ops.codegen.spec.model import (
+    DTYPES,
+    MAX_WINDOW,
+    Elementwise,
+    HeadDims,
+    LayerSpec,
+    LinearAttention,
+    SlidingWindow,
+    TaylorExp,
+)
+
+_SMOOTH = ("tanh", "sigmoid", "softplus", "silu", "gelu", "sin", "cos", "erf")
+_KINKED = ("relu", "elu", "abs")
+
+
+def _constants() -> st.SearchStrategy[str]:
+    return st.integers(1, 300).map(lambda n: f"{n / 100:g}")
+
+
+def _grow(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    """One more operation around smaller expressions; none leaves its domain or grows without bound."""
+    pair = st.tuples(inner, inner)
+    return st.one_of(
+        st.tuples(st.sampled_from(_SMOOTH + _KINKED), inner).map(lambda t: f"{t[0]}({t[1]})"),
+        st.tuples(st.sampled_from((" + ", " - ", "*")), pair).map(lambda t: f"({t[1][0]}){t[0]}({t[1][1]})"),
+        st.tuples(st.sampled_from(("minimum", "maximum")), pair).map(
+            lambda t: f"{t[0]}({t[1][0]}, {t[1][1]})"
+        ),
+        st.tuples(inner, st.integers(2, 3)).map(lambda t: f"({t[0]})**{t[1]}"),
+        inner.map(lambda u: f"-({u})"),
+        inner.map(lambda u: f"exp(minimum({u}, 1))"),
+        inner.map(lambda u: f"log(1 + ({u})**2)"),
+        inner.map(lambda u: f"(1 + ({u})**2)**0.5"),
+        pair.map(lambda t: f"({t[0]})/(1 + ({t[1]})**2)"),
+    )
+
+
+def _is_valid(text: str) -> bool:
+    try:
+        parse(text)
+    except ExpressionError:
+        return False
+    return True
+
+
+def expressions(max_leaves: int = 5) -> st.SearchStrategy[str]:
+    """Texts of elementwise expressions in x that are finite, with finite slopes, for moderate x."""
+    leaves = st.one_of(st.just("x"), st.just("x"), _constants())
+    return st.recursive(leaves, _grow, max_leaves=max_leaves).filter(_is_valid)
+
+
+def positive_expressions() -> st.SearchStrategy[str]:
+    """Feature maps whose weights cannot cancel: every value is above zero, and moderate for moderate x."""
+    return (
+        st.tuples(expressions(3), _constants()).map(lambda t: f"sigmoid({t[0]}) + {t[1]}").filter(_is_valid)
+    )
+
+
+def layer_names() -> st.SearchStrategy[str]:
+    return st.from_regex(r"[a-z][a-z0-9_]{0,20}", fullmatch=True).filter(
+        lambda name: name_problem(name) is None
+    )
+
+
+def dtype_sets() -> st.SearchStrategy[tuple[str, ...]]:
+    """Non-empty sets of dtypes, in the order in which specs keep them."""
+    chosen = st.sets(st.sampled_from(DTYPES), min_size=1)
+    return chosen.map(lambda names: tuple(dtype for dtype in DTYPES if dtype in names))
+
+
+def scales() -> st.SearchStrategy[float | None]:
+    return st.none() | st.floats(1e-3, 4.0)
+
+
+def linear_attentions(max_qk: int = 64, max_v: int = 256) -> st.SearchStrategy[LinearAttention]:
+    """Linear attention layers of any feature map; narrower ones for tests that run them."""
+    elementwise = expressions(3).map(lambda text: Elementwise(canonical_text(parse(text))))
+    return st.builds(
+        LinearAttention,
+        name=layer_names(),
+        feature_map=st.builds(TaylorExp, order=st.integers(1, 2)) | elementwise,
+        head_dims=st.builds(HeadDims, qk=st.integers(8, max_qk), v=st.integers(16, max_v)),
+        normalize=st.booleans(),
+        eps=st.floats(0.0, 1.0),
+        scale=scales(),
+        state_dtype=st.sampled_from(("float32", "bfloat16", "float16")),
+        dtypes=dtype_sets(),
+    )
+
+
+def sliding_windows(
+    max_window: int = MAX_WINDOW, max_qk: int = 128, max_v: int = 256
+) -> st.SearchStrategy[SlidingWindow]:
+    """Sliding-window layers; narrower ones for tests that run them."""
+    return st.builds(
+        SlidingWindow,
+        name=layer_names(),
+        window=st.integers(1, max_window),
+        head_dims=st.builds(HeadDims, qk=st.integers(8, max_qk), v=st.integers(16, max_v)),
+        scale=scales(),
+        dtypes=dtype_sets(),
+    )
+
+
+def layer_specs() -> st.SearchStrategy[LayerSpec]:
+    """Every spec that a file can hold."""
+    return linear_attentions() | sliding_windows()
