@@ -1,0 +1,1 @@
+"""The tile program: its grammar, its printer and its well-formedness check."""

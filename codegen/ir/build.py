@@ -1,0 +1,49 @@
+"""A notebook in which a lowering writes its statements in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .nodes import Add, Comment, Expr, For, Let, Operand, Set, Stmt, Store, Var, When, wrap
+
+
+class Builder:
+    """Collects statements; loops and switches are ``with`` blocks."""
+
+    def __init__(self) -> None:
+        self._blocks: list[list[Stmt]] = [[]]
+
+    @property
+    def body(self) -> tuple[Stmt, ...]:
+        return tuple(self._blocks[0])
+
+    def let(self, name: str, value: Operand) -> Var:
+        self._blocks[-1].append(Let(name, wrap(value)))
+        return Var(name)
+
+    def set(self, target: Var, value: Operand) -> None:
+        self._blocks[-1].append(Set(target.name, wrap(value)))
+
+    def add(self, target: Var, value: Expr) -> None:
+        self._blocks[-1].append(Add(target.name, value))
+
+    def store(self, tensor: str, index: tuple[Expr, ...], value: Expr) -> None:
+        self._blocks[-1].append(Store(tensor, index, value))
+
+    def comment(self, text: str) -> None:
+        self._blocks[-1].append(Comment(text))
+
+    @contextmanager
+    def loop(self, var: str, start: Operand, stop: Operand, step: Operand = 1) -> Iterator[Var]:
+        self._blocks.append([])
+        yield Var(var)
+        body = tuple(self._blocks.pop())
+        self._blocks[-1].append(For(var, wrap(start), wrap(stop), wrap(step), body))
+
+    @contextmanager
+    def when(self, flag: str) -> Iterator[None]:
+        self._blocks.append([])
+        yield
+        body = tuple(self._blocks.pop())
+        self._blocks[-1].append(When(flag, body))

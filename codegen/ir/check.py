@@ -1,0 +1,261 @@
+"""Types of a tile program, and the check that it is well formed.
+
+`check` walks a program once, in order, and returns the type of every variable; emitters rely on what it has
+proved: names are defined before use, shapes agree without implicit broadcasting, and data moves, products and
+reductions stand alone on the right of a statement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from .nodes import (
+    ACC,
+    BOOL,
+    COMPARISONS,
+    INDEX,
+    OPERAND,
+    Add,
+    Binary,
+    Cast,
+    Columns,
+    Comment,
+    Const,
+    Dim,
+    Dot,
+    Expand,
+    Expr,
+    For,
+    Full,
+    Let,
+    Load,
+    Max,
+    Program,
+    Set,
+    Span,
+    Stmt,
+    Store,
+    Sum,
+    Transpose,
+    Unary,
+    Var,
+    When,
+    Where,
+)
+
+ALONE = (Load, Dot, Sum, Max, Columns)
+"""Nodes that only stand as the whole right side of a statement."""
+
+
+class IllFormed(Exception):
+    """A program that breaks the rules of the tile language: a bug in a lowering, never a user's error."""
+
+
+@dataclass(frozen=True)
+class Type:
+    """Role of the elements, static shape, and whether the value differs between programs of a batch axis."""
+
+    dtype: str
+    shape: tuple[Dim, ...] = ()
+    batched: bool = False
+
+
+Types = dict[str, Type]
+
+
+def check(program: Program) -> Types:
+    """Types of all variables of `program`; raises `IllFormed`."""
+    known: Types = {name: Type(INDEX) for name in (*program.sizes, *program.constants)}
+    known |= {axis.name: Type(INDEX) for axis in program.grid}
+    known |= {name: Type(ACC) for name in program.scalars}
+    _Checker(program, known).statements(program.body)
+    return known
+
+
+def infer(expr: Expr, known: Types, program: Program) -> Type:
+    """The type of one expression whose variables are all known."""
+    return _Checker(program, known).infer(expr)
+
+
+class _Checker:
+    def __init__(self, program: Program, known: Types) -> None:
+        self.program, self.known = program, known
+
+    def fail(self, what: str) -> IllFormed:
+        return IllFormed(f"{self.program.name}: {what}")
+
+    # Statements
+
+    def statements(self, body: tuple[Stmt, ...]) -> None:
+        for stmt in body:
+            self.statement(stmt)
+
+    def statement(self, stmt: Stmt) -> None:
+        match stmt:
+            case Let(name, value):
+                self.known[name] = self._let(name, self.right_side(value))
+            case Set(name, value) | Add(name, value):
+                self._assign(name, self.right_side(value))
+            case Store(tensor, index, value):
+                rank = self._index(tensor, index)
+                stored = self.infer(value)
+                if len(stored.shape) != len(rank):
+                    raise self.fail(
+                        f"store to {tensor} of a tile of rank {len(stored.shape)} at {len(rank)} index tiles"
+                    )
+                self._only_elementwise(value)
+            case For(var, start, stop, step, body):
+                for bound in (start, stop, step):
+                    if self.infer(bound) != Type(INDEX):
+                        raise self.fail(f"loop over {var} has a bound that is no plain integer")
+                self.known[var] = Type(INDEX)
+                self.statements(body)
+            case When(flag, body):
+                if flag not in self.program.flags:
+                    raise self.fail(f"unknown flag {flag}")
+                self.statements(body)
+            case Comment():
+                pass
+            case _:
+                raise self.fail(f"unknown statement {stmt!r}")
+
+    def _let(self, name: str, new: Type) -> Type:
+        if any(tensor.name == name for tensor in self.program.tensors):
+            raise self.fail(f"{name} is introduced although it names a tensor")
+        old = self.known.get(name)
+        if old is not None and (old.dtype, old.shape) != (new.dtype, new.shape):
+            raise self.fail(f"{name} is introduced twice, as {old} and as {new}")
+        return new
+
+    def _assign(self, name: str, new: Type) -> None:
+        old = self.known.get(name)
+        if old is None:
+            raise self.fail(f"{name} is assigned before it is introduced")
+        if new.shape not in (old.shape, ()) and not _broadcasts(new.shape, old.shape):
+            raise self.fail(f"{name} has shape {old.shape} and is assigned {new.shape}")
+        if new.batched and not old.batched:
+            self.known[name] = replace(old, batched=True)
+
+    def right_side(self, value: Expr) -> Type:
+        match value:
+            case Load(tensor, index, dtype):
+                return Type(dtype, self._index(tensor, index), batched=True)
+            case Dot(x, y):
+                return self._dot(x, y)
+            case Sum(x, axis) | Max(x, axis):
+                tile = self.infer(x)
+                if axis >= len(tile.shape):
+                    raise self.fail(f"reduction of {x.name} along axis {axis}")
+                return Type(tile.dtype, tile.shape[:axis] + tile.shape[axis + 1 :], tile.batched)
+            case Columns(x, index):
+                tile = self.infer(x)
+                return Type(tile.dtype, (tile.shape[0], *self.infer(index).shape), tile.batched)
+            case _:
+                self._only_elementwise(value)
+                return self.infer(value)
+
+    def _dot(self, x: Var | Transpose, y: Var | Transpose) -> Type:
+        left, right = self.infer(x), self.infer(y)
+        if left.shape[1] != right.shape[0] or left.dtype != right.dtype or left.dtype != OPERAND:
+            raise self.fail(f"product of {left} and {right}")
+        return Type(ACC, (left.shape[0], right.shape[1]), left.batched or right.batched)
+
+    def _only_elementwise(self, value: Expr) -> None:
+        for node in walk(value):
+            if isinstance(node, ALONE):
+                raise self.fail(f"{type(node).__name__} inside a larger expression")
+
+    def _index(self, tensor: str, index: tuple[Expr, ...]) -> tuple[Dim, ...]:
+        dims = next((t.dims for t in self.program.tensors if t.name == tensor), None)
+        if dims is None or len(dims) != len(index):
+            raise self.fail(f"{len(index)} indices into {tensor} {dims}")
+        shape: tuple[Dim, ...] = ()
+        for entry in index:
+            kind = self.infer(entry)
+            if kind.dtype != INDEX or len(kind.shape) > 1:
+                raise self.fail(f"index of {tensor} is {kind}")
+            shape += kind.shape
+        return shape
+
+    # Expressions
+
+    def infer(self, expr: Expr) -> Type:
+        match expr:
+            case Const(value):
+                return Type(INDEX if isinstance(value, int) else ACC)
+            case Var(name):
+                if name not in self.known:
+                    raise self.fail(f"{name} is used before it is introduced")
+                return self.known[name]
+            case Span(start, size):
+                if self.infer(start) != Type(INDEX):
+                    raise self.fail("an index tile starts at something that is no plain integer")
+                return Type(INDEX, (size,))
+            case Unary(_, x):
+                return self.infer(x)
+            case Binary(op, x, y):
+                return self._elementwise(op, self.infer(x), self.infer(y))
+            case Where(condition, x, y):
+                chosen = self._elementwise("where", self.infer(x), self.infer(y))
+                return replace(
+                    self._elementwise("where", chosen, replace(self.infer(condition), dtype=chosen.dtype))
+                )
+            case Cast(x, dtype):
+                return replace(self.infer(x), dtype=dtype)
+            case Expand(x, axis):
+                vector = self.infer(x)
+                if len(vector.shape) != 1:
+                    raise self.fail(f"expansion of a tile of shape {vector.shape}")
+                return replace(vector, shape=(1, *vector.shape) if axis == 0 else (*vector.shape, 1))
+            case Full(shape, _, dtype):
+                return Type(dtype, shape)
+            case Transpose(x):
+                tile = self.infer(x)
+                return replace(tile, shape=tile.shape[::-1])
+            case _:
+                raise self.fail(f"{type(expr).__name__} where an elementwise expression belongs")
+
+    def _elementwise(self, op: str, x: Type, y: Type) -> Type:
+        if x.dtype != y.dtype:
+            raise self.fail(f"{op} of {x} and {y}")
+        if x.shape and y.shape and len(x.shape) != len(y.shape):
+            raise self.fail(f"{op} of {x} and {y}")
+        shape = x.shape or y.shape
+        if x.shape and y.shape:
+            for a, c in zip(x.shape, y.shape, strict=True):
+                if a != c and 1 not in (a, c):
+                    raise self.fail(f"{op} of {x} and {y}")
+            shape = tuple(c if a == 1 else a for a, c in zip(x.shape, y.shape, strict=True))
+        dtype = BOOL if op in COMPARISONS else x.dtype
+        return Type(dtype, shape, x.batched or y.batched)
+
+
+def _broadcasts(new: tuple[Dim, ...], old: tuple[Dim, ...]) -> bool:
+    return len(new) == len(old) and all(a in (1, c) for a, c in zip(new, old, strict=True))
+
+
+def children(expr: Expr) -> tuple[Expr, ...]:
+    """Direct subexpressions."""
+    match expr:
+        case Span(start, _):
+            return (start,)
+        case Unary(_, x) | Cast(x, _) | Expand(x, _) | Transpose(x) | Sum(x, _) | Max(x, _):
+            return (x,)
+        case Binary(_, x, y) | Dot(x, y):
+            return (x, y)
+        case Where(condition, x, y):
+            return (condition, x, y)
+        case Load(_, index):
+            return index
+        case Columns(x, index):
+            return (x, index)
+        case _:
+            return ()
+
+
+def walk(expr: Expr) -> Iterator[Expr]:
+    """The expression and all its subexpressions."""
+    yield expr
+    for child in children(expr):
+        yield from walk(child)

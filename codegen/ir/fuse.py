@@ -1,0 +1,151 @@
+"""Fold tiles that are used once into the expression that uses them.
+
+A backend that writes elementwise work as loops over single elements needs no buffer between two elementwise steps.  The
+statements that come out of `fuse` are like a program's, but `Load` and `Columns` may stand inside larger expressions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import TypeVar
+
+from .check import Types, infer, walk
+from .nodes import BOOL, INDEX, Add, Columns, Dot, Expr, For, Let, Load, Max, Program, Set, Span, Stmt, Store, Sum, Var, When
+
+Bindings = dict[str, Expr]
+E = TypeVar("E", bound=Expr)
+
+
+def fuse(program: Program, types: Types) -> tuple[Stmt, ...]:
+    """The body of `program` without the tiles that need no buffer."""
+    assigned = {stmt.name for stmt in statements(program.body) if isinstance(stmt, Set | Add)}
+    return _Fuser(program, types, assigned).block(program.body, {})
+
+
+def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
+    """All statements of a block, those of loops and switches included, in order."""
+    for stmt in body:
+        yield stmt
+        if isinstance(stmt, For | When):
+            yield from statements(stmt.body)
+
+
+def expressions(stmt: Stmt) -> tuple[Expr, ...]:
+    """What one statement evaluates, apart from the statements inside it."""
+    match stmt:
+        case Let(_, value) | Set(_, value) | Add(_, value):
+            return (value,)
+        case Store(_, index, value):
+            return (*index, value)
+        case For(_, start, stop, step, _):
+            return (start, stop, step)
+        case _:
+            return ()
+
+
+def substitute(expr: E, bindings: Bindings) -> E:
+    """The expression with variables replaced."""
+    if isinstance(expr, Var):
+        return bindings.get(expr.name, expr)  # type: ignore[return-value]
+    changes: dict[str, object] = {}
+    for entry in fields(expr):  # type: ignore[arg-type]
+        value = getattr(expr, entry.name)
+        if isinstance(value, Expr):
+            changes[entry.name] = substitute(value, bindings)
+        elif isinstance(value, tuple) and any(isinstance(part, Expr) for part in value):
+            changes[entry.name] = tuple(substitute(part, bindings) for part in value)
+    return replace(expr, **changes) if changes else expr  # type: ignore[type-var]
+
+
+class _Fuser:
+    def __init__(self, program: Program, types: Types, assigned: set[str]) -> None:
+        self.program, self.types, self.assigned = program, types, assigned
+
+    def block(self, body: tuple[Stmt, ...], outer: Bindings) -> tuple[Stmt, ...]:
+        bindings, result = dict(outer), []
+        for place, stmt in enumerate(body):
+            if isinstance(stmt, Let):
+                value = substitute(stmt.value, bindings)
+                if self._folds(stmt.name, value, body[place + 1 :]):
+                    bindings[stmt.name] = value
+                    continue
+                bindings.pop(stmt.name, None)
+                result.append(Let(stmt.name, value))
+            else:
+                result.append(self._rewritten(stmt, bindings))
+        return tuple(result)
+
+    def _rewritten(self, stmt: Stmt, bindings: Bindings) -> Stmt:
+        match stmt:
+            case Set(name, value) | Add(name, value):
+                return replace(stmt, value=substitute(value, bindings))
+            case Store(tensor, index, value):
+                return Store(tensor, tuple(substitute(entry, bindings) for entry in index), substitute(value, bindings))
+            case For(var, start, stop, step, body):
+                start, stop, step = (substitute(bound, bindings) for bound in (start, stop, step))
+                return For(var, start, stop, step, self.block(body, bindings))
+            case When(flag, body):
+                return When(flag, self.block(body, bindings))
+            case _:
+                return stmt
+
+    def _folds(self, name: str, value: Expr, rest: tuple[Stmt, ...]) -> bool:
+        kind = self.types[name]
+        if not kind.shape or name in self.assigned or isinstance(value, Dot | Sum | Max):
+            return False
+        if isinstance(value, Span) or kind.dtype == BOOL:
+            return True
+        if kind.dtype == INDEX:
+            return False
+        if not any(isinstance(node, Var | Span | Load | Columns) and self._rank(node) for node in walk(value)):
+            return True  # the same for every element
+        return self._used_once(name, value, rest)
+
+    def _used_once(self, name: str, value: Expr, rest: tuple[Stmt, ...]) -> bool:
+        """Whether the one use is a step of the same block, just as large, that nothing separates from here."""
+        for place, stmt in enumerate(rest):
+            if isinstance(stmt, Let) and stmt.name == name and not _mentions(stmt, name):
+                return False
+            if not _mentions(stmt, name):
+                continue
+            if not isinstance(stmt, Let | Set | Add | Store) or isinstance(stmt.value, Dot | Sum | Max | Columns):
+                return False
+            again = _uses(stmt, name) > 1 or self._used_later(name, rest[place + 1 :])
+            rank = self._rank(stmt.value) if isinstance(stmt, Store) else len(self.types[stmt.name].shape)
+            return not again and rank == len(self.types[name].shape) and not _disturbed(value, rest[:place])
+        return False
+
+    def _used_later(self, name: str, rest: tuple[Stmt, ...]) -> bool:
+        for stmt in rest:
+            if _mentions(stmt, name):
+                return True
+            if isinstance(stmt, Let) and stmt.name == name:
+                return False
+        return False
+
+    def _rank(self, expr: Expr) -> int:
+        match expr:
+            case Load(_, index):
+                return sum(bool(infer(entry, self.types, self.program).shape) for entry in index)
+            case Columns():
+                return 2
+            case _:
+                return len(infer(expr, self.types, self.program).shape)
+
+
+def _uses(stmt: Stmt, name: str) -> int:
+    inner = stmt.body if isinstance(stmt, For | When) else ()
+    return sum(node == Var(name) for part in (stmt, *statements(inner)) for expr in expressions(part) for node in walk(expr))
+
+
+def _mentions(stmt: Stmt, name: str) -> bool:
+    return _uses(stmt, name) > 0
+
+
+def _disturbed(value: Expr, between: tuple[Stmt, ...]) -> bool:
+    """Whether any of the statements changes what `value` reads."""
+    names = {node.name for node in walk(value) if isinstance(node, Var)}
+    tensors = {node.tensor for node in walk(value) if isinstance(node, Load)}
+    return any(stmt.tensor in tensors if isinstance(stmt, Store) else getattr(stmt, "name", None) in names
+               for stmt in statements(between))

@@ -1,0 +1,342 @@
+"""The tile program: the one form in which every algorithm of this project is written.
+
+A program is a small imperative text over *tiles*, arrays of at most two static dimensions that one GPU block
+(or one batched PyTorch expression) holds at a time.  It says what is computed and in which order; it does not
+say how large a tile is, where it lives or how many threads share it.  Sizes are names (``"CHUNK"``) that a
+schedule binds.
+
+Three rules keep programs printable in every backend (`check.py` enforces them):
+
+* `Load`, `Dot`, `Sum`, `Max` and `Columns` stand alone on the right of a statement, and read named tiles;
+* everything else is elementwise and nests freely, with an explicit `Expand` wherever ranks differ;
+* out of range means harmless: a `Load` outside its tensor reads `fill`, a `Store` outside is dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+Dim = int | str
+"""A static size: a number, or the name of a constant that the schedule binds."""
+
+INDEX, BOOL = "index", "bool"
+IO, OPERAND, ACC, STATE = "io", "operand", "acc", "state"
+"""Roles that stand for a dtype until a call fixes it: of what the user passes, of what the matrix units read,
+of sums, and of the stored recurrent state."""
+
+
+class Expr:
+    """A value: a scalar or a tile."""
+
+    def __add__(self, other: Operand) -> Expr:
+        return Binary("add", self, wrap(other))
+
+    def __radd__(self, other: Operand) -> Expr:
+        return Binary("add", wrap(other), self)
+
+    def __sub__(self, other: Operand) -> Expr:
+        return Binary("sub", self, wrap(other))
+
+    def __rsub__(self, other: Operand) -> Expr:
+        return Binary("sub", wrap(other), self)
+
+    def __mul__(self, other: Operand) -> Expr:
+        return Binary("mul", self, wrap(other))
+
+    def __rmul__(self, other: Operand) -> Expr:
+        return Binary("mul", wrap(other), self)
+
+    def __truediv__(self, other: Operand) -> Expr:
+        return Binary("div", self, wrap(other))
+
+    def __floordiv__(self, other: Operand) -> Expr:
+        return Binary("floordiv", self, wrap(other))
+
+    def __mod__(self, other: Operand) -> Expr:
+        return Binary("mod", self, wrap(other))
+
+    def __neg__(self) -> Expr:
+        return Unary("neg", self)
+
+    def __and__(self, other: Expr) -> Expr:
+        return Binary("and", self, other)
+
+    def __lt__(self, other: Operand) -> Expr:
+        return Binary("lt", self, wrap(other))
+
+    def __le__(self, other: Operand) -> Expr:
+        return Binary("le", self, wrap(other))
+
+    def __gt__(self, other: Operand) -> Expr:
+        return Binary("gt", self, wrap(other))
+
+    def __ge__(self, other: Operand) -> Expr:
+        return Binary("ge", self, wrap(other))
+
+    def equals(self, other: Operand) -> Expr:
+        """Elementwise equality (``==`` compares the nodes themselves)."""
+        return Binary("eq", self, wrap(other))
+
+
+Operand = Expr | int | float | str
+
+UNARY = ("neg", "exp", "exp2", "log", "log2", "sqrt", "abs", "tanh", "sigmoid", "sin", "cos", "erf")
+ARITHMETIC = ("add", "sub", "mul", "div", "floordiv", "mod", "min", "max")
+COMPARISONS = ("lt", "le", "gt", "ge", "eq", "and")
+
+
+@dataclass(frozen=True)
+class Const(Expr):
+    """A literal number."""
+
+    value: int | float
+
+
+@dataclass(frozen=True)
+class Var(Expr):
+    """A named scalar or tile: a variable, a grid axis, a runtime scalar, or a schedule constant."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Span(Expr):
+    """The index tile ``start, start + 1, ..., start + size - 1``."""
+
+    start: Expr
+    size: Dim
+
+
+@dataclass(frozen=True)
+class Unary(Expr):
+    op: str
+    x: Expr
+
+
+@dataclass(frozen=True)
+class Binary(Expr):
+    op: str
+    x: Expr
+    y: Expr
+
+
+@dataclass(frozen=True)
+class Where(Expr):
+    condition: Expr
+    x: Expr
+    y: Expr
+
+
+@dataclass(frozen=True)
+class Cast(Expr):
+    x: Expr
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Expand(Expr):
+    """A vector as a matrix: ``axis=0`` makes it a row ``[1, n]``, ``axis=1`` a column ``[n, 1]``."""
+
+    x: Expr
+    axis: int
+
+
+@dataclass(frozen=True)
+class Full(Expr):
+    """A tile of one value."""
+
+    shape: tuple[Dim, ...]
+    value: float
+    dtype: str = ACC
+
+
+@dataclass(frozen=True)
+class Transpose(Expr):
+    """A matrix tile read with its axes swapped; only as an operand of `Dot`."""
+
+    x: Var
+
+
+@dataclass(frozen=True)
+class Dot(Expr):
+    """Matrix product ``[m, k] · [k, n]``, summed in the accumulator's precision."""
+
+    x: Var | Transpose
+    y: Var | Transpose
+
+
+@dataclass(frozen=True)
+class Sum(Expr):
+    """Sum of a named tile along one axis."""
+
+    x: Var
+    axis: int
+
+
+@dataclass(frozen=True)
+class Max(Expr):
+    """Maximum of a named tile along one axis."""
+
+    x: Var
+    axis: int
+
+
+@dataclass(frozen=True)
+class Load(Expr):
+    """Read a tile: one index a dimension of the tensor, each a scalar or an index tile.
+
+    The result has one axis for each index tile, in order.  Elements outside the tensor are `fill`.
+    """
+
+    tensor: str
+    index: tuple[Expr, ...]
+    dtype: str
+    fill: float = 0.0
+
+
+@dataclass(frozen=True)
+class Columns(Expr):
+    """Gather columns: ``out[i, f] = x[i, index[f]]``, or `fill` where ``index[f] >= extent``."""
+
+    x: Var
+    index: Var
+    extent: int
+    fill: float = 0.0
+
+
+class Stmt:
+    """One step of a program."""
+
+
+@dataclass(frozen=True)
+class Let(Stmt):
+    """Introduce a variable."""
+
+    name: str
+    value: Expr
+
+
+@dataclass(frozen=True)
+class Set(Stmt):
+    """Replace the value of a variable that `Let` introduced."""
+
+    name: str
+    value: Expr
+
+
+@dataclass(frozen=True)
+class Add(Stmt):
+    """Add to a variable that `Let` introduced; of a `Dot`, a matrix multiply-accumulate."""
+
+    name: str
+    value: Expr
+
+
+@dataclass(frozen=True)
+class Store(Stmt):
+    """Write a tile; elements outside the tensor are dropped."""
+
+    tensor: str
+    index: tuple[Expr, ...]
+    value: Expr
+
+
+@dataclass(frozen=True)
+class For(Stmt):
+    """Count ``var`` from ``start`` up to, not including, ``stop``."""
+
+    var: str
+    start: Expr
+    stop: Expr
+    step: Expr
+    body: tuple[Stmt, ...]
+
+
+@dataclass(frozen=True)
+class When(Stmt):
+    """Statements that exist only when a compile-time switch of the program is on."""
+
+    flag: str
+    body: tuple[Stmt, ...]
+
+
+@dataclass(frozen=True)
+class Comment(Stmt):
+    """A line for whoever reads the generated kernel."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A parameter in device memory.
+
+    `dims` names each dimension's extent, a runtime size (``"T"``) or a number.  `strided` tensors come from
+    the user with any strides (the last dimension dense); the others are contiguous.
+    """
+
+    name: str
+    dims: tuple[Dim, ...]
+    dtype: str
+    strided: bool = False
+    optional: str | None = None  # the flag under which the tensor is there at all
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of the grid of programs; along a `batch` axis a backend may vectorise."""
+
+    name: str
+    extent: Expr
+    batch: bool = False
+
+
+@dataclass(frozen=True)
+class Program:
+    """One kernel."""
+
+    name: str
+    summary: str
+    grid: tuple[Axis, ...]
+    tensors: tuple[Tensor, ...]
+    sizes: tuple[str, ...]  # runtime integers
+    scalars: tuple[str, ...]  # runtime floats
+    flags: tuple[str, ...]
+    constants: tuple[str, ...]  # tile sizes that the schedule binds
+    body: tuple[Stmt, ...]
+    bounds: dict[str, int] = field(
+        default_factory=dict, hash=False
+    )  # static extent that a constant must cover
+
+    def tensor(self, name: str) -> Tensor:
+        return next(t for t in self.tensors if t.name == name)
+
+
+def wrap(value: Operand) -> Expr:
+    """Python numbers and names as expressions."""
+    if isinstance(value, Expr):
+        return value
+    return Var(value) if isinstance(value, str) else Const(value)
+
+
+def minimum(x: Operand, y: Operand) -> Expr:
+    return Binary("min", wrap(x), wrap(y))
+
+
+def maximum(x: Operand, y: Operand) -> Expr:
+    return Binary("max", wrap(x), wrap(y))
+
+
+def cdiv(x: Operand, y: Operand) -> Expr:
+    """Division rounded up."""
+    return (wrap(x) + wrap(y) - 1) // wrap(y)
+
+
+def row(x: Expr) -> Expr:
+    """A vector laid along the columns of a matrix."""
+    return Expand(x, 0)
+
+
+def column(x: Expr) -> Expr:
+    """A vector laid along the rows of a matrix."""
+    return Expand(x, 1)

@@ -1,0 +1,156 @@
+"""The program as text: for people, golden files and `based-ops show --stage program`."""
+
+from __future__ import annotations
+
+from .nodes import (
+    Add,
+    Binary,
+    Cast,
+    Columns,
+    Comment,
+    Const,
+    Dot,
+    Expand,
+    Expr,
+    For,
+    Full,
+    Let,
+    Load,
+    Max,
+    Program,
+    Set,
+    Span,
+    Stmt,
+    Store,
+    Sum,
+    Transpose,
+    Unary,
+    Var,
+    When,
+    Where,
+)
+
+SYMBOLS = {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "div": "/",
+    "floordiv": "//",
+    "mod": "%",
+    "lt": "<",
+    "le": "<=",
+    "gt": ">",
+    "ge": ">=",
+    "eq": "==",
+    "and": "&",
+}
+PRECEDENCE = {
+    "and": 1,
+    "lt": 2,
+    "le": 2,
+    "gt": 2,
+    "ge": 2,
+    "eq": 2,
+    "add": 3,
+    "sub": 3,
+    "mul": 4,
+    "div": 4,
+    "floordiv": 4,
+    "mod": 4,
+}
+TIGHT = 6
+
+
+def print_program(program: Program) -> str:
+    """The whole program, one statement a line."""
+    lines = [f"program {program.name}: {program.summary}"]
+    for tensor in program.tensors:
+        notes = [
+            note
+            for note, on in (("strided", tensor.strided), (f"when {tensor.optional}", tensor.optional))
+            if on
+        ]
+        suffix = f"  ({', '.join(notes)})" if notes else ""
+        lines.append(f"  tensor {tensor.name}: {tensor.dtype}[{', '.join(map(str, tensor.dims))}]{suffix}")
+    for label, names in (
+        ("sizes", program.sizes),
+        ("scalars", program.scalars),
+        ("flags", program.flags),
+        ("constants", program.constants),
+    ):
+        if names:
+            lines.append(f"  {label} {', '.join(names)}")
+    axes = ", ".join(
+        f"{axis.name} < {text(axis.extent)}{' (batch)' if axis.batch else ''}" for axis in program.grid
+    )
+    lines.append(f"  grid {axes}")
+    lines += _block(program.body, 1)
+    return "\n".join(lines) + "\n"
+
+
+def _block(body: tuple[Stmt, ...], depth: int) -> list[str]:
+    pad = "  " * depth
+    lines: list[str] = []
+    for stmt in body:
+        match stmt:
+            case Let(name, value):
+                lines.append(f"{pad}let {name} = {text(value)}")
+            case Set(name, value):
+                lines.append(f"{pad}{name} = {text(value)}")
+            case Add(name, value):
+                lines.append(f"{pad}{name} += {text(value)}")
+            case Store(tensor, index, value):
+                lines.append(f"{pad}store {tensor}[{', '.join(map(text, index))}] = {text(value)}")
+            case For(var, start, stop, step, inner):
+                lines.append(f"{pad}for {var} in {text(start)} .. {text(stop)} step {text(step)}:")
+                lines += _block(inner, depth + 1)
+            case When(flag, inner):
+                lines.append(f"{pad}when {flag}:")
+                lines += _block(inner, depth + 1)
+            case Comment(words):
+                lines.append(f"{pad}# {words}")
+    return lines
+
+
+def text(expr: Expr, outer: int = 0) -> str:
+    """One expression, parenthesised only where precedence asks for it."""
+    match expr:
+        case Const(value):
+            return repr(value)
+        case Var(name):
+            return name
+        case Span(start, size):
+            return f"span({text(start)}, {size})"
+        case Unary("neg", x):
+            return f"-{text(x, TIGHT)}"
+        case Unary(op, x):
+            return f"{op}({text(x)})"
+        case Binary(op, x, y) if op in SYMBOLS:
+            level = PRECEDENCE[op]
+            inner = f"{text(x, level)} {SYMBOLS[op]} {text(y, level + 1)}"
+            return f"({inner})" if level < outer else inner
+        case Binary(op, x, y):
+            return f"{op}({text(x)}, {text(y)})"
+        case Where(condition, x, y):
+            return f"where({text(condition)}, {text(x)}, {text(y)})"
+        case Cast(x, dtype):
+            return f"{dtype}({text(x)})"
+        case Expand(x, axis):
+            return f"{text(x, TIGHT)}[{'None, :' if axis == 0 else ':, None'}]"
+        case Full(shape, value, dtype):
+            return f"full([{', '.join(map(str, shape))}], {value!r}, {dtype})"
+        case Transpose(x):
+            return f"{x.name}.T"
+        case Dot(x, y):
+            return f"{text(x)} @ {text(y)}"
+        case Sum(x, axis):
+            return f"sum({x.name}, axis={axis})"
+        case Max(x, axis):
+            return f"max({x.name}, axis={axis})"
+        case Load(tensor, index, dtype, fill):
+            other = f", fill={fill!r}" if fill else ""
+            return f"load {tensor}[{', '.join(map(text, index))}] as {dtype}{other}"
+        case Columns(x, index, extent, fill):
+            return f"columns({x.name}, {index.name} < {extent}, fill={fill!r})"
+        case _:
+            raise TypeError(f"no text for {type(expr).__name__}")

@@ -1,0 +1,200 @@
+"""Feature maps: the seam along which new kinds of linear attention come in.
+
+Every map here is a kernel ``A = f(scale · u(q)·w(k))`` made of two parts: an elementwise entry ``u = w`` (the
+identity for a Taylor map) and a kernel function ``f`` of the dot product.  Inside a chunk a program uses
+``f`` itself; between chunks it uses *features* Φ with ``f(scale · u·w) = Σ_r weight_r(scale) Φ_r(u)
+Φ_r(w)``.  The weights, and with them the scale, stand on the query's side, so that a recurrent state does not
+depend on the scale.
+
+A map that is not here yet is one more class with these methods, and one line in `feature_map`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..ir.build import Builder
+from ..ir.nodes import ACC, OPERAND, Cast, Columns, Dot, Expr, Full, Load, Var, Where, column, row, wrap
+from ..spec import feature_map as elementwise_map
+from ..spec.model import Elementwise, LinearAttention, TaylorExp
+from .expression import expression, value_at
+
+SCALE = Var("scale")
+
+
+class FeatureMap(Protocol):
+    """What a lowering asks of a feature map.  Tiles are ``[rows, qk]`` unless said otherwise."""
+
+    rows: int
+    """How many features the state keeps."""
+
+    block: str
+    """The constant that says how many of them a program handles at a time."""
+
+    def load(self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...]) -> tuple[Var, Var]:
+        """Load a tile of q or k; returns it as loaded and as the matrix operand it enters products with."""
+
+    def kernel(self, product: Expr) -> Expr:
+        """f(scale · product), elementwise."""
+
+    def slope(self, product: Expr) -> Expr:
+        """The derivative of `kernel` by the product."""
+
+    def select(self, b: Builder, f: Var) -> tuple[Var, ...]:
+        """Index tiles that name, for each feature of the block `f`, the columns it is made of."""
+
+    def weights(self, b: Builder, selection: tuple[Var, ...]) -> Var:
+        """The query-side weight of each feature of the block, a vector."""
+
+    def features(self, b: Builder, name: str, operand: Var, selection: tuple[Var, ...]) -> Var:
+        """Features of every row, ``[rows, block]``, unweighted."""
+
+    def adjoint(self, b: Builder, gradient: Var, operand: Var, selection: tuple[Var, ...], into: Var) -> None:
+        """Add to `into` the gradient by the operand, given the gradient by its (unweighted) features.
+
+        The program's index tile ``d`` names the operand's columns.
+        """
+
+    def leave(self, loaded: Var, gradient: Var) -> Expr:
+        """The gradient by the tile as loaded, given the gradient by the operand."""
+
+    def row_features(
+        self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...], f: Var, selection: tuple[Var, ...]
+    ) -> Var:
+        """Features of one row, a vector ``[block]``; `index` names the row, features past the last are 0."""
+
+
+class Taylor:
+    """exp(scale · q·k) to first or second order (Based, section 4.1 and equation 4).
+
+    With the homogeneous coordinates x̂ = (x, 1) the features of order 2 are the symmetric square of x̂: every
+    product x̂_a x̂_c once, so (d+1)(d+2)/2 of them, 153 for d = 16.  They are ordered by rotation: feature f
+    pairs the components a = f mod (d+1) and c = (a + f div (d+1)) mod (d+1), which needs no table.
+    """
+
+    block = "FEATURES"
+
+    def __init__(self, order: int, qk: int) -> None:
+        self.order, self.qk = order, qk
+        self.rows = qk + 1 if order == 1 else (qk + 1) * (qk + 2) // 2
+
+    def load(self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...]) -> tuple[Var, Var]:
+        tile = b.let(name, Load(tensor, index, OPERAND))
+        return tile, tile
+
+    def kernel(self, product: Expr) -> Expr:
+        s = SCALE * product
+        return 1.0 + s if self.order == 1 else 1.0 + s * (1.0 + 0.5 * s)
+
+    def slope(self, product: Expr) -> Expr:
+        return SCALE if self.order == 1 else SCALE * (1.0 + SCALE * product)
+
+    def select(self, b: Builder, f: Var) -> tuple[Var, ...]:
+        if self.order == 1:
+            return (f,)
+        first = b.let("first", f % (self.qk + 1))
+        second = b.let("second", (first + f // (self.qk + 1)) % (self.qk + 1))
+        return first, second
+
+    def weights(self, b: Builder, selection: tuple[Var, ...]) -> Var:
+        first = selection[0]
+        weight: Expr = Where(first < self.qk, SCALE, wrap(1.0))
+        if self.order == 2:
+            second = selection[1]
+            square = first.equals(second) & (first < self.qk)
+            weight = weight * Where(second < self.qk, SCALE, wrap(1.0)) * Where(square, wrap(0.5), wrap(1.0))
+        return b.let("weight", weight)
+
+    def features(self, b: Builder, name: str, operand: Var, selection: tuple[Var, ...]) -> Var:
+        factors = [
+            b.let(f"{operand.name}_{index.name}", Columns(operand, index, self.qk, fill=1.0))
+            for index in selection
+        ]
+        if self.order == 1:
+            return b.let(name, Cast(factors[0], ACC))
+        return b.let(name, Cast(factors[0], ACC) * Cast(factors[1], ACC))
+
+    def adjoint(self, b: Builder, gradient: Var, operand: Var, selection: tuple[Var, ...], into: Var) -> None:
+        d = Var("d")
+        factors = [gradient]
+        if self.order == 2:
+            others = [
+                b.let(f"{operand.name}_{index.name}", Columns(operand, index, self.qk, fill=1.0))
+                for index in reversed(selection)
+            ]
+            factors = [
+                b.let(f"{gradient.name}_{index.name}", gradient * Cast(other, ACC))
+                for index, other in zip(selection, others, strict=True)
+            ]
+        for index, factor in zip(selection, factors, strict=True):
+            scatter = b.let(f"to_{index.name}", Cast(column(index).equals(row(d)), OPERAND))
+            part = b.let(f"{factor.name}_operand", Cast(factor, OPERAND))
+            b.add(into, Dot(part, scatter))
+
+    def leave(self, loaded: Var, gradient: Var) -> Expr:
+        return gradient
+
+    def row_features(
+        self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...], f: Var, selection: tuple[Var, ...]
+    ) -> Var:
+        factors = [b.let(f"{name}_{i.name}", Load(tensor, (*index, i), ACC, fill=1.0)) for i in selection]
+        product: Expr = factors[0] if self.order == 1 else factors[0] * factors[1]
+        return b.let(name, Where(f < self.rows, product, wrap(0.0)))
+
+
+class ElementwiseMap:
+    """A = scale · φ(q)·φ(k) with φ applied to every component: the features are φ(x) themselves."""
+
+    block = "QK"
+
+    def __init__(self, source: str, qk: int) -> None:
+        self.qk = self.rows = qk
+        parsed = elementwise_map.parse(source)
+        self._map = elementwise_map.to_tree(parsed)
+        self._slope = elementwise_map.to_tree(elementwise_map.derivative(parsed))
+        self._keeps_zero = value_at(self._map, 0.0) == 0.0
+
+    def load(self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...]) -> tuple[Var, Var]:
+        tile = b.let(name, Load(tensor, index, ACC))
+        mapped = expression(self._map, tile)
+        if not self._keeps_zero:
+            # What lies outside the tensor is loaded as 0 and must stay out of every product.
+            _, t, _, d = index
+            mapped = Where((column(t) < "T") & (row(d) < self.qk), mapped, wrap(0.0))
+        return tile, b.let(f"{name}_features", Cast(mapped, OPERAND))
+
+    def kernel(self, product: Expr) -> Expr:
+        return SCALE * product
+
+    def slope(self, product: Expr) -> Expr:
+        return SCALE
+
+    def select(self, b: Builder, f: Var) -> tuple[Var, ...]:
+        return ()
+
+    def weights(self, b: Builder, selection: tuple[Var, ...]) -> Var:
+        return b.let("weight", Full((self.block,), 1.0) * SCALE)
+
+    def features(self, b: Builder, name: str, operand: Var, selection: tuple[Var, ...]) -> Var:
+        return b.let(name, Cast(operand, ACC))
+
+    def adjoint(self, b: Builder, gradient: Var, operand: Var, selection: tuple[Var, ...], into: Var) -> None:
+        b.add(into, gradient)
+
+    def leave(self, loaded: Var, gradient: Var) -> Expr:
+        return gradient * expression(self._slope, loaded)
+
+    def row_features(
+        self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...], f: Var, selection: tuple[Var, ...]
+    ) -> Var:
+        values = b.let(f"{name}_values", Load(tensor, (*index, f), ACC))
+        return b.let(name, Where(f < self.qk, expression(self._map, values), wrap(0.0)))
+
+
+def feature_map(spec: LinearAttention) -> FeatureMap:
+    """The feature map of a layer, ready to be lowered."""
+    match spec.feature_map:
+        case TaylorExp(order=order):
+            return Taylor(order, spec.head_dims.qk)
+        case Elementwise(expression=source):
+            return ElementwiseMap(source, spec.head_dims.qk)

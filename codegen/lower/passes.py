@@ -1,0 +1,181 @@
+"""The host side of each mixer's passes: which kernels run, on which buffers, and under which condition."""
+
+from __future__ import annotations
+
+from ..ir.host import Allocate, Launch, Line, Pass
+from ..ir.nodes import ACC, IO, STATE
+from ..spec.model import LayerSpec, LinearAttention, SlidingWindow
+from .feature_maps import feature_map
+
+
+def passes(spec: LayerSpec) -> tuple[Pass, ...]:
+    """forward, backward and step of a layer."""
+    match spec:
+        case LinearAttention():
+            return _linear_attention(spec)
+        case SlidingWindow():
+            return _sliding_window(spec)
+
+
+def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
+    qk, v, rows = spec.head_dims.qk, spec.head_dims.v, feature_map(spec).rows
+    normalize = spec.normalize
+    sizes = Line("B, T, H, _ = q.shape")
+    segments = Line('segments = cdiv(T, SCHEDULE["outputs"][q.dtype]["SEGMENT"])')
+    flat_sizes = {"rows": "B * H"}
+
+    def segment_buffers(prefix: str, when: str | None = None) -> list[Allocate]:
+        state = Allocate(f"{prefix}state", ("B", "H", "segments", str(rows), str(v)), ACC, when)
+        normalizer = Allocate(f"{prefix}normalizer", ("B", "H", "segments", str(rows)), ACC, when)
+        return [state, normalizer] if normalize else [state]
+
+    def run_over_segments(
+        program: str, prefix: str, initial: str, total: str | None, when: str, wanted: str = "False"
+    ) -> list[Launch]:
+        return [
+            Launch(
+                program,
+                flat_sizes
+                | {
+                    "initial": f"flat({initial}{part}, B * H)",
+                    "sums": f"{prefix}{part}.view(B * H, segments, -1)",
+                    "total": f"flat({total}{part}, B * H)" if total else "None",
+                    "elements": str(count),
+                    "INITIAL": f"{initial}{part} is not None",
+                    "TOTAL": wanted,
+                },
+                when,
+            )
+            for part, count in (("state", rows * v), ("normalizer", rows))[: 2 if normalize else 1]
+        ]
+
+    def final_buffers(prefix: str, when: str) -> list[Allocate]:
+        return [
+            Allocate(f"{prefix}state", ("B", "H", str(rows), str(v)), STATE, when),
+            Allocate(f"{prefix}normalizer", ("B", "H", str(rows)), STATE, when if normalize else "False"),
+        ]
+
+    segment_names = {"state": "segment_state", "normalizer": "segment_normalizer"}
+    forward = Pass(
+        "forward",
+        "Outputs, row sums of A, and the state after the last token if it is asked for.",
+        ("q", "k", "v", "scale", "initial_state", "initial_normalizer", "output_final_state"),
+        (
+            sizes,
+            segments,
+            Line("stateful = segments > 1 or initial_state is not None"),
+            Allocate("o", ("B", "T", "H", str(v)), IO),
+            Allocate("n", ("B", "T", "H"), ACC, None if normalize else "False"),
+            *segment_buffers("segment_", "stateful or output_final_state"),
+            *final_buffers("final_", "output_final_state"),
+            Launch("states", segment_names, "stateful or output_final_state"),
+            *run_over_segments(
+                "prefix",
+                "segment_",
+                "initial_",
+                "final_",
+                "stateful or output_final_state",
+                wanted="output_final_state",
+            ),
+            Launch("outputs", segment_names | {"STATEFUL": "stateful"}),
+        ),
+        ("o", "n", "final_state", "final_normalizer"),
+    )
+
+    backward = Pass(
+        "backward",
+        "Gradients of q, k, v and of the initial state; the states of the segments are computed again.",
+        (
+            "do",
+            "d_final_state",
+            "d_final_normalizer",
+            "q",
+            "k",
+            "v",
+            "o",
+            "n",
+            "scale",
+            "initial_state",
+            "initial_normalizer",
+        ),
+        (
+            sizes,
+            segments,
+            Line("has_initial = initial_state is not None"),
+            Line("stateful = segments > 1 or has_initial"),
+            Line("mirrored = segments > 1 or has_initial or d_final_state is not None"),
+            *((Allocate("e", ("B", "T", "H"), ACC), Launch("output_gradients")) if normalize else ()),
+            Allocate("dq", ("B", "T", "H", str(qk)), IO),
+            *segment_buffers("segment_", "stateful"),
+            Launch("states", segment_names, "stateful"),
+            *run_over_segments("prefix", "segment_", "initial_", None, "stateful"),
+            Launch("query_gradients", segment_names | {"STATEFUL": "stateful"}),
+            Line("# The keys' side needs the mirrored state: the sum over the queries of later segments."),
+            Allocate("dk", ("B", "T", "H", str(qk)), IO),
+            Allocate("dv", ("B", "T", "H", str(v)), IO),
+            *segment_buffers("mirrored_", "mirrored"),
+            *final_buffers("d_initial_", "has_initial"),
+            Launch(
+                "query_states", {"state": "mirrored_state", "normalizer": "mirrored_normalizer"}, "mirrored"
+            ),
+            *run_over_segments(
+                "suffix", "mirrored_", "d_final_", "d_initial_", "mirrored", wanted="has_initial"
+            ),
+            Launch(
+                "key_gradients",
+                {"state": "mirrored_state", "normalizer": "mirrored_normalizer", "STATEFUL": "mirrored"},
+            ),
+        ),
+        ("dq", "dk", "dv", "d_initial_state", "d_initial_normalizer"),
+    )
+
+    step = Pass(
+        "step",
+        "One token; `state` and `normalizer` are updated in place.",
+        ("q", "k", "v", "scale", "state", "normalizer"),
+        (sizes, Allocate("o", ("B", "T", "H", str(v)), IO), Launch("token")),
+        ("o",),
+    )
+    return forward, backward, step
+
+
+def _sliding_window(spec: SlidingWindow) -> tuple[Pass, ...]:
+    qk, v = str(spec.head_dims.qk), str(spec.head_dims.v)
+    sizes = (Line("B, T, H, _ = q.shape"), Line("Tk = k.shape[1]"))
+    padded = {"PADDED": "first is not None"}
+    forward = Pass(
+        "forward",
+        "Outputs and the logarithm of each row's sum of exponentials.",
+        ("q", "k", "v", "scale", "first"),
+        (
+            *sizes,
+            Allocate("o", ("B", "T", "H", v), IO),
+            Allocate("lse", ("B", "T", "H"), ACC),
+            Launch("outputs", padded),
+        ),
+        ("o", "lse"),
+    )
+    backward = Pass(
+        "backward",
+        "Gradients of q, k and v.",
+        ("do", "q", "k", "v", "o", "lse", "scale", "first"),
+        (
+            *sizes,
+            Allocate("delta", ("B", "T", "H"), ACC),
+            Launch("deltas"),
+            Allocate("dq", ("B", "T", "H", qk), IO),
+            Launch("query_gradients", padded),
+            Allocate("dk", ("B", "Tk", "H", qk), IO),
+            Allocate("dv", ("B", "Tk", "H", v), IO),
+            Launch("key_gradients", padded),
+        ),
+        ("dq", "dk", "dv"),
+    )
+    step = Pass(
+        "step",
+        "One token; the ring and its position are updated in place.",
+        ("q", "k", "v", "scale", "ring_k", "ring_v", "position"),
+        (Line("B, T, H, _ = q.shape"), Allocate("o", ("B", "T", "H", v), IO), Launch("token")),
+        ("o",),
+    )
+    return forward, backward, step
