@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 
 from .nodes import (
     ACC,
+    ARITHMETIC,
     BOOL,
     COMPARISONS,
     INDEX,
     OPERAND,
+    UNARY,
     Add,
     Binary,
     Cast,
@@ -98,18 +100,16 @@ class _Checker:
             case Set(name, value) | Add(name, value):
                 self._assign(name, self.right_side(value))
             case Store(tensor, index, value):
-                rank = self._index(tensor, index)
-                stored = self.infer(value)
-                if len(stored.shape) != len(rank):
-                    raise self.fail(
-                        f"store to {tensor} of a tile of rank {len(stored.shape)} at {len(rank)} index tiles"
-                    )
+                place = self._index(tensor, index)
                 self._only_elementwise(value)
+                stored = self.infer(value)
+                if not _broadcasts(stored.shape, place):
+                    raise self.fail(f"store to {tensor} of a tile of shape {stored.shape} at {place}")
             case For(var, start, stop, step, body):
                 for bound in (start, stop, step):
                     if self.infer(bound) != Type(INDEX):
                         raise self.fail(f"loop over {var} has a bound that is no plain integer")
-                self.known[var] = Type(INDEX)
+                self.known[var] = self._let(var, Type(INDEX))
                 self.statements(body)
             case When(flag, body):
                 if flag not in self.program.flags:
@@ -134,6 +134,8 @@ class _Checker:
             raise self.fail(f"{name} is assigned before it is introduced")
         if new.shape not in (old.shape, ()) and not _broadcasts(new.shape, old.shape):
             raise self.fail(f"{name} has shape {old.shape} and is assigned {new.shape}")
+        if new.dtype != old.dtype:
+            raise self.fail(f"{name} is {old.dtype} and is assigned {new.dtype}")
         if new.batched and not old.batched:
             self.known[name] = replace(old, batched=True)
 
@@ -157,7 +159,9 @@ class _Checker:
 
     def _dot(self, x: Var | Transpose, y: Var | Transpose) -> Type:
         left, right = self.infer(x), self.infer(y)
-        if left.shape[1] != right.shape[0] or left.dtype != right.dtype or left.dtype != OPERAND:
+        if len(left.shape) != 2 or len(right.shape) != 2 or left.shape[1] != right.shape[0]:
+            raise self.fail(f"product of {left} and {right}")
+        if left.dtype != right.dtype or left.dtype != OPERAND:
             raise self.fail(f"product of {left} and {right}")
         return Type(ACC, (left.shape[0], right.shape[1]), left.batched or right.batched)
 
@@ -192,21 +196,30 @@ class _Checker:
                 if self.infer(start) != Type(INDEX):
                     raise self.fail("an index tile starts at something that is no plain integer")
                 return Type(INDEX, (size,))
-            case Unary(_, x):
+            case Unary(op, x):
+                if op not in UNARY:
+                    raise self.fail(f"unknown operation {op}")
                 return self.infer(x)
             case Binary(op, x, y):
+                if op not in (*ARITHMETIC, *COMPARISONS):
+                    raise self.fail(f"unknown operation {op}")
                 return self._elementwise(op, self.infer(x), self.infer(y))
             case Where(condition, x, y):
-                chosen = self._elementwise("where", self.infer(x), self.infer(y))
-                return replace(
-                    self._elementwise("where", chosen, replace(self.infer(condition), dtype=chosen.dtype))
+                chosen, chooser = (
+                    self._elementwise("where", self.infer(x), self.infer(y)),
+                    self.infer(condition),
                 )
+                if chooser.dtype != BOOL:
+                    raise self.fail(f"choice by {chooser}")
+                return self._elementwise("where", chosen, replace(chooser, dtype=chosen.dtype))
             case Cast(x, dtype):
                 return replace(self.infer(x), dtype=dtype)
             case Expand(x, axis):
                 vector = self.infer(x)
                 if len(vector.shape) != 1:
                     raise self.fail(f"expansion of a tile of shape {vector.shape}")
+                if axis not in (0, 1):
+                    raise self.fail(f"expansion of a vector along axis {axis}")
                 return replace(vector, shape=(1, *vector.shape) if axis == 0 else (*vector.shape, 1))
             case Full(shape, _, dtype):
                 return Type(dtype, shape)
@@ -217,7 +230,7 @@ class _Checker:
                 raise self.fail(f"{type(expr).__name__} where an elementwise expression belongs")
 
     def _elementwise(self, op: str, x: Type, y: Type) -> Type:
-        if x.dtype != y.dtype:
+        if x.dtype != y.dtype or (op == "and") != (x.dtype == BOOL):
             raise self.fail(f"{op} of {x} and {y}")
         if x.shape and y.shape and len(x.shape) != len(y.shape):
             raise self.fail(f"{op} of {x} and {y}")

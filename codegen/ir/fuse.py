@@ -11,7 +11,26 @@ from dataclasses import fields, replace
 from typing import TypeVar
 
 from .check import Types, infer, walk
-from .nodes import BOOL, INDEX, Add, Columns, Dot, Expr, For, Let, Load, Max, Program, Set, Span, Stmt, Store, Sum, Var, When
+from .nodes import (
+    BOOL,
+    INDEX,
+    Add,
+    Columns,
+    Dot,
+    Expr,
+    For,
+    Let,
+    Load,
+    Max,
+    Program,
+    Set,
+    Span,
+    Stmt,
+    Store,
+    Sum,
+    Var,
+    When,
+)
 
 Bindings = dict[str, Expr]
 E = TypeVar("E", bound=Expr)
@@ -81,7 +100,9 @@ class _Fuser:
             case Set(name, value) | Add(name, value):
                 return replace(stmt, value=substitute(value, bindings))
             case Store(tensor, index, value):
-                return Store(tensor, tuple(substitute(entry, bindings) for entry in index), substitute(value, bindings))
+                return Store(
+                    tensor, tuple(substitute(entry, bindings) for entry in index), substitute(value, bindings)
+                )
             case For(var, start, stop, step, body):
                 start, stop, step = (substitute(bound, bindings) for bound in (start, stop, step))
                 return For(var, start, stop, step, self.block(body, bindings))
@@ -98,7 +119,9 @@ class _Fuser:
             return True
         if kind.dtype == INDEX:
             return False
-        if not any(isinstance(node, Var | Span | Load | Columns) and self._rank(node) for node in walk(value)):
+        if not any(
+            isinstance(node, Var | Span | Load | Columns) and self._rank(node) for node in walk(value)
+        ):
             return True  # the same for every element
         return self._used_once(name, value, rest)
 
@@ -109,7 +132,9 @@ class _Fuser:
                 return False
             if not _mentions(stmt, name):
                 continue
-            if not isinstance(stmt, Let | Set | Add | Store) or isinstance(stmt.value, Dot | Sum | Max | Columns):
+            if not isinstance(stmt, Let | Set | Add | Store) or isinstance(
+                stmt.value, Dot | Sum | Max | Columns
+            ):
                 return False
             again = _uses(stmt, name) > 1 or self._used_later(name, rest[place + 1 :])
             rank = self._rank(stmt.value) if isinstance(stmt, Store) else len(self.types[stmt.name].shape)
@@ -136,7 +161,12 @@ class _Fuser:
 
 def _uses(stmt: Stmt, name: str) -> int:
     inner = stmt.body if isinstance(stmt, For | When) else ()
-    return sum(node == Var(name) for part in (stmt, *statements(inner)) for expr in expressions(part) for node in walk(expr))
+    return sum(
+        node == Var(name)
+        for part in (stmt, *statements(inner))
+        for expr in expressions(part)
+        for node in walk(expr)
+    )
 
 
 def _mentions(stmt: Stmt, name: str) -> bool:
@@ -147,5 +177,7 @@ def _disturbed(value: Expr, between: tuple[Stmt, ...]) -> bool:
     """Whether any of the statements changes what `value` reads."""
     names = {node.name for node in walk(value) if isinstance(node, Var)}
     tensors = {node.tensor for node in walk(value) if isinstance(node, Load)}
-    return any(stmt.tensor in tensors if isinstance(stmt, Store) else getattr(stmt, "name", None) in names
-               for stmt in statements(between))
+    return any(
+        stmt.tensor in tensors if isinstance(stmt, Store) else getattr(stmt, "name", None) in names
+        for stmt in statements(between)
+    )

@@ -379,7 +379,8 @@ class _Lowering:
                 self.features.adjoint(b, by_feature, keys, selection, into=dk)
         b.comment("This segment, directly.")
         end = minimum(segment * "SEGMENT" + "SEGMENT", T)
-        with b.loop("t0", Var("chunk") * "CHUNK", end, "QUERIES") as t0:
+        start = Var("chunk") * "CHUNK" // "QUERIES" * "QUERIES"
+        with b.loop("t0", start, end, "QUERIES") as t0:
             t = b.let("t", Span(t0, "QUERIES"))
             _, queries = self.features.load(b, "Q", "q", (B, t, H, d))
             gradients = self._gradient_tile(b, t, u)

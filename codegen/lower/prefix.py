@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 from ..ir.build import Builder
-from ..ir.nodes import ACC, STATE, Axis, Cast, Full, Load, Program, Span, Tensor, Var, cdiv
+from ..ir.nodes import (
+    ACC,
+    STATE,
+    Axis,
+    Cast,
+    Expr,
+    Full,
+    Load,
+    Program,
+    Span,
+    Tensor,
+    Var,
+    cdiv,
+    minimum,
+    wrap,
+)
 
 
 def prefix(name: str, reverse: bool) -> Program:
@@ -19,10 +34,18 @@ def prefix(name: str, reverse: bool) -> Program:
     with b.when("INITIAL"):
         initial = b.let("initial_sum", Load("initial", (row, e), ACC))
         b.set(running, initial)
+
+    def segment(i: Expr) -> Expr:
+        return Var("segments") - 1 - i if reverse else i
+
+    b.comment("One segment is read ahead, so that a load need not wait for the store before it.")
+    first = b.let("start", segment(wrap(0)))
+    ahead = b.let("ahead", Load("sums", (row, first, e), ACC))
     with b.loop("i", 0, "segments") as i:
-        segment = b.let("segment", Var("segments") - 1 - i) if reverse else i
-        current = b.let("current", Load("sums", (row, segment, e), ACC))
-        b.store("sums", (row, segment, e), running)
+        current = b.let("current", ahead)
+        upcoming = b.let("upcoming", segment(minimum(i + 1, Var("segments") - 1)))
+        b.set(ahead, Load("sums", (row, upcoming, e), ACC))
+        b.store("sums", (row, segment(i), e), running)
         b.add(running, current)
     with b.when("TOTAL"):
         b.store("total", (row, e), Cast(running, STATE))
