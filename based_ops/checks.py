@@ -1,0 +1,131 @@
+"""Validation of call arguments: once, in the public functions, before any kernel runs.
+
+Each check has a fast path that costs little per call, and a slow one that finds out what to say.  All of it
+can be traced: `operator.index` turns a symbolic size into a number where a message needs it.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .errors import ArgumentTypeError, DeviceError, DtypeError, GradientError, ShapeError, StateError, fail
+
+if TYPE_CHECKING:
+    from .variant import Variant
+
+
+def sizes(tensor: Tensor) -> tuple[int, ...]:
+    """The shape as plain numbers, for a message."""
+    return tuple([operator.index(size) for size in tensor.shape])
+
+
+def qkv(variant: Variant, q: Tensor, k: Tensor, v: Tensor, tokens: int | None = None) -> None:
+    """q, k [B,T,H,qk] and v [B,T,H,v] of one allowed dtype, on one device; T = `tokens` if given."""
+    if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
+        for name, value in (("q", q), ("k", k), ("v", v)):
+            if not isinstance(value, Tensor):
+                fail(ArgumentTypeError, name, type(value).__name__, "a torch.Tensor")
+    shape = q.shape
+    if not (
+        len(shape) == 4
+        and v.dim() == 4
+        and k.shape == shape
+        and v.shape[:3] == shape[:3]
+        and shape[3] == variant.qk
+        and v.shape[3] == variant.v
+        and (tokens is None or shape[1] == tokens)
+    ):
+        _explain_shapes(variant, q, k, v, tokens)
+    dtype = q.dtype
+    if not (k.dtype == dtype and v.dtype == dtype and dtype in variant.dtypes):
+        _explain_dtypes(variant, q, k, v)
+    device = q.device
+    if not (k.device == device and v.device == device):
+        name, other = ("k", k) if k.device != device else ("v", v)
+        fail(DeviceError, name, str(other.device), f"on the device of q, {device}")
+
+
+def _explain_shapes(variant: Variant, q: Tensor, k: Tensor, v: Tensor, tokens: int | None) -> None:
+    time = "T" if tokens is None else tokens
+    for name, tensor, width in (("q", q, variant.qk), ("k", k, variant.qk), ("v", v, variant.v)):
+        if tensor.dim() != 4 or tensor.shape[3] != width:
+            fail(ShapeError, name, sizes(tensor), f"of shape [B, {time}, H, {width}] for {variant.name}")
+    if tokens is not None and q.shape[1] != tokens:
+        fail(
+            ShapeError, "q", sizes(q), f"of shape [B, {tokens}, H, {variant.qk}]: a step takes {tokens} token"
+        )
+    want = sizes(q)[:3]
+    for name, tensor in (("k", k), ("v", v)):
+        if tensor.shape[2] != q.shape[2]:
+            fail(
+                ShapeError,
+                name,
+                f"{operator.index(tensor.shape[2])} heads in {sizes(tensor)}",
+                f"of as many heads as q, {want[2]}: q, k and v share one number of heads",
+            )
+        if tensor.shape[:3] != q.shape[:3]:
+            fail(
+                ShapeError,
+                name,
+                sizes(tensor),
+                f"of q's batch, length and heads, [{want[0]}, {want[1]}, {want[2]}]",
+            )
+
+
+def _explain_dtypes(variant: Variant, q: Tensor, k: Tensor, v: Tensor) -> None:
+    allowed = ", ".join([str(dtype) for dtype in variant.dtypes])
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.dtype not in variant.dtypes:
+            fail(DtypeError, name, str(tensor.dtype), f"one of {allowed} (float64 on the torch backend only)")
+        if tensor.dtype != q.dtype:
+            fail(DtypeError, name, str(tensor.dtype), f"of q's dtype, {q.dtype}")
+
+
+def scale(variant: Variant, value: float | None) -> float:
+    """The scale of a call: the argument, or the spec's."""
+    if value is None:
+        return variant.default_scale
+    if isinstance(value, bool) or not isinstance(value, (float, int)):
+        fail(ArgumentTypeError, "scale", type(value).__name__, "a Python float (or None for the spec's own)")
+    return float(value)
+
+
+def state_part(argument: str, part: Tensor, shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> None:
+    """One tensor of a state: its exact shape and dtype, on the device of `like`."""
+    if not isinstance(part, Tensor):
+        fail(StateError, argument, type(part).__name__, "a torch.Tensor")
+    if part.shape != shape:
+        expected = [operator.index(size) for size in shape]
+        fail(StateError, argument, f"shape {sizes(part)}", f"of shape {expected}")
+    if part.dtype != dtype:
+        fail(StateError, argument, str(part.dtype), f"{dtype} for inputs of {like.dtype}")
+    if part.device != like.device:
+        fail(DeviceError, argument, str(part.device), f"on the device of q, {like.device}")
+
+
+def in_place(argument: str, part: Tensor) -> None:
+    """A tensor that a step updates in place."""
+    if not part.is_contiguous():
+        fail(
+            StateError,
+            argument,
+            "a tensor that is not contiguous",
+            "contiguous, since a step updates it in place",
+        )
+
+
+def no_gradient(**tensors: Tensor | None) -> None:
+    """A step is not differentiable."""
+    if torch.is_grad_enabled():
+        for name, tensor in tensors.items():
+            if tensor is not None and tensor.requires_grad:
+                fail(
+                    GradientError,
+                    name,
+                    "a tensor that requires a gradient",
+                    "used under torch.no_grad(): a step updates its state in place and is not differentiable",
+                )

@@ -1,0 +1,66 @@
+"""What both layers share: projections into heads and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import sizes
+from ..errors import ArgumentTypeError, ShapeError, fail
+from ..registry import get
+from ..variant import Variant
+
+
+class AttentionLayer(nn.Module):
+    """Projects [B,T,d_model] to q, k, v of `heads` heads, mixes with `variant`, and projects back.
+
+    `variant` is a variant or the name of one; the widths of a head are those of its spec.
+    """
+
+    mixer: str
+
+    def __init__(
+        self,
+        d_model: int,
+        heads: int,
+        variant: Variant | str,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        op = variant if isinstance(variant, Variant) else get(variant)
+        if op.spec.mixer != self.mixer:
+            fail(ArgumentTypeError, "variant", f"{op.name}, a {op.spec.mixer}", f"a {self.mixer}")
+        self.d_model, self.heads, self.op = d_model, heads, op
+        self.q_proj = nn.Linear(d_model, heads * op.qk, bias=False, device=device, dtype=dtype)
+        self.k_proj = nn.Linear(d_model, heads * op.qk, bias=False, device=device, dtype=dtype)
+        self.v_proj = nn.Linear(d_model, heads * op.v, bias=False, device=device, dtype=dtype)
+        self.o_proj = nn.Linear(heads * op.v, d_model, bias=False, device=device, dtype=dtype)
+
+    def init_state(self, batch: int) -> Any:
+        """The state before the first token, on the layer's device and for its dtype."""
+        weight = self.q_proj.weight
+        return self.op.init_state(batch, self.heads, device=weight.device, dtype=weight.dtype)
+
+    def state_bytes(self, batch: int) -> int:
+        """Bytes of the state of `batch` sequences, whatever their length."""
+        return self.op.state_bytes(batch, self.heads, dtype=self.q_proj.weight.dtype)
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}, variant={self.op.name}"
+
+    def _project(self, x: Tensor, tokens: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        if x.dim() != 3 or x.shape[2] != self.d_model or (tokens is not None and x.shape[1] != tokens):
+            time = "T" if tokens is None else tokens
+            fail(ShapeError, "x", sizes(x), f"of shape [B, {time}, {self.d_model}]")
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        return (
+            q.unflatten(-1, (self.heads, self.op.qk)),
+            k.unflatten(-1, (self.heads, self.op.qk)),
+            v.unflatten(-1, (self.heads, self.op.v)),
+        )
+
+    def _leave(self, o: Tensor) -> Tensor:
+        return self.o_proj(o.flatten(-2))

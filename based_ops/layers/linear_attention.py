@@ -1,0 +1,25 @@
+"""Linear attention as a layer."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..state import LinearAttentionState
+from .base import AttentionLayer
+
+
+class LinearAttention(AttentionLayer):
+    """Multi-head causal linear attention with the feature map of `variant`, without positions."""
+
+    mixer = "linear_attention"
+
+    def forward(
+        self, x: Tensor, state: LinearAttentionState | None = None, output_state: bool = False
+    ) -> tuple[Tensor, LinearAttentionState | None]:
+        """x [B,T,d_model] to (y of the same shape, the state after x or None unless `output_state`)."""
+        o, final = self.op(*self._project(x), initial_state=state, output_final_state=output_state)
+        return self._leave(o), final
+
+    def step(self, x: Tensor, state: LinearAttentionState) -> Tensor:
+        """One token, [B,1,d_model] to the same shape; updates `state` in place.  Not differentiable."""
+        return self._leave(self.op.step(*self._project(x, tokens=1), state))

@@ -1,0 +1,259 @@
+"""Sliding window attention: operators over the generated passes, and the public object."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..errors import StateError, fail
+from ..ops import (
+    AFTER_AUTOGRAD,
+    Ops,
+    accumulator,
+    call,
+    dense,
+    derive_backward,
+    derive_step,
+    launch,
+    needs_gradient,
+)
+from ..state import SlidingWindowState, first_valid, linear_to_ring, ring_of_start, ring_to_linear
+from ..variant import Variant, constant
+
+_FORWARD = "(Tensor q, Tensor k, Tensor v, float scale, Tensor? first, str kernel) -> (Tensor, Tensor)"
+_BACKWARD = (
+    "(Tensor d_o, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, float scale, Tensor? first, "
+    "str kernel) -> (Tensor, Tensor, Tensor)"
+)
+_STEP = (
+    "(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) ring_k, Tensor(b!) ring_v, "
+    "Tensor(c!) position, str kernel) -> Tensor"
+)
+
+
+def define(ops: Ops) -> None:
+    """Defines the operators of one sliding window."""
+    kernels = ops.kernels
+
+    def forward(
+        q: Tensor, k: Tensor, v: Tensor, scale: float, first: Tensor | None, kernel: str
+    ) -> tuple[Tensor, ...]:
+        return launch(kernels[kernel].forward, q, dense(q), dense(k), dense(v), scale, first)
+
+    def forward_fake(
+        q: Tensor, k: Tensor, v: Tensor, scale: float, first: Tensor | None, kernel: str
+    ) -> tuple[Tensor, ...]:
+        batch, length, heads, _ = q.shape
+        lse = q.new_empty((batch, length, heads), dtype=accumulator(q.dtype))
+        return v.new_empty((batch, length, heads, v.shape[3])), lse
+
+    def backward(
+        d_o: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        o: Tensor,
+        lse: Tensor,
+        scale: float,
+        first: Tensor | None,
+        kernel: str,
+    ) -> tuple[Tensor, ...]:
+        return launch(
+            kernels[kernel].backward, q, dense(d_o), dense(q), dense(k), dense(v), dense(o), lse, scale, first
+        )
+
+    def backward_fake(
+        d_o: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        o: Tensor,
+        lse: Tensor,
+        scale: float,
+        first: Tensor | None,
+        kernel: str,
+    ) -> tuple[Tensor, ...]:
+        return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+    def step(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        ring_k: Tensor,
+        ring_v: Tensor,
+        position: Tensor,
+        kernel: str,
+    ) -> Tensor:
+        return launch(kernels[kernel].step, q, dense(q), dense(k), dense(v), scale, ring_k, ring_v, position)
+
+    def step_fake(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        ring_k: Tensor,
+        ring_v: Tensor,
+        position: Tensor,
+        kernel: str,
+    ) -> Tensor:
+        return v.new_empty(v.shape)
+
+    ops.define("forward", _FORWARD, forward, forward_fake)
+    ops.define("backward", _BACKWARD, backward, backward_fake)
+    ops.define("step", _STEP, step, step_fake)
+    op = ops.forward
+
+    def autograd(keyset: Any, *args: Any) -> Any:
+        if needs_gradient(*args):
+            return _Forward.apply(ops, keyset, *args)
+        return op.redispatch(keyset & AFTER_AUTOGRAD, *args)
+
+    ops.derive("forward", autograd)
+    derive_backward(ops)
+    derive_step(ops, mutated=(4, 5, 6))
+
+
+class _Forward(torch.autograd.Function):
+    """The derivative of a forward operator: its backward operator."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        ops: Ops,
+        keyset: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        first: Tensor | None,
+        kernel: str,
+    ) -> tuple[Tensor, ...]:
+        o, lse = ops.forward.redispatch(keyset & AFTER_AUTOGRAD, q, k, v, scale, first, kernel)
+        ctx.save_for_backward(q, k, v, o, lse, first)
+        ctx.ops, ctx.scale, ctx.kernel = ops, scale, kernel
+        ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)
+        return o, lse
+
+    @staticmethod
+    def backward(ctx: Any, d_o: Tensor | None, _d_lse: None) -> tuple[Any, ...]:
+        if d_o is None:
+            return (None,) * 8
+        q, k, v, o, lse, first = ctx.saved_tensors
+        grads = ctx.ops.backward(d_o, q, k, v, o, lse, ctx.scale, first, ctx.kernel)
+        return None, None, *grads, None, None, None
+
+
+class SlidingWindowVariant(Variant):
+    """Causal softmax attention in which a query sees the last W keys, its own included."""
+
+    window = constant("_window", "Keys that a query sees, its own included.")
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float | None = None,
+        initial_state: SlidingWindowState | None = None,
+        output_final_state: bool = False,
+        backend: str | None = None,
+    ) -> tuple[Tensor, SlidingWindowState | None]:
+        """Attention over a whole sequence; see `Variant.__call__`."""
+        q, k, v = self._autocast(q, k, v)
+        checks.qkv(self, q, k, v)
+        scale = checks.scale(self, scale)
+        if initial_state is not None:
+            self._check_state("initial_state", initial_state, q)
+        kernel = self._kernel(backend, q)
+        batch, length, heads, _ = q.shape
+        if batch == 0 or length == 0 or heads == 0:
+            return v.clone(), self._state_of_nothing(q, initial_state) if output_final_state else None
+        if initial_state is None:
+            o, _ = call(self._ops.forward, q, k, v, scale, None, kernel)
+            return o, self._state_of_start(k, v) if output_final_state else None
+        past = initial_state.position
+        k = torch.cat([ring_to_linear(initial_state.k, past), k], dim=1)
+        v = torch.cat([ring_to_linear(initial_state.v, past), v], dim=1)
+        o, _ = call(self._ops.forward, q, k, v, scale, first_valid(past, self.window), kernel)
+        if not output_final_state:
+            return o, None
+        position = past + length
+        last_k, last_v = k.narrow(1, length, self.window), v.narrow(1, length, self.window)
+        return o, SlidingWindowState(
+            linear_to_ring(last_k, position), linear_to_ring(last_v, position), position
+        )
+
+    def step(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        state: SlidingWindowState,
+        scale: float | None = None,
+        backend: str | None = None,
+    ) -> Tensor:
+        """One token; see `Variant.step`."""
+        q, k, v = self._autocast(q, k, v)
+        checks.qkv(self, q, k, v, tokens=1)
+        scale = checks.scale(self, scale)
+        self._check_state("state", state, q)
+        checks.in_place("state.k", state.k)
+        checks.in_place("state.v", state.v)
+        checks.in_place("state.position", state.position)
+        checks.no_gradient(q=q, k=k, v=v, k_ring=state.k, v_ring=state.v)
+        kernel = self._kernel(backend, q)
+        if q.shape[0] == 0 or q.shape[2] == 0:
+            return v.clone()
+        return call(self._ops.step, q, k, v, scale, *state, kernel, mutated=state)
+
+    def init_state(
+        self,
+        batch: int,
+        heads: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> SlidingWindowState:
+        """An empty window.  `dtype` is that of the inputs; None is PyTorch's default dtype."""
+        return SlidingWindowState(
+            torch.zeros(batch, heads, self.window, self.qk, device=device, dtype=dtype),
+            torch.zeros(batch, heads, self.window, self.v, device=device, dtype=dtype),
+            torch.zeros(batch, heads, device=device, dtype=torch.int32),
+        )
+
+    def state_bytes(self, batch: int, heads: int, dtype: torch.dtype | None = None) -> int:
+        """Bytes of `init_state(batch, heads, dtype=dtype)`, whatever the length of the sequence."""
+        each = (dtype or torch.get_default_dtype()).itemsize
+        return batch * heads * (self.window * (self.qk + self.v) * each + torch.int32.itemsize)
+
+    def _setup(self) -> None:
+        self._window: int = self.spec.window
+
+    def _reference(self, q: Tensor, k: Tensor, v: Tensor, scale: float, initial_state: Any) -> Any:
+        from ..reference import sliding_window
+
+        return sliding_window(self.window, q, k, v, scale, initial_state)
+
+    def _check_state(self, argument: str, state: SlidingWindowState, q: Tensor) -> None:
+        if not isinstance(state, SlidingWindowState):
+            fail(
+                StateError, argument, type(state).__name__, f"a SlidingWindowState, as {self.name} returns it"
+            )
+        rows = (q.shape[0], q.shape[2])
+        checks.state_part(f"{argument}.k", state.k, (*rows, self.window, self.qk), q.dtype, q)
+        checks.state_part(f"{argument}.v", state.v, (*rows, self.window, self.v), q.dtype, q)
+        checks.state_part(f"{argument}.position", state.position, rows, torch.int32, q)
+
+    def _state_of_start(self, k: Tensor, v: Tensor) -> SlidingWindowState:
+        batch, length, heads, _ = k.shape
+        position = torch.full((batch, heads), length, dtype=torch.int32, device=k.device)
+        return SlidingWindowState(ring_of_start(k, self.window), ring_of_start(v, self.window), position)
+
+    def _state_of_nothing(self, q: Tensor, initial: SlidingWindowState | None) -> SlidingWindowState:
+        if initial is None:
+            return self.init_state(q.shape[0], q.shape[2], device=q.device, dtype=q.dtype)
+        return SlidingWindowState(initial.k.clone(), initial.v.clone(), initial.position.clone())

@@ -1,0 +1,189 @@
+"""Operators: what `torch.ops.based_ops` holds for every variant, and what all of them share.
+
+A variant has three operators, `<name>_forward`, `<name>_backward` and `<name>_step`, made with
+`torch.library`'s low-level interface (a third of the cost per call of `custom_op`).  Each has
+
+- one implementation for all devices, which calls the generated module that the argument `kernel` names
+  (`"<module>"` or `"<module>-<build>"`; the build is there for the compile caches, which key on arguments);
+- a fake, so that it can be traced;
+- an implementation under the Autograd key that goes straight on when no input needs a gradient, so that the
+  operators are differentiable themselves, and inference pays for no `autograd.Function`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from based_ops.codegen.names import NAMESPACE, op_name, qualified_op_name
+
+from .errors import GradientError, RegistrationError
+
+if TYPE_CHECKING:
+    from torch._ops import OpOverload
+
+    from .registry import Record
+
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")  # noqa: TOR901
+AFTER_AUTOGRAD = torch._C._after_autograd_keyset
+# Strides reach the kernels as the caller made them; Inductor must not permute or densify inputs on its own.
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+
+
+class Kernels(dict[str, ModuleType]):
+    """Generated modules of one variant by kernel string, imported on first use."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+
+    def __missing__(self, kernel: str) -> ModuleType:
+        module = self.record.module(kernel.partition("-")[0])
+        self[kernel] = module
+        return module
+
+
+class Ops:
+    """The three operators of one variant."""
+
+    __slots__ = ("record", "kernels", "forward", "backward", "step")
+
+    forward: OpOverload
+    backward: OpOverload
+    step: OpOverload
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.kernels = Kernels(record)
+
+    def define(self, which: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
+        """Defines one operator: `run` is its implementation everywhere, `fake` the one without data."""
+        name = op_name(self.record.name, which)
+        LIBRARY.define(name + schema, tags=_TAGS)
+        LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+        torch.library.register_fake(qualified_op_name(self.record.name, which), fake, lib=LIBRARY)
+        setattr(self, which, getattr(getattr(torch.ops, NAMESPACE), name).default)
+
+    def derive(self, which: str, autograd: Callable[..., Any]) -> None:
+        """Registers how an operator behaves above autograd."""
+        LIBRARY.impl(op_name(self.record.name, which), autograd, "Autograd", with_keyset=True)
+
+
+_registered: dict[str, Ops] = {}
+
+
+def register(name: str, mixer: str, record: Record) -> None:
+    """Defines the operators of a variant."""
+    from . import mixers
+
+    if mixer not in mixers.DEFINE:
+        raise RegistrationError(
+            f"variant {name!r}: got mixer {mixer!r}, must be one of {sorted(mixers.DEFINE)}"
+        )
+    ops = Ops(record)
+    mixers.DEFINE[mixer](ops)
+    _registered[name] = ops
+
+
+def of(name: str) -> Ops:
+    """The operators of a registered variant."""
+    return _registered[name]
+
+
+def launch(function: Callable[..., Any], at: torch.Tensor, *args: Any) -> Any:
+    """Calls a generated function for tensors on `at`'s device.
+
+    Kernels launch on the current device, so it is made the tensors' own.  Autocast has acted before the
+    operator, and must not act again on the matrix products of the torch backend.
+    """
+    device = at.device
+    if torch.is_autocast_enabled(device.type):
+        with torch.autocast(device.type, enabled=False):
+            return launch(function, at, *args)
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            return function(*args)
+    return function(*args)
+
+
+def dense(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, copied only if neighbours in its last dimension are not neighbours in memory."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def contiguous(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """`Tensor.contiguous` for an optional tensor."""
+    return None if tensor is None else tensor.contiguous()
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which kernels accumulate inputs of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def needs_gradient(*args: Any) -> bool:
+    """Whether autograd must record a call with these arguments."""
+    return torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
+
+
+def call(op: OpOverload, *args: Any, mutated: tuple[torch.Tensor | None, ...] = ()) -> Any:
+    """Calls an operator, past its Python implementation under the Autograd key where that would do nothing.
+
+    That saves a third of the overhead of a call.  `mutated` are the arguments that the operator writes to.
+    """
+    if torch.compiler.is_compiling() or needs_gradient(*args):
+        return op(*args)
+    for tensor in mutated:
+        mark_written(tensor)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
+def mark_written(tensor: torch.Tensor | None) -> None:
+    """Tells autograd that a tensor, which a backward pass may still need, has changed."""
+    if tensor is not None and not tensor.is_inference():
+        torch.autograd.graph.increment_version(tensor)
+
+
+class _OnceDifferentiable(torch.autograd.Function):
+    """Runs a backward operator whose own derivative does not exist, and says so if it is asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, op: OpOverload, keyset: Any, *args: Any) -> Any:
+        ctx.name = op.name()
+        return op.redispatch(keyset & AFTER_AUTOGRAD, *args)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise GradientError(
+            f"{ctx.name} has no derivative: second derivatives of this layer do not exist; "
+            "for them differentiate the variant's `reference`"
+        )
+
+
+def derive_backward(ops: Ops) -> None:
+    """Gives the backward operator its behaviour above autograd: once differentiable."""
+    op = ops.backward
+
+    def autograd(keyset: Any, *args: Any) -> Any:
+        if needs_gradient(*args):
+            return _OnceDifferentiable.apply(op, keyset, *args)
+        return op.redispatch(keyset & AFTER_AUTOGRAD, *args)
+
+    ops.derive("backward", autograd)
+
+
+def derive_step(ops: Ops, mutated: tuple[int, ...]) -> None:
+    """Gives the step operator its behaviour above autograd: not differentiable, and its state has changed."""
+    op = ops.step
+
+    def autograd(keyset: Any, *args: Any) -> Any:
+        if needs_gradient(*args):
+            raise GradientError(f"{op.name()} is not differentiable: call it under torch.no_grad()")
+        for index in mutated:
+            mark_written(args[index])
+        return op.redispatch(keyset & AFTER_AUTOGRAD, *args)
+
+    ops.derive("step", autograd)

@@ -1,0 +1,102 @@
+"""Feature maps evaluated by PyTorch from the spec alone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..state import feature_count
+
+if TYPE_CHECKING:
+    from based_ops.codegen.spec.model import LinearAttention
+
+_UNARY: dict[str, Callable[[Tensor], Tensor]] = {
+    "neg": torch.neg,
+    "exp": torch.exp,
+    "log": torch.log,
+    "sqrt": torch.sqrt,
+    "abs": torch.abs,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "erf": torch.erf,
+}
+_BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
+    "max": torch.maximum,
+    "min": torch.minimum,
+}
+
+
+@functools.cache
+def _tree(expression: str) -> tuple[Any, ...]:
+    from based_ops.codegen.spec.feature_map import parse, to_tree
+
+    return to_tree(parse(expression))
+
+
+def elementwise(expression: str, x: Tensor) -> Tensor:
+    """An elementwise map, such as "elu(x) + 1", of every component of x, in x's dtype."""
+    done: dict[int, Tensor] = {}
+
+    def value(node: tuple[Any, ...]) -> Tensor:
+        if id(node) not in done:
+            done[id(node)] = compute(node)
+        return done[id(node)]
+
+    def compute(node: tuple[Any, ...]) -> Tensor:
+        match node:
+            case ("x",):
+                return x
+            case ("const", number):
+                return torch.full((), number, dtype=x.dtype, device=x.device)
+            case ("where_positive", condition, above, below):
+                return torch.where(value(condition) > 0, value(above), value(below))
+            case ("max", argument, ("const", 0.0)):
+                return torch.relu(value(argument))  # whose derivative at 0 is 0, not one half
+            case (name, argument):
+                return _UNARY[name](value(argument))
+            case (name, left, right):
+                return _BINARY[name](value(left), value(right))
+        raise ValueError(f"not an expression tree: {node!r}")
+
+    return value(_tree(expression))
+
+
+def key_features(spec: LinearAttention, k: Tensor) -> Tensor:
+    """Features of keys, [..., D] to [..., F], in the order of a state's rows, without scale."""
+    if spec.feature_map.kind == "elementwise":
+        return elementwise(spec.feature_map.expression, k)
+    with_one = torch.cat([k, torch.ones_like(k[..., :1])], dim=-1)
+    if spec.feature_map.order == 1:
+        return with_one
+    a, b = _pairs(spec, k.device)
+    return with_one[..., a] * with_one[..., b]
+
+
+def query_features(spec: LinearAttention, q: Tensor, scale: float) -> Tensor:
+    """Features of queries, with scale and weights: their dot product with `key_features` is A_ij."""
+    if spec.feature_map.kind == "elementwise":
+        return scale * elementwise(spec.feature_map.expression, q)
+    features = key_features(spec, scale * q)
+    if spec.feature_map.order == 1:
+        return features
+    a, b = _pairs(spec, q.device)
+    half = (a == b) & (a < q.shape[-1])
+    return torch.where(half, features / 2, features)
+
+
+def _pairs(spec: LinearAttention, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The two components of (x, 1) whose product is each feature: all pairs, ordered by rotation."""
+    size = spec.head_dims.qk + 1
+    f = torch.arange(feature_count(spec), device=device)
+    a = f % size
+    return a, (a + f // size) % size

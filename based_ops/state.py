@@ -1,0 +1,80 @@
+"""Recurrent states: what a mixer keeps of the past.  They are pytrees, so compile and export take them.
+
+A linear attention keeps sums of features; a sliding window keeps its last W keys and values in a *ring*,
+where the token at position p lies in slot p mod W.  The functions here turn a ring into time order and back;
+they are differentiable, and positions stay on the device.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import _register_namedtuple
+
+if TYPE_CHECKING:
+    from based_ops.codegen.spec.model import LinearAttention
+
+
+class LinearAttentionState(NamedTuple):
+    """Sums over the tokens seen: `state` [B,H,F,V] of features ⊗ values, `normalizer` [B,H,F] of features.
+
+    Both have the spec's state dtype (float64 for float64 inputs).  `normalizer` is None if the variant does
+    not normalise.  Order 2 Taylor features pair the components of (x, 1) by rotation: feature f pairs
+    component a = f mod (D+1) with (a + f div (D+1)) mod (D+1).
+    """
+
+    state: Tensor
+    normalizer: Tensor | None
+
+
+class SlidingWindowState(NamedTuple):
+    """The last W keys [B,H,W,D] and values [B,H,W,V] as rings; `position`, int32 [B,H], counts tokens."""
+
+    k: Tensor
+    v: Tensor
+    position: Tensor
+
+
+for _state in (LinearAttentionState, SlidingWindowState):
+    # So that an exported program that takes or returns a state can be saved.
+    _register_namedtuple(_state, serialized_type_name=f"based_ops.{_state.__name__}")
+
+
+def feature_count(spec: LinearAttention) -> int:
+    """Rows F of the state of a linear attention."""
+    width = spec.head_dims.qk
+    if spec.feature_map.kind == "elementwise":
+        return width
+    return width + 1 if spec.feature_map.order == 1 else (width + 1) * (width + 2) // 2
+
+
+def ring_to_linear(ring: Tensor, position: Tensor) -> Tensor:
+    """The ring [B,H,W,X] in time order, [B,W,H,X]: entry i is the token at `position` - W + i."""
+    slots = torch.arange(ring.shape[2], device=ring.device)
+    index = (position.unsqueeze(-1) + slots) % ring.shape[2]
+    return ring.gather(2, index.unsqueeze(-1).expand_as(ring)).transpose(1, 2)
+
+
+def linear_to_ring(linear: Tensor, position: Tensor) -> Tensor:
+    """The last W tokens before `position` in time order, [B,W,H,X], as a ring [B,H,W,X]."""
+    window = linear.shape[1]
+    slots = torch.arange(window, device=linear.device)
+    index = (slots - position.unsqueeze(-1)) % window
+    ordered = linear.transpose(1, 2)
+    return ordered.gather(2, index.unsqueeze(-1).expand_as(ordered))
+
+
+def first_valid(position: Tensor, window: int) -> Tensor:
+    """Index of the first real token among the `window` entries of `ring_to_linear`, int32 [B,H]."""
+    return (window - position).clamp(min=0).to(torch.int32)
+
+
+def ring_of_start(x: Tensor, window: int) -> Tensor:
+    """The ring [B,H,W,X] after a sequence [B,T,H,X], T >= 1, from position 0; unused slots are zero."""
+    length = x.shape[1]
+    slots = torch.arange(window, device=x.device)
+    token = length - window + (slots - length) % window
+    picked = x.index_select(1, token.clamp(min=0))
+    return picked.masked_fill((token < 0)[:, None, None], 0).transpose(1, 2).contiguous()

@@ -1,0 +1,185 @@
+"""The public object of a variant: what `based_ops.get` and `based_ops.load` return."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import checks, dispatch, ops
+from .tracing import run_while_tracing
+
+if TYPE_CHECKING:
+    from based_ops.codegen.spec.model import LayerSpec
+
+    from .registry import Record
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """`torch.float32` for "float32"."""
+    return getattr(torch, name)
+
+
+def constant(attribute: str, doc: str) -> property:
+    """A read-only number of a variant, for Dynamo a constant.
+
+    Dynamo takes numbers that it reads from an object as symbols under dynamic shapes, but not the result of a
+    function that it runs.
+    """
+
+    @run_while_tracing
+    def read(variant: Variant) -> Any:
+        return variant.__dict__[attribute]
+
+    return property(read, doc=doc)
+
+
+class Variant(ABC):
+    """A compiled layer spec.
+
+    Tensors are [B, T, H, D] (B batch, T tokens, H heads; q and k of width `qk`, v of width `v`), share B, T,
+    H, dtype and device, and may have any strides; one whose last dimension is not dense is copied.  B, T and
+    H may be 0.
+    """
+
+    name: str
+    spec: LayerSpec
+    dtypes: tuple[torch.dtype, ...]
+
+    qk = constant("_qk", "Width of a query and of a key.")
+    v = constant("_v", "Width of a value.")
+    default_scale = constant("_default_scale", "The scale of a call that gives none.")
+
+    def __init__(self, record: Record) -> None:
+        spec = record.layer
+        self.name = record.name
+        self.spec = spec
+        self._qk, self._v = spec.head_dims.qk, spec.head_dims.v
+        self._default_scale = float(spec.default_scale())
+        self.dtypes = (*(dtype_named(name) for name in spec.dtypes), torch.float64)
+        self._record = record
+        self._ops = ops.of(record.name)
+        self._setup()
+
+    def __repr__(self) -> str:
+        return f"<based_ops variant {self.name}: {self.spec.mixer}, qk {self.qk}, v {self.v}>"
+
+    def __reduce__(self) -> Any:
+        from .registry import get
+
+        return get, (self.name,)
+
+    @abstractmethod
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float | None = None,
+        initial_state: Any = None,
+        output_final_state: bool = False,
+        backend: str | None = None,
+    ) -> tuple[Tensor, Any]:
+        """Causal attention over a sequence: `(o, final_state)`, with o [B,T,H,v] contiguous and of v's dtype.
+
+        `scale` is a Python float that replaces the spec's.  `initial_state` is what an earlier call returned
+        for the tokens before these; `final_state` is None unless `output_final_state`.  Gradients flow to q,
+        k, v, the initial state, and from the final state, once.  Under autocast, inputs are cast to its dtype
+        if the spec allows it. Raises the errors of `based_ops.errors` before any kernel runs.
+        """
+
+    @abstractmethod
+    def step(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        state: Any,
+        scale: float | None = None,
+        backend: str | None = None,
+    ) -> Tensor:
+        """One more token (T = 1): returns o [B,1,H,v] and updates `state` in place.  Not differentiable."""
+
+    @abstractmethod
+    def init_state(
+        self,
+        batch: int,
+        heads: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Any:
+        """The state before the first token, for inputs of `dtype`."""
+
+    @abstractmethod
+    def state_bytes(self, batch: int, heads: int, dtype: torch.dtype | None = None) -> int:
+        """Bytes of the state, which do not depend on the length of the sequence."""
+
+    def reference(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float | None = None,
+        initial_state: Any = None,
+        output_final_state: bool = False,
+    ) -> Any:
+        """Naive quadratic mathematics in q's precision: o, or (o, final_state) if `output_final_state`."""
+        checks.qkv(self, q, k, v)
+        scale = checks.scale(self, scale)
+        if initial_state is not None:
+            self._check_state("initial_state", initial_state, q)
+        o, final_state = self._reference(q, k, v, scale, initial_state)
+        return (o, final_state) if output_final_state else o
+
+    def backends(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> list[dispatch.BackendStatus]:
+        """What can serve this variant on `device` (default: CUDA if there is one), and why not the others."""
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return dispatch.statuses(self._record, torch.device(device).type, dtype or self.dtypes[0])
+
+    @abstractmethod
+    def _setup(self) -> None:
+        """Sets the attributes of the mixer."""
+
+    @abstractmethod
+    def _check_state(self, argument: str, state: Any, q: Tensor) -> None:
+        """Raises `StateError` unless `state` fits this variant and a call with `q`."""
+
+    @abstractmethod
+    def _reference(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, initial_state: Any
+    ) -> tuple[Tensor, Any]:
+        """`reference` after validation."""
+
+    def _kernel(self, backend: str | None, q: Tensor) -> str:
+        return dispatch.kernel(self._record, backend, q.device.type, q.dtype)
+
+    def _autocast(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The inputs in autocast's dtype where autocast is on and the spec allows that dtype."""
+        if not isinstance(q, Tensor):
+            return q, k, v
+        device = q.device.type
+        if device == "meta" or not torch.is_autocast_enabled(device):  # meta has no autocast to ask about
+            return q, k, v
+        dtype = torch.get_autocast_dtype(device)
+        if dtype not in self.dtypes:
+            return q, k, v
+        return _cast(q, dtype), _cast(k, dtype), _cast(v, dtype)
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    # As autocast itself: float64 stays, and so does what is no floating tensor, for the checks to name.
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == torch.float64:
+        return x
+    return x.to(dtype)
+
+
+def variant_class(mixer: str) -> type[Variant]:
+    """The class of variants of a mixer."""
+    from . import mixers
+
+    return mixers.VARIANT[mixer]

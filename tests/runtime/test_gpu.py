@@ -1,0 +1,109 @@
+"""The runtime on a CUDA device: default backends, CUDA graphs, compiled training, more than one device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from based_ops import errors
+from based_ops.layers import LinearAttention, SlidingWindowAttention
+from based_ops.variant import Variant
+
+from .inputs import leaves, qkv
+
+pytestmark = pytest.mark.gpu
+
+
+def on_device(variant: Variant, **changes: Any) -> tuple[torch.Tensor, ...]:
+    requires_grad = changes.pop("requires_grad", False)
+    changes = {"dtype": torch.bfloat16, "length": 130} | changes
+    return tuple(x.cuda().requires_grad_(requires_grad) for x in qkv(variant, **changes))
+
+
+def test_one_backend_is_the_default_and_serves(variant: Variant) -> None:
+    assert [status.available for status in variant.backends() if status.default] == [True]
+    assert all(status.device == "cuda" for status in variant.backends())
+
+
+def test_forward_and_backward(any_variant: Variant) -> None:
+    q, k, v = on_device(any_variant, dtype=torch.float32, requires_grad=True)
+    o, _ = any_variant(q, k, v)
+    got = torch.autograd.grad(o.square().sum(), (q, k, v))
+    doubles = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    want_o = any_variant.reference(*doubles)
+    want = torch.autograd.grad(want_o.square().sum(), doubles)
+    for x, y in zip((o, *got), (want_o, *want), strict=True):
+        assert (x.double() - y).norm() / y.norm() < 5e-3
+
+
+def test_mixed_devices(variant: Variant) -> None:
+    q, k, v = on_device(variant)
+    with pytest.raises(errors.DeviceError, match="^k: got cpu, must be on the device of q, cuda:0"):
+        variant(q, k.cpu(), v)
+
+
+def test_step_in_a_cuda_graph(variant: Variant) -> None:
+    q, k, v = on_device(variant, length=1)
+    state = variant.init_state(2, 2, device="cuda", dtype=q.dtype)
+    want_state = variant.init_state(2, 2, device="cuda", dtype=q.dtype)
+    spare = variant.init_state(2, 2, device="cuda", dtype=q.dtype)
+    variant.step(q, k, v, spare)  # compiles the kernel
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        o = variant.step(q, k, v, state)
+    for leaf in leaves(state):
+        leaf.zero_()
+    for _ in range(5):
+        for old, new in zip((q, k, v), on_device(variant, length=1), strict=True):
+            old.copy_(new)
+        graph.replay()
+        assert_close(o, variant.step(q, k, v, want_state))
+    for got, want in zip(leaves(state), leaves(want_state), strict=True):
+        assert_close(got, want)
+
+
+def test_step_does_not_wait_for_the_device(variant: Variant) -> None:
+    q, k, v = on_device(variant, length=1)
+    state = variant.init_state(2, 2, device="cuda", dtype=q.dtype)
+    variant.step(q, k, v, state)
+    longer = [x.repeat(1, 4, 1, 1) for x in (q, k, v)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        variant.step(q, k, v, state)
+        variant(*longer, initial_state=state, output_final_state=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled_layer_trains(variant: Variant, mode: str) -> None:
+    kind = LinearAttention if variant.spec.mixer == "linear_attention" else SlidingWindowAttention
+    layer = kind(64, 2, variant, device="cuda")
+    compiled = torch.compile(layer, fullgraph=True, mode=mode)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-2)
+    x = torch.randn(2, 130, 64, device="cuda")
+    target = torch.randn_like(x)
+    losses = []
+    for _ in range(20):
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            y, _ = compiled(x)
+        loss = (y.float() - target).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_second_device(variant: Variant) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    inputs = on_device(variant)
+    want, _ = variant(*inputs)
+    got, _ = variant(*(x.to("cuda:1") for x in inputs))
+    assert got.device == torch.device("cuda:1")
+    assert_close(got.cpu(), want.cpu())

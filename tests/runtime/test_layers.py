@@ -1,0 +1,122 @@
+"""The layers: a sequence, pieces of it, and token by token agree; they train and compile."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from based_ops import errors
+from based_ops.layers import LinearAttention, SlidingWindowAttention, rotate
+from based_ops.variant import Variant
+
+WIDTH, HEADS = 32, 2
+
+
+def layer_for(variant: Variant, dtype: torch.dtype = torch.float64) -> Any:
+    layer = LinearAttention if variant.spec.mixer == "linear_attention" else SlidingWindowAttention
+    return layer(WIDTH, HEADS, variant, dtype=dtype)
+
+
+def test_pieces_and_steps_are_the_whole(variant: Variant) -> None:
+    layer = layer_for(variant)
+    x = torch.randn(2, 23, WIDTH, dtype=torch.float64)
+    with torch.no_grad():
+        want, nothing = layer(x)
+        assert nothing is None
+        head, state = layer(x[:, :9], output_state=True)
+        middle, state = layer(x[:, 9:20], state=state, output_state=True)
+        steps = [layer.step(x[:, t : t + 1], state) for t in range(20, 23)]
+        assert_close(torch.cat([head, middle, *steps], dim=1), want)
+        state = layer.init_state(2)
+        assert_close(torch.cat([layer.step(x[:, t : t + 1], state) for t in range(23)], dim=1), want)
+
+
+def test_state_of_the_layer(variant: Variant) -> None:
+    layer = layer_for(variant, torch.float32)
+    assert sum(x.nbytes for x in layer.init_state(3) if x is not None) == layer.state_bytes(3)
+
+
+def test_every_weight_gets_a_gradient(variant: Variant) -> None:
+    layer = layer_for(variant, torch.float32)
+    y, _ = layer(torch.randn(2, 9, WIDTH))
+    y.square().sum().backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in layer.parameters())
+
+
+def test_gradients_cross_pieces(variant: Variant) -> None:
+    layer = layer_for(variant)
+    x = torch.randn(2, 12, WIDTH, dtype=torch.float64, requires_grad=True)
+    (want,) = torch.autograd.grad(layer(x)[0].square().sum(), x)
+    head, state = layer(x[:, :5], output_state=True)
+    tail, _ = layer(x[:, 5:], state=state)
+    (got,) = torch.autograd.grad(torch.cat([head, tail], dim=1).square().sum(), x)
+    assert_close(got, want)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiled(variant: Variant, dynamic: bool) -> None:
+    layer = layer_for(variant)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    x = torch.randn(2, 19, WIDTH, dtype=torch.float64)
+    y, state = compiled(x, output_state=True)
+    assert_close(y, layer(x)[0])
+    with torch.no_grad():
+        step = torch.compile(layer.step, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+        want_state = tuple.__new__(type(state), [None if part is None else part.clone() for part in state])
+        assert_close(step(x[:, :1], state), layer.step(x[:, :1], want_state))
+
+
+def test_autocast(variant: Variant) -> None:
+    layer = layer_for(variant, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, _ = layer(torch.randn(2, 9, WIDTH))
+    assert y.dtype == torch.bfloat16
+
+
+def test_layers_copy_and_save(variant: Variant) -> None:
+    layer = layer_for(variant)
+    twin = copy.deepcopy(layer)
+    assert twin.op is variant
+    assert sorted(layer.state_dict()) == [f"{name}_proj.weight" for name in "koqv"]
+    x = torch.randn(1, 4, WIDTH, dtype=torch.float64)
+    assert_close(twin(x)[0], layer(x)[0])
+    assert variant.name in repr(layer)
+
+
+def test_layers_take_names(linear: Variant, window: Variant) -> None:
+    assert LinearAttention(WIDTH, HEADS, linear.name).op is linear
+    with pytest.raises(errors.ArgumentTypeError, match="^variant: got .*, must be a linear_attention"):
+        LinearAttention(WIDTH, HEADS, window)
+    with pytest.raises(errors.ArgumentTypeError, match="^variant: got .*, must be a sliding_window"):
+        SlidingWindowAttention(WIDTH, HEADS, linear.name)
+
+
+@pytest.mark.parametrize("shape", [(2, WIDTH), (2, 3, WIDTH + 1)])
+def test_bad_input(linear: Variant, shape: tuple[int, ...]) -> None:
+    layer = layer_for(linear, torch.float32)
+    for run in (layer, torch.compile(layer, fullgraph=True, dynamic=True, backend="eager")):
+        with pytest.raises(errors.ShapeError, match=r"^x: got .*, must be of shape \[B, T, 32\]"):
+            run(torch.randn(shape))
+    with pytest.raises(errors.ShapeError, match=r"^x: got .*, must be of shape \[B, 1, 32\]"):
+        layer.step(torch.randn(2, 2, WIDTH), layer.init_state(2))
+
+
+def test_rotation_knows_only_distances() -> None:
+    q, k = torch.randn(2, 1, 1, 1, 64, dtype=torch.float64).unbind(0)
+
+    def score(i: int, j: int) -> torch.Tensor:
+        return (rotate(q, torch.tensor([[[i]]])) * rotate(k, torch.tensor([[[j]]]))).sum()
+
+    assert_close(score(0, 0), (q * k).sum())
+    assert_close(score(1007, 1003), score(4, 0))
+    assert not torch.allclose(score(5, 0), score(4, 0))
+
+
+def test_rotation_keeps_its_precision_far_out() -> None:
+    x = torch.randn(1, 1, 1, 64)
+    far = torch.tensor([[[10_000_000]]], dtype=torch.int32)
+    assert_close(rotate(x, far), rotate(x.double(), far).float())
