@@ -1,0 +1,109 @@
+"""Tile operations of the torch backend.
+
+A generated torch function holds tiles as tensors ``[*batch, rows, columns]``: the batch axes of the grid are
+leading dimensions, so one PyTorch call works for all heads at once.  Index tiles are `range` objects where
+they are plain runs (a slice is then enough) and integer tensors elsewhere.  A tile is a value: loading
+copies.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Index = int | range | Tensor
+
+
+def span(start: int, size: int) -> range:
+    """The indices ``start, ..., start + size - 1``."""
+    return range(start, start + size)
+
+
+def indices(run: range, like: Tensor) -> Tensor:
+    """A run of indices as a tensor to calculate with."""
+    return torch.arange(run.start, run.stop, device=like.device)
+
+
+def widen(x: Tensor | float, rank: int) -> Tensor | float:
+    """A value for each batch entry, made to broadcast with tiles of `rank` dimensions."""
+    return x[(..., *(None,) * rank)] if isinstance(x, Tensor) else x
+
+
+def load(
+    tensor: Tensor, index: tuple[Index, ...], dtype: torch.dtype | None = None, fill: float = 0.0
+) -> Tensor:
+    """Copy a tile of a batch-first tensor; what lies outside the tensor is `fill`."""
+    first = tensor.dim() - len(index)
+    for entry in index:
+        if isinstance(entry, int):
+            tensor = tensor.select(first, entry)
+            continue
+        tensor = _take(tensor, first, entry, fill)
+        first += 1
+    return tensor.to(dtype or tensor.dtype, copy=True)
+
+
+def _take(tensor: Tensor, axis: int, entry: range | Tensor, fill: float) -> Tensor:
+    extent = tensor.shape[axis]
+    if isinstance(entry, Tensor):
+        # Unsigned: an index that is out of range reads the filler, one element past the end.
+        filler = tensor.new_full((*tensor.shape[:axis], 1, *tensor.shape[axis + 1 :]), fill)
+        return torch.cat([tensor, filler], axis).index_select(axis, entry.clamp(max=extent))
+    inside = tensor.narrow(axis, min(entry.start, extent), max(0, min(entry.stop, extent) - entry.start))
+    missing = len(entry) - inside.shape[axis]
+    if not missing:
+        return inside
+    filler = tensor.new_full((*tensor.shape[:axis], missing, *tensor.shape[axis + 1 :]), fill)
+    return torch.cat([inside, filler], axis)
+
+
+def store(tensor: Tensor, index: tuple[Index, ...], value: Tensor) -> None:
+    """Write a tile into a batch-first tensor; what lies outside the tensor is dropped.
+
+    A one-dimensional index tensor of batch entries picks one position for each of them.
+    """
+    axis = tensor.dim() - len(index)
+    batch = axis
+    for entry in index:
+        if isinstance(entry, int):
+            tensor = tensor.select(axis, entry)
+        elif isinstance(entry, Tensor):
+            where = entry.reshape(*entry.shape, *(1,) * (tensor.dim() - entry.dim())).long()
+            shape = list(tensor.shape)
+            shape[axis] = 1
+            tensor.scatter_(axis, where.expand(shape), value.unsqueeze(axis).to(tensor.dtype))
+            return
+        else:
+            size = max(0, min(entry.stop, tensor.shape[axis]) - entry.start)
+            tensor = tensor.narrow(axis, min(entry.start, tensor.shape[axis]), size)
+            value = value.narrow(value.dim() - (tensor.dim() - axis) if value.dim() > batch else 0, 0, size)
+            axis += 1
+    tensor.copy_(value.expand(tensor.shape))
+
+
+def columns(x: Tensor, index: Tensor, extent: int, fill: float) -> Tensor:
+    """Gather columns of a tile; past `extent` they are `fill`."""
+    return torch.where(index < extent, x.index_select(-1, index.clamp(max=extent - 1)), fill)
+
+
+def where(condition: Tensor, x: Tensor | float, y: Tensor | float, dtype: torch.dtype) -> Tensor:
+    """`torch.where` that gives two plain numbers the tiles' dtype instead of PyTorch's default.
+
+    On a CPU, where looking costs nothing, a condition that holds everywhere chooses without copying: most tiles lie
+    wholly inside the sequence.
+    """
+    if not isinstance(x, Tensor):
+        x = torch.full((), x, dtype=dtype, device=condition.device)
+    elif condition.device.type == "cpu" and condition.numel() < x.numel() and bool(condition.all()):
+        return x
+    return torch.where(condition, x, y)
+
+
+def maximum(x: Tensor, y: Tensor | float) -> Tensor:
+    """Elementwise maximum."""
+    return torch.maximum(x, y) if isinstance(y, Tensor) else x.clamp(min=y)
+
+
+def minimum(x: Tensor, y: Tensor | float) -> Tensor:
+    """Elementwise minimum."""
+    return torch.minimum(x, y) if isinstance(y, Tensor) else x.clamp(max=y)

@@ -1,0 +1,1 @@
+"""Emitters: printers of the same tile programs, one a backend."""

@@ -1,0 +1,53 @@
+"""Which bounds checks a schedule has made unnecessary."""
+
+from __future__ import annotations
+
+from ..ir.nodes import Binary, Const, Dim, Expr, For, Let, Program, Span, Stmt, Var, When
+from ..schedule.model import Schedule
+
+
+class Bounds:
+    """Knows the index tiles of one program and proves, where it can, that they stay inside a dimension."""
+
+    def __init__(self, program: Program, schedule: Schedule) -> None:
+        self._schedule = schedule
+        self.spans: dict[str, Span] = {}
+        self._steps: dict[str, str] = {}  # loop variables that count in whole tiles from 0
+        self._collect(program.body)
+
+    def _collect(self, body: tuple[Stmt, ...]) -> None:
+        for stmt in body:
+            match stmt:
+                case Let(name, Span() as span):
+                    self.spans[name] = span
+                case For(var, start, _, step, inner):
+                    if start == Const(0) and isinstance(step, Var):
+                        self._steps[var] = step.name
+                    self._collect(inner)
+                case When(_, inner):
+                    self._collect(inner)
+
+    def span(self, index: Expr) -> Span | None:
+        """The index tile behind an index expression, if it is a plain run of indices."""
+        if isinstance(index, Var):
+            return self.spans.get(index.name)
+        return index if isinstance(index, Span) else None
+
+    def inside(self, index: Expr, extent: Dim) -> bool:
+        """Whether the index tile can never leave ``0 .. extent - 1``, whatever the dtype."""
+        span = self.span(index)
+        if span is None or not isinstance(extent, int) or not self._whole_tiles(span.start, span.size):
+            return False
+        sizes = {span.size} if isinstance(span.size, int) else self._schedule.values(span.size)
+        return all(extent % size == 0 for size in sizes)
+
+    def _whole_tiles(self, start: Expr, size: Dim) -> bool:
+        match start:
+            case Const(0):
+                return True
+            case Var(name):
+                return self._steps.get(name) == size
+            case Binary("mul", _, Var(factor)) | Binary("mul", Var(factor), _):
+                return factor == size
+            case _:
+                return False

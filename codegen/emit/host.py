@@ -1,0 +1,79 @@
+"""Host functions and schedule table of a generated module: the same in every backend but for the launch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..ir.host import Allocate, Launch, Line
+from ..ir.nodes import ACC, IO, STATE
+from ..spec.model import LinearAttention
+from .layer import ScheduledLayer, ScheduledProgram
+from .writer import Writer
+
+EmitLaunch = Callable[[Writer, ScheduledProgram, dict[str, str]], None]
+"""Writes the launch of a program; the dictionary gives the host expression of each parameter that has one."""
+
+
+def emit_schedule(
+    w: Writer, layer: ScheduledLayer, setting: Callable[[ScheduledProgram, str], list[str]]
+) -> None:
+    """``SCHEDULE[program][dtype]``: the keyword arguments of each launch."""
+    w.line("SCHEDULE = {")
+    with w.indented():
+        for scheduled in layer.programs:
+            w.line(f'"{scheduled.program.name}": {{')
+            with w.indented():
+                for dtype in scheduled.schedule.settings:
+                    w.call(f"torch.{dtype}: dict(", setting(scheduled, dtype), "),")
+            w.line("},")
+    w.line("}")
+
+
+def emit_passes(w: Writer, layer: ScheduledLayer, launch: EmitLaunch) -> None:
+    """forward, backward and step."""
+    for index, function in enumerate(layer.passes):
+        if index:
+            w.blank(2)
+        w.call(f"def {function.name}(", function.parameters, "):")
+        with w.indented():
+            w.line(f'"""{function.summary}"""')
+            for step in function.body:
+                match step:
+                    case Line(text):
+                        w.line(text)
+                    case Allocate():
+                        _allocate(w, layer, step, function.parameters[0])
+                    case Launch(program, arguments, when):
+                        if when is None:
+                            launch(w, layer.find(program), arguments)
+                        else:
+                            w.line(f"if {when}:")
+                            with w.indented():
+                                launch(w, layer.find(program), arguments)
+            results = ", ".join(function.results)
+            w.line(f"return {results}")
+
+
+def _allocate(w: Writer, layer: ScheduledLayer, step: Allocate, like: str) -> None:
+    source = "q"
+    dtype = _dtype(layer, step.dtype)
+    if step.when == "False":
+        w.line(f"{step.name} = {source}.new_empty(0, dtype={dtype})")
+        return
+    shape = ", ".join(step.shape)
+    shape = f"({shape})" if step.when is None else f"({shape}) if {step.when} else 0"
+    extra = "" if step.dtype == IO else f", dtype={dtype}"
+    w.line(f"{step.name} = {source}.new_empty({shape}{extra})")
+
+
+def _dtype(layer: ScheduledLayer, role: str) -> str:
+    """The host expression of a role's dtype; the torch backend alone takes float64, and keeps it."""
+    if role == IO:
+        return "q.dtype"
+    assert role in (ACC, STATE)
+    fixed = layer.spec.state_dtype if role == STATE and isinstance(layer.spec, LinearAttention) else "float32"
+    return (
+        f"torch.float64 if q.dtype == torch.float64 else torch.{fixed}"
+        if layer.backend == "torch"
+        else f"torch.{fixed}"
+    )

@@ -1,0 +1,59 @@
+"""What an emitter is given: one layer, lowered and scheduled for one backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..ir.check import Types, check
+from ..ir.host import Pass
+from ..ir.nodes import Program
+from ..ir.rewrite import REWRITES
+from ..schedule.legal import require_legal
+from ..schedule.model import Schedule
+from ..spec.model import LayerSpec, LinearAttention
+
+
+@dataclass(frozen=True)
+class ScheduledProgram:
+    """A program after its schedule's rewrites, with the types of its variables."""
+
+    program: Program
+    schedule: Schedule
+    types: Types
+
+    @staticmethod
+    def of(program: Program, schedule: Schedule) -> ScheduledProgram:
+        require_legal(program, schedule)
+        for rewrite in schedule.rewrites:
+            program = REWRITES[rewrite](program)
+        return ScheduledProgram(program, schedule, check(program))
+
+
+@dataclass(frozen=True)
+class ScheduledLayer:
+    """Everything that a generated module is printed from."""
+
+    spec: LayerSpec
+    backend: str
+    build: str
+    programs: tuple[ScheduledProgram, ...]
+    passes: tuple[Pass, ...]
+
+    def find(self, program: str) -> ScheduledProgram:
+        return next(p for p in self.programs if p.program.name == program)
+
+
+def operand_dtype(layer: ScheduledLayer, dtype: str) -> str:
+    """What the matrix units read.
+
+    Linear attention sums without a softmax: its kernel values and states leave float16's range on long
+    sequences, so float16 inputs meet bfloat16 operands.
+    """
+    if dtype == "float16" and isinstance(layer.spec, LinearAttention):
+        return "bfloat16"
+    return dtype
+
+
+def uses_operands(program: Program) -> bool:
+    """Whether anything in the program is a matrix operand."""
+    return "'operand'" in repr(program.body)

@@ -1,0 +1,275 @@
+"""Print scheduled programs as PyTorch: batch axes become leading dimensions, other grid axes loops."""
+
+from __future__ import annotations
+
+from ..ir.check import infer
+from ..ir.nodes import (
+    ACC,
+    INDEX,
+    IO,
+    OPERAND,
+    STATE,
+    Add,
+    Axis,
+    Binary,
+    Cast,
+    Columns,
+    Comment,
+    Const,
+    Dim,
+    Dot,
+    Expand,
+    Expr,
+    For,
+    Full,
+    Let,
+    Load,
+    Max,
+    Set,
+    Span,
+    Stmt,
+    Store,
+    Sum,
+    Tensor,
+    Transpose,
+    Unary,
+    Var,
+    When,
+    Where,
+)
+from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
+from ..spec.model import LinearAttention
+from .bounds import Bounds
+from .host import emit_passes, emit_schedule
+from .layer import ScheduledLayer, ScheduledProgram
+from .writer import Writer, header
+
+FUNCTIONS = {
+    "exp": "torch.exp",
+    "exp2": "torch.exp2",
+    "log": "torch.log",
+    "log2": "torch.log2",
+    "sqrt": "torch.sqrt",
+    "abs": "torch.abs",
+    "tanh": "torch.tanh",
+    "sigmoid": "torch.sigmoid",
+    "sin": "torch.sin",
+    "cos": "torch.cos",
+    "erf": "torch.erf",
+}
+
+
+def emit(layer: ScheduledLayer) -> str:
+    """The torch module of a layer."""
+    body = Writer()
+    emit_schedule(
+        body,
+        layer,
+        lambda scheduled, dtype: [
+            f"{name}={value}" for name, value in scheduled.schedule.settings[dtype].constants.items()
+        ],
+    )
+    for scheduled in layer.programs:
+        body.blank(2)
+        _Function(body, scheduled).emit()
+    body.blank(2)
+    emit_passes(body, layer, _launch)
+
+    w = Writer()
+    header(w, layer.spec.name, "torch", layer.build, f"{layer.spec.name} as batched PyTorch expressions.")
+    w.line("import torch")
+    w.blank()
+    host = ["cdiv", "flat"] if isinstance(layer.spec, LinearAttention) else ["cdiv"]
+    w.line(f"from based_ops.support.host import {', '.join(host)}")
+    helpers = ("columns", "indices", "load", "maximum", "minimum", "span", "store", "where", "widen")
+    used = [name for name in helpers if f"{name}(" in body.text().replace("torch.where", "")]
+    w.line(f"from based_ops.support.tiles import {', '.join(used)}")
+    w.blank()
+    return w.text() + "\n" + body.text()
+
+
+def _launch(w: Writer, scheduled: ScheduledProgram, arguments: dict[str, str]) -> None:
+    program = scheduled.program
+    names = [t.name for t in program.tensors] + [*program.sizes, *program.scalars, *program.flags]
+    w.call(
+        f"{program.name}(",
+        [*(arguments.get(name, name) for name in names), f'**SCHEDULE["{program.name}"][q.dtype]'],
+    )
+
+
+class _Function:
+    """Prints one program as a Python function."""
+
+    def __init__(self, w: Writer, scheduled: ScheduledProgram) -> None:
+        self.w, self.scheduled, self.program, self.types = w, scheduled, scheduled.program, scheduled.types
+        self.bounds = Bounds(scheduled.program, scheduled.schedule)
+        self.batch = [axis.name for axis in self.program.grid if axis.batch]
+        self.like = next(t.name for t in self.program.tensors if t.optional is None)
+
+    def emit(self) -> None:
+        program, w = self.program, self.w
+        w.call(
+            f"def {program.name}(",
+            [
+                *(t.name for t in program.tensors),
+                *program.sizes,
+                *program.scalars,
+                *program.flags,
+                *program.constants,
+            ],
+            "):",
+        )
+        with w.indented():
+            w.line(f'"""{program.summary}"""')
+            w.line(f"acc = torch.float64 if {self.like}.dtype == torch.float64 else torch.float32")
+            for tensor in program.tensors:
+                order = self._batch_first(tensor)
+                if order != sorted(order):
+                    guard = f" if {tensor.optional} else None" if tensor.optional else ""
+                    w.line(f"{tensor.name} = {tensor.name}.permute({', '.join(map(str, order))}){guard}")
+            self._loops([axis for axis in program.grid if not axis.batch])
+
+    def _batch_first(self, tensor: Tensor) -> list[int]:
+        """The order of dimensions that puts the batch axes first; extents tell which dimensions those are."""
+        extents = [
+            axis.extent.name for axis in self.program.grid if axis.batch and isinstance(axis.extent, Var)
+        ]
+        first = [tensor.dims.index(extent) for extent in extents]
+        return first + [i for i in range(len(tensor.dims)) if i not in first]
+
+    def _loops(self, axes: list[Axis]) -> None:
+        if not axes:
+            self._block(self.program.body)
+            return
+        extent = axes[0].extent
+        match extent:
+            case Binary("floordiv", Binary("sub", Binary("add", x, y), Const(1)), divisor) if y == divisor:
+                count = f"cdiv({self.expr(x)}, {self.expr(y)})"
+            case _:
+                count = self.expr(extent)
+        self.w.line(f"for {axes[0].name} in range({count}):")
+        with self.w.indented():
+            self._loops(axes[1:])
+
+    # Statements
+
+    def _block(self, body: tuple[Stmt, ...]) -> None:
+        for stmt in body:
+            self._statement(stmt)
+
+    def _statement(self, stmt: Stmt) -> None:
+        w = self.w
+        match stmt:
+            case Let(name, Span(start, size)):
+                w.line(f"{name} = span({self.expr(start)}, {size})")
+            case Let(name, value) | Set(name, value):
+                w.line(f"{name} = {self._right_side(value)}")
+            case Add(name, value):
+                w.line(f"{name} = {name} + {self._align(value, self.types[name].shape, PRECEDENCE['mul'])}")
+            case Store(tensor, index, value):
+                w.call("store(", [tensor, self._index(tensor, index), self.expr(value)])
+            case For(var, start, stop, step, body):
+                w.line(f"for {var} in range({self.expr(start)}, {self.expr(stop)}, {self.expr(step)}):")
+                with w.indented():
+                    self._block(body)
+            case When(flag, body):
+                w.line(f"if {flag}:")
+                with w.indented():
+                    self._block(body)
+            case Comment(words):
+                w.line(f"# {words}")
+
+    def _index(self, name: str, index: tuple[Expr, ...]) -> str:
+        tensor = self.program.tensor(name)
+        order = self._batch_first(tensor)[len(self.batch) :]
+        entries = [index[i] for i in order]
+        texts = [entry.name if isinstance(entry, Var) else self.expr(entry) for entry in entries]
+        return f"({', '.join(texts)}{',' if len(texts) == 1 else ''})"
+
+    def _right_side(self, value: Expr) -> str:
+        match value:
+            case Load(tensor, index, dtype, fill):
+                arguments = [tensor, self._index(tensor, index)]
+                if dtype != INDEX:
+                    arguments.append("acc")
+                if fill:
+                    arguments.append(f"fill={fill}")
+                return f"load({', '.join(arguments)})"
+            case Dot(x, y):
+                return f"{self.expr(x)} @ {self.expr(y)}"
+            case Sum(x, axis):
+                return f"{x.name}.sum({axis - len(self.types[x.name].shape)})"
+            case Max(x, axis):
+                return f"{x.name}.amax({axis - len(self.types[x.name].shape)})"
+            case Columns(x, index, extent, fill):
+                return f"columns({x.name}, {self.expr(index)}, {extent}, {fill})"
+            case _:
+                return self.expr(value)
+
+    # Expressions
+
+    def _align(self, expr: Expr, shape: tuple[Dim, ...], outer: int = 0) -> str:
+        """An operand; a batched scalar gets the trailing dimensions of the tiles it meets."""
+        if isinstance(expr, Dot | Sum | Max):
+            return self._right_side(expr)
+        kind = infer(expr, self.types, self.program)
+        if kind.batched and not kind.shape and shape:
+            return f"widen({self.expr(expr)}, {len(shape)})"
+        return self.expr(expr, outer)
+
+    def expr(self, expr: Expr, outer: int = 0) -> str:
+        match expr:
+            case Const(value):
+                return repr(value)
+            case Var(name):
+                return f"indices({name}, {self.like})" if name in self.bounds.spans else name
+            case Span(start, size):
+                return f"indices(span({self.expr(start)}, {size}), {self.like})"
+            case Unary("neg", x):
+                return f"-{self.expr(x, TIGHT)}"
+            case Unary(op, x):
+                return f"{FUNCTIONS[op]}({self.expr(x)})"
+            case Binary(op, x, y):
+                return self._binary(op, x, y, outer)
+            case Where(condition, x, y):
+                shape = infer(expr, self.types, self.program).shape
+                arguments = ", ".join(self._align(part, shape) for part in (condition, x, y))
+                return f"where({arguments}, acc)"
+            case Cast(x, dtype) if dtype in (IO, STATE) or infer(x, self.types, self.program).dtype in (
+                ACC,
+                OPERAND,
+            ):
+                return self.expr(
+                    x, outer
+                )  # operands are as wide as sums here, and a store converts by itself
+            case Cast(x, _):
+                return f"{self.expr(x, TIGHT)}.to(acc)"
+            case Expand(x, axis):
+                return f"{self.expr(x, TIGHT)}[..., {'None, :' if axis == 0 else 'None'}]"
+            case Full(shape, value, _):
+                batch = [
+                    axis.extent.name
+                    for axis in self.program.grid
+                    if axis.batch and isinstance(axis.extent, Var)
+                ]
+                extents = [*batch, *map(str, shape)]
+                comma = "," if len(extents) == 1 else ""
+                return f"{self.like}.new_full(({', '.join(extents)}{comma}), {value!r}, dtype=acc)"
+            case Transpose(x):
+                return f"{x.name}.mT"
+            case _:
+                raise TypeError(f"no PyTorch for {type(expr).__name__}")
+
+    def _binary(self, op: str, x: Expr, y: Expr, outer: int) -> str:
+        kind = infer(Binary(op, x, y), self.types, self.program)
+        if op in ("min", "max"):
+            plain = not kind.shape and not kind.batched
+            name = op if plain else f"{op}imum"
+            if isinstance(x, Const) and not plain:
+                x, y = y, x
+            return f"{name}({self._align(x, kind.shape)}, {self._align(y, kind.shape)})"
+        level = PRECEDENCE[op]
+        inside = PRECEDENCE["add"] if level <= PRECEDENCE["lt"] else level
+        left, right = self._align(x, kind.shape, inside), self._align(y, kind.shape, max(inside, level + 1))
+        inner = f"{left} {SYMBOLS[op]} {right}"
+        return f"({inner})" if level < outer else inner

@@ -1,0 +1,325 @@
+"""Print scheduled programs as Triton."""
+
+from __future__ import annotations
+
+from math import prod
+
+from ..ir.nodes import (
+    ACC,
+    INDEX,
+    IO,
+    OPERAND,
+    STATE,
+    Add,
+    Binary,
+    Cast,
+    Comment,
+    Const,
+    Dim,
+    Dot,
+    Expand,
+    Expr,
+    For,
+    Full,
+    Let,
+    Load,
+    Max,
+    Set,
+    Span,
+    Stmt,
+    Store,
+    Sum,
+    Tensor,
+    Transpose,
+    Unary,
+    Var,
+    When,
+    Where,
+)
+from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
+from ..spec.model import LinearAttention
+from .bounds import Bounds
+from .host import emit_passes, emit_schedule
+from .layer import ScheduledLayer, ScheduledProgram, operand_dtype, uses_operands
+from .writer import Writer, header
+
+FUNCTIONS = {
+    "exp": "tl.exp",
+    "exp2": "tl.exp2",
+    "log": "tl.log",
+    "log2": "tl.log2",
+    "sqrt": "tl.sqrt",
+    "abs": "tl.abs",
+    "sigmoid": "tl.sigmoid",
+    "sin": "tl.sin",
+    "cos": "tl.cos",
+    "erf": "tl.erf",
+    "min": "tl.minimum",
+    "max": "tl.maximum",
+}
+
+
+def emit(layer: ScheduledLayer) -> str:
+    """The Triton module of a layer."""
+    w = Writer()
+    header(w, layer.spec.name, "triton", layer.build, f"Triton kernels of {layer.spec.name}.")
+    w.line("import torch")
+    w.line("import triton")
+    w.line("import triton.language as tl")
+    w.blank()
+    host = ["cdiv", "flat"] if isinstance(layer.spec, LinearAttention) else ["cdiv"]
+    w.line(f"from based_ops.support.host import {', '.join(host)}")
+    w.line("from based_ops.support.triton import operand")
+    w.blank()
+    emit_schedule(w, layer, lambda scheduled, dtype: _setting(layer, scheduled, dtype))
+    for scheduled in layer.programs:
+        w.blank(2)
+        _Kernel(w, scheduled).emit()
+    w.blank(2)
+    emit_passes(w, layer, _launch)
+    return w.text()
+
+
+def _setting(layer: ScheduledLayer, scheduled: ScheduledProgram, dtype: str) -> list[str]:
+    setting = scheduled.schedule.settings[dtype]
+    constants = [f"{name}={value}" for name, value in setting.constants.items()]
+    operand = (
+        [f"OPERAND=operand(tl.{operand_dtype(layer, dtype)})"] if uses_operands(scheduled.program) else []
+    )
+    return [*constants, *operand, f"num_warps={setting.warps}", f"num_stages={setting.stages}"]
+
+
+def _launch(w: Writer, scheduled: ScheduledProgram, arguments: dict[str, str]) -> None:
+    program = scheduled.program
+    sizes = {name: arguments.get(name, name) for name in program.sizes}
+    # The grid is counted in host variables; constants come from the launch's own keyword arguments.
+    extents = [_grid_extent(axis.extent, sizes, set(program.constants)) for axis in program.grid]
+    w.call(
+        f"{program.name}[lambda c: ({' * '.join(extents)},)](",
+        [
+            *(arguments.get(t.name, t.name) for t in program.tensors),
+            *(f"*{arguments.get(t.name, t.name)}.stride()[:-1]" for t in program.tensors if t.strided),
+            *sizes.values(),
+            *program.scalars,
+            *(f"{flag}={arguments[flag]}" for flag in program.flags),
+            f'**SCHEDULE["{program.name}"][q.dtype]',
+        ],
+    )
+
+
+def _grid_extent(extent: Expr, sizes: dict[str, str], constants: set[str]) -> str:
+    match extent:
+        case Const(value):
+            return str(value)
+        case Var(name):
+            return f'c["{name}"]' if name in constants else sizes[name]
+        case Binary("floordiv", Binary("sub", Binary("add", x, y), Const(1)), divisor) if y == divisor:
+            return f"cdiv({_grid_extent(x, sizes, constants)}, {_grid_extent(y, sizes, constants)})"
+        case _:
+            raise TypeError(f"grid extent {extent}")
+
+
+class _Kernel:
+    """Prints one program as a ``@triton.jit`` function."""
+
+    def __init__(self, w: Writer, scheduled: ScheduledProgram) -> None:
+        self.w, self.program, self.types = w, scheduled.program, scheduled.types
+        self.bounds = Bounds(scheduled.program, scheduled.schedule)
+
+    def emit(self) -> None:
+        program, w = self.program, self.w
+        # Lengths and counts change from call to call; the size of a flattened state does not, and its
+        # alignment matters.
+        unspecialized = [size for size in program.sizes if size != "elements"]
+        w.line(f"@triton.jit(do_not_specialize={unspecialized!r})".replace("'", '"'))
+        w.call(
+            f"def {program.name}(",
+            [
+                *(t.name for t in program.tensors),
+                *(f"{t.name}_{axis}" for t in program.tensors if t.strided for axis in stride_names(t)),
+                *program.sizes,
+                *program.scalars,
+                *(f"{flag}: tl.constexpr" for flag in program.flags),
+                *(f"{name}: tl.constexpr" for name in program.constants),
+                *(["OPERAND: tl.constexpr"] if uses_operands(program) else []),
+            ],
+            "):",
+        )
+        with w.indented():
+            w.line(f'"""{program.summary}"""')
+            self._program_ids()
+            self._block(program.body)
+
+    def _program_ids(self) -> None:
+        rest = "program"
+        self.w.line("program = tl.program_id(0)")
+        for axis in reversed(self.program.grid[1:]):
+            extent = self._extent(axis.extent)
+            wide = ".to(tl.int64)" if axis.batch else ""
+            self.w.line(
+                f"{axis.name} = ({rest} % {extent}){wide}" if wide else f"{axis.name} = {rest} % {extent}"
+            )
+            self.w.line(f"program = {rest} // {extent}")
+        first = self.program.grid[0]
+        self.w.line(f"{first.name} = program.to(tl.int64)")
+
+    def _extent(self, extent: Expr) -> str:
+        match extent:
+            case Binary("floordiv", Binary("sub", Binary("add", x, y), Const(1)), divisor) if y == divisor:
+                return f"tl.cdiv({self.expr(x)}, {self.expr(y)})"
+            case _:
+                return self.expr(extent)
+
+    # Statements
+
+    def _block(self, body: tuple[Stmt, ...]) -> None:
+        for stmt in body:
+            self._statement(stmt)
+
+    def _statement(self, stmt: Stmt) -> None:
+        w = self.w
+        match stmt:
+            case Let(name, Load() as load) | Set(name, Load() as load):
+                self._load(name, load)
+            case Let(name, value) | Set(name, value):
+                w.line(f"{name} = {self._right_side(value)}")
+            case Add(name, Dot(x, y)):
+                w.line(f'{name} = tl.dot({self.expr(x)}, {self.expr(y)}, {name}, input_precision="ieee")')
+            case Add(name, value):
+                w.line(f"{name} += {self._right_side(value)}")
+            case Store(tensor, index, value):
+                pointer, mask = self._address(tensor, index)
+                arguments = [pointer, self.expr(value), *([f"mask={mask}"] if mask else [])]
+                w.call("tl.store(", arguments)
+            case For(var, start, stop, step, body):
+                w.line(f"for {var} in range({self.expr(start)}, {self.expr(stop)}, {self.expr(step)}):")
+                with w.indented():
+                    self._block(body)
+            case When(flag, body):
+                w.line(f"if {flag}:")
+                with w.indented():
+                    self._block(body)
+            case Comment(words):
+                w.line(f"# {words}")
+
+    def _load(self, name: str, load: Load) -> None:
+        pointer, mask = self._address(load.tensor, load.index)
+        guard = [f"mask={mask}", f"other={load.fill}"] if mask else []
+        self.w.call(f"{name} = tl.load(", [pointer, *guard], f"){self._cast_suffix(load.dtype)}")
+
+    def _address(self, name: str, index: tuple[Expr, ...]) -> tuple[str, str]:
+        """The pointer tile, and the mask of what lies inside the tensor ("" if everything does).
+
+        The scalar part of the offset is summed in 64 bits, the part within a tile in 32.
+        """
+        tensor = self.program.tensor(name)
+        strides = self._strides(tensor)
+        tiles = [entry for entry in index if self._rank(entry)]
+        base, offsets, masks = [name], [], []
+        for entry, extent, stride in zip(index, tensor.dims, strides, strict=True):
+            if not self._rank(entry):
+                if entry != Const(0):
+                    base.append(_times(self.expr(entry, TIGHT), stride))
+                continue
+            position = tiles.index(entry)
+            side = "" if len(tiles) == 1 else ("[:, None]" if position == 0 else "[None, :]")
+            span = self.bounds.span(entry)
+            if span is None:
+                offsets.append(_times(f"{self.expr(entry)}{side}", stride))
+            else:
+                if span.start != Const(0):
+                    base.append(_times(f"tl.cast({self.expr(span.start)}, tl.int64)", stride))
+                offsets.append(_times(f"tl.arange(0, {span.size}){side}", stride))
+            if not self.bounds.inside(entry, extent):
+                masks.append(f"({self.expr(entry)} < {extent}){side}")
+        pointer = " + ".join(base)
+        if offsets:
+            pointer += f" + ({' + '.join(offsets)})" if len(offsets) > 1 else f" + {offsets[0]}"
+        return pointer, " & ".join(masks)
+
+    def _strides(self, tensor: Tensor) -> list[str]:
+        if tensor.strided:
+            return [*(f"{tensor.name}_{axis}" for axis in stride_names(tensor)), "1"]
+        return [_product(tensor.dims[i + 1 :]) for i in range(len(tensor.dims))]
+
+    def _rank(self, expr: Expr) -> int:
+        match expr:
+            case Var(name):
+                return len(self.types[name].shape)
+            case Span():
+                return 1
+            case _:
+                return 0
+
+    # Expressions
+
+    def _right_side(self, value: Expr) -> str:
+        match value:
+            case Dot(x, y):
+                return f'tl.dot({self.expr(x)}, {self.expr(y)}, input_precision="ieee")'
+            case Sum(x, axis):
+                return f"tl.sum({x.name}, {axis})"
+            case Max(x, axis):
+                return f"tl.max({x.name}, {axis})"
+            case _:
+                return self.expr(value)
+
+    def _cast_suffix(self, dtype: str) -> str:
+        return {OPERAND: ".to(OPERAND)", ACC: ".to(tl.float32)", INDEX: ""}[dtype]
+
+    def expr(self, expr: Expr, outer: int = 0) -> str:
+        match expr:
+            case Const(value):
+                return repr(value)
+            case Var(name):
+                return name
+            case Span(start, size):
+                offset = "" if start == Const(0) else f"{self.expr(start, PRECEDENCE['add'])} + "
+                return f"{offset}tl.arange(0, {size})"
+            case Unary("neg", x):
+                return f"-{self.expr(x, TIGHT)}"
+            case Unary("tanh", x):
+                return f"(2.0 * tl.sigmoid(2.0 * {self.expr(x, TIGHT)}) - 1.0)"
+            case Unary(op, x):
+                return f"{FUNCTIONS[op]}({self.expr(x)})"
+            case Binary(op, x, y) if op in SYMBOLS:
+                level = PRECEDENCE[op]
+                # Python's & binds tighter than its comparisons, and comparisons do not chain here.
+                inside = PRECEDENCE["add"] if level <= PRECEDENCE["lt"] else level
+                inner = f"{self.expr(x, inside)} {SYMBOLS[op]} {self.expr(y, max(inside, level + 1))}"
+                return f"({inner})" if level < outer else inner
+            case Binary(op, x, y):
+                return f"{FUNCTIONS[op]}({self.expr(x)}, {self.expr(y)})"
+            case Where(condition, x, y):
+                return f"tl.where({self.expr(condition)}, {self.expr(x)}, {self.expr(y)})"
+            case Cast(x, dtype) if dtype in (IO, STATE):
+                return self.expr(x, outer)  # a store converts to the tensor's own dtype
+            case Cast(x, dtype):
+                return f"{self.expr(x, TIGHT)}{self._cast_suffix(dtype)}"
+            case Expand(x, axis):
+                return f"{self.expr(x, TIGHT)}[{'None, :' if axis == 0 else ':, None'}]"
+            case Full((), value, _):
+                return repr(value)
+            case Full(shape, value, _):
+                sizes = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
+                return f"tl.full(({sizes}), {value!r}, tl.float32)"
+            case Transpose(x):
+                return f"tl.trans({x.name})"
+            case _:
+                raise TypeError(f"no Triton for {type(expr).__name__}")
+
+
+def stride_names(tensor: Tensor) -> list[str]:
+    """Names of the stride parameters, one a dimension but the last."""
+    return [str(dim).lower() for dim in tensor.dims[:-1]]
+
+
+def _product(dims: tuple[Dim, ...]) -> str:
+    """The product of extents as text; runtime sizes first, so that it is taken in 64 bits."""
+    names = [dim for dim in dims if isinstance(dim, str)]
+    number = prod(dim for dim in dims if isinstance(dim, int))
+    return " * ".join([*names, *([str(number)] if number != 1 or not names else [])])
+
+
+def _times(x: str, stride: str) -> str:
+    return x if stride == "1" else f"{x} * {stride}"

@@ -1,0 +1,142 @@
+"""The compiler's driver: load → validate → lower → schedule → emit."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import artifacts
+from .emit import registry, tilelang, torch, triton
+from .emit.layer import ScheduledLayer, ScheduledProgram
+from .ir.check import check
+from .ir.host import Pass
+from .ir.nodes import Program
+from .lower import linear_attention, sliding_window
+from .lower.passes import passes
+from .schedule.choose import choose
+from .schedule.model import HOST_C
+from .spec.load import load_dir
+from .spec.model import LayerSpec, LinearAttention, SlidingWindow, spec_to_dict
+
+EMITTERS: dict[str, Callable[[ScheduledLayer], str]] = {
+    "triton": triton.emit,
+    "tilelang": tilelang.emit,
+    HOST_C: tilelang.emit,
+    "torch": torch.emit,
+}
+"""The printer of each generated module of a layer."""
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A layer as programs and as the passes that launch them; no sizes are chosen yet."""
+
+    spec: LayerSpec
+    programs: tuple[Program, ...]
+    passes: tuple[Pass, ...]
+
+
+def load(specs: Path, names: Iterable[str] = ()) -> dict[str, LayerSpec]:
+    """Load and validate the specs of a directory; raises `SpecErrors` with every error of every file."""
+    return load_dir(specs, names)
+
+
+def lower(spec: LayerSpec) -> Lowered:
+    """The tile programs of a layer, checked."""
+    match spec:
+        case LinearAttention():
+            programs = linear_attention.programs(spec)
+        case SlidingWindow():
+            programs = sliding_window.programs(spec)
+    for program in programs:
+        check(program)
+    return Lowered(spec, programs, passes(spec))
+
+
+def schedule(lowered: Lowered, target: str) -> ScheduledLayer:
+    """Bind every choice that the programs leave open, for one kind of generated module."""
+    programs = tuple(ScheduledProgram.of(p, choose(lowered.spec, p, target)) for p in lowered.programs)
+    return ScheduledLayer(lowered.spec, target, build_hash(lowered.spec), programs, lowered.passes)
+
+
+def emit(layer: ScheduledLayer) -> str:
+    """The source text of one generated module."""
+    return EMITTERS[layer.backend](layer)
+
+
+def sources(spec: LayerSpec, directory: str | None = None) -> dict[str, str]:
+    """Every generated file of a layer, by its path below the output directory."""
+    lowered = lower(spec)
+    directory = directory or spec.name
+    files = {
+        f"{directory}/{artifacts.module_name(target)}.py": emit(schedule(lowered, target))
+        for target in EMITTERS
+    }
+    return {f"{directory}/__init__.py": registry.variant(spec, build_hash(spec))} | files
+
+
+def plan(
+    specs: Path,
+    names: Iterable[str] = (),
+    also: Iterable[str] = (),
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, str]:
+    """Every file that `specs` generates, by its path; only the layers `names`, if any are given.
+
+    `also` are layers that stay registered although they are not generated again.
+    """
+    loaded = load(specs, names)
+    files: dict[str, str] = {}
+    for name, spec in loaded.items():
+        if progress:
+            progress(name)
+        files |= sources(spec)
+    return {"__init__.py": registry.package(sorted({*loaded, *also}))} | files
+
+
+def generate(
+    specs: Path, out: Path, names: Iterable[str] = (), progress: Callable[[str], None] | None = None
+) -> artifacts.Changes:
+    """Bring the generated files in `out` up to date; nothing is written if any spec is wrong."""
+    names = tuple(names)
+    known = [path.stem for path in specs.glob("*.yaml")]
+    also = [name for name in known if names and (out / name / "__init__.py").is_file()]
+    files = plan(specs, names, also, progress)
+    return artifacts.write(out, files, remove_others=not names)
+
+
+def compare(
+    specs: Path, out: Path, names: Iterable[str] = (), progress: Callable[[str], None] | None = None
+) -> artifacts.Changes:
+    """What `generate` would change; `out` is left alone."""
+    names = tuple(names)
+    known = [path.stem for path in specs.glob("*.yaml")]
+    also = [name for name in known if names and (out / name / "__init__.py").is_file()]
+    return artifacts.compare(out, plan(specs, names, also, progress), look_for_others=not names)
+
+
+def generate_one(spec: LayerSpec, out: Path, variant: str) -> str:
+    """Generate one layer as the package `out`, registered as `variant`; returns its build hash."""
+    files = {"__init__.py": registry.package([variant])} | sources(spec, directory=variant)
+    artifacts.write(out, files, remove_others=False)
+    return build_hash(spec)
+
+
+def build_hash(spec: LayerSpec) -> str:
+    """Eight hexadecimal digits that change whenever the spec's meaning or the compiler does."""
+    text = json.dumps(spec_to_dict(spec), sort_keys=True)
+    return hashlib.sha256(f"{compiler_hash()}\n{text}".encode()).hexdigest()[:8]
+
+
+@functools.cache
+def compiler_hash() -> str:
+    """Hash of the compiler's own sources and of the schedule records."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".yaml")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""The only home of tile sizes, warps, stages and memory scopes."""

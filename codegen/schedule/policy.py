@@ -1,0 +1,156 @@
+"""Schedules without measurements: rules that are right everywhere and good on Hopper.
+
+Tuning records (`records.py`) override what is chosen here, program by program.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..ir.nodes import Program
+from ..spec.model import LayerSpec, LinearAttention, SlidingWindow
+from .model import HOST_C, Schedule, Setting
+
+MATRIX_UNIT = 16
+"""The smallest side of a matrix product on a tensor core, in elements."""
+TILE_OF_TWO_WARPS = 64 * 64
+"""The largest float32 accumulator that two warps hold beside their operands without spilling."""
+
+
+def policy(spec: LayerSpec, program: Program, backend: str) -> Schedule:
+    """The schedule of one program."""
+    dtypes = (*spec.dtypes, "float64") if backend == "torch" else spec.dtypes
+    choose = {"triton": _warps, "tilelang": _tensor_cores, "torch": _whole, HOST_C: _small}[backend]
+    settings = {dtype: choose(spec, program, dtype) for dtype in dtypes}
+    rewrites = ("gather_by_product",) if backend in ("triton", "torch") else ()
+    return Schedule(program.name, backend, settings, rewrites)
+
+
+def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
+    """Tiles for Triton: blocks of two warps.
+
+    Two warps are below the four that make a warpgroup, so products stay on the instructions that a single
+    warp issues.  On Hopper that is deliberate twice over.  These kernels wait for latency rather than for the
+    matrix units, and many small blocks hide it better; and Triton 3.6 and 3.7 miscompile several warpgroup
+    products in one kernel (wrong sums, illegal addresses: triton-lang/triton 10486 and 11366).
+    """
+    wide = dtype == "float32"  # twice the bytes, and products that run on the ordinary units
+    values = max(MATRIX_UNIT, _power_of_two(spec.head_dims.v))
+    if "VALUES" not in program.bounds:
+        values = min(values, 64)
+    qk = max(MATRIX_UNIT, _power_of_two(spec.head_dims.qk))
+    gradients = "gradients" in program.name
+    held = qk + values if gradients or "states" in program.name else max(qk, values)  # columns summed at once
+    chunk = 32 if wide or 64 * held >= 2 * TILE_OF_TWO_WARPS else 64
+    sizes = {
+        "QK": qk,
+        "VALUES": values,
+        "FEATURES": 32,
+        "CHUNK": chunk,
+        "KEYS": 32 if gradients else chunk,
+        "QUERIES": 32,
+        "SEGMENT": _segment(spec),
+        "ELEMENTS": 512,
+    }
+    if program.name == "token":
+        rows = max(MATRIX_UNIT, min(64, 2048 // max(values, qk)))
+        return Setting(_pick(program, sizes | {"FEATURES": rows, "KEYS": rows}), warps=4, stages=2)
+    crowded = wide or 32 * max(values, qk) > TILE_OF_TWO_WARPS
+    return Setting(_pick(program, sizes), warps=4 if crowded else 2, stages=2 if gradients else 3)
+
+
+def _matrix_units(spec: LayerSpec, program: Program, dtype: str) -> Setting:
+    """Tiles for a GPU with matrix units."""
+    wide = dtype == "float32"  # twice the bytes, and products that run on the ordinary units
+    qk, v = spec.head_dims.qk, spec.head_dims.v
+    values = max(MATRIX_UNIT, _power_of_two(v))
+    if "VALUES" not in program.bounds:
+        values = min(values, 64)
+    chunk = 32 if wide or values > 128 else 64
+    sizes = {
+        "QK": max(MATRIX_UNIT, _power_of_two(qk)),
+        "VALUES": values,
+        "FEATURES": 32 if wide else 64,
+        "CHUNK": chunk,
+        "KEYS": chunk,
+        "QUERIES": chunk,
+        "SEGMENT": _segment(spec),
+        "ELEMENTS": 1024,
+    }
+    if program.name == "token":
+        sizes |= {
+            "FEATURES": max(MATRIX_UNIT, min(64, 4096 // values)),
+            "KEYS": max(MATRIX_UNIT, min(64, 4096 // values)),
+        }
+        return Setting(_pick(program, sizes), warps=4, stages=2)
+    return Setting(_pick(program, sizes), warps=8 if values > 128 else 4, stages=2)
+
+
+def _tensor_cores(spec: LayerSpec, program: Program, dtype: str) -> Setting:
+    """Tiles for TileLang on a GPU: like `_matrix_units`, but sides need only be multiples of 16."""
+    setting = _matrix_units(spec, program, dtype)
+    sizes = dict(setting.constants)
+    for name, width in (("QK", spec.head_dims.qk), ("VALUES", spec.head_dims.v)):
+        if name in sizes:
+            sizes[name] = min(sizes[name], -(-width // MATRIX_UNIT) * MATRIX_UNIT)
+    return replace(setting, constants=sizes)
+
+
+def _whole(spec: LayerSpec, program: Program, dtype: str) -> Setting:
+    """Tiles for batched PyTorch expressions: no padding, few and large."""
+    rows = _rows(spec)
+    chunk = 128 if isinstance(spec, LinearAttention) else max(64, min(256, _power_of_two(spec.window)))
+    sizes = {
+        "QK": spec.head_dims.qk,
+        "VALUES": spec.head_dims.v,
+        "FEATURES": rows,
+        "CHUNK": chunk,
+        "KEYS": chunk,
+        "QUERIES": chunk,
+        "SEGMENT": chunk,
+        "ELEMENTS": rows * spec.head_dims.v,
+    }
+    if program.name == "token" and isinstance(spec, SlidingWindow):
+        sizes["KEYS"] = spec.window
+    return Setting(_pick(program, sizes))
+
+
+def _small(spec: LayerSpec, program: Program, dtype: str) -> Setting:
+    """Tiles that fit a host thread's stack and first-level cache."""
+    sizes = {
+        "QK": spec.head_dims.qk,
+        "VALUES": spec.head_dims.v,
+        "FEATURES": min(32, _rows(spec)),
+        "CHUNK": 16,
+        "KEYS": 16,
+        "QUERIES": 16,
+        "SEGMENT": 64,
+        "ELEMENTS": 256,
+    }
+    return Setting(_pick(program, sizes))
+
+
+def _segment(spec: LayerSpec) -> int:
+    """Segments about as long as the state has rows.
+
+    A token's direct part costs half a segment of keys, its part of the state the state's rows; equal lengths
+    balance the two.
+    """
+    return min(4096, max(256, 2 * _power_of_two(_rows(spec))))
+
+
+def _rows(spec: LayerSpec) -> int:
+    if isinstance(spec, SlidingWindow):
+        return spec.window
+    from ..lower.feature_maps import feature_map
+
+    return feature_map(spec).rows
+
+
+def _pick(program: Program, sizes: dict[str, int]) -> dict[str, int]:
+    return {name: sizes[name] for name in program.constants}
+
+
+def _power_of_two(n: int) -> int:
+    """The least power of two that is not less than n."""
+    return 1 << (n - 1).bit_length()
