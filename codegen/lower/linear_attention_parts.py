@@ -1,0 +1,111 @@
+"""What the programs of linear attention share: names, parameters, and pieces of their bodies."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+from ..ir.build import Builder
+from ..ir.nodes import (
+    ACC,
+    IO,
+    OPERAND,
+    Axis,
+    Cast,
+    Expr,
+    Load,
+    Program,
+    Span,
+    Tensor,
+    Var,
+    cdiv,
+    column,
+    row,
+)
+from ..spec.model import LinearAttention
+from .feature_maps import FeatureMap
+
+B, H, T = Var("b"), Var("h"), Var("T")
+ROWS = ("B", "T", "H")
+BATCH_AXES = (Axis("b", Var("B"), batch=True), Axis("h", Var("H"), batch=True))
+CHUNK_AXIS = Axis("chunk", cdiv("T", "CHUNK"))
+SIZES = ("B", "T", "H", "segments")
+
+
+class Layer:
+    """The widths and the feature map of one layer, and the pieces that several of its programs need."""
+
+    def __init__(self, spec: LinearAttention, features: FeatureMap) -> None:
+        self.spec, self.features = spec, features
+        self.qk, self.v = spec.head_dims.qk, spec.head_dims.v
+
+    # Parameters
+
+    def queries(self, name: str) -> Tensor:
+        """q or k, as the user passes it."""
+        return Tensor(name, (*ROWS, self.qk), IO, strided=True)
+
+    def values(self, name: str, strided: bool = True) -> Tensor:
+        """v or do as the user passes it, or an output of its shape."""
+        return Tensor(name, (*ROWS, self.v), IO, strided)
+
+    def segment_states(self, flag: str | None = None) -> tuple[Tensor, ...]:
+        """The state of every segment and, where the layer normalises, its normaliser."""
+        state = Tensor("state", ("B", "H", "segments", self.features.rows, self.v), ACC, optional=flag)
+        normalizer = Tensor("normalizer", ("B", "H", "segments", self.features.rows), ACC, optional=flag)
+        return (state, normalizer) if self.spec.normalize else (state,)
+
+    def row_sums(self, *names: str) -> tuple[Tensor, ...]:
+        """Vectors with one number a token, which only a normalised layer has."""
+        return tuple(Tensor(name, ROWS, ACC) for name in names) if self.spec.normalize else ()
+
+    def program(
+        self,
+        name: str,
+        summary: str,
+        axes: tuple[Axis, ...],
+        tensors: tuple[Tensor, ...],
+        b: Builder,
+        constants: tuple[str, ...],
+        whole_values: bool,
+        flags: tuple[str, ...] = (),
+        scaled: bool = True,
+    ) -> Program:
+        """A program over chunks or segments, with the constants that all of them have."""
+        bounds = {"QK": self.qk} | ({"VALUES": self.v} if whole_values else {})
+        block = () if self.features.block == "QK" else ("FEATURES",)
+        return Program(
+            name,
+            summary,
+            (*BATCH_AXES, *axes),
+            tensors,
+            SIZES,
+            ("scale",) if scaled else (),
+            flags,
+            (*constants, "QK", *block, "VALUES"),
+            b.body,
+            bounds,
+        )
+
+    # Pieces
+
+    def gradient_tile(self, b: Builder, t: Var, u: Var) -> Var:
+        """g = do / (n + eps) as a matrix operand, one row a token."""
+        if not self.spec.normalize:
+            return b.let("G", Load("do", (B, t, H, u), OPERAND))
+        do = b.let("dO", Load("do", (B, t, H, u), ACC))
+        n = b.let("N", Load("n", (B, t, H), ACC, fill=1.0))
+        return b.let("G", Cast(do / column(n + self.spec.eps), OPERAND))
+
+    def weighted_features(self, b: Builder, name: str, operand: Var, selection: tuple[Var, ...]) -> Var:
+        """The query-side features: the map's own times their weights."""
+        plain = self.features.features(b, f"{name}_plain", operand, selection)
+        weight = self.features.weights(b, selection)
+        return b.let(name, plain * row(weight))
+
+    def feature_loop(self, b: Builder) -> AbstractContextManager[Var]:
+        """A loop over all features, one block at a time."""
+        return b.loop("f0", 0, self.features.rows, self.features.block)
+
+    def features_at(self, b: Builder, f0: Expr) -> Var:
+        """The index tile of one block of features."""
+        return b.let("f", Span(f0, self.features.block))
