@@ -52,8 +52,3 @@ def operand_dtype(layer: ScheduledLayer, dtype: str) -> str:
     if dtype == "float16" and isinstance(layer.spec, LinearAttention):
         return "bfloat16"
     return dtype
-
-
-def uses_operands(program: Program) -> bool:
-    """Whether anything in the program is a matrix operand."""
-    return "'operand'" in repr(program.body)

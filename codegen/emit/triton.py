@@ -35,12 +35,13 @@ from ..ir.nodes import (
     Var,
     When,
     Where,
+    uses_operands,
 )
 from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
 from ..spec.model import LinearAttention
 from .bounds import Bounds
 from .host import emit_passes, emit_schedule
-from .layer import ScheduledLayer, ScheduledProgram, operand_dtype, uses_operands
+from .layer import ScheduledLayer, ScheduledProgram, operand_dtype
 from .writer import Writer, header
 
 FUNCTIONS = {

@@ -1,7 +1,8 @@
 """Fold tiles that are used once into the expression that uses them.
 
-A backend that writes elementwise work as loops over single elements needs no buffer between two elementwise steps.  The
-statements that come out of `fuse` are like a program's, but `Load` and `Columns` may stand inside larger expressions.
+A backend that writes elementwise work as loops over single elements needs no buffer between two elementwise
+steps.  The statements that come out of `fuse` are like a program's, but `Load` and `Columns` may stand inside
+larger expressions.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ class _Fuser:
         self.program, self.types, self.assigned = program, types, assigned
 
     def block(self, body: tuple[Stmt, ...], outer: Bindings) -> tuple[Stmt, ...]:
-        bindings, result = dict(outer), []
+        bindings = dict(outer)
+        result: list[Stmt] = []
         for place, stmt in enumerate(body):
             if isinstance(stmt, Let):
                 value = substitute(stmt.value, bindings)
@@ -97,7 +99,7 @@ class _Fuser:
 
     def _rewritten(self, stmt: Stmt, bindings: Bindings) -> Stmt:
         match stmt:
-            case Set(name, value) | Add(name, value):
+            case Set(_, value) | Add(_, value):
                 return replace(stmt, value=substitute(value, bindings))
             case Store(tensor, index, value):
                 return Store(
@@ -126,7 +128,7 @@ class _Fuser:
         return self._used_once(name, value, rest)
 
     def _used_once(self, name: str, value: Expr, rest: tuple[Stmt, ...]) -> bool:
-        """Whether the one use is a step of the same block, just as large, that nothing separates from here."""
+        """Whether the one use is a step of the same block, just as large, that nothing keeps apart."""
         for place, stmt in enumerate(rest):
             if isinstance(stmt, Let) and stmt.name == name and not _mentions(stmt, name):
                 return False

@@ -340,3 +340,8 @@ def row(x: Expr) -> Expr:
 def column(x: Expr) -> Expr:
     """A vector laid along the rows of a matrix."""
     return Expand(x, 1)
+
+
+def uses_operands(program: Program) -> bool:
+    """Whether anything in the program is a matrix operand."""
+    return "'operand'" in repr(program.body)

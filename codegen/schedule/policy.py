@@ -5,9 +5,7 @@ Tuning records (`records.py`) override what is chosen here, program by program.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from ..ir.nodes import Program
+from ..ir.nodes import Program, uses_operands
 from ..spec.model import LayerSpec, LinearAttention, SlidingWindow
 from .model import HOST_C, Schedule, Setting
 
@@ -59,16 +57,20 @@ def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     return Setting(_pick(program, sizes), warps=4 if crowded else 2, stages=2 if gradients else 3)
 
 
-def _matrix_units(spec: LayerSpec, program: Program, dtype: str) -> Setting:
-    """Tiles for a GPU with matrix units."""
+def _tensor_cores(spec: LayerSpec, program: Program, dtype: str) -> Setting:
+    """Tiles for TileLang on a GPU: blocks of one warpgroup, more where accumulators are wide.
+
+    Columns of a product need only be a multiple of 16.  Tiles to which no product gives a layout are powers
+    of two, so that the threads divide their rows evenly.
+    """
     wide = dtype == "float32"  # twice the bytes, and products that run on the ordinary units
-    qk, v = spec.head_dims.qk, spec.head_dims.v
-    values = max(MATRIX_UNIT, _power_of_two(v))
+    padded = _multiple_of_16 if uses_operands(program) else _power_of_two
+    values = max(MATRIX_UNIT, padded(spec.head_dims.v))
     if "VALUES" not in program.bounds:
         values = min(values, 64)
-    chunk = 32 if wide or values > 128 else 64
+    chunk = 32 if wide else 64
     sizes = {
-        "QK": max(MATRIX_UNIT, _power_of_two(qk)),
+        "QK": max(MATRIX_UNIT, padded(spec.head_dims.qk)),
         "VALUES": values,
         "FEATURES": 32 if wide else 64,
         "CHUNK": chunk,
@@ -78,22 +80,9 @@ def _matrix_units(spec: LayerSpec, program: Program, dtype: str) -> Setting:
         "ELEMENTS": 1024,
     }
     if program.name == "token":
-        sizes |= {
-            "FEATURES": max(MATRIX_UNIT, min(64, 4096 // values)),
-            "KEYS": max(MATRIX_UNIT, min(64, 4096 // values)),
-        }
-        return Setting(_pick(program, sizes), warps=4, stages=2)
-    return Setting(_pick(program, sizes), warps=8 if values > 128 else 4, stages=2)
-
-
-def _tensor_cores(spec: LayerSpec, program: Program, dtype: str) -> Setting:
-    """Tiles for TileLang on a GPU: like `_matrix_units`, but sides need only be multiples of 16."""
-    setting = _matrix_units(spec, program, dtype)
-    sizes = dict(setting.constants)
-    for name, width in (("QK", spec.head_dims.qk), ("VALUES", spec.head_dims.v)):
-        if name in sizes:
-            sizes[name] = min(sizes[name], -(-width // MATRIX_UNIT) * MATRIX_UNIT)
-    return replace(setting, constants=sizes)
+        rows = max(MATRIX_UNIT, min(64, 4096 // values))
+        sizes |= {"FEATURES": rows, "KEYS": rows}
+    return Setting(_pick(program, sizes), warps=8 if values > 128 else 4, stages=1)
 
 
 def _whole(spec: LayerSpec, program: Program, dtype: str) -> Setting:
@@ -149,6 +138,10 @@ def _rows(spec: LayerSpec) -> int:
 
 def _pick(program: Program, sizes: dict[str, int]) -> dict[str, int]:
     return {name: sizes[name] for name in program.constants}
+
+
+def _multiple_of_16(n: int) -> int:
+    return -(-n // MATRIX_UNIT) * MATRIX_UNIT
 
 
 def _power_of_two(n: int) -> int:

@@ -1,8 +1,9 @@
 """Where the tiles of a program live: the memory scopes of a backend that names them.
 
-On a GPU a tile that a matrix product or a gather reads from other threads' rows is *shared*; an accumulator, or a matrix that
-is only worked on elementwise, is a *fragment* in registers, spread over the block.  Vectors are shared as soon as they meet
-a matrix: one vector goes with matrices of different layouts.  On the host every tile is *local*.
+On a GPU a tile that a matrix product or a gather reads is *shared* by the block; an accumulator, or a matrix
+that is only worked on elementwise, is a *fragment*, spread over the registers of its threads.  Vectors
+are shared as soon as they meet a matrix: one vector goes with matrices of different layouts.  On the host
+every tile is *local*.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ SHARED, FRAGMENT, LOCAL, SCALAR, EXPRESSION = "shared", "fragment", "local", "sc
 def scopes(body: tuple[Stmt, ...], types: Types, backend: str) -> dict[str, str]:
     """The scope of every variable that `body` introduces, in order."""
     crossing = _crossing(body)
-    return {stmt.name: _scope(stmt.name, types, crossing, backend) for stmt in statements(body) if isinstance(stmt, Let)}
+    return {
+        stmt.name: _scope(stmt.name, types, crossing, backend)
+        for stmt in statements(body)
+        if isinstance(stmt, Let)
+    }
 
 
 def _scope(name: str, types: Types, crossing: set[str], backend: str) -> str:
@@ -43,7 +48,9 @@ def _crossing(body: tuple[Stmt, ...]) -> set[str]:
             for node in walk(expr):
                 match node:
                     case Dot(x, y):
-                        found |= {part.x.name if isinstance(part, Transpose) else part.name for part in (x, y)}
+                        found |= {
+                            part.x.name if isinstance(part, Transpose) else part.name for part in (x, y)
+                        }
                     case Columns(x, _):
                         found.add(x.name)
                     case Expand(x):

@@ -1,0 +1,82 @@
+"""Print scheduled programs as TileLang.
+
+The CUDA module and the one for TileLang's C target come from the same printer: they differ in their
+schedules, that is in tile sizes and in where the tiles live.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ..ir.fuse import fuse, statements
+from ..ir.nodes import IO, Program, Store, uses_operands
+from ..schedule.model import HOST_C
+from ..schedule.scopes import scopes
+from ..spec.model import LinearAttention
+from .host import emit_passes, emit_schedule
+from .layer import ScheduledLayer, ScheduledProgram, operand_dtype
+from .tilelang_kernel import Target, emit_kernel
+from .writer import Writer, header
+
+HOST_HELPERS = ("cdiv", "flat")
+KERNEL_HELPERS = ("aligned", "coordinates", "dot", "gathering", "kernel", "tensor")
+
+
+def emit(layer: ScheduledLayer) -> str:
+    """The TileLang module of a layer."""
+    state_dtype = layer.spec.state_dtype if isinstance(layer.spec, LinearAttention) else "float32"
+    target = Target(on_host=layer.backend == HOST_C, state_dtype=state_dtype)
+    body = Writer()
+    emit_schedule(body, layer, lambda scheduled, dtype: _setting(layer, scheduled, dtype))
+    for scheduled in layer.programs:
+        fused = fuse(scheduled.program, scheduled.types)
+        stores = dict.fromkeys(stmt.tensor for stmt in statements(fused) if isinstance(stmt, Store))
+        body.blank(2)
+        body.call("@kernel(stores=(", [f'"{name}"' for name in stores], ",))" if len(stores) == 1 else "))")
+        emit_kernel(body, scheduled, fused, scopes(fused, scheduled.types, layer.backend), target)
+    body.blank(2)
+    emit_passes(body, layer, _launch)
+
+    w = Writer()
+    where = "the host, through C" if target.on_host else "CUDA"
+    header(w, layer.spec.name, "tilelang", layer.build, f"TileLang kernels of {layer.spec.name} for {where}.")
+    w.line("from math import prod")
+    w.blank()
+    w.line("import tilelang.language as tl")
+    w.line("import torch")
+    w.blank()
+    text = body.text()
+    support = "based_ops.support.tilelang_cpu" if target.on_host else "based_ops.support.tilelang"
+    for module, helpers in (("based_ops.support.host", HOST_HELPERS), (support, KERNEL_HELPERS)):
+        if used := [name for name in helpers if re.search(rf"\b{name}\(", text)]:
+            w.line(f"from {module} import {', '.join(used)}")
+    w.blank()
+    return w.text() + "\n" + text
+
+
+def _setting(layer: ScheduledLayer, scheduled: ScheduledProgram, dtype: str) -> list[str]:
+    setting = scheduled.schedule.settings[dtype]
+    on_host = layer.backend == HOST_C
+    constants = [f"{name}={value}" for name, value in setting.constants.items()]
+    io = ["IO=" + ('"float32"' if on_host else f'"{dtype}"')] if uses_io(scheduled.program) else []
+    operand = "float32" if on_host else operand_dtype(layer, dtype)
+    operands = [f'OPERAND="{operand}"'] if uses_operands(scheduled.program) else []
+    return [*constants, *io, *operands, f"THREADS={1 if on_host else 32 * setting.warps}"]
+
+
+def uses_io(program: Program) -> bool:
+    """Whether any tensor of the program has the dtype that the user passes."""
+    return any(tensor.dtype == IO for tensor in program.tensors)
+
+
+def _launch(w: Writer, scheduled: ScheduledProgram, arguments: dict[str, str]) -> None:
+    program = scheduled.program
+    w.call(
+        f"{program.name}(",
+        [
+            *(arguments.get(t.name, t.name) for t in program.tensors),
+            *program.scalars,
+            *(f"{flag}={arguments[flag]}" for flag in program.flags),
+            f'**SCHEDULE["{program.name}"][q.dtype]',
+        ],
+    )

@@ -1,0 +1,427 @@
+"""Print one program as a TileLang kernel: a function of its tile sizes that returns a ``prim_func``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..ir.check import infer, walk
+from ..ir.fuse import expressions, statements
+from ..ir.nodes import (
+    ACC,
+    BOOL,
+    INDEX,
+    IO,
+    OPERAND,
+    STATE,
+    Add,
+    Binary,
+    Cast,
+    Columns,
+    Comment,
+    Const,
+    Dim,
+    Dot,
+    Expand,
+    Expr,
+    For,
+    Full,
+    Let,
+    Load,
+    Max,
+    Set,
+    Span,
+    Stmt,
+    Store,
+    Sum,
+    Tensor,
+    Transpose,
+    Unary,
+    Var,
+    When,
+    Where,
+    uses_operands,
+)
+from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
+from ..schedule.scopes import EXPRESSION, FRAGMENT, SCALAR
+from .bounds import Bounds
+from .layer import ScheduledProgram
+from .writer import Writer
+
+FUNCTIONS = {"floordiv": "tl.truncdiv", "mod": "tl.truncmod", "min": "tl.min", "max": "tl.max"}
+"""Indices are never negative where they are divided, and truncating division needs no correction."""
+
+WHOLE_VECTORS = 8
+"""Rows that are a multiple of this many elements may be moved in 16-byte pieces, in any dtype."""
+
+
+C_KEYWORDS = {"do"}
+"""Tensors whose names mean something in C, which kernels become."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the text of a kernel needs to know of the machine it is for."""
+
+    on_host: bool
+    state_dtype: str
+
+    def dtype(self, role: str) -> str:
+        """The dtype of a tensor or tile, as text."""
+        state = "float32" if self.on_host else self.state_dtype
+        return {IO: "IO", OPERAND: "OPERAND", ACC: '"float32"', STATE: f'"{state}"', INDEX: '"int32"'}[role]
+
+    def loop(self, extents: tuple[Dim, ...], gathers: bool) -> str:
+        """The iterator over the elements of a tile; `gathers`: it reads columns that an index tile names."""
+        sizes = ", ".join(map(str, extents))
+        if self.on_host:
+            return f"tl.grid({sizes})" if len(extents) > 1 else f"tl.serial({sizes})"
+        return f"gathering({sizes})" if gathers else f"tl.Parallel({sizes})"
+
+
+def emit_kernel(
+    w: Writer, scheduled: ScheduledProgram, body: tuple[Stmt, ...], scopes: dict[str, str], target: Target
+) -> None:
+    """Print the program, whose statements after fusing are `body`."""
+    _Kernel(w, scheduled, body, scopes, target).emit()
+
+
+class _Kernel:
+    def __init__(
+        self,
+        w: Writer,
+        scheduled: ScheduledProgram,
+        body: tuple[Stmt, ...],
+        scopes: dict[str, str],
+        target: Target,
+    ) -> None:
+        self.w, self.program, self.types = w, scheduled.program, scheduled.types
+        self.body, self.scopes, self.target = body, scopes, target
+        self.bounds = Bounds(scheduled.program, scheduled.schedule)
+        self.indices: dict[str, Expr] = {}  # index tiles in force
+        self.loaded: set[str] = set()  # tensors read since the threads last met
+        loops = {stmt.var for stmt in statements(body) if isinstance(stmt, For)}
+        taken = (
+            loops
+            | set(scopes)
+            | {t.name for t in self.program.tensors}
+            | {axis.name for axis in self.program.grid}
+        )
+        self.axes = [name for name in ("i", "j", "m", "l") if name not in taken][:2]
+
+    def emit(self) -> None:
+        program, w = self.program, self.w
+        dims = {dim for tensor in program.tensors for dim in tensor.dims}
+        sizes = [name for name in program.sizes if name in dims]
+        w.call(
+            f"def {program.name}(",
+            [
+                *program.constants,
+                *(["IO"] if any(t.dtype == IO for t in program.tensors) else []),
+                *(["OPERAND"] if uses_operands(program) else []),
+                "THREADS",
+                *program.flags,
+                *([] if self.target.on_host else ["ALIGNED"]),
+            ],
+            "):",
+        )
+        with w.indented():
+            w.line(f'"""{program.summary}"""')
+            w.line(f'{", ".join(sizes)} = tl.dynamic("{" ".join(sizes)}")')
+            w.call("grid = (", [self._extent(axis.extent) for axis in program.grid])
+            w.blank()
+            w.line("@tl.prim_func")
+            w.line(f"def {program.name}_kernel(")
+            with w.indented():
+                for tensor in program.tensors:
+                    w.line(f"{_c_name(tensor.name)}: {self._parameter(tensor)},")
+                for scalar in program.scalars:
+                    w.line(f"{scalar}: tl.float32,")
+            w.line("):")
+            with w.indented():
+                w.line("with tl.Kernel(prod(grid), threads=THREADS) as program:")
+                with w.indented():
+                    w.line(f"{', '.join(axis.name for axis in program.grid)} = coordinates(program, grid)")
+                    self._allocate()
+                    self._block(self.body)
+            w.blank()
+            w.line(f"return {program.name}_kernel")
+
+    def _parameter(self, tensor: Tensor) -> str:
+        dims = ", ".join(map(str, tensor.dims))
+        present = f", {tensor.optional}" if tensor.optional else ""
+        return f"tensor(({dims}), {self.target.dtype(tensor.dtype)}{present})"
+
+    def _extent(self, extent: Expr) -> str:
+        match extent:
+            case Binary("floordiv", Binary("sub", Binary("add", x, y), Const(1)), divisor) if y == divisor:
+                return f"tl.ceildiv({self.expr(x)}, {self.expr(y)})"
+            case _:
+                return self.expr(extent)
+
+    def _allocate(self) -> None:
+        if not self.target.on_host:
+            whole = [
+                _c_name(t.name)
+                for t in self.program.tensors
+                if isinstance(t.dims[-1], int) and t.dims[-1] % WHOLE_VECTORS == 0
+            ]
+            if whole:
+                self.w.line(f"aligned(ALIGNED, {', '.join(whole)})")
+        for name, scope in self.scopes.items():
+            if scope not in (SCALAR, EXPRESSION):
+                kind = self.types[name]
+                shape = ", ".join(map(str, kind.shape or (1,))) + ("," if len(kind.shape) < 2 else "")
+                self.w.line(f"{name} = tl.alloc_{scope}(({shape}), {self.target.dtype(kind.dtype)})")
+
+    # Statements
+
+    def _block(self, body: tuple[Stmt, ...]) -> None:
+        for stmt in body:
+            self._statement(stmt)
+
+    def _statement(self, stmt: Stmt) -> None:
+        w = self.w
+        match stmt:
+            case Let(name, value) if self.scopes[name] == EXPRESSION:
+                self.indices[name] = value
+            case Let(name, value) if self.scopes[name] == SCALAR:
+                dtype = self.target.dtype(self.types[name].dtype)
+                w.line(f"{name} = tl.alloc_var({dtype}, init={self.expr(value)})")
+            case Let(name, value) | Set(name, value):
+                self._assign(name, value)
+            case Add(name, value):
+                self._add(name, value)
+            case Store(tensor, index, value):
+                self._store(tensor, index, value)
+            case For(var, start, stop, step, body):
+                bounds = (
+                    [self.expr(stop)]
+                    if (start, step) == (Const(0), Const(1))
+                    else map(self.expr, (start, stop, step))
+                )
+                w.call(f"for {var} in tl.serial(", [*bounds], "):")
+                with w.indented():
+                    self._block(body)
+            case When(flag, body):
+                before = set(self.loaded)
+                w.line(f"if {flag}:")
+                with w.indented():
+                    self._block(body)
+                self.loaded |= before
+            case Comment(words):
+                w.line(f"# {words}")
+        self.loaded |= {
+            node.tensor for expr in expressions(stmt) for node in walk(expr) if isinstance(node, Load)
+        }
+
+    def _assign(self, name: str, value: Expr) -> None:
+        match value:
+            case Full(_, number):
+                self.w.line(f"tl.fill({name}, {number!r})" if number else f"tl.clear({name})")
+            case Dot():
+                self._dot(name, value, ["clear=True"])
+            case Sum(x, axis) | Max(x, axis):
+                self.w.line(f"tl.reduce_{type(value).__name__.lower()}({x.name}, {name}, dim={axis})")
+            case Cast(Var(source), to) if to == OPERAND and self.scopes.get(source) == FRAGMENT:
+                self.w.line(f"tl.copy({source}, {name})")
+            case _:
+                self._elementwise(name, "=", value)
+
+    def _add(self, name: str, value: Expr) -> None:
+        match value:
+            case Dot():
+                self._dot(name, value, [])
+            case Sum(x, axis):
+                self.w.line(f"tl.reduce_sum({x.name}, {name}, dim={axis}, clear=False)")
+            case _:
+                self._elementwise(name, "+=", value)
+
+    def _dot(self, name: str, value: Dot, extra: list[str]) -> None:
+        operands = [part.x.name if isinstance(part, Transpose) else part.name for part in (value.x, value.y)]
+        transposed = [
+            f"transpose_{side}=True"
+            for side, part in (("x", value.x), ("y", value.y))
+            if isinstance(part, Transpose)
+        ]
+        self.w.call("dot(", [*operands, name, *transposed, *extra])
+
+    def _elementwise(self, name: str, operator: str, value: Expr) -> None:
+        shape = self.types[name].shape
+        target = f"{name}[{', '.join(self.axes[: len(shape)])}]" if shape else name
+        self._loop(shape, f"{target} {operator} ", value, ())
+
+    def _store(self, name: str, index: tuple[Expr, ...], value: Expr) -> None:
+        if name in self.loaded and not self.target.on_host:
+            self.w.line("tl.sync_threads()  # everything is read before anything is overwritten")
+            self.loaded.clear()
+        shape = tuple(self._shape(entry)[0] for entry in index if self._shape(entry))
+        self._loop(shape, f"{self._element(name, index, self._places(len(shape)))} = ", value, index)
+
+    def _loop(self, shape: tuple[Dim, ...], target: str, value: Expr, index: tuple[Expr, ...]) -> None:
+        """One assignment for every element of a tile; index tiles that it uses are computed first."""
+        places = self._places(len(shape))
+        # What is stored converts to the buffer's own dtype.
+        plain = value.x if isinstance(value, Cast) and not self._is(value.x, BOOL) else value
+        text = self.expr(plain, places)
+        if not shape:
+            self.w.line(f"{target}{text}")
+            return
+        gathers = any(isinstance(node, Columns) for node in walk(value))
+        self.w.line(f"for {', '.join(places)} in {self.target.loop(shape, gathers)}:")
+        with self.w.indented():
+            for name, place in self._used_indices((*index, value), places).items():
+                self.w.line(f"{name} = {self.expr(self.indices[name], (place,))}")
+            self.w.line(f"{target}{text}")
+
+    def _places(self, rank: int) -> tuple[str, ...]:
+        return tuple(self.axes[:rank])
+
+    def _used_indices(self, exprs: tuple[Expr, ...], places: tuple[str, ...]) -> dict[str, str]:
+        """Index tiles that expressions use, in order of introduction, and the loop variable of each."""
+        found: dict[str, str] = {}
+
+        def visit(expr: Expr, places: tuple[str, ...]) -> None:
+            match expr:
+                case Var(name) if name in self.indices:
+                    visit(self.indices[name], places)
+                    found[name] = places[-1]
+                case _:
+                    for child, inner in self._children(expr, places):
+                        visit(child, inner)
+
+        tiles = 0
+        for expr in exprs[:-1]:
+            rank = len(self._shape(expr))
+            visit(expr, places[tiles : tiles + rank])
+            tiles += rank
+        visit(exprs[-1], places)
+        return {name: found[name] for name in self.indices if name in found}
+
+    def _children(self, expr: Expr, places: tuple[str, ...]) -> list[tuple[Expr, tuple[str, ...]]]:
+        """Subexpressions with the loop variables of their axes."""
+        match expr:
+            case Expand(x, axis):
+                return [(x, (places[1 - axis],))]
+            case Columns(_, index):
+                return [(index, places[1:])]
+            case Load(_, index):
+                result, tiles = [], 0
+                for entry in index:
+                    rank = len(self._shape(entry))
+                    result.append((entry, places[tiles : tiles + rank]))
+                    tiles += rank
+                return result
+            case Unary(_, x) | Cast(x, _):
+                return [(x, places)]
+            case Binary(_, x, y):
+                return [(x, places), (y, places)]
+            case Where(condition, x, y):
+                return [(condition, places), (x, places), (y, places)]
+            case _:
+                return []
+
+    # Expressions
+
+    def expr(self, expr: Expr, places: tuple[str, ...] = (), outer: int = 0) -> str:
+        """One element of an expression: `places` are the loop variables of its axes."""
+        match expr:
+            case Const(value) | Full(_, value):
+                return repr(value)
+            case Var(name):
+                return self._variable(name, places)
+            case Span(start, _):
+                if start == Const(0):
+                    return places[0]
+                text = f"{self.expr(start, (), PRECEDENCE['add'])} + {places[0]}"
+                return f"({text})" if outer > PRECEDENCE["add"] else text
+            case Unary("neg", x):
+                return f"-{self.expr(x, places, TIGHT)}"
+            case Unary("abs", x) if self.target.on_host:
+                # TileLang's C target has no absolute value (0.1.15).
+                return f"tl.max({self.expr(x, places)}, -{self.expr(x, places, TIGHT)})"
+            case Unary("abs", x):  # the C target has no absolute value
+                return f"tl.max({self.expr(x, places)}, -{self.expr(x, places, TIGHT)})"
+            case Unary(op, x):
+                return f"tl.{op}({self.expr(x, places)})"
+            case Binary("and", x, y):
+                text = f"{self.expr(x, places)} and {self.expr(y, places)}"
+                return f"({text})" if outer else text
+            case Binary(op, x, y) if op in FUNCTIONS:
+                return f"{FUNCTIONS[op]}({self.expr(x, places)}, {self.expr(y, places)})"
+            case Binary(op, x, y):
+                level = PRECEDENCE[op]
+                text = f"{self.expr(x, places, level)} {SYMBOLS[op]} {self.expr(y, places, level + 1)}"
+                return f"({text})" if level < outer else text
+            case Where(condition, x, y):
+                parts = (self.expr(part, places) for part in (condition, x, y))
+                return f"tl.if_then_else({', '.join(parts)})"
+            case Cast(x, _) if self._is(x, BOOL):
+                return f"tl.if_then_else({self.expr(x, places)}, 1.0, 0.0)"
+            case Cast(Columns() as gather, dtype):
+                return self._columns(gather, places, dtype)
+            case Cast(x, dtype):
+                return f"tl.cast({self.expr(x, places)}, {self.target.dtype(dtype)})"
+            case Expand(x, axis):
+                return self.expr(x, (places[1 - axis],), outer)
+            case Columns():
+                return self._columns(expr, places, None)
+            case Load():
+                return self._load(expr, places)
+            case _:
+                raise TypeError(f"no TileLang for {type(expr).__name__}")
+
+    def _variable(self, name: str, places: tuple[str, ...]) -> str:
+        kind, scope = self.types[name], self.scopes.get(name, SCALAR)
+        if scope in (SCALAR, EXPRESSION):
+            return name
+        return f"{name}[{', '.join(places) if kind.shape else 0}]"
+
+    def _load(self, load: Load, places: tuple[str, ...]) -> str:
+        element = self._element(load.tensor, load.index, places)
+        tensor = self.program.tensor(load.tensor)
+        if load.dtype == ACC and tensor.dtype != ACC:
+            element = f'tl.cast({element}, "float32")'
+        if not load.fill:
+            return element  # TileLang reads 0 outside a tensor
+        entries = self._children(load, places)
+        inside = [
+            f"{self.expr(entry, inner)} < {extent}"
+            for (entry, inner), extent in zip(entries, tensor.dims, strict=True)
+            if inner and not self.bounds.inside(entry, extent)
+        ]
+        return f"tl.if_then_else({' and '.join(inside)}, {element}, {load.fill!r})" if inside else element
+
+    def _element(self, name: str, index: tuple[Expr, ...], places: tuple[str, ...]) -> str:
+        entries = self._children(Load(name, index, ACC), places)
+        return f"{_c_name(name)}[{', '.join(self.expr(entry, inner) for entry, inner in entries)}]"
+
+    def _columns(self, gather: Columns, places: tuple[str, ...], dtype: str | None) -> str:
+        index = self.expr(gather.index, places[1:])
+        element = f"{gather.x.name}[{places[0]}, tl.min({index}, {gather.extent - 1})]"
+        if dtype is not None:
+            element = f"tl.cast({element}, {self.target.dtype(dtype)})"
+        fill = (
+            repr(gather.fill)
+            if dtype == ACC
+            else f"tl.cast({gather.fill!r}, {self.target.dtype(dtype or OPERAND)})"
+        )
+        return f"tl.if_then_else({index} < {gather.extent}, {element}, {fill})"
+
+    def _shape(self, expr: Expr) -> tuple[Dim, ...]:
+        return infer(expr, self.types, self.program).shape
+
+    def _is(self, expr: Expr, dtype: str) -> bool:
+        return (
+            not isinstance(expr, Load | Columns)
+            and _plain(expr)
+            and infer(expr, self.types, self.program).dtype == dtype
+        )
+
+
+def _c_name(tensor: str) -> str:
+    return f"{tensor}_" if tensor in C_KEYWORDS else tensor
+
+
+def _plain(expr: Expr) -> bool:
+    """Whether the expression holds no data movement, which has no type inside an expression."""
+    return not any(isinstance(node, Load | Columns) for node in walk(expr))
