@@ -86,20 +86,23 @@ def preferred(record: Record, device_type: str, dtype: torch.dtype) -> str:
 
 
 @run_while_tracing
-def kernel(record: Record, backend: str | None, device_type: str, dtype: torch.dtype) -> str:
+def kernel(name: str, backend: str | None, device_type: str, dtype: torch.dtype) -> str:
     """The kernel string of the one backend that serves such a call; raises `BackendUnavailable` if it cannot.
 
     Under `torch.compile` this runs while tracing: a later change of the environment does not reach compiled
     code.
     """
     asked = backend if backend is not None else os.environ.get(VARIABLE) or None
-    return _kernel(record, asked, backend is None, device_type, dtype)
+    return _kernel(name, asked, backend is None, device_type, dtype)
 
 
 @functools.cache  # errors are not cached
 def _kernel(
-    record: Record, asked: str | None, from_environment: bool, device_type: str, dtype: torch.dtype
+    name: str, asked: str | None, from_environment: bool, device_type: str, dtype: torch.dtype
 ) -> str:
+    from .registry import record as registered
+
+    record = registered(name)
     origin = VARIABLE if from_environment else "backend"
     if asked is not None and asked not in BACKENDS:
         kind = BackendUnavailable if isinstance(asked, str) else ArgumentTypeError

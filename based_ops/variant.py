@@ -22,16 +22,23 @@ def dtype_named(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
-def constant(attribute: str, doc: str) -> property:
+_numbers: dict[tuple[str, str], Any] = {}
+
+
+@run_while_tracing
+def _number(variant: str, which: str) -> Any:
+    return _numbers[variant, which]
+
+
+def constant(which: str, doc: str) -> property:
     """A read-only number of a variant, for Dynamo a constant.
 
     Dynamo takes numbers that it reads from an object as symbols under dynamic shapes, but not the result of a
-    function that it runs.
+    function that it runs on strings.
     """
 
-    @run_while_tracing
     def read(variant: Variant) -> Any:
-        return variant.__dict__[attribute]
+        return _number(variant.name, which)
 
     return property(read, doc=doc)
 
@@ -48,20 +55,23 @@ class Variant(ABC):
     spec: LayerSpec
     dtypes: tuple[torch.dtype, ...]
 
-    qk = constant("_qk", "Width of a query and of a key.")
-    v = constant("_v", "Width of a value.")
-    default_scale = constant("_default_scale", "The scale of a call that gives none.")
+    qk = constant("qk", "Width of a query and of a key.")
+    v = constant("v", "Width of a value.")
+    default_scale = constant("default_scale", "The scale of a call that gives none.")
 
     def __init__(self, record: Record) -> None:
         spec = record.layer
         self.name = record.name
         self.spec = spec
-        self._qk, self._v = spec.head_dims.qk, spec.head_dims.v
-        self._default_scale = float(spec.default_scale())
+        self._know(qk=spec.head_dims.qk, v=spec.head_dims.v, default_scale=float(spec.default_scale()))
         self.dtypes = (*(dtype_named(name) for name in spec.dtypes), torch.float64)
         self._record = record
         self._ops = ops.of(record.name)
         self._setup()
+
+    def _know(self, **numbers: Any) -> None:
+        """Sets the values of `constant` properties."""
+        _numbers.update({(self.name, which): value for which, value in numbers.items()})
 
     def __repr__(self) -> str:
         return f"<based_ops variant {self.name}: {self.spec.mixer}, qk {self.qk}, v {self.v}>"
@@ -156,7 +166,7 @@ class Variant(ABC):
         """`reference` after validation."""
 
     def _kernel(self, backend: str | None, q: Tensor) -> str:
-        return dispatch.kernel(self._record, backend, q.device.type, q.dtype)
+        return dispatch.kernel(self.name, backend, q.device.type, q.dtype)
 
     def _autocast(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The inputs in autocast's dtype where autocast is on and the spec allows that dtype."""

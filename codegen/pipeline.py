@@ -15,6 +15,7 @@ from .emit.layer import ScheduledLayer, ScheduledProgram
 from .ir.check import check
 from .ir.host import Pass
 from .ir.nodes import Program
+from .ir.rewrite import drop_unused
 from .lower import linear_attention, sliding_window
 from .lower.passes import passes
 from .schedule.choose import choose
@@ -54,7 +55,7 @@ def lower(spec: LayerSpec) -> Lowered:
             programs = sliding_window.programs(spec)
     for program in programs:
         check(program)
-    return Lowered(spec, programs, passes(spec))
+    return Lowered(spec, tuple(map(drop_unused, programs)), passes(spec))
 
 
 def schedule(lowered: Lowered, target: str) -> ScheduledLayer:

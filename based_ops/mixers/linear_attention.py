@@ -232,7 +232,7 @@ def _state_dtype(spec: Any, inputs: torch.dtype) -> torch.dtype:
 class LinearAttentionVariant(Variant):
     """o_i = Σ_{j≤i} A_ij v_j / (Σ_{j≤i} A_ij + eps), with A the kernel of the spec's feature map."""
 
-    features = constant("_features", "Rows of the state.")
+    features = constant("features", "Rows of the state.")
 
     def __call__(
         self,
@@ -307,7 +307,7 @@ class LinearAttentionVariant(Variant):
         return batch * heads * self.features * (self.v + (1 if self.normalize else 0)) * kept.itemsize
 
     def _setup(self) -> None:
-        self._features = feature_count(self.spec)
+        self._know(features=feature_count(self.spec))
         self.normalize: bool = self.spec.normalize
         self.state_dtype = dtype_named(self.spec.state_dtype)
 

@@ -151,7 +151,7 @@ class _Forward(torch.autograd.Function):
 class SlidingWindowVariant(Variant):
     """Causal softmax attention in which a query sees the last W keys, its own included."""
 
-    window = constant("_window", "Keys that a query sees, its own included.")
+    window = constant("window", "Keys that a query sees, its own included.")
 
     def __call__(
         self,
@@ -231,7 +231,7 @@ class SlidingWindowVariant(Variant):
         return batch * heads * (self.window * (self.qk + self.v) * each + torch.int32.itemsize)
 
     def _setup(self) -> None:
-        self._window: int = self.spec.window
+        self._know(window=self.spec.window)
 
     def _reference(self, q: Tensor, k: Tensor, v: Tensor, scale: float, initial_state: Any) -> Any:
         from ..reference import sliding_window

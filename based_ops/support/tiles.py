@@ -26,7 +26,7 @@ def indices(run: range, like: Tensor) -> Tensor:
 
 def widen(x: Tensor | float, rank: int) -> Tensor | float:
     """A value for each batch entry, made to broadcast with tiles of `rank` dimensions."""
-    return x[(..., *(None,) * rank)] if isinstance(x, Tensor) else x
+    return x.reshape(*x.shape, *(1,) * rank) if isinstance(x, Tensor) else x
 
 
 def load(
@@ -89,8 +89,8 @@ def columns(x: Tensor, index: Tensor, extent: int, fill: float) -> Tensor:
 def where(condition: Tensor, x: Tensor | float, y: Tensor | float, dtype: torch.dtype) -> Tensor:
     """`torch.where` that gives two plain numbers the tiles' dtype instead of PyTorch's default.
 
-    On a CPU, where looking costs nothing, a condition that holds everywhere chooses without copying: most tiles lie
-    wholly inside the sequence.
+    On a CPU, where looking costs nothing, a condition that holds everywhere chooses without copying: most
+    tiles lie wholly inside the sequence.
     """
     if not isinstance(x, Tensor):
         x = torch.full((), x, dtype=dtype, device=condition.device)

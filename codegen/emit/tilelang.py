@@ -15,7 +15,8 @@ from ..schedule.scopes import scopes
 from ..spec.model import LinearAttention
 from .host import emit_passes, emit_schedule
 from .layer import ScheduledLayer, ScheduledProgram, operand_dtype
-from .tilelang_kernel import Target, emit_kernel
+from .tilelang_kernel import emit_kernel
+from .tilelang_target import Target
 from .writer import Writer, header
 
 HOST_HELPERS = ("cdiv", "flat")

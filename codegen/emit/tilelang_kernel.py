@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..ir.check import infer, walk
 from ..ir.fuse import expressions, statements
 from ..ir.nodes import (
     ACC,
     BOOL,
-    INDEX,
     IO,
     OPERAND,
-    STATE,
     Add,
     Binary,
     Cast,
@@ -45,6 +41,7 @@ from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
 from ..schedule.scopes import EXPRESSION, FRAGMENT, SCALAR
 from .bounds import Bounds
 from .layer import ScheduledProgram
+from .tilelang_target import Target
 from .writer import Writer
 
 FUNCTIONS = {"floordiv": "tl.truncdiv", "mod": "tl.truncmod", "min": "tl.min", "max": "tl.max"}
@@ -56,26 +53,6 @@ WHOLE_VECTORS = 8
 
 C_KEYWORDS = {"do"}
 """Tensors whose names mean something in C, which kernels become."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What the text of a kernel needs to know of the machine it is for."""
-
-    on_host: bool
-    state_dtype: str
-
-    def dtype(self, role: str) -> str:
-        """The dtype of a tensor or tile, as text."""
-        state = "float32" if self.on_host else self.state_dtype
-        return {IO: "IO", OPERAND: "OPERAND", ACC: '"float32"', STATE: f'"{state}"', INDEX: '"int32"'}[role]
-
-    def loop(self, extents: tuple[Dim, ...], gathers: bool) -> str:
-        """The iterator over the elements of a tile; `gathers`: it reads columns that an index tile names."""
-        sizes = ", ".join(map(str, extents))
-        if self.on_host:
-            return f"tl.grid({sizes})" if len(extents) > 1 else f"tl.serial({sizes})"
-        return f"gathering({sizes})" if gathers else f"tl.Parallel({sizes})"
 
 
 def emit_kernel(
@@ -336,9 +313,6 @@ class _Kernel:
                 return f"({text})" if outer > PRECEDENCE["add"] else text
             case Unary("neg", x):
                 return f"-{self.expr(x, places, TIGHT)}"
-            case Unary("abs", x) if self.target.on_host:
-                # TileLang's C target has no absolute value (0.1.15).
-                return f"tl.max({self.expr(x, places)}, -{self.expr(x, places, TIGHT)})"
             case Unary("abs", x):  # the C target has no absolute value
                 return f"tl.max({self.expr(x, places)}, -{self.expr(x, places, TIGHT)})"
             case Unary(op, x):
@@ -411,11 +385,7 @@ class _Kernel:
         return infer(expr, self.types, self.program).shape
 
     def _is(self, expr: Expr, dtype: str) -> bool:
-        return (
-            not isinstance(expr, Load | Columns)
-            and _plain(expr)
-            and infer(expr, self.types, self.program).dtype == dtype
-        )
+        return _plain(expr) and infer(expr, self.types, self.program).dtype == dtype
 
 
 def _c_name(tensor: str) -> str:

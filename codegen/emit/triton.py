@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from math import prod
 
+from ..ir.check import walk
+from ..ir.fuse import expressions, statements
 from ..ir.nodes import (
     ACC,
     INDEX,
@@ -126,6 +128,22 @@ class _Kernel:
     def __init__(self, w: Writer, scheduled: ScheduledProgram) -> None:
         self.w, self.program, self.types = w, scheduled.program, scheduled.types
         self.bounds = Bounds(scheduled.program, scheduled.schedule)
+        self.named = self._named_spans()
+
+    def _named_spans(self) -> set[str]:
+        """Index tiles that need a name: those that are calculated with, or compared with a tensor's extent."""
+        named: set[str] = set()
+        for stmt in statements(self.program.body):
+            for expr in (stmt.value,) if isinstance(stmt, Store) else expressions(stmt):
+                if not isinstance(expr, Load):
+                    named |= {node.name for node in walk(expr) if isinstance(node, Var)}
+            access = stmt if isinstance(stmt, Store) else getattr(stmt, "value", None)
+            if isinstance(access, Load | Store):
+                dims = self.program.tensor(access.tensor).dims
+                for entry, extent in zip(access.index, dims, strict=True):
+                    if isinstance(entry, Var) and not self.bounds.inside(entry, extent):
+                        named.add(entry.name)
+        return named
 
     def emit(self) -> None:
         program, w = self.program, self.w
@@ -180,6 +198,8 @@ class _Kernel:
     def _statement(self, stmt: Stmt) -> None:
         w = self.w
         match stmt:
+            case Let(name, Span()) if name not in self.named:
+                pass  # addresses spell it out
             case Let(name, Load() as load) | Set(name, Load() as load):
                 self._load(name, load)
             case Let(name, value) | Set(name, value):

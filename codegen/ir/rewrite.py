@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from .check import walk
+from .fuse import expressions, statements
 from .nodes import (
     OPERAND,
     Add,
@@ -14,6 +16,7 @@ from .nodes import (
     For,
     Let,
     Program,
+    Set,
     Span,
     Stmt,
     Var,
@@ -45,6 +48,30 @@ def gather_by_product(program: Program) -> Program:
         )
 
     return replace(program, body=_rewrite(program.body, gather))
+
+
+def drop_unused(program: Program) -> Program:
+    """Leave out what nothing reads.
+
+    Lowerings are written for every feature map; of a linear kernel, say, they use neither the products nor
+    what those are made of.
+    """
+    while True:
+        read = {
+            node.name
+            for stmt in statements(program.body)
+            for expr in expressions(stmt)
+            for node in walk(expr)
+            if isinstance(node, Var) and not (isinstance(stmt, Set | Add) and node.name == stmt.name)
+        }
+
+        def keep(stmt: Stmt, read: set[str] = read) -> tuple[Stmt, ...]:
+            return () if isinstance(stmt, Let | Set | Add) and stmt.name not in read else (stmt,)
+
+        body = _rewrite(program.body, keep)
+        if body == program.body:
+            return program
+        program = replace(program, body=body)
 
 
 REWRITES: dict[str, Callable[[Program], Program]] = {"gather_by_product": gather_by_product}

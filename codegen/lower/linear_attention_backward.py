@@ -85,13 +85,11 @@ def query_gradients(layer: Layer) -> Program:
         _, keys = layer.features.load(b, "K", "k", (B, j, H, d))
         values = b.let("Y", Load("v", (B, j, H, u), OPERAND))
         products = b.let("R", Dot(queries, Transpose(keys)))
+        slope = layer.features.slope(products)
         by_kernel = b.let("dA", Dot(gradients, Transpose(values)))
         if normalize:
             b.add(by_kernel, column(Var("E")))
-        by_product = b.let(
-            "dR",
-            Cast(Where(column(t) >= row(j), by_kernel * layer.features.slope(products), wrap(0.0)), OPERAND),
-        )
+        by_product = b.let("dR", Cast(Where(column(t) >= row(j), by_kernel * slope, wrap(0.0)), OPERAND))
         b.add(dq, Dot(by_product, keys))
     b.store("dq", (B, t, H, d), Cast(layer.features.leave(loaded, dq), IO))
     tensors = (

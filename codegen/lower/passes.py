@@ -141,14 +141,14 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
 
 def _sliding_window(spec: SlidingWindow) -> tuple[Pass, ...]:
     qk, v = str(spec.head_dims.qk), str(spec.head_dims.v)
-    sizes = (Line("B, T, H, _ = q.shape"), Line("Tk = k.shape[1]"))
-    padded = {"PADDED": "first is not None"}
+    sizes = Line("B, T, H, _ = q.shape")
+    padded = {"Tk": "k.shape[1]", "PADDED": "first is not None"}
     forward = Pass(
         "forward",
         "Outputs and the logarithm of each row's sum of exponentials.",
         ("q", "k", "v", "scale", "first"),
         (
-            *sizes,
+            sizes,
             Allocate("o", ("B", "T", "H", v), IO),
             Allocate("lse", ("B", "T", "H"), ACC),
             Launch("outputs", padded),
@@ -160,13 +160,13 @@ def _sliding_window(spec: SlidingWindow) -> tuple[Pass, ...]:
         "Gradients of q, k and v.",
         ("do", "q", "k", "v", "o", "lse", "scale", "first"),
         (
-            *sizes,
+            sizes,
             Allocate("delta", ("B", "T", "H"), ACC),
             Launch("deltas"),
             Allocate("dq", ("B", "T", "H", qk), IO),
             Launch("query_gradients", padded),
-            Allocate("dk", ("B", "Tk", "H", qk), IO),
-            Allocate("dv", ("B", "Tk", "H", v), IO),
+            Allocate("dk", ("B", "k.shape[1]", "H", qk), IO),
+            Allocate("dv", ("B", "k.shape[1]", "H", v), IO),
             Launch("key_gradients", padded),
         ),
         ("dq", "dk", "dv"),

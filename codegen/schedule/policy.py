@@ -58,19 +58,24 @@ def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
 
 
 def _tensor_cores(spec: LayerSpec, program: Program, dtype: str) -> Setting:
-    """Tiles for TileLang on a GPU: blocks of one warpgroup, more where accumulators are wide.
+    """Tiles for TileLang on a GPU: blocks of one warpgroup, or of two where accumulators are wide.
 
-    Columns of a product need only be a multiple of 16.  Tiles to which no product gives a layout are powers
-    of two, so that the threads divide their rows evenly.
+    Columns of a product are a multiple of 16 for each warpgroup, or TileLang leaves the warpgroup's
+    instructions.  Tiles to which no product gives a layout are powers of two, so that the threads divide
+    their rows evenly.
     """
     wide = dtype == "float32"  # twice the bytes, and products that run on the ordinary units
-    padded = _multiple_of_16 if uses_operands(program) else _power_of_two
-    values = max(MATRIX_UNIT, padded(spec.head_dims.v))
-    if "VALUES" not in program.bounds:
-        values = min(values, 64)
+    qk, v = spec.head_dims.qk, spec.head_dims.v
+    groups = 2 if v > 128 else 1
+    unit = groups * MATRIX_UNIT
+    if uses_operands(program):
+        qk, v = -(-qk // unit) * unit, -(-v // unit) * unit
+    else:
+        qk, v = max(unit, _power_of_two(qk)), max(unit, _power_of_two(v))
+    values = v if "VALUES" in program.bounds else min(v, 64)
     chunk = 32 if wide else 64
     sizes = {
-        "QK": max(MATRIX_UNIT, padded(spec.head_dims.qk)),
+        "QK": qk,
         "VALUES": values,
         "FEATURES": 32 if wide else 64,
         "CHUNK": chunk,
@@ -82,7 +87,7 @@ def _tensor_cores(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     if program.name == "token":
         rows = max(MATRIX_UNIT, min(64, 4096 // values))
         sizes |= {"FEATURES": rows, "KEYS": rows}
-    return Setting(_pick(program, sizes), warps=8 if values > 128 else 4, stages=1)
+    return Setting(_pick(program, sizes), warps=4 * groups, stages=1)
 
 
 def _whole(spec: LayerSpec, program: Program, dtype: str) -> Setting:
@@ -138,10 +143,6 @@ def _rows(spec: LayerSpec) -> int:
 
 def _pick(program: Program, sizes: dict[str, int]) -> dict[str, int]:
     return {name: sizes[name] for name in program.constants}
-
-
-def _multiple_of_16(n: int) -> int:
-    return -(-n // MATRIX_UNIT) * MATRIX_UNIT
 
 
 def _power_of_two(n: int) -> int:

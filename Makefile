@@ -1,0 +1,44 @@
+# Everything runs in .venv, which is made on first use with the versions of constraints.txt.
+#   make demo      the whole way from a spec to a language model that writes
+#   make test      every test that needs no GPU
+#   make lint      ruff and mypy
+#   make generate  bring generated/ up to date with specs/ and codegen/
+
+PYTHON ?= python3
+WORKERS ?= 2
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint generate clean
+
+demo: .venv/.installed
+	$(BIN)/based-ops demo
+
+test: .venv/.installed-test
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not gpu"
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+generate: .venv/.installed
+	$(BIN)/based-ops generate
+
+clean:
+	rm -rf .venv build dist *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+# A stamp each, so that a second call installs nothing.
+.venv/.installed: pyproject.toml setup.py constraints.txt | $(BIN)/python
+	$(INSTALL) -e .
+	@touch $@
+
+.venv/.installed-test: .venv/.installed
+	$(INSTALL) -e ".[test]"
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed-test
+	$(INSTALL) -e ".[dev]"
+	@touch $@

@@ -1,0 +1,22 @@
+"""The command line: ``based-ops``."""
+
+from __future__ import annotations
+
+import click
+
+from .. import __version__
+from .demo import demo
+from .doctor import doctor
+from .generate import generate
+from .specs import list_specs, new, show
+from .verify import verify
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="based-ops")
+def main() -> None:
+    """Compile layer specs into registered PyTorch operators."""
+
+
+for command in (generate, list_specs, show, new, verify, doctor, demo):
+    main.add_command(command)

@@ -1,0 +1,70 @@
+"""``based-ops doctor``: what this machine can run, and why not the rest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+
+import click
+
+from .console import table
+from .places import checkout, shipped_specs
+
+PACKAGES = ("based-ops", "torch", "triton", "tilelang", "numpy", "sympy", "pyyaml", "click", "rich")
+
+
+@click.command(short_help="What can run here, and why not the rest.")
+def doctor() -> None:
+    """Print versions, devices, and which backends can run here and why the others cannot."""
+    import torch
+
+    import based_ops
+    from based_ops import dispatch
+
+    python = f"{platform.python_version()} on {platform.platform()}"
+    table(("what", "version"), [("python", python), *_versions()])
+    click.echo()
+    devices = ["cpu"]
+    for index in range(torch.cuda.device_count()):
+        devices.append(f"cuda:{index} ({torch.cuda.get_device_name(index)})")
+    compiler = shutil.which("g++") or shutil.which("clang++") or "none: torch.compile needs one"
+    facts = [
+        ("devices", ", ".join(devices)),
+        ("C++ compiler", compiler),
+        ("checkout", str(checkout() or "none, an installed package")),
+        ("specs", str(shipped_specs())),
+        ("generated layers", str(len(based_ops.names()))),
+        ("just-in-time cache", _cache()),
+        (dispatch.VARIABLE, os.environ.get(dispatch.VARIABLE, "not set")),
+    ]
+    table(("what", "here"), facts)
+    click.echo()
+    rows = []
+    no_cuda = None if torch.cuda.is_available() else "PyTorch sees no CUDA device"
+    for device in ("cpu", "cuda"):
+        for backend in dispatch.BACKENDS:
+            reason = no_cuda if device == "cuda" and no_cuda else dispatch.why_not(backend, device)
+            rows.append((backend, device, "yes" if reason is None else "no", reason or ""))
+    table(("backend", "device", "runs here", "why not"), rows)
+
+
+def _versions() -> list[tuple[str, str]]:
+    rows = []
+    for name in PACKAGES:
+        try:
+            rows.append((name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            rows.append((name, "not installed"))
+    return rows
+
+
+def _cache() -> str:
+    from ..errors import CacheError
+    from ..jit import cache_directory
+
+    try:
+        return str(cache_directory())
+    except CacheError as error:
+        return str(error)

@@ -1,0 +1,127 @@
+"""``based-ops generate``: specs in, kernel sources out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .console import fail, progress
+from .files import is_generated, replace_text
+from .places import checkout, command_line, shipped_specs, specs_option
+
+if TYPE_CHECKING:
+    from based_ops.codegen.artifacts import Changes
+
+
+@click.command(short_help="Compile specs into kernels.")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--check", is_flag=True, help="Write nothing; exit 1 if anything would change.")
+@specs_option
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Package to write.  [default: the checkout's generated/]",
+)
+def generate(names: tuple[str, ...], check: bool, specs: Path | None, out: Path | None) -> None:
+    """Compile specs into the package of kernels OUT; all specs, or only those called NAME.
+
+    A wrong spec ends the command with exit code 2 and nothing written.  Files of layers that no longer have
+    a spec are removed.  Importing OUT registers its operators:
+
+    \b
+        based-ops generate --specs my_specs --out my_kernels
+        python -c "import based_ops, my_kernels; print(based_ops.get('my_layer'))"
+    """
+    from based_ops.codegen import pipeline
+    from based_ops.codegen.errors import SpecErrors
+
+    source, target = _places(specs, out)
+    work = pipeline.compare if check else pipeline.generate
+    total = len(names) or len(list(source.glob("*.yaml")))
+    try:
+        with progress("comparing" if check else "generating", total) as begin:
+            changes = work(source, target, names, begin)
+    except SpecErrors as errors:
+        fail(str(errors))
+    except OSError as error:
+        fail(f"{error.filename or target}: {error.strerror}")
+    stale_schema = _schema(source, write=not check) if source == shipped_specs() else None
+    if not check:
+        _report(changes, target)
+        return
+    if not changes and not stale_schema:
+        click.echo(f"{target}: up to date, {changes.unchanged} files")
+        return
+    _explain(changes, target, stale_schema, ["based-ops", "generate", *_options(specs, out), *names])
+    raise SystemExit(1)
+
+
+def _places(specs: Path | None, out: Path | None) -> tuple[Path, Path]:
+    """Where to read and where to write; a usage error if the latter is not said or not ours."""
+    root = checkout()
+    if out is None:
+        if root is None:
+            raise click.UsageError("--out is required: this is an installed package, not a checkout")
+        if specs is not None and specs.resolve() != shipped_specs():
+            raise click.UsageError("--out is required with --specs: say which package the kernels go to")
+        return shipped_specs(), root / "generated"
+    if not out.resolve().name.isidentifier():
+        raise click.UsageError(f"--out: {out.name!r} cannot be the name of a Python package")
+    if out.is_dir() and not _is_ours(out):
+        raise click.UsageError(f"--out: {out} holds other files; name a new directory or a generated one")
+    return specs or shipped_specs(), out
+
+
+def _is_ours(out: Path) -> bool:
+    """Whether a directory is empty or a generated package."""
+    if (out / "__init__.py").is_file():
+        return is_generated(out / "__init__.py")
+    return not any(entry for entry in out.iterdir() if not entry.name.startswith((".", "__pycache__")))
+
+
+def _options(specs: Path | None, out: Path | None) -> list[str | Path]:
+    chosen: list[str | Path] = []
+    for option, value in (("--specs", specs), ("--out", out)):
+        chosen += [option, value] if value is not None else []
+    return chosen
+
+
+def _schema(specs: Path, write: bool) -> Path | None:
+    """The schema beside the shipped specs if it does not say what the model says; rewritten if `write`."""
+    from based_ops.codegen.spec.schema import SCHEMA_FILE, schema_text
+
+    path, text = specs / SCHEMA_FILE, schema_text()
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return None
+    if write:
+        replace_text(path, text)
+    return path
+
+
+def _report(changes: Changes, out: Path) -> None:
+    """Says what was done."""
+    _name(changes, out, ("new", "updated", "removed"))
+    written, removed = len(changes.missing) + len(changes.stale), len(changes.orphaned)
+    click.echo(f"{out}: {written} files written, {removed} removed, {changes.unchanged} unchanged")
+
+
+def _name(changes: Changes, out: Path, words: tuple[str, str, str]) -> None:
+    """One line a file: what happened to it, and its path."""
+    for word, paths in zip(words, (changes.missing, changes.stale, changes.orphaned), strict=True):
+        for path in paths:
+            click.echo(f"{word}: {out / path}")
+
+
+def _explain(changes: Changes, out: Path, schema: Path | None, command: list[str | Path]) -> None:
+    """Names what differs and prints the commands that mend it."""
+    _name(changes, out, ("missing", "stale", "orphaned"))
+    if schema is not None:
+        click.echo(f"stale: {schema}")
+    foreign = [out / path for path in changes.orphaned if not is_generated(out / path)]
+    click.echo("\nto mend this, run:", err=True)
+    if changes.missing or changes.stale or schema or len(foreign) < len(changes.orphaned):
+        click.echo(f"  {command_line(command)}", err=True)
+    if foreign:
+        click.echo(f"  {command_line(['rm', *foreign])}    # not written by based-ops", err=True)

@@ -1,0 +1,140 @@
+"""``based-ops list``, ``show`` and ``new``: specs, and what becomes of them on the way to kernels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .console import fail, source, table
+from .files import replace_text
+from .places import checkout, find_spec, shipped_specs, specs_option
+
+if TYPE_CHECKING:
+    from based_ops.codegen.pipeline import Lowered
+
+STAGES = ("spec", "program", "schedule", "triton", "tilelang", "torch")
+
+
+@click.command("list")
+@specs_option
+def list_specs(specs: Path | None) -> None:
+    """List the layers that have a spec."""
+    from based_ops.codegen.errors import SpecErrors
+    from based_ops.codegen.spec.load import load_dir
+    from based_ops.codegen.spec.model import LayerSpec, LinearAttention, TaylorExp
+
+    try:
+        layers = load_dir(specs or shipped_specs())
+    except SpecErrors as errors:
+        fail(str(errors))
+
+    def weights(spec: LayerSpec) -> str:
+        if not isinstance(spec, LinearAttention):
+            return f"softmax over {spec.window} keys"
+        if isinstance(spec.feature_map, TaylorExp):
+            return f"Taylor, order {spec.feature_map.order}"
+        return spec.feature_map.expression
+
+    rows = []
+    for name, spec in layers.items():
+        widths = str(spec.head_dims.qk), str(spec.head_dims.v)
+        rows.append((name, spec.mixer, weights(spec), *widths, ", ".join(spec.dtypes)))
+    table(("name", "mixer", "weights", "qk", "v", "dtypes"), rows)
+
+
+@click.command(short_help="Show a layer at one stage of the compiler.")
+@click.argument("name")
+@click.option("--stage", type=click.Choice(STAGES), default="spec", show_default=True, help="What to show.")
+@specs_option
+def show(name: str, stage: str, specs: Path | None) -> None:
+    """Show a layer at one STAGE of the compiler.  NAME is a layer's name or the path of a spec file."""
+    from based_ops.codegen import pipeline
+    from based_ops.codegen.ir.printer import print_program
+    from based_ops.codegen.spec.model import dump_yaml
+
+    spec = find_spec(name, specs)
+    if stage == "spec":
+        source(dump_yaml(spec), "yaml")
+    elif stage == "program":
+        source("\n".join(print_program(program) for program in pipeline.lower(spec).programs), "text")
+    elif stage == "schedule":
+        _schedules(pipeline.lower(spec))
+    else:
+        source(pipeline.emit(pipeline.schedule(pipeline.lower(spec), stage)), "python")
+
+
+def _schedules(lowered: Lowered) -> None:
+    """Every choice of every generated module, one program and dtype a row."""
+    from based_ops.codegen import pipeline
+
+    rows = []
+    for target in pipeline.EMITTERS:
+        for program in pipeline.schedule(lowered, target).programs:
+            schedule = program.schedule
+            for dtype, setting in schedule.settings.items():
+                tiles = " ".join(f"{name}={size}" for name, size in setting.constants.items())
+                on_gpu = target in ("triton", "tilelang")
+                threads = (str(setting.warps), str(setting.stages)) if on_gpu else ("-", "-")
+                rewrites = ", ".join(schedule.rewrites) or "-"
+                rows.append((target, schedule.program, dtype, tiles, *threads, rewrites, schedule.origin))
+    columns = ("module", "program", "dtype", "tiles", "warps", "stages", "rewrites", "chosen by")
+    table(columns, rows)
+
+
+@click.command(short_help="Write a commented spec.")
+@click.argument("name")
+@click.option(
+    "--mixer",
+    type=click.Choice(("linear_attention", "sliding_window")),
+    default="linear_attention",
+    show_default=True,
+    help="What the layer is.",
+)
+@click.option(
+    "--map",
+    "feature_map",
+    metavar="MAP",
+    help="Of a linear attention: taylor1, taylor2 or an expression such as 'elu(x) + 1'.  [default: taylor2]",
+)
+@click.option("--qk", type=int, help="Width of queries and keys.  [default: 16 for Taylor maps, else 64]")
+@click.option("--v", type=int, default=64, show_default=True, help="Width of values.")
+@click.option("--window", type=int, help="Keys that a query of a sliding window sees.  [default: 64]")
+@specs_option
+def new(
+    name: str,
+    mixer: str,
+    feature_map: str | None,
+    qk: int | None,
+    v: int,
+    window: int | None,
+    specs: Path | None,
+) -> None:
+    """Write a commented spec NAME.yaml into the directory of specs."""
+    from based_ops.codegen.errors import SpecErrors
+    from based_ops.codegen.spec.schema import SCHEMA_FILE, schema_text
+    from based_ops.codegen.spec.template import new_spec_text
+
+    foreign, value = ("--map", feature_map) if mixer == "sliding_window" else ("--window", window)
+    if value is not None:
+        raise click.UsageError(f"{foreign} means nothing for the mixer {mixer}")
+    if specs is None:
+        if checkout() is None:
+            raise click.UsageError("--specs is required: this is an installed package, not a checkout")
+        specs = shipped_specs()
+    try:
+        text = new_spec_text(name, mixer, feature_map or "taylor2", qk, v, 64 if window is None else window)
+    except SpecErrors as errors:
+        fail(str(errors))
+    path = specs / f"{name}.yaml"
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+        if not (specs / SCHEMA_FILE).exists():
+            replace_text(specs / SCHEMA_FILE, schema_text())
+    except FileExistsError:
+        fail(f"{path}: already exists")
+    except OSError as error:
+        fail(f"{path}: {error.strerror}")
+    click.echo(f"{path}: written; edit it, then see what it becomes: based-ops show {path} --stage program")

@@ -1,0 +1,153 @@
+"""``based-ops verify``: errors of kernels against naive mathematics."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from .console import fail, progress, table
+from .places import is_path
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..variant import Variant
+    from ..verify import Measurement
+
+    Job = tuple[Variant, str, torch.dtype]
+
+BACKENDS = ("triton", "tilelang", "torch")
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+COLUMNS = ("forward", "final state", "pieces", "step", "dq", "dk", "dv", "d initial state")
+
+
+@click.command(short_help="Measure errors against naive mathematics.")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--backend", "backends", type=click.Choice(BACKENDS), multiple=True, help="May be repeated.")
+@click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ...  [default: cuda if there is one]")
+@click.option("--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True, help="May be repeated.")
+def verify(
+    names: tuple[str, ...], backends: tuple[str, ...], device: str | None, dtypes: tuple[str, ...]
+) -> None:
+    """Compare kernels with naive mathematics in float64, over awkward shapes.
+
+    NAME is a generated layer or the path of a spec file; all generated layers if none is given.  Each number
+    is the worst relative error, in the Euclidean norm, of a pass over all shapes and layouts; the allowed
+    ones are in based_ops/tolerance.py.  Exits with 1 if one is exceeded.  On a CPU, Triton kernels run under
+    Triton's interpreter.
+    """
+    device = device or _default_device()
+    if device.startswith("cpu"):
+        # Read when Triton is imported, which is later; where it is unwanted, no kernel runs on a CPU at all.
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+    # TileLang would announce every kernel that it compiles, on standard output.
+    logging.getLogger("tilelang.jit.kernel").setLevel(logging.WARNING)
+    variants = [_variant(name) for name in names] or _all()
+    jobs, skipped = _jobs(variants, backends, device, dtypes)
+    found: list[list[Measurement]] = []
+    broken: list[str] = []
+    from ..verify import measure
+
+    with progress("verifying", len(jobs)) as begin:
+        for variant, backend, dtype in jobs:
+            job = f"{variant.name} {backend} {str(dtype).removeprefix('torch.')}"
+            begin(job)
+            try:
+                found.append(list(measure(variant, backend, device, dtype)))
+            except Exception as error:  # kernels fail in every way there is; the others are worth knowing
+                reason = str(error).strip().splitlines() or ["without a message"]
+                broken.append(f"{job}: {type(error).__name__}: {reason[-1]}")
+    if found:
+        table(("layer", "backend", "dtype", *COLUMNS, ""), [_row(measurements) for measurements in found])
+    for line in skipped:
+        click.echo(f"skipped: {line}")
+    wrong = [_fault(m) for measurements in found for m in measurements if not m.fine]
+    for line in (*wrong, *broken):
+        click.echo(line, err=True)
+    if wrong or broken:
+        raise SystemExit(1)
+    if not found:
+        fail("nothing could be verified", code=1)
+
+
+def _default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _variant(name: str) -> Variant:
+    """The variant of a name or of a spec file; ends the command if there is none."""
+    import based_ops
+    from based_ops.codegen.errors import SpecErrors
+
+    try:
+        return based_ops.load(name) if is_path(name) else based_ops.get(name)
+    except (SpecErrors, based_ops.errors.UnknownVariant, based_ops.errors.CacheError) as error:
+        fail(str(error))
+
+
+def _all() -> list[Variant]:
+    import based_ops
+
+    if not based_ops.names():
+        fail("no layers are generated; run `based-ops generate` or name a spec file")
+    return [based_ops.get(name) for name in based_ops.names()]
+
+
+def _jobs(
+    variants: list[Variant], backends: tuple[str, ...], device: str, dtypes: tuple[str, ...]
+) -> tuple[list[Job], list[str]]:
+    """What to measure, and what cannot be and why.
+
+    A backend that was asked for and cannot serve ends the command.
+    """
+    from ..verify import dtypes as served
+
+    jobs, skipped = [], []
+    for variant in variants:
+        try:
+            statuses = variant.backends(device)
+        except RuntimeError as error:
+            fail(f"--device: {error}")
+        for status in statuses:
+            if backends and status.name not in backends:
+                continue
+            if not status.available:
+                if backends:
+                    fail(f"--backend: {status}")
+                skipped.append(f"{variant.name}: {status}")
+                continue
+            for dtype in served(variant, status.name):
+                if not dtypes or str(dtype).removeprefix("torch.") in dtypes:
+                    jobs.append((variant, status.name, dtype))
+    return jobs, skipped
+
+
+def _row(measurements: list[Measurement]) -> tuple[str, ...]:
+    """The worst errors of one layer on one backend in one dtype."""
+    first = measurements[0]
+    cells = []
+    for column in COLUMNS:
+        errors = [m.found.norm for m in measurements if _column(m) == column]
+        cells.append(f"{max(errors):.1e}" if errors else "-")
+    verdict = "ok" if all(m.fine for m in measurements) else "WRONG"
+    return first.variant, first.backend, str(first.dtype).removeprefix("torch."), *cells, verdict
+
+
+def _column(m: Measurement) -> str:
+    if m.which == "backward":
+        return "d initial state" if m.tensor.startswith("d initial") else m.tensor
+    return "final state" if m.which == "forward" and m.tensor != "o" else m.which
+
+
+def _fault(m: Measurement) -> str:
+    dtype = str(m.dtype).removeprefix("torch.")
+    return (
+        f"{m.variant} {m.backend} {m.device} {dtype}: {m.which}, {m.tensor} at {m.case}: "
+        f"error {m.found.norm:.2e} (allowed {m.allowed.norm:.0e}), "
+        f"worst element {m.found.worst:.2e} (allowed {m.allowed.worst:.0e})"
+    )

@@ -1,0 +1,320 @@
+"""Errors of a variant's kernels against naive mathematics in float64, over awkward shapes.
+
+Inputs are random, rounded to the dtype under test, and laid out in three ways (dense, slices of one fused
+projection, heads before tokens).  The reference computes in float64 from the same rounded inputs.  Memory
+that kernels allocate is filled with NaN first, so an element that nobody wrote is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .tolerance import BACKWARD, FORWARD, Tolerance, errors
+from .variant import Variant
+
+LAYOUTS = ("dense", "fused", "heads first")
+PASSES = ("forward", "backward", "pieces", "step")
+NOISE = 0.1
+"""Of the largest gradient of a call: what is smaller is a cancellation, and judged against this size."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """The shape of one call; `prefix` tokens went before it into the state it starts from (0: no state)."""
+
+    batch: int
+    length: int
+    heads: int
+    prefix: int
+    layout: str
+
+    def __str__(self) -> str:
+        state = f", after {self.prefix} tokens" if self.prefix else ""
+        return f"B{self.batch} T{self.length} H{self.heads}, {self.layout}{state}"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One tensor of one call: how far it is from the reference, and how far it may be."""
+
+    variant: str
+    backend: str
+    device: str
+    dtype: torch.dtype
+    which: str
+    tensor: str
+    case: Case
+    found: Tolerance
+    allowed: Tolerance
+
+    @property
+    def fine(self) -> bool:
+        return self.allowed.allows(self.found)
+
+
+SHORT = (
+    Case(3, 1, 1, 0, "dense"),
+    Case(1, 1, 3, 5, "fused"),
+    Case(1, 2, 3, 3, "dense"),
+    Case(2, 15, 1, 0, "heads first"),
+    Case(1, 16, 2, 16, "fused"),
+    Case(1, 17, 3, 1, "dense"),
+    Case(1, 63, 1, 70, "heads first"),
+    Case(3, 65, 1, 0, "fused"),
+)
+"""Cases that an interpreter gets through in seconds."""
+
+ALL = (
+    *SHORT,
+    Case(2, 64, 3, 64, "fused"),
+    Case(1, 129, 5, 31, "heads first"),
+    Case(3, 300, 1, 0, "fused"),
+    Case(1, 513, 1, 129, "dense"),
+)
+"""The awkward shapes: around powers of two, odd batches and heads, shorter than a chunk, and some long."""
+
+
+def cases(backend: str, device: str) -> Sequence[Case]:
+    """The cases to measure: all, or the short ones where kernels are interpreted or run one thread."""
+    return ALL if backend == "torch" or torch.device(device).type == "cuda" else SHORT
+
+
+def dtypes(variant: Variant, backend: str) -> tuple[torch.dtype, ...]:
+    """The dtypes in which a backend serves a variant."""
+    return variant.dtypes if backend == "torch" else tuple(d for d in variant.dtypes if d != torch.float64)
+
+
+def measure(
+    variant: Variant,
+    backend: str,
+    device: str,
+    dtype: torch.dtype,
+    over: Sequence[Case] | None = None,
+    seed: int = 0,
+) -> Iterator[Measurement]:
+    """Every tensor of every pass of every case, compared."""
+    for number, case in enumerate(cases(backend, device) if over is None else over):
+        generator = torch.Generator().manual_seed(seed + 1000 * number)
+        trial = _Trial(variant, backend, device, dtype, case, generator)
+        for which in PASSES:
+            with poisoned_memory():
+                found = list(getattr(trial, which)())
+            yield from found
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Fills memory that PyTorch allocates without initialising with NaN."""
+    on = torch.are_deterministic_algorithms_enabled()
+    warn = torch.is_deterministic_algorithms_warn_only_enabled()
+    filling: Any = torch.utils.deterministic
+    fill = filling.fill_uninitialized_memory
+    # The filling is a part of the deterministic mode.  Inputs and references are computed under it too, which
+    # costs a little time and changes nothing.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    filling.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(on, warn_only=warn)
+        filling.fill_uninitialized_memory = fill
+
+
+class _Trial:
+    """One case of one variant: its inputs, its reference, and what each pass gives."""
+
+    def __init__(
+        self,
+        variant: Variant,
+        backend: str,
+        device: str,
+        dtype: torch.dtype,
+        case: Case,
+        generator: torch.Generator,
+    ) -> None:
+        self.variant, self.backend, self.device, self.dtype, self.case = variant, backend, device, dtype, case
+        self.generator = generator
+        draw = _domain(variant)
+        self.q, self.k, self.v = self._inputs(case.length, draw)
+        self.state = None
+        if case.prefix:
+            q, k, v = (x.double() for x in self._inputs(case.prefix, draw))
+            past = variant.reference(q, k, v, output_final_state=True)[1]
+            self.state = _rounded(past, variant, self.q)
+        self.exact = tuple(x.double().requires_grad_() for x in (self.q, self.k, self.v))
+        self.exact_state = _map(self.state, lambda x: x.double().requires_grad_())
+        self.expected = self._reference(case.length)
+
+    def forward(self) -> Iterator[Measurement]:
+        """The output and the final state of one call."""
+        o, final = self.variant(
+            self.q,
+            self.k,
+            self.v,
+            initial_state=self.state,
+            output_final_state=True,
+            backend=self.backend,
+        )
+        yield self._compared("forward", "o", o, self.expected[0], FORWARD)
+        yield from self._states("forward", final, self.expected[1])
+
+    def backward(self) -> Iterator[Measurement]:
+        """Gradients of all inputs, from the output and, where it is differentiable, the final state."""
+        q, k, v = (x.detach().requires_grad_() for x in (self.q, self.k, self.v))
+        state = _map(self.state, lambda x: x.detach().clone().requires_grad_())
+        o, final = self.variant(
+            q,
+            k,
+            v,
+            initial_state=state,
+            output_final_state=True,
+            backend=self.backend,
+        )
+        outputs = [o, *_floating(final)]
+        expected = [self.expected[0], *_floating(self.expected[1])]
+        weights = [self._normal(x.shape).to(x.dtype) for x in outputs]
+        names = ["dq", "dk", "dv", *(f"d initial {name}" for name in _field_names(state))]
+        actual = torch.autograd.grad(outputs, [q, k, v, *_floating(state)], weights)
+        leaves = [*self.exact, *_floating(self.exact_state)]
+        exact = torch.autograd.grad(expected, leaves, [w.double() for w in weights], retain_graph=True)
+        floor = NOISE * max(float(g.square().mean().sqrt()) for g in exact)
+        for name, got, want in zip(names, actual, exact, strict=True):
+            yield self._compared("backward", name, got, want, BACKWARD, floor)
+
+    def pieces(self) -> Iterator[Measurement]:
+        """The same sequence in three calls that hand on their state."""
+        length = self.case.length
+        state, parts = self.state, []
+        for start, stop in _split(length):
+            q, k, v = (x[:, start:stop] for x in (self.q, self.k, self.v))
+            o, state = self.variant(
+                q, k, v, initial_state=state, output_final_state=True, backend=self.backend
+            )
+            parts.append(o)
+        yield self._compared("pieces", "o", torch.cat(parts, 1), self.expected[0], FORWARD)
+        yield from self._states("pieces", state, self.expected[1])
+
+    def step(self) -> Iterator[Measurement]:
+        """The same sequence token by token; of a long one the beginning."""
+        length = min(self.case.length, 17)
+        batch, heads = self.case.batch, self.case.heads
+        if self.state is None:
+            state = self.variant.init_state(batch, heads, device=self.device, dtype=self.dtype)
+        else:
+            state = type(self.state)(*(x if x is None else x.clone() for x in self.state))
+        parts = []
+        with torch.no_grad():
+            for t in range(length):
+                q, k, v = (x[:, t : t + 1] for x in (self.q, self.k, self.v))
+                parts.append(self.variant.step(q, k, v, state, backend=self.backend))
+        o, final = self._reference(length)
+        yield self._compared("step", "o", torch.cat(parts, 1), o, FORWARD)
+        yield from self._states("step", state, final)
+
+    def _reference(self, length: int) -> tuple[Tensor, Any]:
+        """The exact output and final state of the first `length` tokens."""
+        q, k, v = (x[:, :length] for x in self.exact)
+        state = self.exact_state
+        return self.variant.reference(q, k, v, initial_state=state, output_final_state=True)
+
+    def _states(self, which: str, actual: Any, expected: Any) -> Iterator[Measurement]:
+        for name, got, want in zip(type(actual)._fields, actual, expected, strict=True):
+            if got is not None:
+                yield self._compared(which, f"final {name}", got, want, FORWARD)
+
+    def _compared(
+        self,
+        which: str,
+        tensor: str,
+        actual: Tensor,
+        expected: Tensor,
+        allowed: dict[torch.dtype, Tolerance],
+        floor: float = 0.0,
+    ) -> Measurement:
+        if actual.shape != expected.shape:
+            got, want = tuple(actual.shape), tuple(expected.shape)
+            raise ValueError(f"{which}: {tensor} has shape {got}, must be {want}")
+        # A state may be kept in fewer bits than the inputs have.
+        dtypes = {self.dtype, actual.dtype} & allowed.keys()
+        return Measurement(
+            self.variant.name,
+            self.backend,
+            str(torch.device(self.device)),
+            self.dtype,
+            which,
+            tensor,
+            self.case,
+            errors(actual, expected, floor),
+            max((allowed[dtype] for dtype in dtypes), key=lambda bounds: bounds.norm),
+        )
+
+    def _inputs(self, length: int, draw: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v in the layout of the case, on the device, rounded to the dtype."""
+        batch, heads, qk, v = self.case.batch, self.case.heads, self.variant.qk, self.variant.v
+        widths = [qk, qk, v]
+        fused = self._normal((batch, length, heads, sum(widths)))
+        fused[..., : 2 * qk] = draw(fused[..., : 2 * qk])
+        fused = fused.to(self.dtype)
+        parts = fused.split(widths, dim=-1)
+        if self.case.layout == "dense":
+            parts = tuple(x.contiguous() for x in parts)
+        elif self.case.layout == "heads first":
+            parts = tuple(x.transpose(1, 2).contiguous().transpose(1, 2) for x in parts)
+        return parts[0], parts[1], parts[2]
+
+    def _normal(self, shape: Sequence[int]) -> Tensor:
+        x = torch.randn(tuple(shape), generator=self.generator, dtype=torch.float64)
+        return x.to(self.device)
+
+
+def _domain(variant: Variant) -> Callable[[Tensor], Tensor]:
+    """What turns normal numbers into queries and keys at which the layer is well conditioned.
+
+    A layer that divides by a sum of weights is so only where weights do not cancel: positive numbers are
+    drawn if the feature map is negative somewhere, and also if it is not finite everywhere.
+    """
+    spec = variant.spec
+    if spec.mixer != "linear_attention" or spec.feature_map.kind != "elementwise":
+        return lambda x: x * 0.7
+    from .reference import elementwise
+
+    values = elementwise(spec.feature_map.expression, torch.linspace(-4, 4, 401, dtype=torch.float64))
+    safe = bool(values.isfinite().all()) and (not spec.normalize or bool((values >= 0).all()))
+    return (lambda x: x) if safe else (lambda x: x.abs() + 0.1)
+
+
+def _split(length: int) -> list[tuple[int, int]]:
+    """Up to three uneven pieces of a sequence, none empty."""
+    cuts = sorted({0, length // 5, length // 5 + max(1, length // 2), length})
+    return [(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if a < b <= length]
+
+
+def _rounded(state: Any, variant: Variant, like: Tensor) -> Any:
+    """A float64 state as a call with `like` takes it."""
+    fresh = variant.init_state(like.shape[0], like.shape[2], device=like.device, dtype=like.dtype)
+    return type(state)(*(x if x is None else x.to(f.dtype) for x, f in zip(state, fresh, strict=True)))
+
+
+def _map(state: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """A state with `function` applied to its floating tensors."""
+    if state is None:
+        return None
+    apply = (function(x) if x is not None and x.is_floating_point() else x for x in state)
+    return type(state)(*apply)
+
+
+def _floating(state: Any) -> list[Tensor]:
+    return [] if state is None else [x for x in state if x is not None and x.is_floating_point()]
+
+
+def _field_names(state: Any) -> list[str]:
+    if state is None:
+        return []
+    pairs = zip(state._fields, state, strict=True)
+    return [name for name, x in pairs if x is not None and x.is_floating_point()]

@@ -1,0 +1,43 @@
+"""Fixtures of the kernel tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kernels.runners import Runner, runners
+
+
+@pytest.fixture(scope="session", params=runners())
+def runner(request: pytest.FixtureRequest) -> Runner:
+    """Every backend on every device it runs on."""
+    reason = request.param.why_not()
+    if reason is not None:
+        pytest.skip(f"{request.param.id}: {reason}")
+    return request.param
+
+
+@pytest.fixture(scope="module", autouse=True)
+def poisoned() -> Iterator[None]:
+    """Fill uninitialised memory with NaN: what no kernel writes, or one reads too early, then shows."""
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in ((torch.Tensor, "new_empty"), (torch, "empty"), (torch, "empty_like")):
+            patch.setattr(owner, name, _poisoning(getattr(owner, name)))
+        yield
+
+
+def _poisoning(allocate: Any) -> Any:
+    def poisoned_allocate(*args: Any, **kwargs: Any) -> Tensor:
+        tensor = allocate(*args, **kwargs)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+    return poisoned_allocate
+
+
+def pytest_report_header() -> str:
+    return f"TRITON_INTERPRET: {os.environ.get('TRITON_INTERPRET', 'unset')}"

@@ -1,0 +1,115 @@
+"""Every shipped kernel, compiled for Hopper without a GPU, occupies no more than what is recorded.
+
+Compiling takes a second a kernel with Triton and several with TileLang, so by default Triton compiles every
+layer in bfloat16, and a few layers stand for all in float32 and with TileLang.  ``pytest --all-kernels``
+compiles the others too; ``--update-budgets`` records what is found.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from based_ops.aot import Resources, compile_tilelang, compile_triton
+from based_ops.codegen import pipeline
+from tests.conftest import SPECS
+from tests.kernels.runners import interpreting
+from tests.layers import build
+
+BUDGETS = Path(__file__).resolve().parent.parent / "budgets" / "sm_90.yaml"
+NAMES = sorted(path.stem for path in SPECS.glob("*.yaml"))
+IN_FLOAT32 = ("pos_elu_qk64_v64", "taylor2_qk16_v64", "window64_d64")
+WITH_TILELANG = ("taylor2_qk16_v64", "window64_d64")
+DTYPES = (torch.bfloat16, torch.float32)
+SHARED_MEMORY = 227 * 1024
+"""Bytes that one block may have on Hopper."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kernel" not in metafunc.fixturenames:
+        return
+    every = metafunc.config.getoption("--all-kernels")
+    kernels = [("triton", name, torch.bfloat16) for name in NAMES]
+    kernels += [("triton", name, torch.float32) for name in (NAMES if every else IN_FLOAT32)]
+    kernels += [("tilelang", name, torch.bfloat16) for name in (NAMES if every else WITH_TILELANG)]
+    metafunc.parametrize("kernel", kernels, ids=lambda k: f"{k[0]}-{k[1]}-{dtype_name(k[2])}")
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@pytest.mark.skipif(interpreting(), reason="under the interpreter nothing is compiled")
+def test_kernels_keep_to_their_budgets(
+    kernel: tuple[str, str, torch.dtype], request: pytest.FixtureRequest
+) -> None:
+    backend, name, dtype = kernel
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"the package {backend} is not installed")
+    if backend == "tilelang" and shutil.which("nvcc") is None:
+        pytest.skip("TileLang's CUDA needs nvcc, which is not on the PATH")
+    spec = pipeline.load(SPECS, [name])[name]
+    module = build(spec, backend)
+    compile_one = compile_triton if backend == "triton" else compile_tilelang
+    found = {program: compile_one(spec, module, program, dtype) for program in module.SCHEDULE}
+    assert all(resources.shared <= SHARED_MEMORY for resources in found.values()), found
+    if request.config.getoption("--update-budgets"):
+        record(backend, name, dtype, found)
+    budget = (
+        recorded(BUDGETS.read_text(encoding="utf-8"))
+        .get(backend, {})
+        .get(name, {})
+        .get(dtype_name(dtype), {})
+    )
+    assert list(found) == list(budget), "kernels without a budget, or budgets without a kernel"
+    over = {
+        program: f"{resources}, allowed {budget[program]}"
+        for program, resources in found.items()
+        if any(value > budget[program][what] for what, value in asdict(resources).items())
+    }
+    assert not over, f"{over}; if that is intended: pytest {__file__} --update-budgets"
+
+
+def test_budgets_name_shipped_layers() -> None:
+    budgets = recorded(BUDGETS.read_text(encoding="utf-8"))
+    assert list(budgets) == ["triton", "tilelang"]
+    assert all(list(layers) == NAMES for layers in budgets.values())
+
+
+def recorded(text: str) -> dict[str, Any]:
+    return yaml.safe_load(text) or {}
+
+
+def record(backend: str, name: str, dtype: torch.dtype, found: dict[str, Resources]) -> None:
+    """Merge into the file what was found; several workers may do so at once."""
+    with BUDGETS.open("a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        budgets = recorded(file.read())
+        layer = budgets.setdefault(backend, {}).setdefault(name, {})
+        layer[dtype_name(dtype)] = {program: asdict(resources) for program, resources in found.items()}
+        ordered = {
+            b: {
+                n: {
+                    dtype_name(d): budgets[b][n][dtype_name(d)]
+                    for d in DTYPES
+                    if dtype_name(d) in budgets[b][n]
+                }
+                for n in NAMES
+                if n in budgets[b]
+            }
+            for b in ("triton", "tilelang")
+            if b in budgets
+        }
+        file.seek(0)
+        file.truncate()
+        file.write("# Registers and bytes of stack a thread, bytes of shared memory a block\n")
+        file.write(yaml.safe_dump(ordered, sort_keys=False, default_flow_style=None, width=110))

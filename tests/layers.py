@@ -1,0 +1,100 @@
+"""Compiles layers for tests: from a spec, with any schedule, to an imported module."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+from based_ops.codegen import pipeline
+from based_ops.codegen.emit.layer import ScheduledLayer, ScheduledProgram
+from based_ops.codegen.schedule.choose import choose
+from based_ops.codegen.schedule.model import Schedule
+from based_ops.codegen.spec.model import (
+    Elementwise,
+    HeadDims,
+    LayerSpec,
+    LinearAttention,
+    SlidingWindow,
+    TaylorExp,
+)
+
+Sizes = tuple[tuple[str, int], ...]
+"""Tile sizes that replace a schedule's own, by a constant's name or by ``program.CONSTANT``."""
+
+LINEAR = (
+    LinearAttention("taylor2", TaylorExp(2), HeadDims(16, 64)),
+    LinearAttention("elu", Elementwise("elu(x) + 1"), HeadDims(20, 40)),
+    LinearAttention("taylor2_odd", TaylorExp(2), HeadDims(9, 17), normalize=False, state_dtype="bfloat16"),
+    LinearAttention("taylor1", TaylorExp(1), HeadDims(24, 48), eps=1e-3, scale=0.125),
+    LinearAttention("square", Elementwise("x**2"), HeadDims(64, 64), normalize=False, scale=0.5),
+    LinearAttention("bounded", Elementwise("sigmoid(x) + 0.1"), HeadDims(8, 256), state_dtype="float16"),
+)
+"""Linear attention of every kind, with odd widths, for backends on which compiling takes seconds."""
+
+WINDOWS = (
+    SlidingWindow("window16", 16, HeadDims(64, 64)),
+    SlidingWindow("window37", 37, HeadDims(24, 50)),
+    SlidingWindow("window1", 1, HeadDims(8, 16)),
+    SlidingWindow("window64", 64, HeadDims(112, 112)),
+)
+"""Sliding windows, likewise."""
+
+
+@functools.cache
+def build(
+    spec: LayerSpec, target: str, sizes: Sizes = (), rewrites: tuple[str, ...] | None = None
+) -> ModuleType:
+    """The generated module of a layer; `rewrites` replaces the schedule's."""
+    lowered = pipeline.lower(spec)
+    programs = []
+    for program in lowered.programs:
+        chosen = resized(choose(spec, program, target), dict(sizes))
+        if rewrites is not None:
+            chosen = replace(chosen, rewrites=rewrites)
+        programs.append(ScheduledProgram.of(program, chosen))
+    layer = ScheduledLayer(spec, target, "00000000", tuple(programs), lowered.passes)
+    return import_text(pipeline.emit(layer), f"{spec.name}_{target}")
+
+
+def resized(schedule: Schedule, sizes: Mapping[str, int]) -> Schedule:
+    """The schedule with other tile sizes, the same for every dtype."""
+    settings = {
+        dtype: replace(
+            setting,
+            constants={
+                name: sizes.get(f"{schedule.program}.{name}", sizes.get(name, size))
+                for name, size in setting.constants.items()
+            },
+        )
+        for dtype, setting in schedule.settings.items()
+    }
+    return replace(schedule, settings=settings)
+
+
+def import_text(text: str, name: str) -> ModuleType:
+    """Import a generated text from a file of its own: Triton and TileLang read what they compile."""
+    directory = _directory()
+    name = f"test_{name}_{len(list(directory.iterdir()))}"
+    path = directory / f"{name}.py"
+    path.write_text(text, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@functools.cache
+def _keep() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="based_ops_tests_")
+
+
+def _directory() -> Path:
+    return Path(_keep().name)

@@ -1,0 +1,36 @@
+"""Assertions on the errors of kernels; the bounds themselves stand in `based_ops.tolerance`."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from based_ops.tolerance import BACKWARD, FORWARD, Tolerance, errors
+
+__all__ = ["BACKWARD", "FORWARD", "Tolerance", "assert_close", "assert_same", "errors"]
+
+
+def assert_close(
+    what: str, actual: Tensor, expected: Tensor, tolerance: Tolerance, floor: Tensor | None = None
+) -> None:
+    """Fail unless `actual` has the shape of `expected`, is finite and lies within both bounds.
+
+    Where terms cancel, `expected` says little about what was summed; `floor` is then a tensor of that size.
+    """
+    assert actual.shape == expected.shape, (
+        f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    )
+    if not expected.numel():
+        return
+    size = 0.0 if floor is None else float(floor.detach().double().square().mean().sqrt())
+    found = errors(actual, expected, size)
+    assert tolerance.allows(found), (
+        f"{what}: norm-relative error {found.norm:.2e} (allowed {tolerance.norm:.0e}), "
+        f"worst element {found.worst:.2e} (allowed {tolerance.worst:.0e})"
+    )
+
+
+def assert_same(what: str, actual: Tensor, expected: Tensor) -> None:
+    """Fail unless both are equal bit for bit; a NaN equals a NaN."""
+    assert actual.shape == expected.shape and actual.dtype == expected.dtype, what
+    same = (actual == expected) | (actual.isnan() & expected.isnan())
+    assert bool(same.all()), f"{what}: {int((~same).sum())} of {same.numel()} elements differ"
