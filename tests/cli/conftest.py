@@ -20,6 +20,12 @@ head_dims: {{qk: 16, v: 32}}
 Run = Callable[..., Result]
 
 
+@pytest.fixture(autouse=True)
+def compiled_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that run in this process must not turn on Triton's interpreter for the tests after them."""
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+
+
 @pytest.fixture
 def run() -> Run:
     """Calls the command line with words; `code` is the exit code to expect."""

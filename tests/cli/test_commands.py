@@ -99,7 +99,6 @@ def test_doctor_says_why_not(run: Run) -> None:
 
 def test_verify_prints_errors(run: Run, specs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("BASED_OPS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
     options = ("--backend", "torch", "--device", "cpu", "--dtype", "float32")
     lines = run("verify", specs / "first_layer.yaml", *options).stdout.splitlines()
     assert lines[0].split()[:3] == ["layer", "backend", "dtype"]
@@ -115,7 +114,6 @@ def test_verify_fails_where_kernels_are_wrong(
         return [Measurement("first_layer", backend, device, dtype, "forward", "o", case, found, allowed)]
 
     monkeypatch.setenv("BASED_OPS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setattr("based_ops.verify.measure", wrong)
     options = ("--backend", "torch", "--device", "cpu", "--dtype", "float32")
     result = run("verify", specs / "first_layer.yaml", *options, code=1)
