@@ -131,7 +131,7 @@ class _Kernel:
         self.named = self._named_spans()
 
     def _named_spans(self) -> set[str]:
-        """Index tiles that need a name: those that are calculated with, or compared with a tensor's extent."""
+        """Index tiles that need a name: those calculated with, or compared with a tensor's extent."""
         named: set[str] = set()
         for stmt in statements(self.program.body):
             for expr in (stmt.value,) if isinstance(stmt, Store) else expressions(stmt):

@@ -65,7 +65,7 @@ class FeatureMap(Protocol):
 
 
 class Taylor:
-    """exp(scale · q·k) to first or second order (Based, section 4.1 and equation 4).
+    """exp(scale · q·k) to first or second order (the linear attention of Based, arXiv 2402.18668).
 
     With the homogeneous coordinates x̂ = (x, 1) the features of order 2 are the symmetric square of x̂: every
     product x̂_a x̂_c once, so (d+1)(d+2)/2 of them, 153 for d = 16.  They are ordered by rotation: feature f

@@ -1,8 +1,8 @@
 """Linear attention: five chunk programs and a step, for any feature map.
 
-With A_ij = f(scale · u_i·w_j) for j <= i, o_i = Σ_j A_ij v_j / (Σ_j A_ij + eps)  (Based, equation 2).  The
-sequence is cut into *segments*.  Keys of earlier segments reach a query through the recurrent state S = Σ_j
-Φ(w_j) v_jᵀ and its normaliser z = Σ_j Φ(w_j); keys of the query's own segment reach it directly, tile by
+With A_ij = f(scale · u_i·w_j) for j <= i, o_i = Σ_j A_ij v_j / (Σ_j A_ij + eps)  (Based, arXiv 2402.18668).
+The sequence is cut into *segments*.  Keys of earlier segments reach a query through the recurrent state S =
+Σ_j Φ(w_j) v_jᵀ and its normaliser z = Σ_j Φ(w_j); keys of the query's own segment reach it directly, tile by
 tile, as in exact attention.  The one dial, the segment's length, moves a kernel between the purely recurrent
 and the purely quadratic form.
 

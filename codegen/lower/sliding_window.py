@@ -1,6 +1,6 @@
 """Exact softmax attention in a sliding window: query i sees its own key and the window - 1 before it.
 
-    P_ij = exp(scale · q_i·k_j - lse_i)      o_i = Σ_j P_ij v_j      (Based, section 4.2)
+    P_ij = exp(scale · q_i·k_j - lse_i)      o_i = Σ_j P_ij v_j      (as in Based, arXiv 2402.18668)
 
 The keys may reach further back than the queries: with Tk keys and T queries, query i stands at key i + (Tk -
 T), so a prompt can be fed in pieces by putting the last keys of the previous piece in front.  ``first[b,
