@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 
@@ -67,7 +68,7 @@ class _Loader(yaml.SafeLoader):
 
     depth = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise _Fault("anchors (&) and aliases (*) are not allowed", event.start_mark)
@@ -133,6 +134,7 @@ def _convert(node: yaml.Node) -> Node:
         return Scalar(line, column, node.value, node.tag[len(_TAG) :], quoted, verbatim)
     if isinstance(node, yaml.SequenceNode):
         return Sequence(line, column, tuple(map(_convert, node.value)))
+    assert isinstance(node, yaml.MappingNode)  # the third and last kind of node
     return Mapping(line, column, tuple(_pairs(node)))
 
 
