@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from based_ops.codegen.names import BACKENDS
+
 from .errors import ArgumentTypeError, BackendUnavailable, fail_text
 from .tracing import run_while_tracing
 
 if TYPE_CHECKING:
     from .registry import Record
 
-BACKENDS = ("triton", "tilelang", "torch")
 VARIABLE = "BASED_OPS_BACKEND"
 
 

@@ -49,11 +49,6 @@ def qualified_op_name(name: str, pass_name: str) -> str:
     return f"{NAMESPACE}::{op_name(name, pass_name)}"
 
 
-def kernel_name(name: str, pass_name: str, part: str = "") -> str:
-    """The function of one kernel of a pass; `part` tells several kernels of the same pass apart."""
-    return f"{op_name(name, pass_name)}_{part}_kernel" if part else f"{op_name(name, pass_name)}_kernel"
-
-
 def variant_dir(name: str) -> PurePosixPath:
     """The directory of a layer's generated modules, relative to the output directory."""
     return PurePosixPath(name)

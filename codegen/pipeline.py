@@ -18,6 +18,7 @@ from .ir.nodes import Program
 from .ir.rewrite import drop_unused
 from .lower import linear_attention, sliding_window
 from .lower.passes import passes
+from .names import variant_file
 from .schedule.choose import choose
 from .schedule.model import HOST_C
 from .spec.load import load_dir
@@ -74,23 +75,28 @@ def sources(spec: LayerSpec, directory: str | None = None) -> dict[str, str]:
     lowered = lower(spec)
     directory = directory or spec.name
     files = {
-        f"{directory}/{artifacts.module_name(target)}.py": emit(schedule(lowered, target))
+        str(variant_file(directory, artifacts.module_name(target))): emit(schedule(lowered, target))
         for target in EMITTERS
     }
-    return {f"{directory}/__init__.py": registry.variant(spec, build_hash(spec))} | files
+    return {str(variant_file(directory, "__init__")): registry.variant(spec, build_hash(spec))} | files
 
 
 def plan(
     specs: Path,
     names: Iterable[str] = (),
-    also: Iterable[str] = (),
+    out: Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, str]:
     """Every file that `specs` generates, by its path; only the layers `names`, if any are given.
 
-    `also` are layers that stay registered although they are not generated again.
+    Layers that are in `out` already then stay registered although they are not generated again.
     """
+    names = tuple(names)
     loaded = load(specs, names)
+    also: list[str] = []
+    if names and out is not None:
+        known = (path.stem for path in specs.glob("*.yaml"))
+        also = [name for name in known if out.joinpath(variant_file(name, "__init__")).is_file()]
     files: dict[str, str] = {}
     for name, spec in loaded.items():
         if progress:
@@ -104,10 +110,7 @@ def generate(
 ) -> artifacts.Changes:
     """Bring the generated files in `out` up to date; nothing is written if any spec is wrong."""
     names = tuple(names)
-    known = [path.stem for path in specs.glob("*.yaml")]
-    also = [name for name in known if names and (out / name / "__init__.py").is_file()]
-    files = plan(specs, names, also, progress)
-    return artifacts.write(out, files, remove_others=not names)
+    return artifacts.write(out, plan(specs, names, out, progress), remove_others=not names)
 
 
 def compare(
@@ -115,9 +118,7 @@ def compare(
 ) -> artifacts.Changes:
     """What `generate` would change; `out` is left alone."""
     names = tuple(names)
-    known = [path.stem for path in specs.glob("*.yaml")]
-    also = [name for name in known if names and (out / name / "__init__.py").is_file()]
-    return artifacts.compare(out, plan(specs, names, also, progress), look_for_others=not names)
+    return artifacts.compare(out, plan(specs, names, out, progress), look_for_others=not names)
 
 
 def generate_one(spec: LayerSpec, out: Path, variant: str) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from based_ops.codegen.names import BACKENDS
+
 from .console import fail, progress, table
 from .places import is_path
 
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 
     Job = tuple[Variant, str, torch.dtype]
 
-BACKENDS = ("triton", "tilelang", "torch")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 COLUMNS = ("forward", "final state", "pieces", "step", "dq", "dk", "dv", "d initial state")
 

@@ -42,7 +42,7 @@ def emit_passes(w: Writer, layer: ScheduledLayer, launch: EmitLaunch) -> None:
                     case Line(text):
                         w.line(text)
                     case Allocate():
-                        _allocate(w, layer, step, function.parameters[0])
+                        _allocate(w, layer, step)
                     case Launch(program, arguments, when):
                         if when is None:
                             launch(w, layer.find(program), arguments)
@@ -54,16 +54,15 @@ def emit_passes(w: Writer, layer: ScheduledLayer, launch: EmitLaunch) -> None:
             w.line(f"return {results}")
 
 
-def _allocate(w: Writer, layer: ScheduledLayer, step: Allocate, like: str) -> None:
-    source = "q"
+def _allocate(w: Writer, layer: ScheduledLayer, step: Allocate) -> None:
     dtype = _dtype(layer, step.dtype)
     if step.when == "False":
-        w.line(f"{step.name} = {source}.new_empty(0, dtype={dtype})")
+        w.line(f"{step.name} = q.new_empty(0, dtype={dtype})")
         return
     shape = ", ".join(step.shape)
     shape = f"({shape})" if step.when is None else f"({shape}) if {step.when} else 0"
     extra = "" if step.dtype == IO else f", dtype={dtype}"
-    w.line(f"{step.name} = {source}.new_empty({shape}{extra})")
+    w.line(f"{step.name} = q.new_empty({shape}{extra})")
 
 
 def _dtype(layer: ScheduledLayer, role: str) -> str:

@@ -44,7 +44,13 @@ from .layer import ScheduledProgram
 from .tilelang_target import Target
 from .writer import Writer
 
-FUNCTIONS = {"floordiv": "tl.truncdiv", "mod": "tl.truncmod", "min": "tl.min", "max": "tl.max"}
+FUNCTIONS = {
+    "floordiv": "tl.truncdiv",
+    "mod": "tl.truncmod",
+    "cdiv": "tl.ceildiv",
+    "min": "tl.min",
+    "max": "tl.max",
+}
 """Indices are never negative where they are divided, and truncating division needs no correction."""
 
 WHOLE_VECTORS = 8
@@ -104,7 +110,7 @@ class _Kernel:
         with w.indented():
             w.line(f'"""{program.summary}"""')
             w.line(f'{", ".join(sizes)} = tl.dynamic("{" ".join(sizes)}")')
-            w.call("grid = (", [self._extent(axis.extent) for axis in program.grid])
+            w.call("grid = (", [self.expr(axis.extent) for axis in program.grid])
             w.blank()
             w.line("@tl.prim_func")
             w.line(f"def {program.name}_kernel(")
@@ -127,13 +133,6 @@ class _Kernel:
         dims = ", ".join(map(str, tensor.dims))
         present = f", {tensor.optional}" if tensor.optional else ""
         return f"tensor(({dims}), {self.target.dtype(tensor.dtype)}{present})"
-
-    def _extent(self, extent: Expr) -> str:
-        match extent:
-            case Binary("floordiv", Binary("sub", Binary("add", x, y), Const(1)), divisor) if y == divisor:
-                return f"tl.ceildiv({self.expr(x)}, {self.expr(y)})"
-            case _:
-                return self.expr(extent)
 
     def _allocate(self) -> None:
         if not self.target.on_host:

@@ -141,13 +141,7 @@ class _Function:
         if not axes:
             self._block(self.program.body)
             return
-        extent = axes[0].extent
-        match extent:
-            case Binary("floordiv", Binary("sub", Binary("add", x, y), Const(1)), divisor) if y == divisor:
-                count = f"cdiv({self.expr(x)}, {self.expr(y)})"
-            case _:
-                count = self.expr(extent)
-        self.w.line(f"for {axes[0].name} in range({count}):")
+        self.w.line(f"for {axes[0].name} in range({self.expr(axes[0].extent)}):")
         with self.w.indented():
             self._loops(axes[1:])
 
@@ -268,6 +262,8 @@ class _Function:
             if isinstance(x, Const) and not plain:
                 x, y = y, x
             return f"{name}({self._align(x, kind.shape)}, {self._align(y, kind.shape)})"
+        if op == "cdiv":
+            return f"cdiv({self.expr(x)}, {self.expr(y)})"
         level = PRECEDENCE[op]
         inside = PRECEDENCE["add"] if level <= PRECEDENCE["lt"] else level
         left, right = self._align(x, kind.shape, inside), self._align(y, kind.shape, max(inside, level + 1))

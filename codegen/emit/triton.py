@@ -57,6 +57,7 @@ FUNCTIONS = {
     "sin": "tl.sin",
     "cos": "tl.cos",
     "erf": "tl.erf",
+    "cdiv": "tl.cdiv",
     "min": "tl.minimum",
     "max": "tl.maximum",
 }
@@ -116,7 +117,7 @@ def _grid_extent(extent: Expr, sizes: dict[str, str], constants: set[str]) -> st
             return str(value)
         case Var(name):
             return f'c["{name}"]' if name in constants else sizes[name]
-        case Binary("floordiv", Binary("sub", Binary("add", x, y), Const(1)), divisor) if y == divisor:
+        case Binary("cdiv", x, y):
             return f"cdiv({_grid_extent(x, sizes, constants)}, {_grid_extent(y, sizes, constants)})"
         case _:
             raise TypeError(f"grid extent {extent}")
@@ -173,7 +174,7 @@ class _Kernel:
         rest = "program"
         self.w.line("program = tl.program_id(0)")
         for axis in reversed(self.program.grid[1:]):
-            extent = self._extent(axis.extent)
+            extent = self.expr(axis.extent)
             wide = ".to(tl.int64)" if axis.batch else ""
             self.w.line(
                 f"{axis.name} = ({rest} % {extent}){wide}" if wide else f"{axis.name} = {rest} % {extent}"
@@ -181,13 +182,6 @@ class _Kernel:
             self.w.line(f"program = {rest} // {extent}")
         first = self.program.grid[0]
         self.w.line(f"{first.name} = program.to(tl.int64)")
-
-    def _extent(self, extent: Expr) -> str:
-        match extent:
-            case Binary("floordiv", Binary("sub", Binary("add", x, y), Const(1)), divisor) if y == divisor:
-                return f"tl.cdiv({self.expr(x)}, {self.expr(y)})"
-            case _:
-                return self.expr(extent)
 
     # Statements
 

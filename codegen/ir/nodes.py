@@ -81,7 +81,7 @@ class Expr:
 Operand = Expr | int | float | str
 
 UNARY = ("neg", "exp", "exp2", "log", "log2", "sqrt", "abs", "tanh", "sigmoid", "sin", "cos", "erf")
-ARITHMETIC = ("add", "sub", "mul", "div", "floordiv", "mod", "min", "max")
+ARITHMETIC = ("add", "sub", "mul", "div", "floordiv", "mod", "cdiv", "min", "max")
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "and")
 
 
@@ -329,7 +329,7 @@ def maximum(x: Operand, y: Operand) -> Expr:
 
 def cdiv(x: Operand, y: Operand) -> Expr:
     """Division rounded up."""
-    return (wrap(x) + wrap(y) - 1) // wrap(y)
+    return Binary("cdiv", wrap(x), wrap(y))
 
 
 def row(x: Expr) -> Expr:

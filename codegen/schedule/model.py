@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-BACKENDS = ("triton", "tilelang", "torch")
-"""Backends that committed sources are generated for."""
-
 HOST_C = "c"
 """TileLang's C target: the same TileLang printer, with every tile in local memory, run on the host."""
 

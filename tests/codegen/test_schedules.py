@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from based_ops.codegen import pipeline
+from based_ops.codegen.names import BACKENDS
 from based_ops.codegen.schedule.choose import choose
 from based_ops.codegen.schedule.legal import IllegalSchedule, require_legal
-from based_ops.codegen.schedule.model import BACKENDS, HOST_C
+from based_ops.codegen.schedule.model import HOST_C
 from based_ops.codegen.spec.model import (
     Elementwise,
     HeadDims,

@@ -37,8 +37,6 @@ def test_suggestions_are_valid(text: str) -> None:
 def test_names_of_operators_and_files() -> None:
     assert names.op_name("w", "forward") == "w_forward"
     assert names.qualified_op_name("w", "step") == "based_ops::w_step"
-    assert names.kernel_name("w", "backward") == "w_backward_kernel"
-    assert names.kernel_name("w", "backward", "dq") == "w_backward_dq_kernel"
     assert names.variant_file("w", "triton") == PurePosixPath("w/triton.py")
     assert names.spec_file("w") == PurePosixPath("w.yaml")
 
