@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-from ..ir.check import walk
+from ..ir.check import infer, walk
 from ..ir.fuse import expressions, statements
 from ..ir.nodes import (
     ACC,
@@ -130,6 +130,7 @@ class _Kernel:
         self.w, self.program, self.types = w, scheduled.program, scheduled.types
         self.bounds = Bounds(scheduled.program, scheduled.schedule)
         self.named = self._named_spans()
+        self.read: set[tuple[str, tuple[Expr, ...]]] = set()  # what was loaded, and not stored since
 
     def _named_spans(self) -> set[str]:
         """Index tiles that need a name: those calculated with, or compared with a tensor's extent."""
@@ -203,6 +204,10 @@ class _Kernel:
             case Add(name, value):
                 w.line(f"{name} += {self._right_side(value)}")
             case Store(tensor, index, value):
+                if (tensor, index) in self.read and len(infer(value, self.types, self.program).shape) < 2:
+                    # Several warps hold such a vector, and one of them writes it.
+                    w.line("tl.debug_barrier()  # every warp has read what is now overwritten")
+                self.read.discard((tensor, index))
                 pointer, mask = self._address(tensor, index)
                 arguments = [pointer, self.expr(value), *([f"mask={mask}"] if mask else [])]
                 w.call("tl.store(", arguments)
@@ -218,6 +223,7 @@ class _Kernel:
                 w.line(f"# {words}")
 
     def _load(self, name: str, load: Load) -> None:
+        self.read.add((load.tensor, load.index))
         pointer, mask = self._address(load.tensor, load.index)
         guard = [f"mask={mask}", f"other={load.fill}"] if mask else []
         self.w.call(f"{name} = tl.load(", [pointer, *guard], f"){self._cast_suffix(load.dtype)}")
