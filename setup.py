@@ -7,14 +7,20 @@ from pathlib import Path
 from setuptools import find_namespace_packages, setup
 
 ROOT = Path(__file__).parent
-ROOMS = {"based_ops": "based_ops", "based_ops.codegen": "codegen", "based_ops.generated": "generated"}
+ROOMS = {
+    "based_ops": "based_ops",
+    "based_ops.benchmarks": "benchmarks",
+    "based_ops.codegen": "codegen",
+    "based_ops.generated": "generated",
+}
+NOT_PACKAGES = ["*__pycache__*", "results*"]
 
 
 def packages() -> list[str]:
     """Every package of every room, under the name it is installed by."""
     names = {"based_ops.specs"}
     for package, directory in ROOMS.items():
-        inner = find_namespace_packages(str(ROOT / directory), exclude=["*__pycache__*"])
+        inner = find_namespace_packages(str(ROOT / directory), exclude=NOT_PACKAGES)
         names |= {package, *(f"{package}.{name}" for name in inner)}
     return sorted(names)
 

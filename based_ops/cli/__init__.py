@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .. import __version__
+from .bench import bench
 from .demo import demo
 from .doctor import doctor
 from .generate import generate
@@ -18,5 +19,5 @@ def main() -> None:
     """Compile layer specs into registered PyTorch operators."""
 
 
-for command in (generate, list_specs, show, new, verify, doctor, demo):
+for command in (generate, list_specs, show, new, verify, bench, doctor, demo):
     main.add_command(command)

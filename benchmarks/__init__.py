@@ -1,0 +1,1 @@
+"""What the project measures about itself; `based-ops bench` is its command line."""

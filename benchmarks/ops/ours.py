@@ -1,0 +1,108 @@
+"""This library's backends as contenders, and the check of what they compute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from based_ops.dispatch import BACKENDS
+from based_ops.tolerance import BACKWARD, FORWARD, errors
+from based_ops.verify import NOISE
+
+from .contender import Call, Contender, Results
+from .inputs import Inputs
+from .works import Entry, Work
+
+PIECE = 1024
+"""Tokens of which the naive mathematics is taken at once; longer sequences hand on their state."""
+
+
+@dataclass(frozen=True)
+class Ours(Contender):
+    """One backend, by its name."""
+
+    by: str
+
+    def takes(self, work: Work) -> bool:
+        return True
+
+    def why_not(self, entry: Entry, device: str) -> str | None:
+        """Why this backend is not measured on a line; None if it is."""
+        work = entry.work
+        if device == "cpu" and self.by != "torch":
+            return "not run: on a CPU this backend is for checking"
+        if device == "cuda" and self.by == "torch" and (entry.sweep or work.clock != "device"):
+            return "not run: on a GPU this backend is for checking, and measured in the table's calls only"
+        return next(s for s in work.op.backends(device, work.torch_dtype) if s.name == self.by).reason
+
+    def prepare(self, work: Work, inputs: Inputs) -> Call:
+        """A call of the work: o, or the gradients of q, k and v."""
+        op, by, state, kept = work.op, self.by, inputs.state, work.state
+        q, k, v = inputs.leaves
+        if work.task == "step":
+            return lambda: (op.step(q, k, v, state, backend=by),)
+        if work.task == "forward":
+            return lambda: (op(q, k, v, initial_state=state, output_final_state=kept, backend=by)[0],)
+
+        def train() -> Results:
+            o, _ = op(q, k, v, initial_state=state, output_final_state=kept, backend=by)
+            return torch.autograd.grad(o, (q, k, v), inputs.weight)
+
+        return train
+
+
+def backends() -> list[Ours]:
+    """Every backend of this library."""
+    return [Ours(name) for name in BACKENDS]
+
+
+def default(work: Work, device: str) -> str:
+    """The backend that serves a call which names none."""
+    return next(s.name for s in work.op.backends(device, work.torch_dtype) if s.default)
+
+
+def expected(work: Work, inputs: Inputs) -> Results:
+    """What one call must give for the last head of the last batch, by naive mathematics in float64."""
+    training = work.task == "training"
+    leaves = [_row(x).detach().double().requires_grad_(training) for x in inputs.leaves]
+    state = _state_row(inputs.state)
+    with torch.set_grad_enabled(training):
+        parts = []
+        for q, k, v in zip(*(x.split(PIECE, dim=1) for x in leaves), strict=True):
+            o, state = work.op.reference(q, k, v, initial_state=state, output_final_state=True)
+            parts.append(o)
+        o = torch.cat(parts, dim=1)
+    if not training:
+        return (o,)
+    return torch.autograd.grad(o, leaves, _row(inputs.weight).double())
+
+
+def fault(work: Work, results: Results, exact: Results) -> str | None:
+    """What is wrong with the results of a call; None if they are as near to `exact` as they must be."""
+    allowed = (BACKWARD if work.task == "training" else FORWARD)[work.torch_dtype]
+    noise = NOISE * max(float(x.square().mean().sqrt()) for x in exact) if work.task == "training" else 0.0
+    names = ("dq", "dk", "dv") if work.task == "training" else ("o",)
+    for name, got, want in zip(names, results, exact, strict=True):
+        found = errors(_row(got), want, noise)
+        if not allowed.allows(found):
+            return (
+                f"wrong: {name} has error {found.norm:.2e} (allowed {allowed.norm:.0e}), "
+                f"worst element {found.worst:.2e} (allowed {allowed.worst:.0e})"
+            )
+    return None
+
+
+def _row(x: Tensor) -> Tensor:
+    """The last head of the last batch of [B,T,H,D], [1,T,1,D]."""
+    return x[-1:, :, -1:]
+
+
+def _state_row(state: Any) -> Any:
+    """The last head of the last batch of a state, in float64; copied, since a step changes the original."""
+    if state is None:
+        return None
+    rows = (x if x is None else x[-1:, -1:].clone() for x in state)
+    return type(state)(*(x.double() if x is not None and x.is_floating_point() else x for x in rows))

@@ -1,0 +1,115 @@
+"""flash-linear-attention."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from based_ops.reference import elementwise
+
+from ..contender import Call, Contender, Results
+from ..inputs import Inputs
+from ..works import Entry, Work
+from .common import is_taylor, sequence_call, taylor_features
+
+
+@dataclass(frozen=True)
+class FlaBased(Contender):
+    """flash-linear-attention's kernels of Based; `parallel_based` is quadratic."""
+
+    by: str
+    function: str
+    widest: int
+    quadratic: bool
+
+    def takes(self, work: Work) -> bool:
+        return work.task != "step" and is_taylor(work)
+
+    def quadratic_flops(self, work: Work) -> float:
+        return float(work.rows * work.length**2 * (work.op.qk + work.op.v)) if self.quadratic else 0.0
+
+    def why_not(self, entry: Entry, device: str) -> str | None:
+        if entry.work.op.qk > self.widest:
+            return f"takes queries of at most {self.widest}"
+        return _fla_missing()
+
+    def prepare(self, work: Work, inputs: Inputs) -> Call:
+        import fla.ops.based
+
+        function = getattr(fla.ops.based, self.function)
+        normalize = work.op.spec.normalize
+        return sequence_call(work, inputs, inputs.leaves, lambda *x: function(*x, use_norm=normalize))
+
+
+@dataclass(frozen=True)
+class FlaLinear(Contender):
+    """flash-linear-attention's linear attention: a Taylor map as its expanded features, made in the call; an
+    elementwise map forward only, on features that are made beforehand and not timed."""
+
+    by: str
+    function: str
+
+    def takes(self, work: Work) -> bool:
+        spec = work.op.spec
+        elementwise_map = spec.mixer == "linear_attention" and spec.feature_map.kind == "elementwise"
+        return (elementwise_map and work.task == "forward") or (work.task != "step" and is_taylor(work))
+
+    def why_not(self, entry: Entry, device: str) -> str | None:
+        return _fla_missing()
+
+    def prepare(self, work: Work, inputs: Inputs) -> Call:
+        import fla.ops.linear_attn
+
+        function = getattr(fla.ops.linear_attn, self.function)
+        spec, scale = work.op.spec, work.op.default_scale
+        if is_taylor(work):
+
+            def expanded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                phi_q, phi_k = taylor_features(q, scale), taylor_features(k, scale)
+                return function(phi_q, phi_k, v, scale=1.0, normalize=spec.normalize)[0]
+
+            return sequence_call(work, inputs, inputs.leaves, expanded)
+        q, k = (elementwise(spec.feature_map.expression, x) for x in (inputs.q, inputs.k))
+        return lambda: (function(q, k, inputs.v, scale=scale, normalize=spec.normalize)[0],)
+
+
+@dataclass(frozen=True)
+class FlaStep(Contender):
+    """flash-linear-attention's recurrence of one token on expanded features, 1 + D + D² rows in float32."""
+
+    by = "fla fused_recurrent_linear_attn"
+
+    def takes(self, work: Work) -> bool:
+        return work.task == "step" and is_taylor(work)
+
+    def why_not(self, entry: Entry, device: str) -> str | None:
+        return _fla_missing()
+
+    def prepare(self, work: Work, inputs: Inputs) -> Call:
+        from fla.ops.linear_attn import fused_recurrent_linear_attn
+
+        q, k, v = inputs.leaves
+        scale, rows = work.op.default_scale, 1 + work.op.qk + work.op.qk**2
+        state = torch.randn(work.batch, work.heads, rows, work.op.v, device=q.device).abs()
+        total = torch.randn(work.batch, 1, work.heads, rows, device=q.device).abs()
+
+        @torch.no_grad()
+        def run() -> Results:
+            return fused_recurrent_linear_attn(
+                taylor_features(q, scale),
+                taylor_features(k, scale),
+                v,
+                scale=1.0,
+                initial_state=(state, total),
+                output_final_state=True,
+                normalize=True,
+            )[:1]
+
+        return run
+
+
+def _fla_missing() -> str | None:
+    return None if importlib.util.find_spec("fla") else "flash-linear-attention is not installed"

@@ -1,0 +1,165 @@
+"""Runs on a CPU: what is measured, what fails, and how it is reported."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from torch import Tensor
+
+from based_ops.cli import main
+from benchmarks import compile_time
+from benchmarks.ops import measure, ours
+from benchmarks.ops import run as running
+from benchmarks.ops.measure import Effort
+from benchmarks.ops.report import rows, summary
+from benchmarks.ops.results import Report, joined, read
+from benchmarks.ops.run import run
+from benchmarks.ops.works import Entry, Target, Work
+
+FORWARD = Work("taylor2_qk16_v64", "forward", 1, 1, 128, "float32")
+ENTRIES = [
+    Entry("taylor", FORWARD, Target(ms=1e9)),
+    Entry("training", Work("window64_d64", "training", 1, 1, 128, "float32"), Target(ms=1e-9)),
+    Entry("step", Work("taylor2_qk16_v64", "step", 1, 1, 1, "float32"), Target(times=1e9, of=FORWARD)),
+    Entry("calls", Work("window64_d64", "step", 1, 1, 1, "float32", clock="host")),
+]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clocks that do not take the time that a good median needs."""
+    for module, name in ((measure, "TABLE"), (running, "TABLE"), (running, "SWEEP")):
+        monkeypatch.setattr(module, name, Effort(0.0, 1.0))
+    monkeypatch.setattr(measure, "CALLS", 3)
+
+
+def test_lines_are_measured_saved_and_judged(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    saved: list[int] = []
+
+    def save(report: Report) -> None:
+        saved.append(len(report.lines))
+        report.write(path)
+
+    report = run(ENTRIES, "cpu", 5.0, lambda text: None, save)
+    assert saved == [1, 2, 3, 4]
+    assert [line.met for line in report.lines] == [True, False, True, None]
+    assert not report.not_measured
+    taylor, training, _, call = report.lines
+    assert [time.by for time in taylor.times] == [time.by for time in training.times] == ["torch", "SDPA"]
+    own, peer = taylor.times
+    assert own.speedup == {"SDPA": pytest.approx(peer.ms / own.ms)}
+    assert own.percent == pytest.approx(100 * taylor.limit_ms / own.ms)
+    assert own.gb_s == pytest.approx(taylor.bytes / own.ms / 1e6)
+    assert peer.percent is None and call.times[0].percent is None
+    assert set(taylor.missing) == {"triton", "tilelang"}
+    document = json.loads(path.read_text())
+    assert document["machine"]["torch"] and document["ceilings"]["copy_gb_s"] > 0
+    again = read(path)
+    assert [line.work for line in again.lines] == [entry.work for entry in ENTRIES]
+    assert again.lines[0].times[0].ms == pytest.approx(own.ms, rel=1e-4)
+
+
+def test_what_fails_costs_its_own_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(*_: object, **__: object) -> Tensor:
+        raise RuntimeError("\n  no such kernel\nmore")
+
+    monkeypatch.setattr("benchmarks.ops.peers.pytorch.scaled_dot_product_attention", explode)
+    report = run(ENTRIES[:1], "cpu", 5.0, lambda text: None)
+    assert report.lines[0].missing["SDPA"] == "RuntimeError: no such kernel"
+    assert [time.by for time in report.lines[0].times] == ["torch"]
+
+
+def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = ours.expected
+    monkeypatch.setattr(ours, "expected", lambda *x: tuple(1.01 * y for y in exact(*x)))
+    report = run(ENTRIES[:1], "cpu", 5.0, lambda text: None)
+    line = report.lines[0]
+    assert line.missing["torch"].startswith("wrong: o has error")
+    assert [time.by for time in line.times] == ["SDPA"]
+    assert line.met is False
+    assert any("no time" in text for text in summary(report))
+
+
+def test_time_running_out_names_what_is_left() -> None:
+    report = run(ENTRIES, "cpu", 1e-9, lambda text: None)
+    assert report.lines == []
+    assert report.not_measured == [str(entry.work) for entry in ENTRIES]
+
+
+def test_a_report_is_shown_in_full(report: Report) -> None:
+    shown = rows(report)
+    assert [row[7] for row in shown if row[7]] == ["2.5000 met", "2.0000 MISSED"]
+    assert shown[0][8] == "3.00x rival"
+    text = "\n".join(summary(report))
+    assert "targets met: 1 of 2; lines on which a peer is faster: 1" in text
+    assert "missed: taylor2_qk16_v64 forward B1 H16 T2048 bfloat16: 2.00 times its target" in text
+    assert "no number: absent: is not installed (3 lines)" in text
+    assert "not measured, time was up: something else" in text
+
+
+def test_reports_join_and_the_later_line_counts(report: Report) -> None:
+    newer = replace(report.lines[0], group="newer")
+    both = joined([report, replace(report, lines=[newer])])
+    assert [line.group for line in both.lines] == ["newer", "taylor", "taylor"]
+
+
+def test_a_file_that_is_no_result(tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    path.write_text('{"rows": []}')
+    with pytest.raises(ValueError, match="not a result of `based-ops bench ops`"):
+        read(path)
+    done = CliRunner().invoke(main, ["bench", "plots", str(path)])
+    assert done.exit_code == 2 and "not a result" in done.stderr
+
+
+def test_plots(report: Report, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    result = tmp_path / "result.json"
+    report.write(result)
+    done = CliRunner().invoke(main, ["bench", "plots", str(result), "--out", str(tmp_path / "plots")])
+    assert done.exit_code == 0, done.output
+    drawn = {path.name: path.read_bytes() for path in (tmp_path / "plots").iterdir()}
+    names = ("time-against-length", "percent-of-limit", "speed-up")
+    assert set(drawn) == {f"{name}-{theme}.png" for name in names for theme in ("light", "dark")}
+    assert all(data.startswith(b"\x89PNG") and len(data) > 5000 for data in drawn.values())
+    assert drawn["speed-up-light.png"] != drawn["speed-up-dark.png"]
+
+
+def test_plots_without_matplotlib_name_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = CliRunner().invoke(main, ["bench", "ops", "--device", "cpu", "--plots", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "pip install 'based-ops[bench]'" in done.stderr
+
+
+def test_the_command_measures_and_writes(tmp_path: Path) -> None:
+    result = tmp_path / "cpu.json"
+    words = ["bench", "ops", "--device", "cpu", "--only", "calls", "--json", str(result)]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    assert "torch (default)" in done.stdout and "targets met" in done.stdout
+    assert len(json.loads(result.read_text())["lines"]) == 1
+
+
+def test_the_command_names_the_groups() -> None:
+    done = CliRunner().invoke(main, ["bench", "ops", "--device", "cpu", "--only", "nosuch"])
+    assert done.exit_code == 2
+    assert "--only: got nosuch, must be among taylor" in done.stderr
+
+
+def test_compile_times_on_a_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(compile_time, "generate_seconds", lambda: 11.0)
+    report = compile_time.measure(lambda text: None)
+    generated, imported = report.rows
+    assert generated.met is False and generated.cells[2] == "10 MISSED"
+    assert 0 < imported.seconds < 60 and imported.met is None
+    assert "no CUDA device" in report.missing[0]
+    compile_time.write(report, tmp_path / "compile.json")
+    assert json.loads((tmp_path / "compile.json").read_text())["rows"][0]["met"] is False
