@@ -56,7 +56,7 @@ def summary(report: Report) -> list[str]:
         text.append(f"missed: {line.work}: {over}")
     text += [f"a peer is faster: {line.work}: {', '.join(line.faster_peers)}" for line in beaten]
     text += [f"no number: {by}: {reason} ({where})" for (by, reason), where in _missing(report).items()]
-    text += [f"not measured, time was up: {name}" for name in report.not_measured]
+    text += [f"not measured: {name}" for name in report.not_measured]
     return text
 
 

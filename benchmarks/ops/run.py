@@ -69,40 +69,53 @@ def measure_line(entry: Entry, device: str, ceilings: Ceilings, say: Say) -> Lin
     limit = least.limit_ms(ceilings.copy_gb_s, ceilings.matmul_tflop_s)
     times: list[Time] = []
     missing: dict[str, str] = {}
+
+    def leave_out(who: str, reason: str) -> None:
+        missing[who] = reason
+        say(f"{work} | {who} | {reason}")
+
     forget_compiled()
-    inputs = make(work, device)
-    exact = ours.expected(work, inputs)
     own = ours.backends()
-    for contender in (*own, *peers(work, device)):
-        reason = contender.why_not(entry, device) or too_long(
-            contender, work, device, ceilings.matmul_tflop_s
-        )
-        if reason is None:
-            try:
-                ms, peak = _measure(contender, entry, device, inputs, exact)
-            except Exception as error:  # another library's limits, memory, a kernel that is wrong
-                reason = _in_one_line(error)
-                _still_there(device)
+    everybody: Sequence[Contender] = (*own, *peers(work, device))
+    try:
+        inputs = make(work, device)
+        exact = ours.expected(work, inputs)
+    except Exception as error:  # memory, most likely
+        leave_out("everybody, for want of inputs or of a reference", _in_one_line(error))
+        everybody = ()
+        _still_there(device)
+    for contender in everybody:
+        long = too_long(contender, work, device, ceilings.matmul_tflop_s)
+        reason = contender.why_not(entry, device) or long
         if reason is not None:
-            missing[contender.by] = reason
-            say(f"{work} | {contender.by} | {reason}")
+            leave_out(contender.by, reason)
             continue
-        time_ = Time(contender.by, contender in own, contender.same, ms, peak_mib=peak)
+        try:
+            ms, peak = _measure(contender, entry, device, inputs, exact)
+        except Exception as error:  # another library's limits, memory, a kernel that is wrong
+            leave_out(contender.by, _in_one_line(error))
+            _still_there(device)
+            continue
+        found = Time(contender.by, contender in own, contender.same, ms, peak_mib=peak)
         if contender.same and work.clock != "host":
-            time_ = replace(
-                time_,
-                gb_s=least.bytes / ms / 1e6,
-                tflop_s=least.flops / ms / 1e9,
-                percent=100 * limit / ms,
-            )
-        times.append(time_)
-        share = "" if time_.percent is None else f" | {time_.percent:.0f} % of limit"
+            rates = least.bytes / ms / 1e6, least.flops / ms / 1e9
+            found = replace(found, gb_s=rates[0], tflop_s=rates[1], percent=100 * limit / ms)
+        times.append(found)
+        share = "" if found.percent is None else f" | {found.percent:.0f} % of limit"
         say(f"{work} | {contender.by} | {ms:.4f} ms{share}")
     if device == "cuda":
         torch.cuda.empty_cache()
-    default = ours.default(work, device)
-    found = with_speedups(times)
-    return Line(entry.group, entry.sweep, work, least.bytes, least.flops, limit, default, found, missing)
+    return Line(
+        entry.group,
+        entry.sweep,
+        work,
+        least.bytes,
+        least.flops,
+        limit,
+        ours.default(work, device),
+        with_speedups(times),
+        missing,
+    )
 
 
 def _measure(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.ops.measure import Ceilings
-from benchmarks.ops.results import Line, Report, Time, with_speedups
-from benchmarks.ops.works import Work
+from based_ops.benchmarks.ops.measure import Ceilings
+from based_ops.benchmarks.ops.results import Line, Report, Time, with_speedups
+from based_ops.benchmarks.ops.works import Work
 
 
 def line(work: Work, own: float, peer: float, target_ms: float | None = None, sweep: bool = False) -> Line:

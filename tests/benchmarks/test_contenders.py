@@ -7,14 +7,14 @@ import importlib.util
 import pytest
 import torch
 
-from benchmarks.ops import ours
-from benchmarks.ops.inputs import another_state, make
-from benchmarks.ops.ours import Ours
-from benchmarks.ops.peers import ON_CUDA, peers, too_long
-from benchmarks.ops.peers.common import taylor_features
-from benchmarks.ops.peers.pytorch import Sdpa, naive_step, window_mask
-from benchmarks.ops.warm import jobs
-from benchmarks.ops.works import Entry, Work, entries
+from based_ops.benchmarks.ops import ours
+from based_ops.benchmarks.ops.inputs import another_state, make
+from based_ops.benchmarks.ops.ours import Ours
+from based_ops.benchmarks.ops.peers import ON_CUDA, peers, too_long
+from based_ops.benchmarks.ops.peers.common import taylor_features
+from based_ops.benchmarks.ops.peers.pytorch import Sdpa, naive_step, window_mask
+from based_ops.benchmarks.ops.warm import jobs
+from based_ops.benchmarks.ops.works import Entry, Work, entries
 
 WORKS = [
     Work("taylor2_qk16_v64", "forward", 1, 2, 70, "float32"),

@@ -6,20 +6,21 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from torch import Tensor
 
+from based_ops.benchmarks import compile_time
+from based_ops.benchmarks.ops import measure, ours
+from based_ops.benchmarks.ops import run as running
+from based_ops.benchmarks.ops.measure import Effort
+from based_ops.benchmarks.ops.report import rows, summary
+from based_ops.benchmarks.ops.results import Line, Report, joined, read
+from based_ops.benchmarks.ops.run import run
+from based_ops.benchmarks.ops.works import Entry, Target, Work
 from based_ops.cli import main
-from benchmarks import compile_time
-from benchmarks.ops import measure, ours
-from benchmarks.ops import run as running
-from benchmarks.ops.measure import Effort
-from benchmarks.ops.report import rows, summary
-from benchmarks.ops.results import Report, joined, read
-from benchmarks.ops.run import run
-from benchmarks.ops.works import Entry, Target, Work
 
 FORWARD = Work("taylor2_qk16_v64", "forward", 1, 1, 128, "float32")
 ENTRIES = [
@@ -69,10 +70,37 @@ def test_what_fails_costs_its_own_number(monkeypatch: pytest.MonkeyPatch) -> Non
     def explode(*_: object, **__: object) -> Tensor:
         raise RuntimeError("\n  no such kernel\nmore")
 
-    monkeypatch.setattr("benchmarks.ops.peers.pytorch.scaled_dot_product_attention", explode)
+    monkeypatch.setattr("based_ops.benchmarks.ops.peers.pytorch.scaled_dot_product_attention", explode)
     report = run(ENTRIES[:1], "cpu", 5.0, lambda text: None)
     assert report.lines[0].missing["SDPA"] == "RuntimeError: no such kernel"
     assert [time.by for time in report.lines[0].times] == ["torch"]
+
+
+def test_a_line_without_inputs_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> Tensor:
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(running, "make", refuse)
+    report = run(ENTRIES[:2], "cpu", 5.0, lambda text: None)
+    assert [line.times for line in report.lines] == [[], []]
+    assert list(report.lines[0].missing.values()) == ["MemoryError: too large"]
+    assert report.lines[0].met is False
+
+
+def test_a_lost_device_ends_the_run_and_keeps_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = running.measure_line
+
+    def lose(entry: Entry, *rest: Any) -> Line:
+        if entry.group == "training":
+            raise running.DeviceLost("illegal memory access")
+        return measured(entry, *rest)
+
+    monkeypatch.setattr(running, "measure_line", lose)
+    said: list[str] = []
+    report = run(ENTRIES, "cpu", 5.0, said.append)
+    assert [line.group for line in report.lines] == ["taylor"]
+    assert report.not_measured == [str(entry.work) for entry in ENTRIES[1:]]
+    assert said[-1].endswith("the device is lost: illegal memory access")
 
 
 def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +128,7 @@ def test_a_report_is_shown_in_full(report: Report) -> None:
     assert "targets met: 1 of 2; lines on which a peer is faster: 1" in text
     assert "missed: taylor2_qk16_v64 forward B1 H16 T2048 bfloat16: 2.00 times its target" in text
     assert "no number: absent: is not installed (3 lines)" in text
-    assert "not measured, time was up: something else" in text
+    assert "not measured: something else" in text
 
 
 def test_reports_join_and_the_later_line_counts(report: Report) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.ops.floors import floor
-from benchmarks.ops.measure import Ceilings
-from benchmarks.ops.run import target_ms
-from benchmarks.ops.works import SPECS, Target, Work, entries
+from based_ops.benchmarks.ops.floors import floor
+from based_ops.benchmarks.ops.measure import Ceilings
+from based_ops.benchmarks.ops.run import target_ms
+from based_ops.benchmarks.ops.works import SPECS, Target, Work, entries
 
 from .conftest import line
 

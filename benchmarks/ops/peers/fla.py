@@ -41,7 +41,12 @@ class FlaBased(Contender):
 
         function = getattr(fla.ops.based, self.function)
         normalize = work.op.spec.normalize
-        return sequence_call(work, inputs, inputs.leaves, lambda *x: function(*x, use_norm=normalize))
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            result = function(q, k, v, use_norm=normalize)
+            return result[0] if isinstance(result, tuple) else result  # versions differ
+
+        return sequence_call(work, inputs, inputs.leaves, attend)
 
 
 @dataclass(frozen=True)
