@@ -41,12 +41,7 @@ class FlaBased(Contender):
 
         function = getattr(fla.ops.based, self.function)
         normalize = work.op.spec.normalize
-
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            result = function(q, k, v, use_norm=normalize)
-            return result[0] if isinstance(result, tuple) else result  # versions differ
-
-        return sequence_call(work, inputs, inputs.leaves, attend)
+        return sequence_call(work, inputs, inputs.leaves, lambda *x: function(*x, use_norm=normalize))
 
 
 @dataclass(frozen=True)
