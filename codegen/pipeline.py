@@ -19,7 +19,7 @@ from .ir.rewrite import drop_unused
 from .lower import linear_attention, sliding_window
 from .lower.passes import passes
 from .names import variant_file
-from .schedule.choose import choose
+from .schedule.choose import choose, choose_plans
 from .schedule.model import HOST_C
 from .spec.load import load_dir
 from .spec.model import LayerSpec, LinearAttention, SlidingWindow, spec_to_dict
@@ -62,7 +62,8 @@ def lower(spec: LayerSpec) -> Lowered:
 def schedule(lowered: Lowered, target: str) -> ScheduledLayer:
     """Bind every choice that the programs leave open, for one kind of generated module."""
     programs = tuple(ScheduledProgram.of(p, choose(lowered.spec, p, target)) for p in lowered.programs)
-    return ScheduledLayer(lowered.spec, target, build_hash(lowered.spec), programs, lowered.passes)
+    plans = choose_plans(lowered.spec, target)
+    return ScheduledLayer(lowered.spec, target, build_hash(lowered.spec), programs, lowered.passes, plans)
 
 
 def emit(layer: ScheduledLayer) -> str:

@@ -13,7 +13,7 @@ from types import ModuleType
 
 from based_ops.codegen import pipeline
 from based_ops.codegen.emit.layer import ScheduledLayer, ScheduledProgram
-from based_ops.codegen.schedule.choose import choose
+from based_ops.codegen.schedule.choose import choose, choose_plans
 from based_ops.codegen.schedule.model import Schedule
 from based_ops.codegen.spec.model import (
     Elementwise,
@@ -26,6 +26,11 @@ from based_ops.codegen.spec.model import (
 
 Sizes = tuple[tuple[str, int], ...]
 """Tile sizes that replace a schedule's own, by a constant's name or by ``program.CONSTANT``."""
+FORMS: dict[str, Sizes] = {
+    "direct": (("forward.DIRECT", 0),),
+    "recurrent": (("forward.DIRECT", 1), ("forward.SCORES", 0), ("forward.PROGRAMS", 10)),
+}
+"""The two forms of a forward pass of linear attention, whatever the length."""
 
 LINEAR = (
     LinearAttention("taylor2", TaylorExp(2), HeadDims(16, 64)),
@@ -57,8 +62,9 @@ def build(
         chosen = resized(choose(spec, program, target), dict(sizes))
         if rewrites is not None:
             chosen = replace(chosen, rewrites=rewrites)
-        programs.append(ScheduledProgram.of(program, chosen))
-    layer = ScheduledLayer(spec, target, "00000000", tuple(programs), lowered.passes)
+        programs.append(ScheduledProgram.of(program, in_every_dtype(spec, chosen)))
+    plans = tuple(resized(plan, dict(sizes)) for plan in choose_plans(spec, target))
+    layer = ScheduledLayer(spec, target, "00000000", tuple(programs), lowered.passes, plans)
     return import_text(pipeline.emit(layer), f"{spec.name}_{target}")
 
 
@@ -73,6 +79,16 @@ def resized(schedule: Schedule, sizes: Mapping[str, int]) -> Schedule:
             },
         )
         for dtype, setting in schedule.settings.items()
+    }
+    return replace(schedule, settings=settings)
+
+
+def in_every_dtype(spec: LayerSpec, schedule: Schedule) -> Schedule:
+    """The schedule with settings also for the dtypes in which the program would not be chosen."""
+    other = next(iter(schedule.settings.values()))
+    settings = {
+        dtype: schedule.settings.get(dtype, other)
+        for dtype in {**dict.fromkeys(spec.dtypes), **schedule.settings}
     }
     return replace(schedule, settings=settings)
 

@@ -95,8 +95,10 @@ def query_features(spec: LinearAttention, q: Tensor, scale: float) -> Tensor:
 
 
 def _pairs(spec: LinearAttention, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The two components of (x, 1) whose product is each feature: all pairs, ordered by rotation."""
-    size = spec.head_dims.qk + 1
-    f = torch.arange(feature_count(spec), device=device)
-    a = f % size
-    return a, (a + f // size) % size
+    """The two components of (x, 1) whose product is each feature: pairs of x by rotation, x itself, and 1."""
+    d = spec.head_dims.qk
+    f = torch.arange(d * (d + 1) // 2, device=device)
+    with_one = torch.arange(d + 1, device=device)
+    a = torch.cat([f % d, with_one])
+    b = torch.cat([(f % d + f // d) % d, torch.full_like(with_one, d)])
+    return a, b

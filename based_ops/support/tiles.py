@@ -81,9 +81,10 @@ def store(tensor: Tensor, index: tuple[Index, ...], value: Tensor) -> None:
     tensor.copy_(value.expand(tensor.shape))
 
 
-def columns(x: Tensor, index: Tensor, extent: int, fill: float) -> Tensor:
-    """Gather columns of a tile; past `extent` they are `fill`."""
-    return torch.where(index < extent, x.index_select(-1, index.clamp(max=extent - 1)), fill)
+def columns(x: Tensor, index: Tensor, extent: int, fill: float, weight: Tensor | None = None) -> Tensor:
+    """Gather columns of a tile; past `extent` they are `fill`.  `weight` has a factor for each of them."""
+    gathered = torch.where(index < extent, x.index_select(-1, index.clamp(max=extent - 1)), fill)
+    return gathered if weight is None else gathered * weight
 
 
 def where(condition: Tensor, x: Tensor | float, y: Tensor | float, dtype: torch.dtype) -> Tensor:

@@ -26,6 +26,13 @@ def emit_schedule(
                 for dtype in scheduled.schedule.settings:
                     w.call(f"torch.{dtype}: dict(", setting(scheduled, dtype), "),")
             w.line("},")
+        for plan in layer.plans:
+            w.line(f'"{plan.program}": {{')
+            with w.indented():
+                for dtype, chosen in plan.settings.items():
+                    numbers = [f"{name}={value}" for name, value in chosen.constants.items()]
+                    w.call(f"torch.{dtype}: dict(", numbers, "),")
+            w.line("},")
     w.line("}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..ir.blocks import write_out
 from ..ir.check import Types, check
 from ..ir.host import Pass
 from ..ir.nodes import Program
@@ -24,8 +25,13 @@ class ScheduledProgram:
     @staticmethod
     def of(program: Program, schedule: Schedule) -> ScheduledProgram:
         require_legal(program, schedule)
+
+        def size(constant: str) -> int:
+            return max(schedule.values(constant))
+
+        program = write_out(program, size)
         for rewrite in schedule.rewrites:
-            program = REWRITES[rewrite](program)
+            program = REWRITES[rewrite](program, size)
         return ScheduledProgram(program, schedule, check(program))
 
 
@@ -38,6 +44,8 @@ class ScheduledLayer:
     build: str
     programs: tuple[ScheduledProgram, ...]
     passes: tuple[Pass, ...]
+    plans: tuple[Schedule, ...]
+    """How passes choose what to launch: settings named after the pass."""
 
     def find(self, program: str) -> ScheduledProgram:
         return next(p for p in self.programs if p.program.name == program)

@@ -15,11 +15,11 @@ from ..schedule.scopes import scopes
 from ..spec.model import LinearAttention
 from .host import emit_passes, emit_schedule
 from .layer import ScheduledLayer, ScheduledProgram, operand_dtype
-from .tilelang_kernel import emit_kernel
+from .tilelang_kernel import emit_kernel, passed_sizes
 from .tilelang_target import Target
 from .writer import Writer, header
 
-HOST_HELPERS = ("cdiv", "flat")
+HOST_HELPERS = ("cdiv", "flat", "forward_plan")
 KERNEL_HELPERS = ("aligned", "coordinates", "dot", "gathering", "kernel", "tensor")
 
 
@@ -77,6 +77,7 @@ def _launch(w: Writer, scheduled: ScheduledProgram, arguments: dict[str, str]) -
         [
             *(arguments.get(t.name, t.name) for t in program.tensors),
             *program.scalars,
+            *(arguments.get(size, size) for size in passed_sizes(program)),
             *(f"{flag}={arguments[flag]}" for flag in program.flags),
             f'**SCHEDULE["{program.name}"][q.dtype]',
         ],

@@ -24,6 +24,7 @@ from ..ir.nodes import (
     Let,
     Load,
     Max,
+    Program,
     Set,
     Span,
     Stmt,
@@ -61,6 +62,13 @@ C_KEYWORDS = {"do"}
 """Tensors whose names mean something in C, which kernels become."""
 
 
+def passed_sizes(program: Program) -> list[str]:
+    """Runtime sizes that a kernel is told, because no tensor that is always there has them as a dimension."""
+    known = {dim for tensor in program.tensors if tensor.optional is None for dim in tensor.dims}
+    optional = {dim for tensor in program.tensors if tensor.optional is not None for dim in tensor.dims}
+    return [name for name in program.sizes if name in optional - known]
+
+
 def emit_kernel(
     w: Writer, scheduled: ScheduledProgram, body: tuple[Stmt, ...], scopes: dict[str, str], target: Target
 ) -> None:
@@ -80,6 +88,7 @@ class _Kernel:
         self.w, self.program, self.types = w, scheduled.program, scheduled.types
         self.body, self.scopes, self.target = body, scopes, target
         self.bounds = Bounds(scheduled.program, scheduled.schedule)
+        self.passed = passed_sizes(scheduled.program)
         self.indices: dict[str, Expr] = {}  # index tiles in force
         self.loaded: set[str] = set()  # tensors read since the threads last met
         loops = {stmt.var for stmt in statements(body) if isinstance(stmt, For)}
@@ -94,7 +103,7 @@ class _Kernel:
     def emit(self) -> None:
         program, w = self.program, self.w
         dims = {dim for tensor in program.tensors for dim in tensor.dims}
-        sizes = [name for name in program.sizes if name in dims]
+        sizes = [self._extent(name) for name in program.sizes if name in dims]
         w.call(
             f"def {program.name}(",
             [
@@ -119,6 +128,8 @@ class _Kernel:
                     w.line(f"{_c_name(tensor.name)}: {self._parameter(tensor)},")
                 for scalar in program.scalars:
                     w.line(f"{scalar}: tl.float32,")
+                for size in self.passed:
+                    w.line(f"{size}: tl.int32,")
             w.line("):")
             with w.indented():
                 w.line("with tl.Kernel(prod(grid), threads=THREADS) as program:")
@@ -130,9 +141,13 @@ class _Kernel:
             w.line(f"return {program.name}_kernel")
 
     def _parameter(self, tensor: Tensor) -> str:
-        dims = ", ".join(map(str, tensor.dims))
+        dims = ", ".join(self._extent(dim) if isinstance(dim, str) else str(dim) for dim in tensor.dims)
         present = f", {tensor.optional}" if tensor.optional else ""
         return f"tensor(({dims}), {self.target.dtype(tensor.dtype)}{present})"
+
+    def _extent(self, size: str) -> str:
+        """The name by which tensors' dimensions call a runtime size."""
+        return f"{size}_stored" if size in self.passed else size
 
     def _allocate(self) -> None:
         if not self.target.on_host:
@@ -278,8 +293,9 @@ class _Kernel:
         match expr:
             case Expand(x, axis):
                 return [(x, (places[1 - axis],))]
-            case Columns(_, index):
-                return [(index, places[1:])]
+            case Columns(_, index, transposed=transposed, weight=weight):
+                place = places[:1] if transposed else places[1:]
+                return [(part, place) for part in (index, weight) if part is not None]
             case Load(_, index):
                 result, tiles = [], 0
                 for entry in index:
@@ -369,8 +385,9 @@ class _Kernel:
         return f"{_c_name(name)}[{', '.join(self.expr(entry, inner) for entry, inner in entries)}]"
 
     def _columns(self, gather: Columns, places: tuple[str, ...], dtype: str | None) -> str:
-        index = self.expr(gather.index, places[1:])
-        element = f"{gather.x.name}[{places[0]}, tl.min({index}, {gather.extent - 1})]"
+        row, column = places[::-1] if gather.transposed else places
+        index = self.expr(gather.index, (column,))
+        element = f"{gather.x.name}[{row}, tl.min({index}, {gather.extent - 1})]"
         if dtype is not None:
             element = f"tl.cast({element}, {self.target.dtype(dtype)})"
         fill = (
@@ -378,7 +395,10 @@ class _Kernel:
             if dtype == ACC
             else f"tl.cast({gather.fill!r}, {self.target.dtype(dtype or OPERAND)})"
         )
-        return f"tl.if_then_else({index} < {gather.extent}, {element}, {fill})"
+        chosen = f"tl.if_then_else({index} < {gather.extent}, {element}, {fill})"
+        if gather.weight is None:
+            return chosen
+        return f"{chosen} * tl.cast({self.expr(gather.weight, (column,))}, {self.target.dtype(dtype or OPERAND)})"
 
     def _shape(self, expr: Expr) -> tuple[Dim, ...]:
         return infer(expr, self.types, self.program).shape

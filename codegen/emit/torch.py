@@ -79,7 +79,7 @@ def emit(layer: ScheduledLayer) -> str:
     header(w, layer.spec.name, "torch", layer.build, f"{layer.spec.name} as batched PyTorch expressions.")
     w.line("import torch")
     w.blank()
-    host = ["cdiv", "flat"] if isinstance(layer.spec, LinearAttention) else ["cdiv"]
+    host = ["cdiv", "flat", "forward_plan"] if isinstance(layer.spec, LinearAttention) else ["cdiv"]
     w.line(f"from based_ops.support.host import {', '.join(host)}")
     helpers = ("columns", "indices", "load", "maximum", "minimum", "span", "store", "where", "widen")
     used = [name for name in helpers if f"{name}(" in body.text().replace("torch.where", "")]
@@ -195,8 +195,10 @@ class _Function:
                 return f"{x.name}.sum({axis - len(self.types[x.name].shape)})"
             case Max(x, axis):
                 return f"{x.name}.amax({axis - len(self.types[x.name].shape)})"
-            case Columns(x, index, extent, fill):
-                return f"columns({x.name}, {self.expr(index)}, {extent}, {fill})"
+            case Columns(x, index, extent, fill, transposed, weight):
+                factor = f", {weight.name}" if weight else ""
+                swapped = ".mT" if transposed else ""
+                return f"columns({x.name}, {self.expr(index)}, {extent}, {fill}{factor}){swapped}"
             case _:
                 return self.expr(value)
 
@@ -236,8 +238,10 @@ class _Function:
                 return self.expr(
                     x, outer
                 )  # operands are as wide as sums here, and a store converts by itself
-            case Cast(x, _):
+            case Cast(x, _) if infer(x, self.types, self.program).shape:
                 return f"{self.expr(x, TIGHT)}.to(acc)"
+            case Cast(x, _):
+                return f"float({self.expr(x)})"
             case Expand(x, axis):
                 return f"{self.expr(x, TIGHT)}[..., {'None, :' if axis == 0 else 'None'}]"
             case Full(shape, value, _):

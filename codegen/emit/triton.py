@@ -71,7 +71,7 @@ def emit(layer: ScheduledLayer) -> str:
     w.line("import triton")
     w.line("import triton.language as tl")
     w.blank()
-    host = ["cdiv", "flat"] if isinstance(layer.spec, LinearAttention) else ["cdiv"]
+    host = ["cdiv", "flat", "forward_plan"] if isinstance(layer.spec, LinearAttention) else ["cdiv"]
     w.line(f"from based_ops.support.host import {', '.join(host)}")
     w.line("from based_ops.support.triton import operand")
     w.blank()

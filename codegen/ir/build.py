@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .nodes import Add, Comment, Expr, For, Let, Operand, Set, Stmt, Store, Var, When, wrap
+from .nodes import Add, Blocks, Comment, Expr, For, Let, Operand, Set, Stmt, Store, Var, When, wrap
 
 
 class Builder:
@@ -40,6 +40,13 @@ class Builder:
         yield Var(var)
         body = tuple(self._blocks.pop())
         self._blocks[-1].append(For(var, wrap(start), wrap(stop), wrap(step), body))
+
+    @contextmanager
+    def blocks(self, var: str, extent: int, step: str, tiles: tuple[str, ...]) -> Iterator[Var]:
+        self._blocks.append([])
+        yield Var(var)
+        body = tuple(self._blocks.pop())
+        self._blocks[-1].append(Blocks(var, extent, step, body, tiles))
 
     @contextmanager
     def when(self, flag: str) -> Iterator[None]:

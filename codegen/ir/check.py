@@ -20,6 +20,7 @@ from .nodes import (
     UNARY,
     Add,
     Binary,
+    Blocks,
     Cast,
     Columns,
     Comment,
@@ -111,6 +112,11 @@ class _Checker:
                         raise self.fail(f"loop over {var} has a bound that is no plain integer")
                 self.known[var] = self._let(var, Type(INDEX))
                 self.statements(body)
+            case Blocks(var, _, step, body):
+                if step not in self.program.constants:
+                    raise self.fail(f"blocks of {step}, which is no constant of the program")
+                self.known[var] = self._let(var, Type(INDEX))
+                self.statements(body)
             case When(flag, body):
                 if flag not in self.program.flags:
                     raise self.fail(f"unknown flag {flag}")
@@ -150,9 +156,12 @@ class _Checker:
                 if axis >= len(tile.shape):
                     raise self.fail(f"reduction of {x.name} along axis {axis}")
                 return Type(tile.dtype, tile.shape[:axis] + tile.shape[axis + 1 :], tile.batched)
-            case Columns(x, index):
+            case Columns(x, index, transposed=transposed, weight=weight):
                 tile = self.infer(x)
-                return Type(tile.dtype, (tile.shape[0], *self.infer(index).shape), tile.batched)
+                if weight is not None and self.infer(weight).shape != self.infer(index).shape:
+                    raise self.fail(f"columns {index.name} with weights {weight.name} of another length")
+                shape = (tile.shape[0], *self.infer(index).shape)
+                return Type(tile.dtype, shape[::-1] if transposed else shape, tile.batched)
             case _:
                 self._only_elementwise(value)
                 return self.infer(value)
@@ -261,8 +270,8 @@ def children(expr: Expr) -> tuple[Expr, ...]:
             return (condition, x, y)
         case Load(_, index):
             return index
-        case Columns(x, index):
-            return (x, index)
+        case Columns(x, index, weight=weight):
+            return (x, index) if weight is None else (x, index, weight)
         case _:
             return ()
 

@@ -16,6 +16,7 @@ from .nodes import (
     BOOL,
     INDEX,
     Add,
+    Blocks,
     Columns,
     Dot,
     Expr,
@@ -47,7 +48,7 @@ def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
     """All statements of a block, those of loops and switches included, in order."""
     for stmt in body:
         yield stmt
-        if isinstance(stmt, For | When):
+        if isinstance(stmt, For | Blocks | When):
             yield from statements(stmt.body)
 
 

@@ -196,12 +196,18 @@ class Load(Expr):
 
 @dataclass(frozen=True)
 class Columns(Expr):
-    """Gather columns: ``out[i, f] = x[i, index[f]]``, or `fill` where ``index[f] >= extent``."""
+    """Gather columns: ``out[i, f] = x[i, index[f]]``, or `fill` where ``index[f] >= extent``.
+
+    `weight[f]`, where given, multiplies column f, fill included.  `transposed` swaps the axes of the result:
+    ``out[f, i]``.
+    """
 
     x: Var
     index: Var
     extent: int
     fill: float = 0.0
+    transposed: bool = False
+    weight: Var | None = None
 
 
 class Stmt:
@@ -250,6 +256,21 @@ class For(Stmt):
     stop: Expr
     step: Expr
     body: tuple[Stmt, ...]
+
+
+@dataclass(frozen=True)
+class Blocks(Stmt):
+    """Statements written out once for each block of a dimension, `var` being 0, ``step``, 2 ``step``, ...
+
+    Each name in `tiles` is a variable of its own in every block; a later `Blocks` over the same dimension
+    finds it again.  So a state that stays in registers can be larger than one tile.
+    """
+
+    var: str
+    extent: int
+    step: str
+    body: tuple[Stmt, ...]
+    tiles: tuple[str, ...]
 
 
 @dataclass(frozen=True)

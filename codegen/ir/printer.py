@@ -5,6 +5,7 @@ from __future__ import annotations
 from .nodes import (
     Add,
     Binary,
+    Blocks,
     Cast,
     Columns,
     Comment,
@@ -104,6 +105,11 @@ def _block(body: tuple[Stmt, ...], depth: int) -> list[str]:
             case For(var, start, stop, step, inner):
                 lines.append(f"{pad}for {var} in {text(start)} .. {text(stop)} step {text(step)}:")
                 lines += _block(inner, depth + 1)
+            case Blocks(var, extent, step, inner, tiles):
+                lines.append(
+                    f"{pad}for each {var} in 0 .. {extent} step {step}, with its own {', '.join(tiles)}:"
+                )
+                lines += _block(inner, depth + 1)
             case When(flag, inner):
                 lines.append(f"{pad}when {flag}:")
                 lines += _block(inner, depth + 1)
@@ -150,7 +156,9 @@ def text(expr: Expr, outer: int = 0) -> str:
         case Load(tensor, index, dtype, fill):
             other = f", fill={fill!r}" if fill else ""
             return f"load {tensor}[{', '.join(map(text, index))}] as {dtype}{other}"
-        case Columns(x, index, extent, fill):
-            return f"columns({x.name}, {index.name} < {extent}, fill={fill!r})"
+        case Columns(x, index, extent, fill, transposed, weight):
+            factor = f" * {weight.name}[None, :]" if weight else ""
+            gathered = f"columns({x.name}, {index.name} < {extent}, fill={fill!r}){factor}"
+            return f"({gathered}).T" if transposed else gathered
         case _:
             raise TypeError(f"no text for {type(expr).__name__}")

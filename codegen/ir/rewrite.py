@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from .check import walk
@@ -10,15 +10,19 @@ from .fuse import expressions, statements
 from .nodes import (
     OPERAND,
     Add,
+    Blocks,
     Cast,
     Columns,
     Dot,
+    Expr,
     For,
+    Full,
     Let,
     Program,
     Set,
     Span,
     Stmt,
+    Transpose,
     Var,
     When,
     Where,
@@ -26,28 +30,75 @@ from .nodes import (
     row,
     wrap,
 )
+from .static import Known
 
 
-def gather_by_product(program: Program) -> Program:
+def gather_by_product(program: Program, size: Callable[[str], int]) -> Program:
     """Gather columns on the matrix units: ``columns(x, index)`` becomes ``x @ E`` with E[d, f] = (index[f] ==
     d).
 
-    A product with zeros and ones is exact in every dtype.  Columns past the extent get their fill afterwards.
+    A product with zeros and ones is exact in every dtype.  E stands where its index (or weight) is introduced,
+    outside of loops that those do not depend on.  Columns past the extent get their fill afterwards, if there
+    can be any.
     """
+    lets = [stmt for stmt in statements(program.body) if isinstance(stmt, Let)]
+    gathers = [let.value for let in lets if isinstance(let.value, Columns)]
+    known = Known(program, lets, size)
+    columns = Span(wrap(0), "QK")
 
-    def gather(stmt: Stmt) -> tuple[Stmt, ...]:
-        if not (isinstance(stmt, Let) and isinstance(stmt.value, Columns)):
+    def matrices(stmt: Let) -> Iterator[Stmt]:
+        """The matrices E of the gathers for which `stmt` introduces the last thing that they need."""
+        for value in dict.fromkeys(gathers):
+            if stmt.name == (value.weight or value.index).name:
+                yield _selector(value, columns)
+                if not value.transposed and known.elements(value.index) is not None and fills(value):
+                    first = column(columns).equals(0) & row(value.index >= value.extent)
+                    yield Let(f"fill_{_suffix(value)}", Cast(_weighted(first, value), OPERAND))
+
+    def fills(value: Columns) -> bool:
+        elements = known.elements(value.index)
+        return elements is None or max(elements) >= value.extent
+
+    def rewrite(stmt: Stmt) -> tuple[Stmt, ...]:
+        if not isinstance(stmt, Let):
             return (stmt,)
-        source, index = stmt.value.x, stmt.value.index
-        pick = f"from_{index.name}"
-        past = Where(index >= stmt.value.extent, wrap(stmt.value.fill), wrap(0.0))
-        return (
-            Let(pick, Cast(column(Span(wrap(0), "QK")).equals(row(index)), OPERAND)),
-            Let(stmt.name, Dot(source, Var(pick))),
-            Add(stmt.name, row(past)),
-        )
+        if not isinstance(value := stmt.value, Columns):
+            return (stmt, *matrices(stmt))
+        if value.transposed:
+            product = Let(stmt.name, Dot(Var(f"onto_{_suffix(value)}"), Transpose(value.x)))
+            past: Expr = column(Where(value.index >= value.extent, wrap(value.fill), wrap(0.0)))
+        else:
+            product = Let(stmt.name, Dot(value.x, Var(f"from_{_suffix(value)}")))
+            fill = value.weight * value.fill if value.weight else wrap(value.fill)
+            past = row(Where(value.index >= value.extent, fill, wrap(0.0)))
+        if not fills(value):
+            return (product,)
+        if known.elements(value.index) is None or value.transposed:
+            return product, Add(stmt.name, past)
+        # A row of fills that never changes would sit in registers; as a product it waits in shared memory.
+        ones = Let("ones", Cast(Full(("CHUNK", "QK"), value.fill), OPERAND))
+        return product, ones, Add(stmt.name, Dot(Var("ones"), Var(f"fill_{_suffix(value)}")))
 
-    return replace(program, body=_rewrite(program.body, gather))
+    return replace(program, body=_rewrite(program.body, rewrite))
+
+
+def _suffix(value: Columns) -> str:
+    return f"weighted_{value.index.name}" if value.weight else value.index.name
+
+
+def _selector(value: Columns, columns: Expr) -> Let:
+    """E of one gather, or its transpose."""
+    if value.transposed:
+        chosen = column(value.index).equals(row(columns))
+        return Let(f"onto_{_suffix(value)}", Cast(_weighted(chosen, value), OPERAND))
+    chosen = column(columns).equals(row(value.index))
+    return Let(f"from_{_suffix(value)}", Cast(_weighted(chosen, value), OPERAND))
+
+
+def _weighted(chosen: Expr, value: Columns) -> Expr:
+    if value.weight is None:
+        return chosen
+    return Where(chosen, column(value.weight) if value.transposed else row(value.weight), wrap(0.0))
 
 
 def drop_unused(program: Program) -> Program:
@@ -74,14 +125,16 @@ def drop_unused(program: Program) -> Program:
         program = replace(program, body=body)
 
 
-REWRITES: dict[str, Callable[[Program], Program]] = {"gather_by_product": gather_by_product}
+REWRITES: dict[str, Callable[[Program, Callable[[str], int]], Program]] = {
+    "gather_by_product": gather_by_product
+}
 
 
 def _rewrite(body: tuple[Stmt, ...], change: Callable[[Stmt], tuple[Stmt, ...]]) -> tuple[Stmt, ...]:
     """Apply `change` to every statement, inside loops and switches too."""
     result: list[Stmt] = []
     for stmt in body:
-        if isinstance(stmt, For | When):
+        if isinstance(stmt, For | Blocks | When):
             stmt = replace(stmt, body=_rewrite(stmt.body, change))
         result += change(stmt)
     return tuple(result)

@@ -11,15 +11,45 @@ A map that is not here yet is one more class with these methods, and one line in
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from ..ir.build import Builder
-from ..ir.nodes import ACC, OPERAND, Cast, Columns, Dot, Expr, Full, Load, Var, Where, column, row, wrap
+from ..ir.nodes import (
+    ACC,
+    OPERAND,
+    Cast,
+    Columns,
+    Const,
+    Dot,
+    Expr,
+    Full,
+    Load,
+    Sum,
+    Transpose,
+    Var,
+    Where,
+    column,
+    row,
+    wrap,
+)
 from ..spec import feature_map as elementwise_map
 from ..spec.model import Elementwise, LinearAttention, TaylorExp
 from .expression import expression, value_at
 
 SCALE = Var("scale")
+
+
+@dataclass(frozen=True)
+class Sums:
+    """The sums over tokens that a tile's features enter."""
+
+    state: Var
+    normalizer: Var | None
+    past: Expr
+    """How many of the tile's rows lie past the end of the sequence."""
+    factors: Var | None = None
+    """e, one number a row and 0 past the end; None for 1 in every row that exists."""
 
 
 class FeatureMap(Protocol):
@@ -34,7 +64,10 @@ class FeatureMap(Protocol):
     def load(self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...]) -> tuple[Var, Var]:
         """Load a tile of q or k; returns it as loaded and as the matrix operand it enters products with."""
 
-    def kernel(self, product: Expr) -> Expr:
+    def load_scaled(self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...]) -> Var:
+        """Load a tile of q as a matrix operand that has the scale in it."""
+
+    def kernel(self, product: Expr, scale: Expr = SCALE) -> Expr:
         """f(scale · product), elementwise."""
 
     def slope(self, product: Expr) -> Expr:
@@ -43,11 +76,24 @@ class FeatureMap(Protocol):
     def select(self, b: Builder, f: Var) -> tuple[Var, ...]:
         """Index tiles that name, for each feature of the block `f`, the columns it is made of."""
 
-    def weights(self, b: Builder, selection: tuple[Var, ...]) -> Var:
-        """The query-side weight of each feature of the block, a vector."""
+    def weights(self, b: Builder, f: Var) -> Var:
+        """The query-side weight of each feature of the block `f`, a vector; 0 past the last feature."""
 
-    def features(self, b: Builder, name: str, operand: Var, selection: tuple[Var, ...]) -> Var:
-        """Features of every row, ``[rows, block]``, unweighted."""
+    def fixed_weights(self, b: Builder, f: Var) -> Var | None:
+        """`weights` for a scale of 1; None if all of them are 1."""
+
+    def features(
+        self, b: Builder, name: str, operand: Var, selection: tuple[Var, ...], weight: Var | None = None
+    ) -> Var:
+        """Features of every row, ``[rows, block]``, times `weight` where it is given."""
+
+    def accumulate(
+        self, b: Builder, operand: Var, f: Var, selection: tuple[Var, ...], values: Var, sums: Sums
+    ) -> None:
+        """Add a tile's rows to a state and its normaliser: Σ_t Φ(x_t) y_tᵀ and Σ_t e_t Φ(x_t).
+
+        `operand` holds x, `values` holds y; rows past the end of the sequence are 0 in both.
+        """
 
     def adjoint(self, b: Builder, gradient: Var, operand: Var, selection: tuple[Var, ...], into: Var) -> None:
         """Add to `into` the gradient by the operand, given the gradient by its (unweighted) features.
@@ -68,22 +114,28 @@ class Taylor:
     """exp(scale · q·k) to first or second order (the linear attention of Based, arXiv 2402.18668).
 
     With the homogeneous coordinates x̂ = (x, 1) the features of order 2 are the symmetric square of x̂: every
-    product x̂_a x̂_c once, so (d+1)(d+2)/2 of them, 153 for d = 16.  They are ordered by rotation: feature f
-    pairs the components a = f mod (d+1) and c = (a + f div (d+1)) mod (d+1), which needs no table.
+    product x̂_a x̂_c once, so (d+1)(d+2)/2 of them, 153 for d = 16.  First come the d(d+1)/2 products of two
+    components, ordered by rotation: feature f pairs a = f mod d with c = (a + f div d) mod d, which needs no
+    table.  The d components themselves follow, and the constant.
     """
 
     block = "FEATURES"
 
     def __init__(self, order: int, qk: int) -> None:
         self.order, self.qk = order, qk
-        self.rows = qk + 1 if order == 1 else (qk + 1) * (qk + 2) // 2
+        self.pairs = 0 if order == 1 else qk * (qk + 1) // 2
+        self.rows = self.pairs + qk + 1
 
     def load(self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...]) -> tuple[Var, Var]:
         tile = b.let(name, Load(tensor, index, OPERAND))
         return tile, tile
 
-    def kernel(self, product: Expr) -> Expr:
-        s = SCALE * product
+    def load_scaled(self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...]) -> Var:
+        tile = b.let(name, Load(tensor, index, ACC))
+        return b.let(f"{name}_scaled", Cast(tile * SCALE, OPERAND))
+
+    def kernel(self, product: Expr, scale: Expr = SCALE) -> Expr:
+        s = _times(scale, product)
         return 1.0 + s if self.order == 1 else 1.0 + s * (1.0 + 0.5 * s)
 
     def slope(self, product: Expr) -> Expr:
@@ -92,27 +144,58 @@ class Taylor:
     def select(self, b: Builder, f: Var) -> tuple[Var, ...]:
         if self.order == 1:
             return (f,)
-        first = b.let("first", f % (self.qk + 1))
-        second = b.let("second", (first + f // (self.qk + 1)) % (self.qk + 1))
+        first = b.let("first", Where(f < self.pairs, f % self.qk, f - self.pairs))
+        rotated = (f % self.qk + f // self.qk) % self.qk
+        second = b.let("second", Where(f < self.pairs, rotated, wrap(self.qk)))
         return first, second
 
-    def weights(self, b: Builder, selection: tuple[Var, ...]) -> Var:
-        first = selection[0]
-        weight: Expr = Where(first < self.qk, SCALE, wrap(1.0))
+    def weights(self, b: Builder, f: Var) -> Var:
+        weight: Expr = Where(f < self.pairs + self.qk, SCALE, wrap(1.0))
         if self.order == 2:
-            second = selection[1]
-            square = first.equals(second) & (first < self.qk)
-            weight = weight * Where(second < self.qk, SCALE, wrap(1.0)) * Where(square, wrap(0.5), wrap(1.0))
-        return b.let("weight", weight)
+            weight = Where(f < self.pairs, SCALE * SCALE * self._halved(f), weight)
+        return b.let("weight", Where(f < self.rows, weight, wrap(0.0)))
 
-    def features(self, b: Builder, name: str, operand: Var, selection: tuple[Var, ...]) -> Var:
+    def fixed_weights(self, b: Builder, f: Var) -> Var | None:
+        halved = self._halved(f) if self.order == 2 else wrap(1.0)
+        return b.let("weight", Where(f < self.rows, halved, wrap(0.0)))
+
+    def _halved(self, f: Var) -> Expr:
+        return Where(f < self.qk, wrap(0.5), wrap(1.0))  # squares come first, and only once
+
+    def features(
+        self, b: Builder, name: str, operand: Var, selection: tuple[Var, ...], weight: Var | None = None
+    ) -> Var:
         factors = [
-            b.let(f"{operand.name}_{index.name}", Columns(operand, index, self.qk, fill=1.0))
-            for index in selection
+            b.let(f"{operand.name}_{index.name}", Columns(operand, index, self.qk, fill=1.0, weight=factor))
+            for index, factor in zip(selection, (weight, None), strict=False)
         ]
         if self.order == 1:
             return b.let(name, Cast(factors[0], ACC))
         return b.let(name, Cast(factors[0], ACC) * Cast(factors[1], ACC))
+
+    def accumulate(
+        self, b: Builder, operand: Var, f: Var, selection: tuple[Var, ...], values: Var, sums: Sums
+    ) -> None:
+        factors = [
+            b.let(
+                f"{operand.name}T_{index.name}", Columns(operand, index, self.qk, fill=1.0, transposed=True)
+            )
+            for index in selection
+        ]
+        product: Expr = Cast(factors[0], ACC)
+        for factor in factors[1:]:
+            product = product * Cast(factor, ACC)
+        features = b.let("F", product)
+        matrix = b.let("F_operand", Cast(features, OPERAND))
+        b.add(sums.state, Dot(matrix, values))
+        if sums.normalizer is None:
+            return
+        if sums.factors is not None:
+            features = b.let("F_e", features * row(sums.factors))
+        b.add(sums.normalizer, Sum(features, 1))
+        if sums.factors is None:
+            # Of a key that is 0, the constant alone is not 0: the last feature.
+            b.add(sums.normalizer, Where(f.equals(self.rows - 1), -Cast(sums.past, ACC), wrap(0.0)))
 
     def adjoint(self, b: Builder, gradient: Var, operand: Var, selection: tuple[Var, ...], into: Var) -> None:
         d = Var("d")
@@ -156,15 +239,22 @@ class ElementwiseMap:
 
     def load(self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...]) -> tuple[Var, Var]:
         tile = b.let(name, Load(tensor, index, ACC))
-        mapped = expression(self._map, tile)
-        if not self._keeps_zero:
-            # What lies outside the tensor is loaded as 0 and must stay out of every product.
-            _, t, _, d = index
-            mapped = Where((column(t) < "T") & (row(d) < self.qk), mapped, wrap(0.0))
-        return tile, b.let(f"{name}_features", Cast(mapped, OPERAND))
+        return tile, b.let(f"{name}_features", Cast(self._mapped(tile, index), OPERAND))
 
-    def kernel(self, product: Expr) -> Expr:
-        return SCALE * product
+    def load_scaled(self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...]) -> Var:
+        tile = b.let(name, Load(tensor, index, ACC))
+        return b.let(f"{name}_features", Cast(self._mapped(tile, index) * SCALE, OPERAND))
+
+    def _mapped(self, tile: Var, index: tuple[Expr, ...]) -> Expr:
+        mapped = expression(self._map, tile)
+        if self._keeps_zero:
+            return mapped
+        # What lies outside the tensor is loaded as 0 and must stay out of every product.
+        _, t, _, d = index
+        return Where((column(t) < "T") & (row(d) < self.qk), mapped, wrap(0.0))
+
+    def kernel(self, product: Expr, scale: Expr = SCALE) -> Expr:
+        return _times(scale, product)
 
     def slope(self, product: Expr) -> Expr:
         return SCALE
@@ -172,11 +262,27 @@ class ElementwiseMap:
     def select(self, b: Builder, f: Var) -> tuple[Var, ...]:
         return ()
 
-    def weights(self, b: Builder, selection: tuple[Var, ...]) -> Var:
+    def weights(self, b: Builder, f: Var) -> Var:
         return b.let("weight", Full((self.block,), 1.0) * SCALE)
 
-    def features(self, b: Builder, name: str, operand: Var, selection: tuple[Var, ...]) -> Var:
+    def fixed_weights(self, b: Builder, f: Var) -> Var | None:
+        return None
+
+    def features(
+        self, b: Builder, name: str, operand: Var, selection: tuple[Var, ...], weight: Var | None = None
+    ) -> Var:
         return b.let(name, Cast(operand, ACC))
+
+    def accumulate(
+        self, b: Builder, operand: Var, f: Var, selection: tuple[Var, ...], values: Var, sums: Sums
+    ) -> None:
+        b.add(sums.state, Dot(Transpose(operand), values))
+        if sums.normalizer is None:
+            return
+        features: Expr = Cast(operand, ACC)
+        if sums.factors is not None:
+            features = features * column(sums.factors)
+        b.add(sums.normalizer, Sum(b.let("F", features), 0))
 
     def adjoint(self, b: Builder, gradient: Var, operand: Var, selection: tuple[Var, ...], into: Var) -> None:
         b.add(into, gradient)
@@ -189,6 +295,10 @@ class ElementwiseMap:
     ) -> Var:
         values = b.let(f"{name}_values", Load(tensor, (*index, f), ACC))
         return b.let(name, Where(f < self.qk, expression(self._map, values), wrap(0.0)))
+
+
+def _times(scale: Expr, product: Expr) -> Expr:
+    return product if scale == Const(1.0) else scale * product
 
 
 def feature_map(spec: LinearAttention) -> FeatureMap:

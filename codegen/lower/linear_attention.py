@@ -41,9 +41,10 @@ from ..ir.nodes import (
     wrap,
 )
 from ..spec.model import LinearAttention
-from .feature_maps import feature_map
+from .feature_maps import Sums, feature_map
 from .linear_attention_backward import key_gradients, output_gradients, query_gradients
 from .linear_attention_parts import BATCH_AXES, CHUNK_AXIS, ROWS, B, H, Layer, T
+from .linear_attention_recurrence import recurrence
 from .prefix import prefix
 
 
@@ -54,6 +55,7 @@ def programs(spec: LinearAttention) -> tuple[Program, ...]:
         states(layer, "states", of_queries=False),
         prefix("prefix", reverse=False),
         outputs(layer),
+        recurrence(layer),
         *((output_gradients(layer),) if spec.normalize else ()),
         states(layer, "query_states", of_queries=True),
         prefix("suffix", reverse=True),
@@ -71,32 +73,28 @@ def states(layer: Layer, name: str, of_queries: bool) -> Program:
     u = b.let("u", Span(Var("value_block") * "VALUES", "VALUES"))
     d = b.let("d", Span(wrap(0), "QK"))
     selection = layer.features.select(b, f)
-    b.let("S", Full((layer.features.block, "VALUES"), 0.0))
-    if normalize:
-        b.comment("Summed row by row; the reduction over rows waits until the end.")
-        b.let("Z", Full(("CHUNK", layer.features.block), 0.0))
-    start = Var("segment") * "SEGMENT"
-    with b.loop("t0", start, minimum(start + "SEGMENT", T), "CHUNK") as t0:
+    state = b.let("S", Full((layer.features.block, "VALUES"), 0.0))
+    z = b.let("z", Full((layer.features.block,), 0.0)) if normalize else None
+    length = layer.segment_length(b)
+    start = Var("segment") * length
+    with b.loop("t0", start, minimum(start + length, T), "CHUNK") as t0:
         t = b.let("t", Span(t0, "CHUNK"))
         _, operand = layer.features.load(b, "X", "q" if of_queries else "k", (B, t, H, d))
         if of_queries:
             values = layer.gradient_tile(b, t, u)
-            plain = layer.weighted_features(b, "P", operand, selection)
+            factors = b.let("E", Load("e", (B, t, H), ACC)) if normalize else None
         else:
             values = b.let("Y", Load("v", (B, t, H, u), OPERAND))
-            plain = layer.features.features(b, "P", operand, selection)
-        b.comment("Rows past the end of the sequence have features too (a constant 1): take them out.")
-        features = b.let("F", Where(column(t < T), plain, wrap(0.0)))
-        matrix = b.let("F_operand", Cast(features, OPERAND))
-        b.add(Var("S"), Dot(Transpose(matrix), values))
-        if normalize and of_queries:
-            e = b.let("E", Load("e", (B, t, H), ACC))
-            b.add(Var("Z"), features * column(e))
-        elif normalize:
-            b.add(Var("Z"), features)
-    b.store("state", (B, H, Var("segment"), f, u), Var("S"))
-    if normalize:
-        z = b.let("z", Sum(Var("Z"), 0))
+            factors = None
+        sums = Sums(state, z, layer.rows_past_end(b, t0), factors)
+        layer.features.accumulate(b, operand, f, selection, values, sums)
+    if of_queries:
+        weight = layer.features.weights(b, f)
+        b.set(state, state * column(weight))
+        if z is not None:
+            b.set(z, z * weight)
+    b.store("state", (B, H, Var("segment"), f, u), state)
+    if z is not None:
         b.store("normalizer", (B, H, Var("segment"), f), z)
     inputs = (
         (layer.queries("q"), layer.values("do"), *layer.row_sums("n", "e"))
@@ -128,7 +126,8 @@ def outputs(layer: Layer) -> Program:
     t = b.let("t", Span(Var("chunk") * "CHUNK", "CHUNK"))
     d = b.let("d", Span(wrap(0), "QK"))
     u = b.let("u", Span(Var("value_block") * "VALUES", "VALUES"))
-    segment = b.let("segment", Var("chunk") * "CHUNK" // "SEGMENT")
+    length = layer.segment_length(b)
+    segment = b.let("segment", Var("chunk") * "CHUNK" // length)
     _, queries = layer.features.load(b, "Q", "q", (B, t, H, d))
     out = b.let("O", Full(("CHUNK", "VALUES"), 0.0))
     if normalize:
@@ -138,7 +137,7 @@ def outputs(layer: Layer) -> Program:
         with layer.feature_loop(b) as f0:
             f = layer.features_at(b, f0)
             selection = layer.features.select(b, f)
-            features = layer.weighted_features(b, "P", queries, selection)
+            features = layer.weighted_features(b, "P", queries, f, selection)
             matrix = b.let("P_operand", Cast(features, OPERAND))
             state = b.let("S", Load("state", (B, H, segment, f, u), OPERAND))
             b.add(out, Dot(matrix, state))
@@ -148,7 +147,7 @@ def outputs(layer: Layer) -> Program:
                 b.add(Var("N"), Sum(products, 1))
     b.comment("This segment, directly.")
     end = minimum(Var("chunk") * "CHUNK" + "CHUNK", T)
-    with b.loop("j0", segment * "SEGMENT", end, "KEYS") as j0:
+    with b.loop("j0", segment * length, end, "KEYS") as j0:
         j = b.let("j", Span(j0, "KEYS"))
         _, keys = layer.features.load(b, "K", "k", (B, j, H, d))
         values = b.let("Y", Load("v", (B, j, H, u), OPERAND))
@@ -196,7 +195,7 @@ def step(layer: Layer) -> Program:
         f = layer.features_at(b, f0)
         selection = layer.features.select(b, f)
         keys = layer.features.row_features(b, "key", "k", (B, zero, H), f, selection)
-        weight = layer.features.weights(b, selection)
+        weight = layer.features.weights(b, f)
         plain = layer.features.row_features(b, "query", "q", (B, zero, H), f, selection)
         state = b.let("S", Load("state", (B, H, f, u), ACC))
         b.add(state, column(keys) * row(values))

@@ -59,7 +59,8 @@ def query_gradients(layer: Layer) -> Program:
     t = b.let("t", Span(Var("chunk") * "CHUNK", "CHUNK"))
     d = b.let("d", Span(wrap(0), "QK"))
     u = b.let("u", Span(wrap(0), "VALUES"))
-    segment = b.let("segment", Var("chunk") * "CHUNK" // "SEGMENT")
+    length = layer.segment_length(b)
+    segment = b.let("segment", Var("chunk") * "CHUNK" // length)
     loaded, queries = layer.features.load(b, "Q", "q", (B, t, H, d))
     gradients = layer.gradient_tile(b, t, u)
     if normalize:
@@ -70,7 +71,7 @@ def query_gradients(layer: Layer) -> Program:
         with layer.feature_loop(b) as f0:
             f = layer.features_at(b, f0)
             selection = layer.features.select(b, f)
-            weight = layer.features.weights(b, selection)
+            weight = layer.features.weights(b, f)
             state = b.let("S", Load("state", (B, H, segment, f, u), OPERAND))
             by_feature = b.let("dP", Dot(gradients, Transpose(state)))
             if normalize:
@@ -80,7 +81,7 @@ def query_gradients(layer: Layer) -> Program:
             layer.features.adjoint(b, by_feature, queries, selection, into=dq)
     b.comment("This segment, directly.")
     end = minimum(Var("chunk") * "CHUNK" + "CHUNK", T)
-    with b.loop("j0", segment * "SEGMENT", end, "KEYS") as j0:
+    with b.loop("j0", segment * length, end, "KEYS") as j0:
         j = b.let("j", Span(j0, "KEYS"))
         _, keys = layer.features.load(b, "K", "k", (B, j, H, d))
         values = b.let("Y", Load("v", (B, j, H, u), OPERAND))
@@ -120,7 +121,8 @@ def key_gradients(layer: Layer) -> Program:
     j = b.let("j", Span(Var("chunk") * "CHUNK", "CHUNK"))
     d = b.let("d", Span(wrap(0), "QK"))
     u = b.let("u", Span(wrap(0), "VALUES"))
-    segment = b.let("segment", Var("chunk") * "CHUNK" // "SEGMENT")
+    length = layer.segment_length(b)
+    segment = b.let("segment", Var("chunk") * "CHUNK" // length)
     loaded, keys = layer.features.load(b, "K", "k", (B, j, H, d))
     values = b.let("Y", Load("v", (B, j, H, u), OPERAND))
     dk = b.let("dK", Full(("CHUNK", "QK"), 0.0))
@@ -140,7 +142,7 @@ def key_gradients(layer: Layer) -> Program:
                 b.add(by_feature, row(z))
             layer.features.adjoint(b, by_feature, keys, selection, into=dk)
     b.comment("This segment, directly.")
-    end = minimum(segment * "SEGMENT" + "SEGMENT", T)
+    end = minimum(segment * length + length, T)
     start = Var("chunk") * "CHUNK" // "QUERIES" * "QUERIES"
     with b.loop("t0", start, end, "QUERIES") as t0:
         t = b.let("t", Span(t0, "QUERIES"))

@@ -19,6 +19,7 @@ from ..ir.nodes import (
     Var,
     cdiv,
     column,
+    maximum,
     row,
 )
 from ..spec.model import LinearAttention
@@ -96,10 +97,12 @@ class Layer:
         n = b.let("N", Load("n", (B, t, H), ACC, fill=1.0))
         return b.let("G", Cast(do / column(n + self.spec.eps), OPERAND))
 
-    def weighted_features(self, b: Builder, name: str, operand: Var, selection: tuple[Var, ...]) -> Var:
-        """The query-side features: the map's own times their weights."""
+    def weighted_features(
+        self, b: Builder, name: str, operand: Var, f: Var, selection: tuple[Var, ...]
+    ) -> Var:
+        """The query-side features of the block `f`: the map's own times their weights."""
         plain = self.features.features(b, f"{name}_plain", operand, selection)
-        weight = self.features.weights(b, selection)
+        weight = self.features.weights(b, f)
         return b.let(name, plain * row(weight))
 
     def feature_loop(self, b: Builder) -> AbstractContextManager[Var]:
@@ -109,3 +112,11 @@ class Layer:
     def features_at(self, b: Builder, f0: Expr) -> Var:
         """The index tile of one block of features."""
         return b.let("f", Span(f0, self.features.block))
+
+    def rows_past_end(self, b: Builder, t0: Expr) -> Var:
+        """How many rows of the chunk that starts at token `t0` lie past the end of the sequence."""
+        return b.let("past", maximum(t0 + "CHUNK" - T, 0))
+
+    def segment_length(self, b: Builder) -> Var:
+        """Tokens of a segment: the fewest whole grains of SEGMENT tokens with which `segments` cover T."""
+        return b.let("length", cdiv(cdiv(T, "SEGMENT"), "segments") * "SEGMENT")

@@ -21,7 +21,6 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
     qk, v, rows = spec.head_dims.qk, spec.head_dims.v, feature_map(spec).rows
     normalize = spec.normalize
     sizes = Line("B, T, H, _ = q.shape")
-    segments = Line('segments = cdiv(T, SCHEDULE["outputs"][q.dtype]["SEGMENT"])')
     flat_sizes = {"rows": "B * H"}
 
     def segment_buffers(prefix: str, when: str | None = None) -> list[Allocate]:
@@ -62,22 +61,31 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
         ("q", "k", "v", "scale", "initial_state", "initial_normalizer", "output_final_state"),
         (
             sizes,
-            segments,
-            Line("stateful = segments > 1 or initial_state is not None"),
+            Line('segments, recurrent = forward_plan(T, B * H, **SCHEDULE["forward"][q.dtype])'),
+            Line("split, has_initial = segments > 1, initial_state is not None"),
+            Line(
+                "# A recurrence over one segment starts from the initial state and ends with the final one."
+            ),
+            Line("summed = split if recurrent else split or has_initial or output_final_state"),
             Allocate("o", ("B", "T", "H", str(v)), IO),
             Allocate("n", ("B", "T", "H"), ACC, None if normalize else "False"),
-            *segment_buffers("segment_", "stateful or output_final_state"),
+            *segment_buffers("segment_", "summed"),
             *final_buffers("final_", "output_final_state"),
-            Launch("states", segment_names, "stateful or output_final_state"),
+            Launch("states", segment_names, "summed"),
             *run_over_segments(
-                "prefix",
-                "segment_",
-                "initial_",
-                "final_",
-                "stateful or output_final_state",
-                wanted="output_final_state",
+                "prefix", "segment_", "initial_", "final_", "summed", wanted="output_final_state"
             ),
-            Launch("outputs", segment_names | {"STATEFUL": "stateful"}),
+            Launch(
+                "recurrence",
+                segment_names
+                | {
+                    "INITIAL": "has_initial and not split",
+                    "SEGMENTED": "split",
+                    "FINAL": "output_final_state and not split",
+                },
+                "recurrent",
+            ),
+            Launch("outputs", segment_names | {"STATEFUL": "split or has_initial"}, "not recurrent"),
         ),
         ("o", "n", "final_state", "final_normalizer"),
     )
@@ -100,7 +108,7 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
         ),
         (
             sizes,
-            segments,
+            Line('segments = cdiv(T, SCHEDULE["backward"][q.dtype]["LENGTH"])'),
             Line("has_initial = initial_state is not None"),
             Line("stateful = segments > 1 or has_initial"),
             Line("mirrored = segments > 1 or has_initial or d_final_state is not None"),

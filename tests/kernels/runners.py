@@ -23,12 +23,19 @@ from based_ops.codegen.spec.model import (
     SlidingWindow,
     TaylorExp,
 )
-from tests.layers import LINEAR, WINDOWS, Sizes, build
+from tests.layers import FORMS, LINEAR, WINDOWS, Sizes, build
 from tests.strategies import expressions, positive_expressions
 
 LOW = (torch.bfloat16, torch.float16)
 LENGTHS_ON_GPU = (1, 16, 64, 65, 1111, 4097)
-SMALL_TILES: Sizes = (("CHUNK", 16), ("KEYS", 16), ("QUERIES", 16), ("SEGMENT", 32), ("FEATURES", 32))
+SMALL_TILES: Sizes = (
+    ("CHUNK", 16),
+    ("KEYS", 16),
+    ("QUERIES", 16),
+    ("SEGMENT", 32),
+    ("LENGTH", 32),
+    ("FEATURES", 32),
+)
 """Tiles with which a short sequence has several chunks and segments."""
 
 
@@ -52,10 +59,10 @@ class Runner:
         plain = (torch.float32, *LOW)
         return (torch.float64, *plain) if self.backend == "torch" else plain
 
-    def module(self, spec: LayerSpec) -> ModuleType:
-        """The layer's generated module for this backend and device."""
+    def module(self, spec: LayerSpec, form: str | None = None) -> ModuleType:
+        """The layer's generated module for this backend and device; its forward pass in `form`, if given."""
         target = HOST_C if (self.backend, self.device) == ("tilelang", "cpu") else self.backend
-        return build(spec, target, SMALL_TILES if self.interpreted else ())
+        return build(spec, target, (SMALL_TILES if self.interpreted else ()) + (FORMS[form] if form else ()))
 
     def linear_attentions(self, dtype: torch.dtype) -> st.SearchStrategy[LinearAttention]:
         """Layers to test with inputs of `dtype`: any where compiling is cheap, else a fixed pool.

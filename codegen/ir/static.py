@@ -1,0 +1,63 @@
+"""What is known of an index tile before anything runs: its elements, where only constants enter them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .nodes import Binary, Const, Expr, Let, Program, Span, Var, Where
+
+OPERATIONS: dict[str, Callable[[int, int], int | bool]] = {
+    "add": lambda x, y: x + y,
+    "sub": lambda x, y: x - y,
+    "mul": lambda x, y: x * y,
+    "floordiv": lambda x, y: x // y,
+    "mod": lambda x, y: x % y,
+    "min": min,
+    "max": max,
+    "lt": lambda x, y: x < y,
+    "le": lambda x, y: x <= y,
+    "gt": lambda x, y: x > y,
+    "ge": lambda x, y: x >= y,
+    "eq": lambda x, y: x == y,
+}
+
+
+class Known:
+    """The index tiles of a program that are the same in every run."""
+
+    def __init__(self, program: Program, lets: list[Let], size: Callable[[str], int]) -> None:
+        self._constants, self._size = set(program.constants), size
+        self._values: dict[str, Expr | None] = {}
+        for let in lets:  # a name that means two things is not known
+            self._values[let.name] = None if let.name in self._values else let.value
+
+    def elements(self, expr: Expr) -> list[int] | None:
+        """The elements of an index tile (one for a scalar), or None if they depend on the run."""
+        match expr:
+            case Const(int(value)):
+                return [value]
+            case Var(name) if name in self._constants:
+                return [self._size(name)]
+            case Var(name):
+                value = self._values.get(name)
+                return None if value is None else self.elements(value)
+            case Span(start, size):
+                first = self.elements(start)
+                count = size if isinstance(size, int) else self._size(size)
+                return None if first is None else list(range(first[0], first[0] + count))
+            case Binary(op, x, y) if op in OPERATIONS:
+                left, right = self.elements(x), self.elements(y)
+                if left is None or right is None:
+                    return None
+                length = max(len(left), len(right))
+                pairs = zip(left * (length // len(left)), right * (length // len(right)), strict=True)
+                return [int(OPERATIONS[op](a, c)) for a, c in pairs]
+            case Where(condition, x, y):
+                parts = [self.elements(part) for part in (condition, x, y)]
+                if any(part is None for part in parts):
+                    return None
+                length = max(len(part) for part in parts if part)
+                chooser, yes, no = ((part or []) * (length // len(part or [0])) for part in parts)
+                return [a if c else z for c, a, z in zip(chooser, yes, no, strict=True)]
+            case _:
+                return None
