@@ -49,12 +49,22 @@ def _take(tensor: Tensor, axis: int, entry: range | Tensor, fill: float) -> Tens
         # Unsigned: an index that is out of range reads the filler, one element past the end.
         filler = tensor.new_full((*tensor.shape[:axis], 1, *tensor.shape[axis + 1 :]), fill)
         return torch.cat([tensor, filler], axis).index_select(axis, entry.clamp(max=extent))
-    inside = tensor.narrow(axis, min(entry.start, extent), max(0, min(entry.stop, extent) - entry.start))
-    missing = len(entry) - inside.shape[axis]
-    if not missing:
+    start, size = _overlap(entry, extent)
+    inside = tensor.narrow(axis, start, size)
+    if size == len(entry):
         return inside
-    filler = tensor.new_full((*tensor.shape[:axis], missing, *tensor.shape[axis + 1 :]), fill)
-    return torch.cat([inside, filler], axis)
+    before = min(max(0, -entry.start), len(entry))
+    front, back = (
+        tensor.new_full((*tensor.shape[:axis], missing, *tensor.shape[axis + 1 :]), fill)
+        for missing in (before, len(entry) - before - size)
+    )
+    return torch.cat([front, inside, back], axis)
+
+
+def _overlap(run: range, extent: int) -> tuple[int, int]:
+    """Start and size of what a run of indices has in common with ``0 .. extent - 1``."""
+    start, stop = (min(max(edge, 0), extent) for edge in (run.start, run.stop))
+    return start, stop - start
 
 
 def store(tensor: Tensor, index: tuple[Index, ...], value: Tensor) -> None:
@@ -74,9 +84,11 @@ def store(tensor: Tensor, index: tuple[Index, ...], value: Tensor) -> None:
             tensor.scatter_(axis, where.expand(shape), value.unsqueeze(axis).to(tensor.dtype))
             return
         else:
-            size = max(0, min(entry.stop, tensor.shape[axis]) - entry.start)
-            tensor = tensor.narrow(axis, min(entry.start, tensor.shape[axis]), size)
-            value = value.narrow(value.dim() - (tensor.dim() - axis) if value.dim() > batch else 0, 0, size)
+            start, size = _overlap(entry, tensor.shape[axis])
+            tensor = tensor.narrow(axis, start, size)
+            skipped = min(max(0, -entry.start), len(entry))
+            side = value.dim() - (tensor.dim() - axis) if value.dim() > batch else 0
+            value = value.narrow(side, skipped, size)
             axis += 1
     tensor.copy_(value.expand(tensor.shape))
 

@@ -373,11 +373,13 @@ class _Kernel:
         if not load.fill:
             return element  # TileLang reads 0 outside a tensor
         entries = self._children(load, places)
-        inside = [
-            f"{self.expr(entry, inner)} < {extent}"
-            for (entry, inner), extent in zip(entries, tensor.dims, strict=True)
-            if inner and not self.bounds.inside(entry, extent)
-        ]
+        inside = []
+        for index, (entry, inner), extent in zip(load.index, entries, tensor.dims, strict=True):
+            span = self.bounds.span(index)
+            if span is not None and span.before:
+                inside.append(f"{self.expr(entry, inner)} >= 0")
+            if inner and not self.bounds.inside(entry, extent):
+                inside.append(f"{self.expr(entry, inner)} < {extent}")
         return f"tl.if_then_else({' and '.join(inside)}, {element}, {load.fill!r})" if inside else element
 
     def _element(self, name: str, index: tuple[Expr, ...], places: tuple[str, ...]) -> str:

@@ -131,6 +131,7 @@ class _Kernel:
         self.bounds = Bounds(scheduled.program, scheduled.schedule)
         self.named = self._named_spans()
         self.read: set[tuple[str, tuple[Expr, ...]]] = set()  # what was loaded, and not stored since
+        self.rows = self._rows()
 
     def _named_spans(self) -> set[str]:
         """Index tiles that need a name: those calculated with, or compared with a tensor's extent."""
@@ -146,6 +147,16 @@ class _Kernel:
                     if isinstance(entry, Var) and not self.bounds.inside(entry, extent):
                         named.add(entry.name)
         return named
+
+    def _rows(self) -> set[str]:
+        """Vectors that are laid along the columns of a matrix."""
+        return {
+            node.x.name
+            for stmt in statements(self.program.body)
+            for expr in expressions(stmt)
+            for node in walk(expr)
+            if isinstance(node, Expand) and node.axis == 0 and isinstance(node.x, Var)
+        }
 
     def emit(self) -> None:
         program, w = self.program, self.w
@@ -227,6 +238,10 @@ class _Kernel:
         pointer, mask = self._address(load.tensor, load.index)
         guard = [f"mask={mask}", f"other={load.fill}"] if mask else []
         self.w.call(f"{name} = tl.load(", [pointer, *guard], f"){self._cast_suffix(load.dtype)}")
+        if name in self.rows and uses_operands(self.program):
+            # Triton would load the vector anew for each column that a thread has of a product; what comes
+            # out of a reduction it hands on through shared memory.
+            self.w.line(f"{name} = tl.sum({name}[:, None], 1)")
 
     def _address(self, name: str, index: tuple[Expr, ...]) -> tuple[str, str]:
         """The pointer tile, and the mask of what lies inside the tensor ("" if everything does).
@@ -251,6 +266,8 @@ class _Kernel:
                 if span.start != Const(0):
                     base.append(_times(f"tl.cast({self.expr(span.start)}, tl.int64)", stride))
                 offsets.append(_times(f"tl.arange(0, {span.size}){side}", stride))
+            if span is not None and span.before:
+                masks.append(f"({self.expr(entry)} >= 0){side}")
             if not self.bounds.inside(entry, extent):
                 masks.append(f"({self.expr(entry)} < {extent}){side}")
         pointer = " + ".join(base)

@@ -101,10 +101,11 @@ class Var(Expr):
 
 @dataclass(frozen=True)
 class Span(Expr):
-    """The index tile ``start, start + 1, ..., start + size - 1``."""
+    """The index tile ``start, start + 1, ..., start + size - 1``; `before`: it may start before 0."""
 
     start: Expr
     size: Dim
+    before: bool = False
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,15 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
 def _sliding_window(spec: SlidingWindow) -> tuple[Pass, ...]:
     qk, v = str(spec.head_dims.qk), str(spec.head_dims.v)
     sizes = Line("B, T, H, _ = q.shape")
-    padded = {"Tk": "k.shape[1]", "PADDED": "first is not None"}
+
+    def launch(program: str, *tiles: str) -> Launch:
+        """Run a program over chunks; windows that reach past its tiles before and after them need a loop."""
+        reaches = " or ".join(
+            f'{spec.window - 1} > SCHEDULE["{program}"][q.dtype]["{tile}"]' for tile in tiles
+        )
+        arguments = {"Tk": "k.shape[1]", "PADDED": "first is not None", "FURTHER": reaches}
+        return Launch(program, arguments)
+
     forward = Pass(
         "forward",
         "Outputs and the logarithm of each row's sum of exponentials.",
@@ -159,7 +167,7 @@ def _sliding_window(spec: SlidingWindow) -> tuple[Pass, ...]:
             sizes,
             Allocate("o", ("B", "T", "H", v), IO),
             Allocate("lse", ("B", "T", "H"), ACC),
-            Launch("outputs", padded),
+            launch("outputs", "KEYS"),
         ),
         ("o", "lse"),
     )
@@ -169,13 +177,10 @@ def _sliding_window(spec: SlidingWindow) -> tuple[Pass, ...]:
         ("do", "q", "k", "v", "o", "lse", "scale", "first"),
         (
             sizes,
-            Allocate("delta", ("B", "T", "H"), ACC),
-            Launch("deltas"),
             Allocate("dq", ("B", "T", "H", qk), IO),
-            Launch("query_gradients", padded),
             Allocate("dk", ("B", "k.shape[1]", "H", qk), IO),
             Allocate("dv", ("B", "k.shape[1]", "H", v), IO),
-            Launch("key_gradients", padded),
+            launch("gradients", "KEYS", "QUERIES"),
         ),
         ("dq", "dk", "dv"),
     )

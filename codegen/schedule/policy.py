@@ -62,6 +62,8 @@ def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     if "VALUES" not in program.bounds:
         values = min(values, 64)
     qk = max(MATRIX_UNIT, _power_of_two(spec.head_dims.qk))
+    if isinstance(spec, SlidingWindow) and program.name != "token":
+        return _warpgroup(program, qk, values, wide)
     gradients = "gradients" in program.name
     held = qk + values if gradients or "states" in program.name else max(qk, values)  # columns summed at once
     chunk = 32 if wide or 64 * held >= 2 * TILE_OF_TWO_WARPS else 64
@@ -84,6 +86,21 @@ def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
         return Setting(_pick(program, sizes | {"FEATURES": rows, "KEYS": rows}), warps=4, stages=2)
     crowded = wide or 32 * max(values, qk) > TILE_OF_TWO_WARPS
     return Setting(_pick(program, sizes), warps=4 if crowded else 2, stages=2 if gradients else 3)
+
+
+def _warpgroup(program: Program, qk: int, values: int, wide: bool) -> Setting:
+    """Tiles of softmax attention for Triton: blocks of four warps, with all that they load in flight at once.
+
+    A tile of weights stays in the registers in which the next product reads it: that is what a warpgroup's
+    products are for.  Triton miscompiles those with fewer than 64 columns, and those of a tile that was
+    computed and then transposed.  The window's programs have none of the latter; heads for which 64 rows and
+    columns do not suit get 32 rows, and with them the products of single warps.  Products in float32, whose
+    operands all stand in registers, need the smallest tiles and more threads.
+    """
+    fits = program.name == "outputs" or max(qk, values) <= 64
+    tile = 16 if wide else 64 if fits and min(qk, values) >= 64 else 32
+    sizes = {"QK": qk, "VALUES": values} | dict.fromkeys(("CHUNK", "KEYS", "QUERIES"), tile)
+    return Setting(_pick(program, sizes), warps=8 if wide else 4, stages=1)
 
 
 def _tensor_cores(spec: LayerSpec, program: Program, dtype: str) -> Setting:
