@@ -119,7 +119,6 @@ class _Kernel:
         with w.indented():
             w.line(f'"""{program.summary}"""')
             w.line(f'{", ".join(sizes)} = tl.dynamic("{" ".join(sizes)}")')
-            w.call("grid = (", [self.expr(axis.extent) for axis in program.grid])
             w.blank()
             w.line("@tl.prim_func")
             w.line(f"def {program.name}_kernel(")
@@ -132,6 +131,7 @@ class _Kernel:
                     w.line(f"{size}: tl.int32,")
             w.line("):")
             with w.indented():
+                w.call("grid = (", [self.expr(axis.extent) for axis in program.grid])
                 w.line("with tl.Kernel(prod(grid), threads=THREADS) as program:")
                 with w.indented():
                     w.line(f"{', '.join(axis.name for axis in program.grid)} = coordinates(program, grid)")
