@@ -21,6 +21,7 @@ from .lower.passes import passes
 from .names import variant_file
 from .schedule.choose import choose
 from .schedule.model import HOST_C
+from .schedule.records import require_current
 from .spec.load import load_dir
 from .spec.model import LayerSpec, LinearAttention, SlidingWindow, spec_to_dict
 
@@ -60,7 +61,11 @@ def lower(spec: LayerSpec) -> Lowered:
 
 
 def schedule(lowered: Lowered, target: str) -> ScheduledLayer:
-    """Bind every choice that the programs leave open, for one kind of generated module."""
+    """Bind every choice that the programs leave open, for one kind of generated module.
+
+    Raises `RecordError` if a tuning record of this layer no longer fits it.
+    """
+    require_current(lowered.spec, lowered.programs, lowered.passes, target)
     programs = tuple(ScheduledProgram.of(p, choose(lowered.spec, p, target)) for p in lowered.programs)
     return ScheduledLayer(lowered.spec, target, build_hash(lowered.spec), programs, lowered.passes)
 
