@@ -17,7 +17,7 @@ from based_ops.codegen.ir.nodes import Program
 from based_ops.codegen.schedule import budget, space
 from based_ops.codegen.schedule.choose import choose
 from based_ops.codegen.schedule.legal import miscompiled, require_legal
-from based_ops.codegen.schedule.model import Schedule
+from based_ops.codegen.schedule.model import Schedule, Setting
 from based_ops.codegen.schedule.policy import policy
 from based_ops.codegen.spec.model import LayerSpec
 from tests.conftest import ROOT, SPECS
@@ -27,11 +27,6 @@ from tests.layers import import_text
 LAYERS = pipeline.load(SPECS)
 BACKENDS = ("triton", "tilelang", "torch")
 MEASURED: dict[str, Any] = yaml.safe_load((ROOT / "tests/budgets/sm_90.yaml").read_text(encoding="utf-8"))
-
-
-def one(schedule: Schedule, dtype: str) -> Schedule:
-    """The schedule for one dtype."""
-    return replace(schedule, settings={dtype: schedule.settings[dtype]})
 
 
 def find(name: str, program: str) -> tuple[LayerSpec, Program]:
@@ -48,7 +43,7 @@ def test_candidates_are_legal_distinct_and_nearest_first(name: str, backend: str
     spec, lowered = LAYERS[name], pipeline.lower(LAYERS[name])
     keep = space.fixed(lowered.programs)
     for program in lowered.programs:
-        start = one(policy(spec, program, backend), "bfloat16")
+        start = policy(spec, program, backend).only("bfloat16")
         found = list(space.candidates(program, start, keep, most_changes=1))
         assert found[0] == start
         assert len({(str(s.settings), s.rewrites) for s in found}) == len(found)
@@ -66,7 +61,7 @@ def test_candidates_are_legal_distinct_and_nearest_first(name: str, backend: str
 
 def test_two_changes_come_after_one() -> None:
     spec, program = find("taylor2_qk16_v64", "states")
-    start = one(policy(spec, program, "triton"), "bfloat16")
+    start = policy(spec, program, "triton").only("bfloat16")
     single = list(space.candidates(program, start, most_changes=1))
     double = list(space.candidates(program, start, most_changes=2))
     assert double[: len(single)] == single and len(double) > 2 * len(single)
@@ -74,10 +69,10 @@ def test_two_changes_come_after_one() -> None:
 
 def test_sizes_end_where_a_tile_covers_its_dimension() -> None:
     spec, program = find("taylor2_qk16_v64", "states")
-    options = space.choices(program, one(policy(spec, program, "triton"), "bfloat16"))
+    options = space.choices(program, policy(spec, program, "triton").only("bfloat16"))
     assert options["FEATURES"] == (16, 32, 64, 128, 256)  # of 153 rows, and sides of products
     assert options["VALUES"] == (16, 32, 64)
-    torch_options = space.choices(program, one(policy(spec, program, "torch"), "bfloat16"))
+    torch_options = space.choices(program, policy(spec, program, "torch").only("bfloat16"))
     assert torch_options["FEATURES"] == (16, 32, 64, 128, 153)
 
 
@@ -96,12 +91,12 @@ def test_an_unknown_constant_and_an_empty_program_have_choices() -> None:
     assert {"warps", "stages"}.isdisjoint(space.choices(program, start))
 
 
-def policy_setting() -> Any:
+def policy_setting() -> Setting:
     spec, program = find("window64_d64", "outputs")
     return policy(spec, program, "triton").settings["bfloat16"]
 
 
-def dots(program: Program, setting: Any, dtype: str) -> Iterator[tuple[int, int]]:
+def dots(program: Program, setting: Setting, dtype: str) -> Iterator[tuple[int, int]]:
     """M and N of every product, read from the printed program's own types."""
     from based_ops.codegen.ir.check import check
     from based_ops.codegen.schedule.legal import products, resolve
@@ -117,7 +112,7 @@ def test_small_warpgroup_products_are_never_offered_to_triton(name: str) -> None
     for program in lowered.programs:
         chosen = policy(spec, program, "triton")
         rewritten = ScheduledProgram.of(program, chosen).program
-        start = one(chosen, "bfloat16")
+        start = chosen.only("bfloat16")
         for schedule in space.candidates(program, start, most_changes=2):
             setting = schedule.settings["bfloat16"]
             if setting.warps % 4 == 0:
