@@ -225,9 +225,7 @@ def _shown(seconds: float) -> Iterator[Callable[[Progress], None]]:
 def _line(progress: Progress) -> str:
     best = "" if progress.best_ms is None else f", best {progress.best_ms:.4g} ms"
     policy = "" if progress.policy_ms is None else f" (policy {progress.policy_ms:.4g})"
-    return (
-        f"{progress.job} {progress.program}: {progress.tried} tried, {progress.failed} failed{best}{policy}"
-    )
+    return f"{progress.job}: {progress.tried} tried, {progress.failed} failed{best}{policy}"
 
 
 def _row(outcome: Outcome, machine: dict[str, Any]) -> tuple[str, ...]:
@@ -241,8 +239,8 @@ def _row(outcome: Outcome, machine: dict[str, Any]) -> tuple[str, ...]:
         job.dtype,
         job.backend,
         str(Shape(*job.shape)),
-        f"{progress.policy_ms:.4g}",
-        f"{progress.best_ms:.4g}",
+        f"{outcome.policy_ms:.4g}",
+        f"{outcome.ms:.4g}",
         f"{100 * of_limit(outcome, machine):.0f} %",
         str(progress.tried),
         str(progress.failed),

@@ -24,19 +24,17 @@ DIGITS = 4
 
 def of_limit(outcome: Outcome, machine: Mapping[str, Any]) -> float:
     """The fraction of the speed at which the pass would only read its inputs and write its outputs."""
-    assert outcome.progress.best_ms is not None
-    return 1e3 * outcome.bytes / machine["bandwidth"] / outcome.progress.best_ms
+    return 1e3 * outcome.bytes / machine["bandwidth"] / outcome.ms
 
 
 def entries(outcome: Outcome, machine: Mapping[str, Any], today: date) -> list[Entry]:
     """One record for each program that was tuned, whether or not it is the policy's choice."""
-    job, progress = outcome.job, outcome.progress
-    assert progress.best_ms is not None and progress.policy_ms is not None
+    job = outcome.job
     lowered = pipeline.lower(job.spec)
     keep = space.fixed(lowered.programs)
     measured = {
-        "ms": _rounded(progress.best_ms),
-        "policy_ms": _rounded(progress.policy_ms),
+        "ms": _rounded(outcome.ms),
+        "policy_ms": _rounded(outcome.policy_ms),
         "of_limit": _rounded(of_limit(outcome, machine)),
         "layer": job.spec.name,
         "shape": str(Shape(*job.shape)),

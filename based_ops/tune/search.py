@@ -1,8 +1,9 @@
 """What to try: coordinate descent over the programs of one pass, from the policy's choice outwards.
 
 A *trial* is the whole generated module of one backend with other schedules for some programs.  Trials are
-checked in parallel and timed one after the other while nothing else runs.  First one choice of one program is
-changed at a time, until no change helps; then two at a time, for as long as the budget lasts.
+checked in parallel and timed one after the other while nothing else runs.  A round changes one choice of one
+program at a time and then takes the best change of every program together; rounds go on until no change
+helps, then with two choices at a time, for as long as the budget lasts.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -62,7 +63,6 @@ class Progress:
     """Where a search stands; times are milliseconds of the whole pass."""
 
     job: Job
-    program: str = ""
     tried: int = 0
     failed: int = 0
     policy_ms: float | None = None
@@ -71,11 +71,16 @@ class Progress:
 
 @dataclass
 class Outcome:
-    """The best schedules found for the programs of a job; `why` says it if the policy's own choice fails."""
+    """The best schedules found for the programs of a job, or `why` the policy's own choice fails.
+
+    Times are milliseconds of the whole pass; `bytes` is what it has to read and write at least.
+    """
 
     job: Job
     progress: Progress
     schedules: Schedules = field(default_factory=dict)
+    ms: float = 0.0
+    policy_ms: float = 0.0
     bytes: int = 0
     why: str | None = None
 
@@ -144,30 +149,47 @@ class _Run:
             improved = True
             while improved and monotonic() < self.deadline:
                 improved = False
-                for name in self.tuned:
-                    self.progress.program = name
-                    for trial, found in self._neighbours(best, name, changes):
+                gains: dict[str, tuple[float, Schedule]] = {}
+                center, least = best, GAIN * result["ms"]
+                for name, trial, found in self._neighbours(center, changes):
+                    if found["ms"] < gains.get(name, (least,))[0]:
+                        gains[name] = found["ms"], trial.schedules[name]
                         if found["ms"] < GAIN * result["ms"]:
                             best, result, improved = trial.schedules, found, True
-                            self.progress.best_ms = found["ms"]
+                            yield best, result
+                if len(gains) > 1:
+                    # The programs of a pass run one after the other, so their gains add up.
+                    together = self._trial(center | {name: schedule for name, (_, schedule) in gains.items()})
+                    for _, found in self._measured([together], float("inf")):
+                        if found.get("ms", float("inf")) < result["ms"]:
+                            best, result = together.schedules, found
                             yield best, result
 
-    def _neighbours(self, best: Schedules, name: str, changes: int) -> Iterator[tuple[_Trial, Result]]:
-        """Trials with another schedule of one program, and their results, a handful at a time."""
-        program = next(p for p in self.lowered.programs if p.name == name)
-        dtype, whole = self.job.dtype, best[name]
-        near = islice(space.candidates(program, whole.only(dtype), self.keep, changes), 1, None)
-        trials = (
-            self._trial(best | {name: replace(near_by, settings=whole.settings | near_by.settings)})
-            for near_by in near
-        )
-        while batch := list(islice(trials, 2 * self.search.workers.jobs)):
-            fresh = {trial.key: trial for trial in batch if trial.key not in self.seen}
-            for key, result in self._measured(fresh.values(), self.deadline):
+    def _neighbours(self, center: Schedules, changes: int) -> Iterator[tuple[str, _Trial, Result]]:
+        """Trials in which one program has another schedule, with its name and the result.
+
+        The programs take turns, each with its nearest candidates first.
+        """
+        turns = [self._near(center, name, changes) for name in self.tuned]
+        queue = (entry for turn in zip_longest(*turns) for entry in turn if entry is not None)
+        while batch := list(islice(queue, 2 * self.search.workers.jobs)):
+            names = {trial.key: name for name, trial in batch}
+            trials = {trial.key: trial for _, trial in batch if trial.key not in self.seen}
+            for key, result in self._measured(trials.values(), self.deadline):
                 if "ms" in result:
-                    yield fresh[key], result
+                    yield names[key], trials[key], result
             if monotonic() > self.deadline:
                 return
+
+    def _near(self, center: Schedules, name: str, changes: int) -> Iterator[tuple[str, _Trial]]:
+        program = next(p for p in self.lowered.programs if p.name == name)
+        whole = center[name]
+        near = space.candidates(program, whole.only(self.job.dtype), self.keep, changes)
+        for schedule in islice(near, 1, None):
+            yield (
+                name,
+                self._trial(center | {name: replace(schedule, settings=whole.settings | schedule.settings)}),
+            )
 
     def _measured(self, trials: Iterable[_Trial], deadline: float) -> Iterator[tuple[str, Result]]:
         """Check trials in parallel, then time those that are right, one by one; each result with its key."""
@@ -193,6 +215,8 @@ class _Run:
         self.seen.add(trial.key)
         self.progress.tried += 1
         self.progress.failed += "why" in result
+        if "ms" in result and self.progress.best_ms is not None:
+            self.progress.best_ms = min(self.progress.best_ms, result["ms"])
         self.report(self.progress)
         return trial.key, result
 
@@ -211,13 +235,14 @@ class _Run:
             times[which] = answer
         self.progress.policy_ms = times["policy"]["ms"]
         better = times["best"]["ms"] < times["policy"]["ms"]
-        schedules, result = (best, times["best"]) if better else (self.base, times["policy"])
-        self.progress.best_ms = result["ms"]
-        return self._outcome(schedules, result)
+        return self._outcome(best, times["best"]) if better else self._outcome(self.base, times["policy"])
 
     def _outcome(self, schedules: Schedules, result: Result) -> Outcome:
         chosen = {name: schedules[name] for name in self.tuned}
-        return Outcome(self.job, self.progress, chosen, result["bytes"])
+        assert self.progress.policy_ms is not None
+        return Outcome(
+            self.job, self.progress, chosen, result["ms"], self.progress.policy_ms, result["bytes"]
+        )
 
     def _trial(self, schedules: Schedules) -> _Trial:
         job = self.job

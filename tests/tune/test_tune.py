@@ -151,7 +151,7 @@ def test_the_search_finds_the_best_and_goes_on_where_it_was(tmp_path: Path) -> N
     last = outcomes[-1]
     assert last.schedules["outputs"].settings["float32"].constants["CHUNK"] == 16
     assert last.schedules["outputs"].settings["bfloat16"].constants["CHUNK"] > 16, "one dtype is tuned"
-    assert (last.progress.policy_ms, last.progress.best_ms) == (64.0, 16.0)
+    assert (last.policy_ms, last.ms) == (64.0, 16.0)
     assert last.progress.tried == clock.asked - 2 > 10 and last.progress.failed == 0
 
     with (tmp_path / "journal.jsonl").open("a", encoding="utf-8") as file:
@@ -165,6 +165,29 @@ def test_the_search_finds_the_best_and_goes_on_where_it_was(tmp_path: Path) -> N
     newer = Search(Stub(2), clock, Journal(tmp_path / "journal.jsonl"), MACHINE | {"torch": "3.0"}, tmp_path)
     next(iter(newer.run(job(), monotonic() + 60, lambda progress: None)))
     assert clock.asked == 3, "another version is another measurement"
+
+
+def test_the_gains_of_several_programs_are_taken_together(tmp_path: Path) -> None:
+    class Sum(Clock):
+        """A pass takes as long as its CHUNKs are large, all programs together."""
+
+        def ask(self, task: Any, timeout: float) -> Any:
+            text = task["files"][f"{task['name']}/torch.py"]
+            rows = [line for line in text.splitlines() if "torch.float32: dict(" in line and "CHUNK=" in line]
+            return {"ms": float(sum(int(row.split("CHUNK=")[1].split(",")[0]) for row in rows)), "bytes": 1}
+
+    made = Search(Stub(99), Sum(), Journal(tmp_path / "j"), MACHINE, tmp_path)
+    outcomes = list(made.run(job("backward"), monotonic() + 60, lambda progress: None))
+    chosen = outcomes[-1].schedules
+    assert list(chosen) == list(tuned_programs(pipeline.lower(SPEC), "backward")) and len(chosen) > 2
+    chunks = {
+        name: schedule.settings["float32"].constants["CHUNK"]
+        for name, schedule in chosen.items()
+        if "CHUNK" in schedule.settings["float32"].constants
+    }
+    assert set(chunks.values()) == {16}
+    single, together = (outcome.schedules for outcome in outcomes[-3:-1])
+    assert sum(single[name] != together[name] for name in chosen) > 1, "not one round a program"
 
 
 def test_a_policy_that_fails_is_told_and_not_recorded(tmp_path: Path) -> None:
