@@ -183,6 +183,7 @@ def _run(search: Search, wanted: list[Job], seconds: float, found: dict[Job, Out
     end = monotonic() + seconds
     earlier: dict[tuple[LayerSpec, str], dict[str, Schedule]] = {}
     with _shown(seconds) as report:
+        search.prepare(wanted, end)
         for number, job in enumerate(wanted):
             deadline = monotonic() + (end - monotonic()) / (len(wanted) - number)
             known = earlier.setdefault((job.spec, job.dtype), {})

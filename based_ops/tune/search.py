@@ -30,7 +30,7 @@ from based_ops.codegen.schedule.records import launches
 from based_ops.codegen.spec.model import LayerSpec
 
 from .journal import Journal, Result
-from .pool import Pool, Task, Worker
+from .pool import Answer, Pool, Task, Worker
 
 GAIN = 0.99
 """A candidate replaces the best so far if it needs less than this fraction of its time."""
@@ -93,6 +93,20 @@ class Search:
     ) -> None:
         self.workers, self.timer, self.journal = workers, timer, journal
         self.machine, self.directory = machine, directory
+        self.checked: dict[str, Answer] = {}
+
+    def prepare(self, jobs: Iterable[Job], deadline: float) -> None:
+        """Check the policy's choices of all jobs at once: one by one, each would wait for its own kernels."""
+        trials: dict[str, tuple[_Run, _Trial]] = {}
+        for job in jobs:
+            run = _Run(self, job, deadline, lambda progress: None, {})
+            trial = run.policy_trial()
+            if self.journal.get(trial.key) is None:
+                trials[trial.key] = run, trial
+        tasks = [trial.task("check", run) for run, trial in trials.values()]
+        keys = list(trials)
+        for number, answer in self.workers.answers(tasks, CHECK_SECONDS, deadline):
+            self.checked[keys[number]] = answer
 
     def run(
         self,
@@ -129,7 +143,7 @@ class _Run:
         self.seen: set[str] = set()
 
     def outcomes(self) -> Iterator[Outcome]:
-        first = self._trial(self.base)
+        first = self.policy_trial()
         # The policy's choice is measured whatever the budget: everything is compared with it.
         result = dict(self._measured([first], float("inf"))).get(first.key, {"why": "not measured"})
         if "why" in result:
@@ -142,6 +156,10 @@ class _Run:
             yield self._outcome(best, faster)
         if best is not self.base:
             yield self._confirmed(best)
+
+    def policy_trial(self) -> _Trial:
+        """What everything is compared with."""
+        return self._trial(self.base)
 
     def _improvements(self, best: Schedules, result: Result) -> Iterator[tuple[Schedules, Result]]:
         """Ever better schedules until no change helps or the budget is spent."""
@@ -200,16 +218,24 @@ class _Run:
                 unknown.append(trial)
             else:
                 yield self._finished(trial, known)
-        tasks = [trial.task("check", self) for trial in unknown]
-        for number, answer in self.search.workers.answers(tasks, CHECK_SECONDS, deadline):
+        for trial, answer in self._checked(unknown, deadline):
             if "why" in answer:
-                yield self._finished(unknown[number], self._keep(unknown[number], answer))
+                yield self._finished(trial, self._keep(trial, answer))
             else:
-                right.append(unknown[number])
+                right.append(trial)
         for trial in right:
             if monotonic() < deadline:
                 answer = self.search.timer.ask(trial.task("clock", self), CLOCK_SECONDS)
                 yield self._finished(trial, self._keep(trial, answer))
+
+    def _checked(self, trials: list[_Trial], deadline: float) -> Iterator[tuple[_Trial, Answer]]:
+        """Each trial with what a worker says of it, unless the deadline came first."""
+        before = self.search.checked
+        yield from ((trial, before[trial.key]) for trial in trials if trial.key in before)
+        rest = [trial for trial in trials if trial.key not in before]
+        tasks = [trial.task("check", self) for trial in rest]
+        for number, answer in self.search.workers.answers(tasks, CHECK_SECONDS, deadline):
+            yield rest[number], answer
 
     def _finished(self, trial: _Trial, result: Result) -> tuple[str, Result]:
         self.seen.add(trial.key)

@@ -190,6 +190,28 @@ def test_the_gains_of_several_programs_are_taken_together(tmp_path: Path) -> Non
     assert sum(single[name] != together[name] for name in chosen) > 1, "not one round a program"
 
 
+def test_policies_are_checked_together_and_once(tmp_path: Path) -> None:
+    class Counting(Stub):
+        asked: list[list[str]] = []
+
+        def answers(self, tasks: Any, timeout: float, deadline: float) -> Iterator[tuple[int, Any]]:
+            self.asked.append([task["name"] + task["pass"] for task in tasks])
+            yield from super().answers(tasks, timeout, deadline)
+
+    workers = Counting(2)
+    made = Search(workers, Clock(), Journal(tmp_path / "j"), MACHINE, tmp_path)
+    jobs = [job("forward"), job("step")]
+    made.prepare(jobs, monotonic() + 60)
+    (together,) = workers.asked
+    assert len(together) == 2
+    for each in jobs:
+        outcome = next(iter(made.run(each, monotonic() + 60, lambda progress: None)))
+        assert outcome.ms == 64.0
+    assert sum(workers.asked, []) == together
+    made.prepare(jobs, monotonic() + 60)
+    assert sum(workers.asked, []) == together, "the journal has them"
+
+
 def test_a_policy_that_fails_is_told_and_not_recorded(tmp_path: Path) -> None:
     class Broken(Clock):
         def ask(self, task: Any, timeout: float) -> Any:
