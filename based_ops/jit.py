@@ -47,7 +47,7 @@ def load(path: str | os.PathLike[str]) -> Variant:
     name = f"{spec.name}_{build_hash(spec)}"
     with _lock:
         if name not in names():
-            _import(name, _compiled(spec, name))
+            import_package(name, _compiled(spec, name))
     if record(name).layer != spec:
         raise CacheError(
             f"{cache_directory() / name}: its content is not that of its name; delete this directory"
@@ -103,7 +103,7 @@ def _compiled(spec: LayerSpec, name: str) -> Path:
     return place
 
 
-def _import(name: str, directory: Path) -> None:
+def import_package(name: str, directory: Path) -> None:
     """Imports a package directory under a name of its own, which registers its variant."""
     package = f"based_ops_jit_{name}"
     init = directory / "__init__.py"

@@ -97,12 +97,13 @@ def measure(
     dtype: torch.dtype,
     over: Sequence[Case] | None = None,
     seed: int = 0,
+    passes: Sequence[str] = PASSES,
 ) -> Iterator[Measurement]:
-    """Every tensor of every pass of every case, compared."""
+    """Every tensor of each of `passes` of every case, compared."""
     for number, case in enumerate(cases(backend, device) if over is None else over):
         generator = torch.Generator().manual_seed(seed + 1000 * number)
         trial = _Trial(variant, backend, device, dtype, case, generator)
-        for which in PASSES:
+        for which in passes:
             with poisoned_memory():
                 found = list(getattr(trial, which)())
             yield from found
@@ -140,7 +141,7 @@ class _Trial:
     ) -> None:
         self.variant, self.backend, self.device, self.dtype, self.case = variant, backend, device, dtype, case
         self.generator = generator
-        draw = _domain(variant)
+        draw = domain(variant)
         self.q, self.k, self.v = self._inputs(case.length, draw)
         self.state = None
         if case.prefix:
@@ -273,7 +274,7 @@ class _Trial:
         return x.to(self.device)
 
 
-def _domain(variant: Variant) -> Callable[[Tensor], Tensor]:
+def domain(variant: Variant) -> Callable[[Tensor], Tensor]:
     """What turns normal numbers into queries and keys at which the layer is well conditioned.
 
     A layer that divides by a sum of weights is so only where weights do not cancel: positive numbers are

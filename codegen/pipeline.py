@@ -17,10 +17,11 @@ from .ir.host import Pass
 from .ir.nodes import Program
 from .ir.rewrite import drop_unused
 from .lower import linear_attention, sliding_window
-from .lower.passes import passes
+from .lower.passes import passes, plans
 from .names import variant_file
-from .schedule.choose import choose, choose_plans
+from .schedule.choose import choose
 from .schedule.model import HOST_C
+from .schedule.records import require_current
 from .spec.load import load_dir
 from .spec.model import LayerSpec, LinearAttention, SlidingWindow, spec_to_dict
 
@@ -40,6 +41,8 @@ class Lowered:
     spec: LayerSpec
     programs: tuple[Program, ...]
     passes: tuple[Pass, ...]
+    plans: tuple[Program, ...] = ()
+    """Programs without a body, named after passes: their constants are what a pass plans its launches by."""
 
 
 def load(specs: Path, names: Iterable[str] = ()) -> dict[str, LayerSpec]:
@@ -56,13 +59,17 @@ def lower(spec: LayerSpec) -> Lowered:
             programs = sliding_window.programs(spec)
     for program in programs:
         check(program)
-    return Lowered(spec, tuple(map(drop_unused, programs)), passes(spec))
+    return Lowered(spec, tuple(map(drop_unused, programs)), passes(spec), plans(spec))
 
 
 def schedule(lowered: Lowered, target: str) -> ScheduledLayer:
-    """Bind every choice that the programs leave open, for one kind of generated module."""
+    """Bind every choice that the programs leave open, for one kind of generated module.
+
+    Raises `RecordError` if a tuning record of this layer no longer fits it.
+    """
+    require_current(lowered.spec, (*lowered.programs, *lowered.plans), lowered.passes, target)
     programs = tuple(ScheduledProgram.of(p, choose(lowered.spec, p, target)) for p in lowered.programs)
-    plans = choose_plans(lowered.spec, target)
+    plans = tuple(choose(lowered.spec, plan, target) for plan in lowered.plans)
     return ScheduledLayer(lowered.spec, target, build_hash(lowered.spec), programs, lowered.passes, plans)
 
 

@@ -13,7 +13,7 @@ from types import ModuleType
 
 from based_ops.codegen import pipeline
 from based_ops.codegen.emit.layer import ScheduledLayer, ScheduledProgram
-from based_ops.codegen.schedule.choose import choose, choose_plans
+from based_ops.codegen.schedule.choose import choose
 from based_ops.codegen.schedule.model import Schedule
 from based_ops.codegen.spec.model import (
     Elementwise,
@@ -27,8 +27,8 @@ from based_ops.codegen.spec.model import (
 Sizes = tuple[tuple[str, int], ...]
 """Tile sizes that replace a schedule's own, by a constant's name or by ``program.CONSTANT``."""
 FORMS: dict[str, Sizes] = {
-    "direct": (("forward.DIRECT", 0),),
-    "recurrent": (("forward.DIRECT", 1), ("forward.SCORES", 0), ("forward.PROGRAMS", 10)),
+    "direct": (("forward.SCORES", 1 << 62),),
+    "recurrent": (("forward.SCORES", 1), ("forward.PROGRAMS", 10)),
 }
 """The two forms of a forward pass of linear attention, whatever the length."""
 
@@ -63,7 +63,7 @@ def build(
         if rewrites is not None:
             chosen = replace(chosen, rewrites=rewrites)
         programs.append(ScheduledProgram.of(program, in_every_dtype(spec, chosen)))
-    plans = tuple(resized(plan, dict(sizes)) for plan in choose_plans(spec, target))
+    plans = tuple(resized(choose(spec, plan, target), dict(sizes)) for plan in lowered.plans)
     layer = ScheduledLayer(spec, target, "00000000", tuple(programs), lowered.passes, plans)
     return import_text(pipeline.emit(layer), f"{spec.name}_{target}")
 

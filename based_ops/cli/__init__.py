@@ -10,6 +10,7 @@ from .demo import demo
 from .doctor import doctor
 from .generate import generate
 from .specs import list_specs, new, show
+from .tune import tune
 from .verify import verify
 
 
@@ -19,5 +20,5 @@ def main() -> None:
     """Compile layer specs into registered PyTorch operators."""
 
 
-for command in (generate, list_specs, show, new, verify, bench, doctor, demo):
+for command in (generate, list_specs, show, new, verify, tune, bench, doctor, demo):
     main.add_command(command)

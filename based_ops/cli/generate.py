@@ -36,6 +36,7 @@ def generate(names: tuple[str, ...], check: bool, specs: Path | None, out: Path 
     """
     from based_ops.codegen import pipeline
     from based_ops.codegen.errors import SpecErrors
+    from based_ops.codegen.schedule.record_file import RecordError
 
     source, target = _places(specs, out)
     work = pipeline.compare if check else pipeline.generate
@@ -43,7 +44,7 @@ def generate(names: tuple[str, ...], check: bool, specs: Path | None, out: Path 
     try:
         with progress("comparing" if check else "generating", total) as begin:
             changes = work(source, target, names, begin)
-    except SpecErrors as errors:
+    except (SpecErrors, RecordError) as errors:
         fail(str(errors))
     except OSError as error:
         fail(f"{error.filename or target}: {error.strerror}")

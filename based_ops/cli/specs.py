@@ -13,6 +13,7 @@ from .places import checkout, find_spec, shipped_specs, specs_option
 
 if TYPE_CHECKING:
     from based_ops.codegen.pipeline import Lowered
+    from based_ops.codegen.spec.model import LayerSpec
 
 STAGES = ("spec", "program", "schedule", "triton", "tilelang", "torch")
 
@@ -23,7 +24,7 @@ def list_specs(specs: Path | None) -> None:
     """List the layers that have a spec."""
     from based_ops.codegen.errors import SpecErrors
     from based_ops.codegen.spec.load import load_dir
-    from based_ops.codegen.spec.model import LayerSpec, LinearAttention, TaylorExp
+    from based_ops.codegen.spec.model import LinearAttention, TaylorExp
 
     try:
         layers = load_dir(specs or shipped_specs())
@@ -50,11 +51,21 @@ def list_specs(specs: Path | None) -> None:
 @specs_option
 def show(name: str, stage: str, specs: Path | None) -> None:
     """Show a layer at one STAGE of the compiler.  NAME is a layer's name or the path of a spec file."""
+    from based_ops.codegen.schedule.record_file import RecordError
+
+    spec = find_spec(name, specs)
+    try:
+        _show(spec, stage)
+    except RecordError as error:
+        fail(str(error))
+
+
+def _show(spec: LayerSpec, stage: str) -> None:
+    """Print one stage; raises `RecordError` where a stale record stands in the way of a schedule."""
     from based_ops.codegen import pipeline
     from based_ops.codegen.ir.printer import print_program
     from based_ops.codegen.spec.model import dump_yaml
 
-    spec = find_spec(name, specs)
     if stage == "spec":
         source(dump_yaml(spec), "yaml")
     elif stage == "program":
@@ -78,7 +89,7 @@ def _schedules(lowered: Lowered) -> None:
                 on_gpu = target in ("triton", "tilelang")
                 threads = (str(setting.warps), str(setting.stages)) if on_gpu else ("-", "-")
                 rewrites = ", ".join(schedule.rewrites) or "-"
-                rows.append((target, schedule.program, dtype, tiles, *threads, rewrites, schedule.origin))
+                rows.append((target, schedule.program, dtype, tiles, *threads, rewrites, setting.origin))
     columns = ("module", "program", "dtype", "tiles", "warps", "stages", "rewrites", "chosen by")
     table(columns, rows)
 

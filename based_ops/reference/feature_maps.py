@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..state import feature_count
-
 if TYPE_CHECKING:
     from based_ops.codegen.spec.model import LinearAttention
 

@@ -18,16 +18,14 @@ def flat(x: Tensor | None, rows: int) -> Tensor | None:
 
 
 @functools.lru_cache(maxsize=4096)
-def forward_plan(T: int, rows: int, LENGTH: int, DIRECT: int, SCORES: int, PROGRAMS: int) -> tuple[int, bool]:
-    """How a forward pass over T tokens of `rows` (batch times heads) runs: its segments, and as a recurrence or not.
+def forward_plan(
+    T: int, rows: int, SCORES: int, LENGTH: int, SHORTEST: int, PROGRAMS: int
+) -> tuple[int, bool]:
+    """How a forward pass over T tokens of `rows` (batch times heads) runs: segments, and whether recurrent.
 
-    Short sequences read their keys directly, as one segment: up to DIRECT tokens, and up to SCORES scores in all.
-    Longer ones are a recurrence, cut into as many segments as give the GPU PROGRAMS programs, none shorter than
-    LENGTH.  Where there is no recurrence (DIRECT is 0), segments are LENGTH long.
+    Up to SCORES scores (T x T for each row) are computed directly, in segments of LENGTH tokens.  Beyond, the
+    pass is a recurrence over as many segments as give the GPU PROGRAMS programs, none below SHORTEST tokens.
     """
-    longest = cdiv(T, LENGTH)
-    if not DIRECT:
-        return longest, False
-    if T <= DIRECT and T * T * rows <= SCORES:
-        return 1, False
-    return max(1, min(longest, PROGRAMS // rows)), True
+    if T * T * rows <= SCORES:
+        return cdiv(T, LENGTH), False
+    return max(1, min(cdiv(T, SHORTEST), PROGRAMS // rows)), True

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..ir.blocks import write_out
 from ..ir.check import Types, check
 from ..ir.host import Pass
 from ..ir.nodes import Program
-from ..ir.rewrite import REWRITES
+from ..ir.rewrite import rewritten
 from ..schedule.legal import require_legal
 from ..schedule.model import Schedule
 from ..spec.model import LayerSpec, LinearAttention
@@ -29,9 +28,7 @@ class ScheduledProgram:
         def size(constant: str) -> int:
             return max(schedule.values(constant))
 
-        program = write_out(program, size)
-        for rewrite in schedule.rewrites:
-            program = REWRITES[rewrite](program, size)
+        program = rewritten(program, schedule.rewrites, size)
         return ScheduledProgram(program, schedule, check(program))
 
 

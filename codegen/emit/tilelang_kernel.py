@@ -400,7 +400,8 @@ class _Kernel:
         chosen = f"tl.if_then_else({index} < {gather.extent}, {element}, {fill})"
         if gather.weight is None:
             return chosen
-        return f"{chosen} * tl.cast({self.expr(gather.weight, (column,))}, {self.target.dtype(dtype or OPERAND)})"
+        weight = self.expr(gather.weight, (column,))
+        return f"{chosen} * tl.cast({weight}, {self.target.dtype(dtype or OPERAND)})"
 
     def _shape(self, expr: Expr) -> tuple[Dim, ...]:
         return infer(expr, self.types, self.program).shape

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
+from .blocks import write_out
 from .check import walk
 from .fuse import expressions, statements
 from .nodes import (
@@ -34,12 +35,11 @@ from .static import Known
 
 
 def gather_by_product(program: Program, size: Callable[[str], int]) -> Program:
-    """Gather columns on the matrix units: ``columns(x, index)`` becomes ``x @ E`` with E[d, f] = (index[f] ==
-    d).
+    """Gather columns on the matrix units: ``columns(x, index)`` becomes ``x @ E``, E[d, f] = (index[f] == d).
 
     A product with zeros and ones is exact in every dtype.  E stands where its index (or weight) is introduced,
-    outside of loops that those do not depend on.  Columns past the extent get their fill afterwards, if there
-    can be any.
+    outside of loops on which those do not depend.  Columns past the extent get their fill afterwards, where
+    there can be any.
     """
     lets = [stmt for stmt in statements(program.body) if isinstance(stmt, Let)]
     gathers = [let.value for let in lets if isinstance(let.value, Columns)]
@@ -128,6 +128,14 @@ def drop_unused(program: Program) -> Program:
 REWRITES: dict[str, Callable[[Program, Callable[[str], int]], Program]] = {
     "gather_by_product": gather_by_product
 }
+
+
+def rewritten(program: Program, rewrites: Iterable[str], size: Callable[[str], int]) -> Program:
+    """The program with its blocks written out and after the named rewrites; `size` binds its constants."""
+    program = write_out(program, size)
+    for name in rewrites:
+        program = REWRITES[name](program, size)
+    return program
 
 
 def _rewrite(body: tuple[Stmt, ...], change: Callable[[Stmt], tuple[Stmt, ...]]) -> tuple[Stmt, ...]:

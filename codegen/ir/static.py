@@ -39,8 +39,8 @@ class Known:
             case Var(name) if name in self._constants:
                 return [self._size(name)]
             case Var(name):
-                value = self._values.get(name)
-                return None if value is None else self.elements(value)
+                meaning = self._values.get(name)
+                return None if meaning is None else self.elements(meaning)
             case Span(start, size):
                 first = self.elements(start)
                 count = size if isinstance(size, int) else self._size(size)
@@ -53,11 +53,11 @@ class Known:
                 pairs = zip(left * (length // len(left)), right * (length // len(right)), strict=True)
                 return [int(OPERATIONS[op](a, c)) for a, c in pairs]
             case Where(condition, x, y):
-                parts = [self.elements(part) for part in (condition, x, y)]
-                if any(part is None for part in parts):
+                chooser, yes, no = self.elements(condition), self.elements(x), self.elements(y)
+                if chooser is None or yes is None or no is None:
                     return None
-                length = max(len(part) for part in parts if part)
-                chooser, yes, no = ((part or []) * (length // len(part or [0])) for part in parts)
-                return [a if c else z for c, a, z in zip(chooser, yes, no, strict=True)]
+                length = max(len(chooser), len(yes), len(no))
+                rows = zip(*(part * (length // len(part)) for part in (chooser, yes, no)), strict=True)
+                return [a if choice else c for choice, a, c in rows]
             case _:
                 return None

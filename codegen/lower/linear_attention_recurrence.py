@@ -1,8 +1,8 @@
 """Linear attention in one pass over the sequence, with the state in registers.
 
-For a chunk of queries, older keys are read from the state and the chunk's own keys directly; then the chunk's
-keys enter the state.  Where batch and heads alone do not fill a GPU the sequence is cut into segments, each of
-which starts from the sum of the segments before it.
+For a chunk of queries, older keys are read from the state and the chunk's own keys directly; then the
+chunk's keys enter the state.  Where batch and heads alone do not fill a GPU the sequence is cut into
+segments, each of which starts from the sum of those before it.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..ir.host import Allocate, Launch, Line, Pass
-from ..ir.nodes import ACC, IO, STATE
+from ..ir.nodes import ACC, IO, STATE, Program
 from ..spec.model import LayerSpec, LinearAttention, SlidingWindow
 from .feature_maps import feature_map
 
@@ -15,6 +15,22 @@ def passes(spec: LayerSpec) -> tuple[Pass, ...]:
             return _linear_attention(spec)
         case SlidingWindow():
             return _sliding_window(spec)
+
+
+def plans(spec: LayerSpec) -> tuple[Program, ...]:
+    """The numbers by which passes choose what they launch; `based_ops.support.host` says what they mean."""
+    match spec:
+        case LinearAttention():
+            return (
+                _plan("forward", "SCORES", "LENGTH", "SHORTEST", "PROGRAMS"),
+                _plan("backward", "LENGTH"),
+            )
+        case SlidingWindow():
+            return ()
+
+
+def _plan(name: str, *constants: str) -> Program:
+    return Program(name, f"How a {name} pass is launched.", (), (), (), (), (), constants, ())
 
 
 def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:

@@ -6,14 +6,9 @@ from ..ir.nodes import Program
 from ..spec.model import LayerSpec
 from . import records
 from .model import Schedule
-from .policy import plans, policy
+from .policy import policy
 
 
 def choose(spec: LayerSpec, program: Program, target: str) -> Schedule:
     """The schedule of `program` for one kind of generated module."""
     return records.apply(spec, program, policy(spec, program, target))
-
-
-def choose_plans(spec: LayerSpec, target: str) -> tuple[Schedule, ...]:
-    """How each pass that has a choice decides what to launch."""
-    return tuple(records.apply_plan(spec, plan) for plan in plans(spec, target))

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
+from ..ir.check import Types, infer
 from ..ir.fuse import statements
-from ..ir.nodes import Blocks, Program
-from .model import Schedule
+from ..ir.nodes import Add, Blocks, Dim, Dot, Let, Program, Set
+from .model import Schedule, Setting
+
+WARPGROUP = 4
+"""Warps that issue one matrix product together on Hopper."""
+WARPGROUP_ROWS = 64
+"""Rows of a product of which Triton makes warpgroup instructions are a multiple of this."""
+SAFE_COLUMNS = 64
+"""Columns from which on several warpgroup products in one kernel are compiled right."""
 
 
 class IllegalSchedule(Exception):
@@ -31,3 +41,41 @@ def require_legal(program: Program, schedule: Schedule) -> None:
             if "SEGMENT" in sizes and sizes["SEGMENT"] % sizes.get(name, 1):
                 what = f"SEGMENT={sizes['SEGMENT']} is no multiple of {name}={sizes[name]}"
                 raise IllegalSchedule(f"{program.name} {dtype}: {what}")
+
+
+def is_legal(program: Program, schedule: Schedule) -> bool:
+    """Whether `require_legal` passes."""
+    try:
+        require_legal(program, schedule)
+    except IllegalSchedule:
+        return False
+    return True
+
+
+def products(program: Program, types: Types) -> Iterator[tuple[Dim, Dim, Dim]]:
+    """M, K and N of every matrix product [M, K] x [K, N]."""
+    for stmt in statements(program.body):
+        if isinstance(stmt, Let | Set | Add) and isinstance(stmt.value, Dot):
+            left = infer(stmt.value.x, types, program).shape
+            right = infer(stmt.value.y, types, program).shape
+            yield left[0], left[1], right[1]
+
+
+def miscompiled(program: Program, types: Types, setting: Setting, dtype: str) -> bool:
+    """Whether Triton 3.6 and 3.7 may compile the program wrongly for Hopper with this setting.
+
+    Blocks of whole warpgroups run products of 64 rows on the warpgroups' own instructions.  Several of them
+    with few columns in one kernel give wrong sums or illegal addresses (triton-lang/triton 10486, 11366).
+    float32 products do not use these instructions.
+    """
+    if setting.warps % WARPGROUP or dtype == "float32":
+        return False
+    return any(
+        resolve(m, setting.constants) % WARPGROUP_ROWS == 0 and resolve(n, setting.constants) < SAFE_COLUMNS
+        for m, _, n in products(program, types)
+    )
+
+
+def resolve(dim: Dim, sizes: Mapping[str, int]) -> int:
+    """A static size as a number."""
+    return sizes[dim] if isinstance(dim, str) else dim

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 HOST_C = "c"
 """TileLang's C target: the same TileLang printer, with every tile in local memory, run on the host."""
@@ -10,11 +10,19 @@ HOST_C = "c"
 
 @dataclass(frozen=True)
 class Setting:
-    """The choices for one program and dtype: tile sizes by name, warps a block, pipeline stages."""
+    """The choices for one program and dtype: tile sizes by name, warps a block, pipeline stages.
+
+    `origin` says who chose; it makes no difference between two settings.
+    """
 
     constants: dict[str, int]
     warps: int = 4
     stages: int = 2
+    origin: str = field(default="policy", compare=False)
+
+    def __str__(self) -> str:
+        sizes = "".join(f"{name}={size} " for name, size in self.constants.items())
+        return f"{sizes}warps={self.warps} stages={self.stages}"
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,10 @@ class Schedule:
     backend: str
     settings: dict[str, Setting]
     rewrites: tuple[str, ...] = ()
-    origin: str = "policy"
+
+    def only(self, dtype: str) -> Schedule:
+        """The schedule for one dtype."""
+        return replace(self, settings={dtype: self.settings[dtype]})
 
     def values(self, constant: str) -> set[int]:
         """Every value that a constant takes over the dtypes."""

@@ -17,6 +17,10 @@ REGISTER_ROWS = 192
 """Rows of a state, 64 values wide, that four warps hold in registers beside their operands."""
 RESIDENT_PROGRAMS = 264
 """Programs of four full warps that a Hopper GPU runs at once: two on each of 132 multiprocessors."""
+ALL_SCORES = 1 << 62
+"""More scores than any sequence has."""
+FEW_SCORES = 1 << 26
+"""Scores, over batch and heads, that are computed faster than a recurrence takes its steps."""
 GRAIN = 128
 """Segments are made of this many tokens, or a multiple."""
 
@@ -27,26 +31,26 @@ def policy(spec: LayerSpec, program: Program, backend: str) -> Schedule:
     choose = {"triton": _warps, "tilelang": _tensor_cores, "torch": _whole, HOST_C: _small}[backend]
     if program.name == "recurrence" and backend in ("triton", "tilelang"):
         dtypes = tuple(dtype for dtype in dtypes if dtype != "float32")  # its state fills the registers
-    settings = {dtype: choose(spec, program, dtype) for dtype in dtypes}
+    if not program.body:
+        settings = {dtype: _launch_plan(spec, program, backend, dtype) for dtype in dtypes}
+    else:
+        settings = {dtype: choose(spec, program, dtype) for dtype in dtypes}
     rewrites = ("gather_by_product",) if backend in ("triton", "torch") else ()
     return Schedule(program.name, backend, settings, rewrites)
 
 
-def plans(spec: LayerSpec, backend: str) -> tuple[Schedule, ...]:
-    """How the passes of a layer decide what to launch."""
-    if not isinstance(spec, LinearAttention):
-        return ()
-    dtypes = (*spec.dtypes, "float64") if backend == "torch" else spec.dtypes
-    forward, backward = {}, {}
-    for dtype in dtypes:
-        length = {"torch": 128, HOST_C: 64}.get(backend, _segment(spec))
-        forward[dtype] = Setting({"LENGTH": length, "DIRECT": 0, "SCORES": 0, "PROGRAMS": 0})
-        backward[dtype] = Setting({"LENGTH": length})
-        if backend in ("triton", "tilelang") and dtype != "float32" and _rows(spec) <= REGISTER_ROWS:
-            forward[dtype] = Setting(
-                {"LENGTH": GRAIN, "DIRECT": 2048, "SCORES": 1 << 26, "PROGRAMS": RESIDENT_PROGRAMS}
-            )
-    return Schedule("forward", backend, forward), Schedule("backward", backend, backward)
+def _launch_plan(spec: LayerSpec, program: Program, backend: str, dtype: str) -> Setting:
+    """By what a pass of linear attention chooses what it launches."""
+    length = {"torch": 128, HOST_C: 64}.get(backend, _segment(spec))
+    sizes = {"SCORES": ALL_SCORES, "LENGTH": length, "SHORTEST": GRAIN, "PROGRAMS": RESIDENT_PROGRAMS}
+    if program.name == "forward" and _recurs(spec, backend, dtype):
+        sizes |= {"SCORES": FEW_SCORES, "LENGTH": 2048}
+    return Setting(_pick(program, sizes))
+
+
+def _recurs(spec: LayerSpec, backend: str, dtype: str) -> bool:
+    """Whether long sequences run as a recurrence: on a GPU, where the state fits its registers."""
+    return backend in ("triton", "tilelang") and dtype != "float32" and _rows(spec) <= REGISTER_ROWS
 
 
 def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:

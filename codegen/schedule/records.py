@@ -1,65 +1,145 @@
 """Tuning records: measured choices that override the policy, one YAML file an architecture.
 
-    serves: {linear_attention: triton, sliding_window: triton}      # the fastest backend by mixer
-    settings:
-      - {backend: triton, program: outputs, qk: 16, v: 64, dtype: bfloat16, CHUNK: 128, warps: 8, stages: 2}
-
-A record applies to every layer that agrees with the fields it names (mixer, name, qk, v, dtype, ...).
+A record applies to every layer that agrees with the facts it names.  `based-ops tune` writes the facts that
+decide what a layer's programs are, and not its name: a layer of the same meaning has the same records under
+any name.  A record of a program or of a size that is no longer there is an error, which says how to mend it.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ..ir.host import Launch, Pass
 from ..ir.nodes import Program
-from ..spec.model import LayerSpec
-from .model import Schedule, Setting
+from ..spec.model import LayerSpec, LinearAttention, TaylorExp
+from .legal import IllegalSchedule, require_legal
+from .model import HOST_C, Schedule, Setting
+from .record_file import Book, Entry, RecordError, load
 
-ARCHITECTURE = "sm_90"
+DIRECTORY = Path(__file__).parent / "records"
+ARCHITECTURE = {"triton": "sm_90", "tilelang": "sm_90", "torch": "cpu", HOST_C: "cpu"}
+"""The architecture that each kind of generated module is scheduled for."""
+
+
+@functools.cache
+def book(architecture: str) -> Book:
+    """The records of an architecture."""
+    return load(DIRECTORY / f"{architecture}.yaml")
 
 
 def serves(spec: LayerSpec) -> dict[str, str]:
     """The backend that serves a layer on each kind of device."""
-    return {"cuda": _records().get("serves", {}).get(spec.mixer, "triton"), "cpu": "torch"}
+    return {"cuda": book("sm_90").serves.get(spec.mixer, "triton"), "cpu": "torch"}
+
+
+def layer_facts(spec: LayerSpec) -> dict[str, Any]:
+    """What decides which programs a layer has and how large their tensors are."""
+    widths = {"qk": spec.head_dims.qk, "v": spec.head_dims.v}
+    if not isinstance(spec, LinearAttention):
+        return {"mixer": spec.mixer, "window": spec.window} | widths
+    feature_map = spec.feature_map
+    name = f"taylor{feature_map.order}" if isinstance(feature_map, TaylorExp) else feature_map.expression
+    return {"mixer": spec.mixer, "map": name, "normalize": spec.normalize} | widths
 
 
 def apply(spec: LayerSpec, program: Program, schedule: Schedule) -> Schedule:
-    """The schedule with every choice that a record overrides."""
-    settings, used = dict(schedule.settings), False
-    for dtype, setting in schedule.settings.items():
-        facts = {
-            "backend": schedule.backend,
-            "program": program.name,
-            "mixer": spec.mixer,
-            "name": spec.name,
-            "qk": spec.head_dims.qk,
-            "v": spec.head_dims.v,
-            "dtype": dtype,
-            "map": getattr(getattr(spec, "feature_map", None), "kind", None),
-        }
-        for record in _records().get("settings", ()):
-            if all(facts[key] == value for key, value in record.items() if key in facts):
-                setting, used = _override(setting, record), True
-        settings[dtype] = setting
-    return replace(schedule, settings=settings, origin=f"record {ARCHITECTURE}" if used else schedule.origin)
+    """The schedule with every choice that a record overrides; raises `RecordError` if one does not fit."""
+    architecture = ARCHITECTURE[schedule.backend]
+    settings, rewrites = dict(schedule.settings), {}
+    for dtype in schedule.settings:
+        for entry in book(architecture).entries:
+            if applies(entry, spec, schedule.backend, program.name, dtype):
+                settings[dtype] = _override(entry, settings[dtype], program, architecture)
+                trial = replace(schedule, settings={dtype: settings[dtype]})
+                try:
+                    require_legal(program, trial)
+                except IllegalSchedule as error:
+                    raise _stale(
+                        architecture, entry, f"the layer {spec.name} does not admit it: {error}"
+                    ) from error
+                if entry.rewrites is not None:
+                    rewrites[entry.rewrites] = entry
+    if len(rewrites) > 1:
+        entries = " and ".join(map(str, rewrites.values()))
+        raise RecordError(
+            f"records {architecture}: {entries}: one program has one set of rewrites in all dtypes"
+        )
+    return replace(schedule, settings=settings, rewrites=next(iter(rewrites), schedule.rewrites))
 
 
-def apply_plan(spec: LayerSpec, plan: Schedule) -> Schedule:
-    """The plan of a pass with every choice that a record overrides."""
-    return plan
+def applies(entry: Entry, spec: LayerSpec, backend: str, program: str, dtype: str) -> bool:
+    """Whether an entry is about this program in this dtype."""
+    facts = {"name": spec.name, "backend": backend, "program": program, "dtype": dtype}
+    return _agrees(entry, layer_facts(spec) | facts, ignoring={"pass"})
 
 
-def _override(setting: Setting, record: dict[str, Any]) -> Setting:
-    constants = {name: record.get(name, value) for name, value in setting.constants.items()}
-    return Setting(constants, record.get("warps", setting.warps), record.get("stages", setting.stages))
+def require_current(
+    spec: LayerSpec, programs: Collection[Program], passes: Iterable[Pass], backend: str
+) -> None:
+    """Raise `RecordError` if a record of this layer names a program that is not there, or not in its pass."""
+    architecture = ARCHITECTURE[backend]
+    facts = layer_facts(spec) | {"backend": backend}
+    launched = {part.name: launches(part) for part in passes}
+    names = {program.name for program in programs}
+    for entry in book(architecture).entries:
+        program, part = entry.facts.get("program"), entry.facts.get("pass")
+        # An entry that leaves much of the layer open may be about other layers.
+        ours = "name" in entry.facts or entry.facts.keys() >= facts.keys()
+        known = facts | {"name": spec.name}
+        if program is None or not ours or not _agrees(entry, known, ignoring={"pass", "program", "dtype"}):
+            continue
+        if program not in names:
+            raise _stale(architecture, entry, f"the layer {spec.name} has no program of that name")
+        if part is not None and program not in (*launched.get(part, ()), part):
+            raise _stale(architecture, entry, f"the pass {part} of the layer {spec.name} has no such program")
 
 
-@functools.cache
-def _records() -> dict[str, Any]:
-    path = Path(__file__).parent / "records" / f"{ARCHITECTURE}.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+def launches(function: Pass) -> tuple[str, ...]:
+    """The programs that a pass launches, in order and each once."""
+    return tuple(dict.fromkeys(step.program for step in function.body if isinstance(step, Launch)))
+
+
+def _agrees(entry: Entry, facts: Mapping[str, Any], ignoring: Collection[str]) -> bool:
+    """Whether an entry says nothing else than `facts`; what is no fact of this layer is said of others."""
+    return all(facts.get(key) == value for key, value in entry.facts.items() if key not in ignoring)
+
+
+def _override(entry: Entry, setting: Setting, program: Program, architecture: str) -> Setting:
+    if unknown := [name for name in entry.sizes if name not in program.constants]:
+        has = ", ".join(program.constants) or "none"
+        raise _stale(architecture, entry, f"the program has no {', '.join(unknown)}, only {has}")
+    return Setting(
+        setting.constants | dict(entry.sizes),
+        entry.warps or setting.warps,
+        entry.stages or setting.stages,
+        origin=_origin(entry, architecture),
+    )
+
+
+def _origin(entry: Entry, architecture: str) -> str:
+    """Where a setting comes from, for people."""
+    measured = entry.measured
+    told = []
+    if "ms" in measured:
+        told.append(f"{measured['ms']:.3g} ms" + (f" at {measured['shape']}" if "shape" in measured else ""))
+    if "of_limit" in measured:
+        told.append(f"{100 * measured['of_limit']:.0f} % of limit")
+    if versions := [
+        f"{name} {measured[name]}" for name in ("torch", "triton", "tilelang") if name in measured
+    ]:
+        told.append(" ".join(versions))
+    return f"record {architecture}" + (": " + ", ".join(told) if told else "")
+
+
+def _stale(architecture: str, entry: Entry, why: str) -> RecordError:
+    facts = entry.facts
+    layer = entry.measured.get("layer") or facts.get("name") or "NAME"
+    options = "".join(f" --{key} {facts[key]}" for key in ("backend", "pass", "dtype") if key in facts)
+    return RecordError(
+        f"{DIRECTORY / architecture}.yaml: the record {entry} is stale: {why}; "
+        f"measure again with `based-ops tune {layer}{options}`, or delete it"
+    )

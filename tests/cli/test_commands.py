@@ -20,7 +20,7 @@ from .conftest import Run
 
 def test_help_is_short_and_names_every_command(run: Run) -> None:
     text = run("--help").output
-    for name in ("generate", "list", "show", "new", "verify", "doctor", "demo"):
+    for name in ("generate", "list", "show", "new", "verify", "tune", "doctor", "demo"):
         assert f"\n  {name} " in text
     assert len(text.splitlines()) < 20
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from based_ops.codegen.schedule import record_file, records
+
 from .conftest import GOOD, Run, tree
 
 
@@ -167,3 +169,20 @@ print(torch.ops.based_ops.first_layer_forward, torch.ops.based_ops.second_layer_
     )
     assert done.returncode == 0, done.stderr
     assert "first_layer_forward" in done.stdout and "second_layer_step" in done.stdout
+
+
+def test_a_stale_record_stops_the_command_with_the_one_that_mends_it(
+    run: Run, specs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = {"name": "first_layer", "backend": "triton", "pass": "forward", "program": "gone"}
+    book = record_file.book({"settings": [entry]}, "records")
+    monkeypatch.setattr(records, "book", lambda architecture: book)
+    out = tmp_path / "my_kernels"
+    for words in (
+        ["generate", "--specs", specs, "--out", out],
+        ["show", specs / "first_layer.yaml", "--stage", "triton"],
+    ):
+        text = run(*words, code=2).stderr
+        assert "the layer first_layer has no program of that name" in text and "\n" not in text.strip()
+        assert "based-ops tune first_layer --backend triton --pass forward" in text
+    assert not out.exists()

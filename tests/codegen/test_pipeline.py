@@ -45,7 +45,8 @@ def test_printed_programs(name: str, specs: dict[str, LayerSpec], golden: Callab
 def test_a_rewrite_before_and_after(specs: dict[str, LayerSpec], golden: Callable[[str, str], None]) -> None:
     (program,) = (p for p in pipeline.lower(specs["taylor2_qk16_v64"]).programs if p.name == "states")
     golden(
-        "gather_by_product.program", print_program(program) + "\n" + print_program(gather_by_product(program, lambda constant: 64))
+        "gather_by_product.program",
+        print_program(program) + "\n" + print_program(gather_by_product(program, lambda constant: 64)),
     )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from based_ops.codegen import pipeline
+from based_ops.codegen.ir.blocks import write_out
 from based_ops.codegen.ir.build import Builder
 from based_ops.codegen.ir.check import IllFormed, Type, check
+from based_ops.codegen.ir.fuse import statements
 from based_ops.codegen.ir.nodes import (
     ACC,
     INDEX,
@@ -15,6 +17,7 @@ from based_ops.codegen.ir.nodes import (
     Add,
     Axis,
     Binary,
+    Blocks,
     Cast,
     Columns,
     Comment,
@@ -43,7 +46,6 @@ from based_ops.codegen.ir.nodes import (
     row,
     wrap,
 )
-from based_ops.codegen.ir.blocks import write_out
 from based_ops.codegen.ir.rewrite import REWRITES
 from based_ops.codegen.spec.model import LayerSpec
 from tests.conftest import SPECS

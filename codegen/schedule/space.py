@@ -1,0 +1,205 @@
+"""The legal choices of every program: the schedule as a search space.
+
+The tables below say how far each choice may go; what a program itself demands (bounds, whole segments, sides
+of matrix products) narrows them, and `candidates` lists what is left, nearest to a given schedule first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import combinations
+
+from ..ir.check import check
+from ..ir.fuse import statements
+from ..ir.nodes import Blocks, For, Let, Load, Program, Span, Store, Var
+from ..ir.rewrite import rewritten
+from .budget import fits
+from .legal import is_legal, miscompiled, products
+from .model import Schedule, Setting
+from .policy import MATRIX_UNIT
+
+
+@dataclass(frozen=True)
+class Range:
+    """Powers of two from `least` to `most`, both included."""
+
+    least: int
+    most: int
+
+    def __iter__(self) -> Iterator[int]:
+        size = self.least
+        while size <= self.most:
+            yield size
+            size *= 2
+
+
+SIZES = {
+    "CHUNK": Range(16, 256),  # tokens whose results one block computes
+    "KEYS": Range(16, 256),  # keys that it reads at a time
+    "QUERIES": Range(16, 256),  # queries that it reads at a time
+    "FEATURES": Range(4, 256),  # rows of the state at a time
+    "VALUES": Range(16, 256),  # columns of the state: less than all of them is a value split
+    "SEGMENT": Range(128, 4096),  # tokens between two states that are kept
+    "ELEMENTS": Range(128, 4096),  # numbers of a flattened state at a time
+}
+OTHERS = Range(1, 4096)
+"""Constants that the table does not know: numbers of a launch plan, or of a program that is new."""
+
+WARPS = {"triton": (1, 2, 4, 8), "tilelang": (4, 8)}
+STAGES = {"triton": (1, 2, 3, 4)}
+REWRITE_SETS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "triton": (("gather_by_product",),),  # has no gather of its own
+    "tilelang": ((), ("gather_by_product",)),
+    "torch": ((), ("gather_by_product",)),
+}
+OF_THE_LAYER = frozenset({"SEGMENT"})
+"""Constants that mean one thing for all programs of a layer: not to be changed in one of several."""
+
+Choice = int | tuple[str, ...]
+Choices = dict[str, tuple[Choice, ...]]
+
+
+def fixed(programs: Collection[Program]) -> frozenset[str]:
+    """Constants that several programs of a layer must agree on, so that none may change them alone."""
+    return frozenset(
+        name for name in OF_THE_LAYER if sum(name in program.constants for program in programs) > 1
+    )
+
+
+def choices(program: Program, start: Schedule, keep: Collection[str] = ()) -> Choices:
+    """Every choice of a program on the backend of `start`, a schedule for one dtype.
+
+    Sizes go by the constant's name.  Some keep the size that they have in `start`: one that covers a whole
+    dimension (`Program.bounds`), one by which blocks are written out, for all dtypes alike, and those in `keep`.
+    """
+    (setting,) = start.settings.values()
+    written = _rewritten(program, start)
+    sides = {side for product in products(written, check(written)) for side in product}
+    blocks = {stmt.step for stmt in statements(program.body) if isinstance(stmt, Blocks)}
+    found: Choices = {}
+    for name in program.constants:
+        if name in program.bounds or name in blocks or name in keep:
+            continue
+        known = SIZES.get(name, OTHERS)
+        least = max(known.least, MATRIX_UNIT) if name in sides else known.least
+        sizes = set(Range(least, known.most)) | {setting.constants[name]}
+        if extent := _extent(program, name):
+            enough = min(size for size in (*sizes, 1 << (extent - 1).bit_length()) if size >= extent)
+            sizes = {size for size in sizes if size <= enough} | {setting.constants[name]}
+        found[name] = tuple(sorted(sizes))
+    if start.backend in WARPS and program.body:
+        found["warps"] = WARPS[start.backend]
+    if start.backend in STAGES and any(isinstance(stmt, For) for stmt in statements(program.body)):
+        found["stages"] = STAGES[start.backend]
+    plain = _rewritten(program, replace(start, rewrites=()))
+    sets = {
+        rewrites
+        for rewrites in REWRITE_SETS[start.backend]
+        if _rewritten(program, replace(start, rewrites=rewrites)) != plain
+    }
+    if sets:
+        found["rewrites"] = tuple(sorted({*REWRITE_SETS[start.backend], start.rewrites}))
+    return {name: options for name, options in found.items() if len(options) > 1}
+
+
+def candidates(
+    program: Program, start: Schedule, keep: Collection[str] = (), most_changes: int = 2
+) -> Iterator[Schedule]:
+    """`start`, a schedule for one dtype, then its legal neighbours that fit the machine.
+
+    First those with one change, each choice's nearest options first, then those with two, up to
+    `most_changes`.
+    """
+    yield start
+    options = choices(program, start, keep)
+    moves = {name: _moves(start, name, values) for name, values in options.items()}
+    for changes in range(1, most_changes + 1):
+        ring: list[tuple[int, Schedule]] = []
+        for names in combinations(moves, changes):
+            ring += _changed(start, [(name, moves[name]) for name in names])
+        ring.sort(key=lambda entry: entry[0])
+        yield from filter(partial(_allowed, program), (schedule for _, schedule in ring))
+
+
+def _allowed(program: Program, schedule: Schedule) -> bool:
+    ((dtype, setting),) = schedule.settings.items()
+    if not is_legal(program, schedule):
+        return False
+    kernel = _rewritten(program, schedule)
+    types = check(kernel)
+    if schedule.backend == "triton" and miscompiled(kernel, types, setting, dtype):
+        return False
+    return fits(kernel, types, schedule.backend, dtype, setting)
+
+
+def _moves(start: Schedule, name: str, options: tuple[Choice, ...]) -> list[tuple[int, Choice]]:
+    """The other options of one choice, each with its distance from the present one."""
+    now = _get(start, name)
+    place = options.index(now) if now in options else 0
+    return [(abs(i - place) or 1, option) for i, option in enumerate(options) if option != now]
+
+
+def _changed(
+    start: Schedule, changes: list[tuple[str, list[tuple[int, Choice]]]]
+) -> Iterator[tuple[int, Schedule]]:
+    """Every schedule that differs from `start` in exactly these choices, with its distance."""
+    if not changes:
+        yield 0, start
+        return
+    (name, moves), rest = changes[0], changes[1:]
+    for distance, option in moves:
+        for further, schedule in _changed(_set(start, name, option), rest):
+            yield distance + further, schedule
+
+
+def _get(schedule: Schedule, name: str) -> Choice:
+    (setting,) = schedule.settings.values()
+    if name == "rewrites":
+        return schedule.rewrites
+    if name in ("warps", "stages"):
+        return getattr(setting, name)
+    return setting.constants[name]
+
+
+def _set(schedule: Schedule, name: str, option: Choice) -> Schedule:
+    ((dtype, setting),) = schedule.settings.items()
+    if isinstance(option, tuple):
+        return replace(schedule, rewrites=option)
+    changed: Setting
+    if name == "warps":
+        changed = replace(setting, warps=option)
+    elif name == "stages":
+        changed = replace(setting, stages=option)
+    else:
+        changed = replace(setting, constants=setting.constants | {name: option})
+    return replace(schedule, settings={dtype: changed})
+
+
+def _rewritten(program: Program, schedule: Schedule) -> Program:
+    """The program as a kernel is printed from it."""
+    (setting,) = schedule.settings.values()
+    return rewritten(program, schedule.rewrites, lambda name: setting.constants[name])
+
+
+def _extent(program: Program, constant: str) -> int:
+    """The longest static dimension that tiles of this size run over; 0 where none does.
+
+    A tile that covers such a dimension gains nothing from being longer.
+    """
+    longest = 0
+    spans = {
+        stmt.name: stmt.value
+        for stmt in statements(program.body)
+        if isinstance(stmt, Let) and isinstance(stmt.value, Span)
+    }
+    for stmt in statements(program.body):
+        access = stmt if isinstance(stmt, Store) else getattr(stmt, "value", None)
+        if not isinstance(access, Load | Store):
+            continue
+        for entry, dim in zip(access.index, program.tensor(access.tensor).dims, strict=True):
+            span = spans.get(entry.name) if isinstance(entry, Var) else entry
+            if isinstance(span, Span) and span.size == constant and isinstance(dim, int):
+                longest = max(longest, dim)
+    return longest
