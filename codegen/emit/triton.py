@@ -96,7 +96,7 @@ def _setting(layer: ScheduledLayer, scheduled: ScheduledProgram, dtype: str) -> 
 def _launch(w: Writer, scheduled: ScheduledProgram, arguments: dict[str, str]) -> None:
     program = scheduled.program
     sizes = {name: arguments.get(name, name) for name in program.sizes}
-    # The grid is counted in sizes of this launch and constants of its settings; it may depend on nothing else.
+    # The grid is counted in sizes of the launch and constants of its settings; it may depend on nothing else.
     extents = [_grid_extent(axis.extent, sizes, set(program.constants)) for axis in program.grid]
     tensors = [arguments.get(t.name, t.name) for t in program.tensors]
     numbers = [
