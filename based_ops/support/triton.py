@@ -53,7 +53,8 @@ def launch(
     if not _KNOWN or type(kernel) is not JITFunction:
         kernel[grid(settings)](*tensors, *numbers, **settings)
         return
-    device = driver.active.get_current_device()
+    active = driver.active
+    device = active.get_current_device()
     key: Any = [id(kernel), id(settings), device, numbers]
     pointers: list[int | None] = []
     together = 0
@@ -74,7 +75,7 @@ def launch(
         _launch_and_remember(key, kernel, grid(settings), tensors, numbers, settings)
         return
     programs, run, function, metadata, constants, _, _ = known
-    stream = driver.active.get_current_stream(device)
+    stream = active.get_current_stream(device)
     run(programs, 1, 1, stream, function, metadata, None, None, None, *pointers, *numbers, *constants)
 
 
