@@ -7,15 +7,26 @@ can be traced: `operator.index` turns a symbolic size into a number where a mess
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .errors import ArgumentTypeError, DeviceError, DtypeError, GradientError, ShapeError, StateError, fail
 
-if TYPE_CHECKING:
-    from .variant import Variant
+
+class Facts(Protocol):
+    """What the checks read of a variant, see `Variant._facts`."""
+
+    name: str
+    dtypes: tuple[torch.dtype, ...]
+
+    @property
+    def qk(self) -> int: ...
+    @property
+    def v(self) -> int: ...
+    @property
+    def default_scale(self) -> float: ...
 
 
 def sizes(tensor: Tensor) -> tuple[int, ...]:
@@ -23,21 +34,24 @@ def sizes(tensor: Tensor) -> tuple[int, ...]:
     return tuple([operator.index(size) for size in tensor.shape])
 
 
-def qkv(variant: Variant, q: Tensor, k: Tensor, v: Tensor, tokens: int | None = None) -> None:
-    """q, k [B,T,H,qk] and v [B,T,H,v] of one allowed dtype, on one device; T = `tokens` if given."""
+def qkv(variant: Facts, q: Tensor, k: Tensor, v: Tensor, tokens: int | None = None) -> tuple[int, int, int]:
+    """q, k [B,T,H,qk] and v [B,T,H,v] of one allowed dtype, on one device; T = `tokens` if given.
+
+    Returns B, T and H.
+    """
     if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
         for name, value in (("q", q), ("k", k), ("v", v)):
             if not isinstance(value, Tensor):
                 fail(ArgumentTypeError, name, type(value).__name__, "a torch.Tensor")
     shape = q.shape
+    if len(shape) != 4:
+        _explain_shapes(variant, q, k, v, tokens)
+    batch, length, heads, width = shape
     if not (
-        len(shape) == 4
-        and v.dim() == 4
+        width == variant.qk
         and k.shape == shape
-        and v.shape[:3] == shape[:3]
-        and shape[3] == variant.qk
-        and v.shape[3] == variant.v
-        and (tokens is None or shape[1] == tokens)
+        and v.shape == (batch, length, heads, variant.v)
+        and (tokens is None or length == tokens)
     ):
         _explain_shapes(variant, q, k, v, tokens)
     dtype = q.dtype
@@ -47,9 +61,10 @@ def qkv(variant: Variant, q: Tensor, k: Tensor, v: Tensor, tokens: int | None = 
     if not (k.device == device and v.device == device):
         name, other = ("k", k) if k.device != device else ("v", v)
         fail(DeviceError, name, str(other.device), f"on the device of q, {device}")
+    return batch, length, heads
 
 
-def _explain_shapes(variant: Variant, q: Tensor, k: Tensor, v: Tensor, tokens: int | None) -> None:
+def _explain_shapes(variant: Facts, q: Tensor, k: Tensor, v: Tensor, tokens: int | None) -> None:
     time = "T" if tokens is None else tokens
     for name, tensor, width in (("q", q, variant.qk), ("k", k, variant.qk), ("v", v, variant.v)):
         if tensor.dim() != 4 or tensor.shape[3] != width:
@@ -76,7 +91,7 @@ def _explain_shapes(variant: Variant, q: Tensor, k: Tensor, v: Tensor, tokens: i
             )
 
 
-def _explain_dtypes(variant: Variant, q: Tensor, k: Tensor, v: Tensor) -> None:
+def _explain_dtypes(variant: Facts, q: Tensor, k: Tensor, v: Tensor) -> None:
     allowed = ", ".join([str(dtype) for dtype in variant.dtypes])
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if tensor.dtype not in variant.dtypes:
@@ -85,13 +100,18 @@ def _explain_dtypes(variant: Variant, q: Tensor, k: Tensor, v: Tensor) -> None:
             fail(DtypeError, name, str(tensor.dtype), f"of q's dtype, {q.dtype}")
 
 
-def scale(variant: Variant, value: float | None) -> float:
+def scale(variant: Facts, value: float | None) -> float:
     """The scale of a call: the argument, or the spec's."""
     if value is None:
         return variant.default_scale
     if isinstance(value, bool) or not isinstance(value, (float, int)):
         fail(ArgumentTypeError, "scale", type(value).__name__, "a Python float (or None for the spec's own)")
     return float(value)
+
+
+def fits(part: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether `state_part` has nothing to say of a tensor."""
+    return isinstance(part, Tensor) and part.shape == shape and part.dtype == dtype and part.device == device
 
 
 def state_part(argument: str, part: Tensor, shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> None:

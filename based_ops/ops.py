@@ -12,7 +12,7 @@ A variant has three operators, `<name>_forward`, `<name>_backward` and `<name>_s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -98,19 +98,18 @@ def launch(function: Callable[..., Any], at: torch.Tensor, *args: Any) -> Any:
     Kernels launch on the current device, so it is made the tensors' own.  Autocast has acted before the
     operator, and must not act again on the matrix products of the torch backend.
     """
-    device = at.device
-    if torch.is_autocast_enabled(device.type):
-        with torch.autocast(device.type, enabled=False):
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(at.device.type):
+        with torch.autocast(at.device.type, enabled=False):
             return launch(function, at, *args)
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
-        with torch.cuda.device(device):
+    if at.is_cuda and at.get_device() != torch.cuda.current_device():
+        with torch.cuda.device(at.device):
             return function(*args)
     return function(*args)
 
 
 def dense(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor, copied only if neighbours in its last dimension are not neighbours in memory."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+    return tensor if tensor.is_contiguous() or tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def contiguous(tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -128,23 +127,30 @@ def needs_gradient(*args: Any) -> bool:
     return torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
 
 
-def call(op: OpOverload, *args: Any, mutated: tuple[torch.Tensor | None, ...] = ()) -> Any:
-    """Calls an operator, past its Python implementation under the Autograd key where that would do nothing.
+def call(op: OpOverload, *args: Any) -> Any:
+    """Calls a forward operator, past its Python implementation under the Autograd key where that is idle.
 
-    That saves a third of the overhead of a call.  `mutated` are the arguments that the operator writes to.
+    That saves a third of the overhead of a call.
     """
     if torch.compiler.is_compiling() or needs_gradient(*args):
         return op(*args)
-    for tensor in mutated:
-        mark_written(tensor)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
 
 
-def mark_written(tensor: torch.Tensor | None) -> None:
-    """Tells autograd that a tensor, which a backward pass may still need, has changed."""
-    if tensor is not None and not tensor.is_inference():
-        torch.autograd.graph.increment_version(tensor)
+def call_step(op: OpOverload, state: tuple[torch.Tensor | None, ...], *args: Any) -> Any:
+    """The same for a step, of which the caller knows that no argument requires a gradient."""
+    if torch.compiler.is_compiling():
+        return op(*args)
+    mark_written(state)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
+def mark_written(tensors: Iterable[torch.Tensor | None]) -> None:
+    """Tells autograd that tensors, which a backward pass may still need, have changed."""
+    written = [tensor for tensor in tensors if tensor is not None and not tensor.is_inference()]
+    torch.autograd.graph.increment_version(written)
 
 
 class _OnceDifferentiable(torch.autograd.Function):
@@ -182,8 +188,7 @@ def derive_step(ops: Ops, mutated: tuple[int, ...]) -> None:
     def autograd(keyset: Any, *args: Any) -> Any:
         if needs_gradient(*args):
             raise GradientError(f"{op.name()} is not differentiable: call it under torch.no_grad()")
-        for index in mutated:
-            mark_written(args[index])
+        mark_written(args[index] for index in mutated)
         return op.redispatch(keyset & AFTER_AUTOGRAD, *args)
 
     ops.derive("step", autograd)

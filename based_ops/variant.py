@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,8 +64,9 @@ class Variant(ABC):
         spec = record.layer
         self.name = record.name
         self.spec = spec
-        self._know(qk=spec.head_dims.qk, v=spec.head_dims.v, default_scale=float(spec.default_scale()))
         self.dtypes = (*(dtype_named(name) for name in spec.dtypes), torch.float64)
+        self._plain = SimpleNamespace(name=self.name, dtypes=self.dtypes)
+        self._know(qk=spec.head_dims.qk, v=spec.head_dims.v, default_scale=float(spec.default_scale()))
         self._record = record
         self._ops = ops.of(record.name)
         self._setup()
@@ -72,6 +74,14 @@ class Variant(ABC):
     def _know(self, **numbers: Any) -> None:
         """Sets the values of `constant` properties."""
         _numbers.update({(self.name, which): value for which, value in numbers.items()})
+        vars(self._plain).update(numbers)
+
+    def _facts(self) -> Any:
+        """Where a call reads name, dtypes and numbers of the variant.
+
+        In eager mode from plain attributes: reading five `constant`s takes longer than the checks they serve.
+        """
+        return self if torch.compiler.is_compiling() else self._plain
 
     def __repr__(self) -> str:
         return f"<based_ops variant {self.name}: {self.spec.mixer}, qk {self.qk}, v {self.v}>"
@@ -164,9 +174,6 @@ class Variant(ABC):
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, initial_state: Any
     ) -> tuple[Tensor, Any]:
         """`reference` after validation."""
-
-    def _kernel(self, backend: str | None, q: Tensor) -> str:
-        return dispatch.kernel(self.name, backend, q.device.type, q.dtype)
 
     def _autocast(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The inputs in autocast's dtype where autocast is on and the spec allows that dtype."""

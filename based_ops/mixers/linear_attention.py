@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks
+from .. import checks, dispatch
 from ..errors import StateError, fail
 from ..ops import (
     AFTER_AUTOGRAD,
     Ops,
     accumulator,
     call,
+    call_step,
     contiguous,
     dense,
     derive_backward,
@@ -245,13 +246,14 @@ class LinearAttentionVariant(Variant):
         backend: str | None = None,
     ) -> tuple[Tensor, LinearAttentionState | None]:
         """Attention over a whole sequence; see `Variant.__call__`."""
-        q, k, v = self._autocast(q, k, v)
-        checks.qkv(self, q, k, v)
-        scale = checks.scale(self, scale)
+        if torch._C._is_any_autocast_enabled():
+            q, k, v = self._autocast(q, k, v)
+        facts = self._facts()
+        batch, length, heads = checks.qkv(facts, q, k, v)
+        scale = checks.scale(facts, scale)
         if initial_state is not None:
             self._check_state("initial_state", initial_state, q)
-        kernel = self._kernel(backend, q)
-        batch, length, heads, _ = q.shape
+        kernel = dispatch.kernel(self.name, backend, q.device.type, q.dtype)
         if batch == 0 or length == 0 or heads == 0:
             return v.clone(), self._state_of_nothing(q, initial_state) if output_final_state else None
         state, normalizer = (None, None) if initial_state is None else initial_state
@@ -272,18 +274,21 @@ class LinearAttentionVariant(Variant):
         backend: str | None = None,
     ) -> Tensor:
         """One token; see `Variant.step`."""
-        q, k, v = self._autocast(q, k, v)
-        checks.qkv(self, q, k, v, tokens=1)
-        scale = checks.scale(self, scale)
+        if torch._C._is_any_autocast_enabled():
+            q, k, v = self._autocast(q, k, v)
+        facts = self._facts()
+        batch, _, heads = checks.qkv(facts, q, k, v, tokens=1)
+        scale = checks.scale(facts, scale)
         self._check_state("state", state, q)
         checks.in_place("state.state", state.state)
         if self.normalize:
             checks.in_place("state.normalizer", state.normalizer)  # type: ignore[arg-type]
-        checks.no_gradient(q=q, k=k, v=v, state=state.state, normalizer=state.normalizer)
-        kernel = self._kernel(backend, q)
-        if q.shape[0] == 0 or q.shape[2] == 0:
+        if torch.is_grad_enabled():
+            checks.no_gradient(q=q, k=k, v=v, state=state.state, normalizer=state.normalizer)
+        kernel = dispatch.kernel(self.name, backend, q.device.type, q.dtype)
+        if batch == 0 or heads == 0:
             return v.clone()
-        return call(self._ops.step, q, k, v, scale, *state, kernel, mutated=state)
+        return call_step(self._ops.step, state, q, k, v, scale, *state, kernel)
 
     def init_state(
         self,
@@ -324,8 +329,17 @@ class LinearAttentionVariant(Variant):
                 type(state).__name__,
                 f"a LinearAttentionState, as {self.name} returns it",
             )
+        facts = self._facts()
+        batch, _, heads, _ = q.shape
+        shape = (batch, heads, facts.features, facts.v)
         kept = torch.float64 if q.dtype == torch.float64 else self.state_dtype
-        shape = (q.shape[0], q.shape[2], self.features, self.v)
+        device = q.device
+        if checks.fits(state.state, shape, kept, device) and (
+            checks.fits(state.normalizer, shape[:3], kept, device)
+            if self.normalize
+            else state.normalizer is None
+        ):
+            return
         checks.state_part(f"{argument}.state", state.state, shape, kept, q)
         if self.normalize:
             if state.normalizer is None:

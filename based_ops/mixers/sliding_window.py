@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks
+from .. import checks, dispatch
 from ..errors import StateError, fail
 from ..ops import (
     AFTER_AUTOGRAD,
     Ops,
     accumulator,
     call,
+    call_step,
     dense,
     derive_backward,
     derive_step,
@@ -164,13 +165,14 @@ class SlidingWindowVariant(Variant):
         backend: str | None = None,
     ) -> tuple[Tensor, SlidingWindowState | None]:
         """Attention over a whole sequence; see `Variant.__call__`."""
-        q, k, v = self._autocast(q, k, v)
-        checks.qkv(self, q, k, v)
-        scale = checks.scale(self, scale)
+        if torch._C._is_any_autocast_enabled():
+            q, k, v = self._autocast(q, k, v)
+        facts = self._facts()
+        batch, length, heads = checks.qkv(facts, q, k, v)
+        scale = checks.scale(facts, scale)
         if initial_state is not None:
             self._check_state("initial_state", initial_state, q)
-        kernel = self._kernel(backend, q)
-        batch, length, heads, _ = q.shape
+        kernel = dispatch.kernel(self.name, backend, q.device.type, q.dtype)
         if batch == 0 or length == 0 or heads == 0:
             return v.clone(), self._state_of_nothing(q, initial_state) if output_final_state else None
         if initial_state is None:
@@ -198,18 +200,21 @@ class SlidingWindowVariant(Variant):
         backend: str | None = None,
     ) -> Tensor:
         """One token; see `Variant.step`."""
-        q, k, v = self._autocast(q, k, v)
-        checks.qkv(self, q, k, v, tokens=1)
-        scale = checks.scale(self, scale)
+        if torch._C._is_any_autocast_enabled():
+            q, k, v = self._autocast(q, k, v)
+        facts = self._facts()
+        batch, _, heads = checks.qkv(facts, q, k, v, tokens=1)
+        scale = checks.scale(facts, scale)
         self._check_state("state", state, q)
         checks.in_place("state.k", state.k)
         checks.in_place("state.v", state.v)
         checks.in_place("state.position", state.position)
-        checks.no_gradient(q=q, k=k, v=v, k_ring=state.k, v_ring=state.v)
-        kernel = self._kernel(backend, q)
-        if q.shape[0] == 0 or q.shape[2] == 0:
+        if torch.is_grad_enabled():
+            checks.no_gradient(q=q, k=k, v=v, k_ring=state.k, v_ring=state.v)
+        kernel = dispatch.kernel(self.name, backend, q.device.type, q.dtype)
+        if batch == 0 or heads == 0:
             return v.clone()
-        return call(self._ops.step, q, k, v, scale, *state, kernel, mutated=state)
+        return call_step(self._ops.step, state, q, k, v, scale, *state, kernel)
 
     def init_state(
         self,
@@ -243,9 +248,19 @@ class SlidingWindowVariant(Variant):
             fail(
                 StateError, argument, type(state).__name__, f"a SlidingWindowState, as {self.name} returns it"
             )
-        rows = (q.shape[0], q.shape[2])
-        checks.state_part(f"{argument}.k", state.k, (*rows, self.window, self.qk), q.dtype, q)
-        checks.state_part(f"{argument}.v", state.v, (*rows, self.window, self.v), q.dtype, q)
+        facts = self._facts()
+        batch, _, heads, _ = q.shape
+        rows = (batch, heads)
+        k, v = (*rows, facts.window, facts.qk), (*rows, facts.window, facts.v)
+        dtype, device = q.dtype, q.device
+        if (
+            checks.fits(state.k, k, dtype, device)
+            and checks.fits(state.v, v, dtype, device)
+            and checks.fits(state.position, rows, torch.int32, device)
+        ):
+            return
+        checks.state_part(f"{argument}.k", state.k, k, dtype, q)
+        checks.state_part(f"{argument}.v", state.v, v, dtype, q)
         checks.state_part(f"{argument}.position", state.position, rows, torch.int32, q)
 
     def _state_of_start(self, k: Tensor, v: Tensor) -> SlidingWindowState:

@@ -1,9 +1,16 @@
-"""What generated Triton modules need besides Triton."""
+"""What generated Triton modules need besides Triton: `launch`, and the dtype of operands."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import triton
 import triton.language as tl
+from torch import Tensor
+from triton.compiler import CompiledKernel
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
 
 
 def operand(dtype: tl.dtype) -> tl.dtype:
@@ -13,3 +20,85 @@ def operand(dtype: tl.dtype) -> tl.dtype:
     are taken in float32; on a device the operands are what the schedule says.
     """
     return tl.float32 if triton.knobs.runtime.interpret else dtype
+
+
+KEPT = 4096
+"""Launches that are remembered: lengths may be new in every call."""
+
+# How `JITFunction.run` hands over to a compiled kernel is no public interface, but the same in these
+# versions.  In any other, every launch goes Triton's own way.
+_KNOWN = (3, 4) <= tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 8)
+_hooks = triton.knobs.runtime
+_launches: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+
+
+def launch(
+    kernel: Any,
+    grid: Callable[[dict[str, Any]], tuple[int]],
+    tensors: tuple[Tensor | None, ...],
+    numbers: tuple[float, ...],
+    settings: dict[str, Any],
+) -> None:
+    """``kernel[grid](*tensors, *numbers, **settings)`` on the current device, in a third of the time.
+
+    Triton binds, classifies and hashes all arguments of every launch, which takes longer than the rest of a
+    call on the host.  Here a launch like an earlier one goes straight to the kernel that Triton chose then.
+    Alike are launches of one kernel on one device, with the same settings (one dictionary, which nobody may
+    change), the same tensors absent, the same dtypes, addresses as far from a multiple of 16 bytes, and the
+    same `numbers` (strides, sizes, scalars and switches, in the order of the kernel's parameters).  That is
+    finer than what Triton specialises on, and `grid`, a function of the settings, may vary with nothing else.
+
+    Triton's own launch serves what is new, the interpreter, and every call while launch hooks are installed.
+    """
+    if not _KNOWN or type(kernel) is not JITFunction:
+        kernel[grid(settings)](*tensors, *numbers, **settings)
+        return
+    active = driver.active
+    device = active.get_current_device()
+    key: Any = [id(kernel), id(settings), device, numbers]
+    pointers: list[int | None] = []
+    together = 0
+    for tensor in tensors:
+        if tensor is None:
+            key.append(None)
+            pointers.append(None)
+        else:
+            pointer = tensor.data_ptr()
+            together |= pointer
+            key.append(tensor.dtype)
+            pointers.append(pointer)
+    if together % 16:
+        key.extend([pointer and pointer % 16 for pointer in pointers])
+    key = tuple(key)
+    known = _launches.get(key)
+    if known is None or _watched():
+        _launch_and_remember(key, kernel, grid(settings), tensors, numbers, settings)
+        return
+    programs, run, function, metadata, constants, _, _ = known
+    stream = active.get_current_stream(device)
+    run(programs, 1, 1, stream, function, metadata, None, None, None, *pointers, *numbers, *constants)
+
+
+def _launch_and_remember(
+    key: tuple[Any, ...],
+    kernel: Any,
+    grid: tuple[int],
+    tensors: tuple[Tensor | None, ...],
+    numbers: tuple[float, ...],
+    settings: dict[str, Any],
+) -> None:
+    compiled = kernel[grid](*tensors, *numbers, **settings)
+    if not isinstance(compiled, CompiledKernel):
+        return  # a hook refused it, or it is compiled elsewhere
+    constants = [settings[name] for name in kernel.arg_names[len(tensors) + len(numbers) :]]
+    if len(_launches) >= KEPT:
+        _launches.clear()
+    # The kernel and its settings are kept alive, so that nothing else can have their identities.
+    entry = (compiled.run, compiled.function, compiled.packed_metadata, constants, kernel, settings)
+    _launches[key] = (grid[0], *entry)
+
+
+def _watched() -> bool:
+    """Whether somebody wants to know of launches: a hook, or since Triton 3.5 a chain that is not empty."""
+    enter, leave = _hooks.launch_enter_hook, _hooks.launch_exit_hook
+    return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))

@@ -73,7 +73,7 @@ def emit(layer: ScheduledLayer) -> str:
     w.blank()
     host = ["cdiv", "flat", "forward_plan"] if isinstance(layer.spec, LinearAttention) else ["cdiv"]
     w.line(f"from based_ops.support.host import {', '.join(host)}")
-    w.line("from based_ops.support.triton import operand")
+    w.line("from based_ops.support.triton import launch, operand")
     w.blank()
     emit_schedule(w, layer, lambda scheduled, dtype: _setting(layer, scheduled, dtype))
     for scheduled in layer.programs:
@@ -96,19 +96,29 @@ def _setting(layer: ScheduledLayer, scheduled: ScheduledProgram, dtype: str) -> 
 def _launch(w: Writer, scheduled: ScheduledProgram, arguments: dict[str, str]) -> None:
     program = scheduled.program
     sizes = {name: arguments.get(name, name) for name in program.sizes}
-    # The grid is counted in host variables; constants come from the launch's own keyword arguments.
+    # The grid is counted in sizes of the launch and constants of its settings; it may depend on nothing else.
     extents = [_grid_extent(axis.extent, sizes, set(program.constants)) for axis in program.grid]
+    tensors = [arguments.get(t.name, t.name) for t in program.tensors]
+    numbers = [
+        *(f"*{arguments.get(t.name, t.name)}.stride()[:-1]" for t in program.tensors if t.strided),
+        *sizes.values(),
+        *program.scalars,
+        *(arguments[flag] for flag in program.flags),
+    ]
     w.call(
-        f"{program.name}[lambda c: ({' * '.join(extents)},)](",
+        "launch(",
         [
-            *(arguments.get(t.name, t.name) for t in program.tensors),
-            *(f"*{arguments.get(t.name, t.name)}.stride()[:-1]" for t in program.tensors if t.strided),
-            *sizes.values(),
-            *program.scalars,
-            *(f"{flag}={arguments[flag]}" for flag in program.flags),
-            f'**SCHEDULE["{program.name}"][q.dtype]',
+            program.name,
+            f"lambda c: ({' * '.join(extents)},)",
+            _tuple(tensors),
+            _tuple(numbers),
+            f'SCHEDULE["{program.name}"][q.dtype]',
         ],
     )
+
+
+def _tuple(items: list[str]) -> str:
+    return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
 
 
 def _grid_extent(extent: Expr, sizes: dict[str, str], constants: set[str]) -> str:

@@ -1,0 +1,135 @@
+"""What a call costs on the host, in µs: `python benchmarks/overhead.py`, on the machine that is asked about.
+
+Three rows for each pass.  "no kernel": checks, choice of backend and operator, with kernels that do nothing.
+"call": the whole call in eager mode, allocation and launches included.  "pass": the generated function alone,
+with its launches as they are and as Triton itself makes them.  All but the first need a GPU.  Shapes are so
+small that the device keeps up, and its time is not counted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FunctionType, ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+
+import based_ops
+from based_ops import dispatch
+from based_ops.variant import Variant
+
+VARIANTS = ("taylor2_qk16_v64", "window64_d64")
+CALLS, ROUNDS = 100, 50
+
+
+def host_microseconds(function: Callable[[], Any]) -> float:
+    """Time until `function` returns, the best average over `CALLS` calls; the device finishes in between."""
+    best = float("inf")
+    for _ in range(ROUNDS):
+        _wait()
+        start = time.perf_counter()
+        for _ in range(CALLS):
+            function()
+        best = min(best, time.perf_counter() - start)
+    _wait()
+    return best / CALLS * 1e6
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def inputs(
+    variant: Variant, length: int, device: str, batch: int = 1, heads: int = 4
+) -> tuple[torch.Tensor, ...]:
+    """Random q, k, v."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    widths = (variant.qk, variant.qk, variant.v)
+    return tuple(torch.randn(batch, length, heads, width, device=device).to(dtype) for width in widths)
+
+
+def with_launch(function: FunctionType, launch: Callable[..., None]) -> FunctionType:
+    """A function of a generated Triton module with another way to launch."""
+    return FunctionType(function.__code__, {**function.__globals__, "launch": launch}, function.__name__)
+
+
+def triton_launch(kernel: Any, grid: Any, tensors: Any, numbers: Any, settings: dict[str, Any]) -> None:
+    """`based_ops.support.triton.launch` as Triton's own."""
+    kernel[grid(settings)](*tensors, *numbers, **settings)
+
+
+def forward_arguments(variant: Variant) -> tuple[Any, ...]:
+    """What the generated forward takes after q, k, v and the scale: no state, and none asked for."""
+    return (None, None, False) if variant.spec.mixer == "linear_attention" else (None,)
+
+
+@contextmanager
+def no_kernels(variant: Variant, kernel: str) -> Iterator[None]:
+    """The operators of a variant, with kernels that return at once what was computed before."""
+    kernels = variant._ops.kernels
+    real: ModuleType = kernels[kernel]
+    kept: dict[str, Any] = {}
+
+    def once(which: str) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            if which not in kept:
+                kept[which] = getattr(real, which)(*arguments)
+            return kept[which]
+
+        return run
+
+    kernels[kernel] = SimpleNamespace(forward=once("forward"), step=once("step"))  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        kernels[kernel] = real
+
+
+def measure(name: str, device: str) -> Iterator[tuple[str, float]]:
+    """The rows of a variant."""
+    variant = based_ops.get(name)
+    sequence, token = inputs(variant, 64, device), inputs(variant, 1, device)
+    state = variant.init_state(1, 4, device=device, dtype=token[0].dtype)
+    dtype = token[0].dtype
+    with no_kernels(variant, dispatch.kernel(name, None, device, dtype)):
+        yield "forward, no kernel", host_microseconds(lambda: variant(*sequence))
+        yield "step, no kernel", host_microseconds(lambda: variant.step(*token, state))
+    if device != "cuda":
+        return
+    for backend in ("triton", "tilelang"):
+        yield (
+            f"forward, call, {backend}",
+            host_microseconds(lambda backend=backend: variant(*sequence, backend=backend)),
+        )
+        yield (
+            f"step, call, {backend}",
+            host_microseconds(lambda backend=backend: variant.step(*token, state, backend=backend)),
+        )
+    module = variant._ops.kernels[dispatch.kernel(name, "triton", device, dtype)]
+    rest = forward_arguments(variant)
+    for launched, launch in (
+        ("launches as they are", module.launch),
+        ("Triton's own launches", triton_launch),
+    ):
+        forward, step = with_launch(module.forward, launch), with_launch(module.step, launch)
+        yield (
+            f"forward, pass, {launched}",
+            host_microseconds(lambda forward=forward: forward(*sequence, 0.25, *rest)),
+        )
+        yield f"step, pass, {launched}", host_microseconds(lambda step=step: step(*token, 0.25, *state))
+
+
+def main() -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        for name in VARIANTS:
+            for what, microseconds in measure(name, device):
+                print(f"{name:20} {what:40} {microseconds:8.2f} µs", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""What a call costs on the host: bounds far above what is measured, for what would be a change of kind.
+
+`pytest -s` prints the measured times; `benchmarks/overhead.py` measures whole calls on a GPU.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from based_ops import dispatch
+from based_ops.variant import Variant
+
+from .inputs import qkv
+
+
+def microseconds(function: Callable[[], Any]) -> float:
+    """Time per call: the best average over 100 calls, so that other processes do not count."""
+    best = float("inf")
+    for _ in range(50):
+        start = time.perf_counter()
+        for _ in range(100):
+            function()
+        best = min(best, time.perf_counter() - start)
+    return best * 1e4
+
+
+def test_a_call_without_its_kernel(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks, choice of backend and the operator; 10 µs (forward) and 15 µs (step) where this was written."""
+    sequence, token, state = qkv(variant), qkv(variant, length=1), variant.init_state(2, 2)
+    kernel = dispatch.kernel(variant.name, "torch", "cpu", torch.float32)
+    real = variant._ops.kernels[kernel]
+    rest = (None, None, False) if variant.spec.mixer == "linear_attention" else (None,)
+    forward, step = real.forward(*sequence, 0.5, *rest), real.step(*token, 0.5, *state)
+    idle = SimpleNamespace(forward=lambda *_: forward, step=lambda *_: step)
+    monkeypatch.setitem(variant._ops.kernels, kernel, idle)
+    with torch.no_grad():
+        times = (
+            microseconds(lambda: variant(*sequence, backend="torch")),
+            microseconds(lambda: variant.step(*token, state, backend="torch")),
+        )
+    print(f"\n{variant.name}: forward {times[0]:.1f} µs, step {times[1]:.1f} µs")
+    assert max(times) < 60
+
+
+def test_a_remembered_launch() -> None:
+    """Against Triton's own launch; 11 µs against 27 where this was written, recording both."""
+    pytest.importorskip("triton")
+    from . import test_launch
+    from .fake_triton import LAUNCHES, fake_device
+
+    with fake_device():
+        function, arguments = test_launch.kernel(), test_launch.good()
+
+        def timed(through: Any) -> float:
+            def run() -> None:
+                test_launch.launch(function, arguments, through=through)
+                LAUNCHES.clear()
+
+            return microseconds(run)
+
+        own, ours = timed(test_launch.as_triton), timed(test_launch.support.launch)
+    print(f"\nlaunch: {ours:.1f} µs, Triton's own {own:.1f} µs")
+    assert ours < 0.8 * own
