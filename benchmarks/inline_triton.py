@@ -1,4 +1,4 @@
-"""Whether Inductor should see into the operators: `python benchmarks/inline_triton.py`, on a GPU.
+"""Whether Inductor should see into the operators: `python -m based_ops.benchmarks.inline_triton`, on a GPU.
 
 Compiled code calls the operators as they are, opaque.  Here the same generated passes are compiled with their
 kernels in sight (`torch.library.wrap_triton`), so that Inductor launches them itself, without an operator and
@@ -13,12 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from overhead import CALLS, VARIANTS, forward_arguments, host_microseconds, inputs, with_launch
 from torch.library import wrap_triton
 
 import based_ops
 from based_ops import dispatch
 from based_ops.variant import Variant
+
+from .overhead import CALLS, VARIANTS, forward_arguments, host_microseconds, inputs, with_launch
 
 SHAPES = {"step": ((1, 1, 16), (128, 1, 16)), "forward": ((1, 128, 16), (8, 2048, 16))}
 """B, T, H: one that waits for the host, and one that waits for the device."""

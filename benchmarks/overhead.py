@@ -1,4 +1,4 @@
-"""What a call costs on the host, in µs: `python benchmarks/overhead.py`, on the machine that is asked about.
+"""What a call costs on the host, in µs: `python -m based_ops.benchmarks.overhead`, on the machine that is asked about.
 
 Three rows for each pass.  "no kernel": checks, choice of backend and operator, with kernels that do nothing.
 "call": the whole call in eager mode, allocation and launches included.  "pass": the generated function alone,
@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
@@ -42,9 +43,7 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def inputs(
-    variant: Variant, length: int, device: str, batch: int = 1, heads: int = 4
-) -> tuple[torch.Tensor, ...]:
+def inputs(variant: Variant, length: int, device: str, batch: int = 1, heads: int = 4) -> Any:
     """Random q, k, v."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     widths = (variant.qk, variant.qk, variant.v)
@@ -102,11 +101,11 @@ def measure(name: str, device: str) -> Iterator[tuple[str, float]]:
     for backend in ("triton", "tilelang"):
         yield (
             f"forward, call, {backend}",
-            host_microseconds(lambda backend=backend: variant(*sequence, backend=backend)),
+            host_microseconds(partial(variant, *sequence, backend=backend)),
         )
         yield (
             f"step, call, {backend}",
-            host_microseconds(lambda backend=backend: variant.step(*token, state, backend=backend)),
+            host_microseconds(partial(variant.step, *token, state, backend=backend)),
         )
     module = variant._ops.kernels[dispatch.kernel(name, "triton", device, dtype)]
     rest = forward_arguments(variant)
@@ -117,9 +116,9 @@ def measure(name: str, device: str) -> Iterator[tuple[str, float]]:
         forward, step = with_launch(module.forward, launch), with_launch(module.step, launch)
         yield (
             f"forward, pass, {launched}",
-            host_microseconds(lambda forward=forward: forward(*sequence, 0.25, *rest)),
+            host_microseconds(partial(forward, *sequence, 0.25, *rest)),
         )
-        yield f"step, pass, {launched}", host_microseconds(lambda step=step: step(*token, 0.25, *state))
+        yield f"step, pass, {launched}", host_microseconds(partial(step, *token, 0.25, *state))
 
 
 def main() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import groupby
 
 from ..ir.host import Allocate, Launch, Line
 from ..ir.nodes import ACC, IO, STATE
@@ -44,18 +46,17 @@ def emit_passes(w: Writer, layer: ScheduledLayer, launch: EmitLaunch) -> None:
         w.call(f"def {function.name}(", function.parameters, "):")
         with w.indented():
             w.line(f'"""{function.summary}"""')
-            for step in function.body:
-                match step:
-                    case Line(text):
-                        w.line(text)
-                    case Allocate():
-                        _allocate(w, layer, step)
-                    case Launch(program, arguments, when):
-                        if when is None:
-                            launch(w, layer.find(program), arguments)
-                        else:
-                            w.line(f"if {when}:")
-                            with w.indented():
+            for when, steps in groupby(function.body, lambda step: isinstance(step, Launch) and step.when):
+                if when:
+                    w.line(f"if {when}:")
+                with w.indented() if when else nullcontext():
+                    for step in steps:
+                        match step:
+                            case Line(text):
+                                w.line(text)
+                            case Allocate():
+                                _allocate(w, layer, step)
+                            case Launch(program, arguments):
                                 launch(w, layer.find(program), arguments)
             results = ", ".join(function.results)
             w.line(f"return {results}")

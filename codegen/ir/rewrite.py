@@ -35,11 +35,11 @@ from .static import Known
 
 
 def gather_by_product(program: Program, size: Callable[[str], int]) -> Program:
-    """Gather columns on the matrix units: ``columns(x, index)`` becomes ``x @ E``, E[d, f] = (index[f] == d).
+    """Gather columns on the matrix units: ``columns(x, index)`` becomes ``x @ E``.
 
-    A product with zeros and ones is exact in every dtype.  E stands where its index (or weight) is introduced,
-    outside of loops on which those do not depend.  Columns past the extent get their fill afterwards, where
-    there can be any.
+    E[d, f] = (index[f] == d), and a product with zeros and ones is exact in every dtype.  E stands where its
+    index (or weight) is introduced, outside of loops on which those do not depend.  Columns past the extent
+    get their fill afterwards, where there can be any.
     """
     lets = [stmt for stmt in statements(program.body) if isinstance(stmt, Let)]
     gathers = [let.value for let in lets if isinstance(let.value, Columns)]

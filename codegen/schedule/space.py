@@ -72,7 +72,7 @@ def choices(program: Program, start: Schedule, keep: Collection[str] = ()) -> Ch
     """Every choice of a program on the backend of `start`, a schedule for one dtype.
 
     Sizes go by the constant's name.  Some keep the size that they have in `start`: one that covers a whole
-    dimension (`Program.bounds`), one by which blocks are written out, for all dtypes alike, and those in `keep`.
+    dimension (`Program.bounds`), one by which blocks are written out (for all dtypes alike), those in `keep`.
     """
     (setting,) = start.settings.values()
     written = _rewritten(program, start)
