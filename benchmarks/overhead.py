@@ -1,4 +1,4 @@
-"""What a call costs on the host, in µs: `python -m based_ops.benchmarks.overhead`, on the machine that is asked about.
+"""What a call costs on this machine's host, in µs: `python -m based_ops.benchmarks.overhead`.
 
 Three rows for each pass.  "no kernel": checks, choice of backend and operator, with kernels that do nothing.
 "call": the whole call in eager mode, allocation and launches included.  "pass": the generated function alone,
@@ -89,7 +89,7 @@ def no_kernels(variant: Variant, kernel: str) -> Iterator[None]:
 
 def measure(name: str, device: str) -> Iterator[tuple[str, float]]:
     """The rows of a variant."""
-    variant = based_ops.get(name)
+    variant: Any = based_ops.get(name)
     sequence, token = inputs(variant, 64, device), inputs(variant, 1, device)
     state = variant.init_state(1, 4, device=device, dtype=token[0].dtype)
     dtype = token[0].dtype
