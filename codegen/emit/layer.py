@@ -41,7 +41,7 @@ class ScheduledLayer:
     build: str
     programs: tuple[ScheduledProgram, ...]
     passes: tuple[Pass, ...]
-    plans: tuple[Schedule, ...]
+    plans: tuple[Schedule, ...] = ()
     """How passes choose what to launch: settings named after the pass."""
 
     def find(self, program: str) -> ScheduledProgram:

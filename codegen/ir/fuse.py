@@ -125,7 +125,7 @@ class _Fuser:
         if not any(
             isinstance(node, Var | Span | Load | Columns) and self._rank(node) for node in walk(value)
         ):
-            return True  # the same for every element
+            return not _multiplied(name, rest)  # the same for every element
         return self._used_once(name, value, rest)
 
     def _used_once(self, name: str, value: Expr, rest: tuple[Stmt, ...]) -> bool:
@@ -168,6 +168,16 @@ def _uses(stmt: Stmt, name: str) -> int:
         node == Var(name)
         for part in (stmt, *statements(inner))
         for expr in expressions(part)
+        for node in walk(expr)
+    )
+
+
+def _multiplied(name: str, statements_after: tuple[Stmt, ...]) -> bool:
+    """Whether the tile is an operand of a matrix product."""
+    return any(
+        isinstance(node, Dot) and Var(name) in walk(node)
+        for stmt in statements(statements_after)
+        for expr in expressions(stmt)
         for node in walk(expr)
     )
 

@@ -148,8 +148,8 @@ def test_the_estimate_accepts_what_is_committed_and_is_below_what_was_measured(
 
 
 ABSURD = [
-    ("taylor2_qk16_v64", "outputs", {"CHUNK": 256}, 1, 3),
-    ("pos_elu_qk64_v64", "key_gradients", {"CHUNK": 256}, 2, 2),
+    ("taylor2_qk16_v64", "outputs", {"CHUNK": 256, "SEGMENT": 256}, 1, 3),
+    ("pos_elu_qk64_v64", "key_gradients", {"CHUNK": 256, "SEGMENT": 256}, 2, 2),
     ("window256_d64", "outputs", {"CHUNK": 256, "KEYS": 128}, 2, 3),
     ("window64_d64", "outputs", {"KEYS": 256}, 2, 6),
 ]
