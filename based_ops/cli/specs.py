@@ -77,13 +77,14 @@ def _show(spec: LayerSpec, stage: str) -> None:
 
 
 def _schedules(lowered: Lowered) -> None:
-    """Every choice of every generated module, one program and dtype a row."""
+    """Every choice of every generated module, one program and dtype a row; and which backend serves."""
     from based_ops.codegen import pipeline
+    from based_ops.codegen.schedule import records
 
     rows = []
     for target in pipeline.EMITTERS:
-        for program in pipeline.schedule(lowered, target).programs:
-            schedule = program.schedule
+        layer = pipeline.schedule(lowered, target)
+        for schedule in (*(program.schedule for program in layer.programs), *layer.plans):
             for dtype, setting in schedule.settings.items():
                 tiles = " ".join(f"{name}={size}" for name, size in setting.constants.items())
                 on_gpu = target in ("triton", "tilelang")
@@ -92,6 +93,11 @@ def _schedules(lowered: Lowered) -> None:
                 rows.append((target, schedule.program, dtype, tiles, *threads, rewrites, setting.origin))
     columns = ("module", "program", "dtype", "tiles", "warps", "stages", "rewrites", "chosen by")
     table(columns, rows)
+    for architecture in sorted(set(records.ARCHITECTURE.values())):
+        book = records.book(architecture)
+        if mixer := book.serves.get(lowered.spec.mixer):
+            why = book.why.get(lowered.spec.mixer)
+            click.echo(f"{architecture}: {mixer} serves" + (f": {why}" if why else ""))
 
 
 @click.command(short_help="Write a commented spec.")

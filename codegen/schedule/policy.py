@@ -54,12 +54,13 @@ def _recurs(spec: LayerSpec, backend: str, dtype: str) -> bool:
 
 
 def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
-    """Tiles for Triton: blocks of two warps.
+    """Tiles for Triton: blocks of two warps, or of one warpgroup where every product has 64 columns.
 
     Two warps are below the four that make a warpgroup, so products stay on the instructions that a single
-    warp issues.  On Hopper that is deliberate twice over.  These kernels wait for latency rather than for the
-    matrix units, and many small blocks hide it better; and Triton 3.6 and 3.7 miscompile several warpgroup
-    products in one kernel (wrong sums, illegal addresses: triton-lang/triton 10486 and 11366).
+    warp issues.  For the gradients of linear attention that is deliberate: Triton 3.6 and 3.7 miscompile
+    several small warpgroup products in one kernel (wrong sums, illegal addresses: triton-lang/triton 10486
+    and 11366), and with 64 columns too where a transposed operand is computed in the kernel.  Recurrences,
+    states and windows have wide products of loaded tiles; there warpgroups are right, and faster.
     """
     wide = dtype == "float32"  # twice the bytes, and products that run on the ordinary units
     values = max(MATRIX_UNIT, _power_of_two(spec.head_dims.v))

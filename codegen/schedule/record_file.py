@@ -1,6 +1,8 @@
 """The file of tuning records: its format, read strictly and written so that a difference is easy to read.
 
     serves: {linear_attention: triton, sliding_window: triton}      # the fastest backend by mixer
+    why:
+      linear_attention: TileLang takes three times as long
     settings:
       - {mixer: linear_attention, map: taylor2, qk: 16, backend: triton, program: outputs, dtype: bfloat16,
          CHUNK: 128, warps: 8, stages: 2,
@@ -84,6 +86,8 @@ class Book:
 
     serves: Mapping[str, str] = field(default_factory=dict)
     entries: tuple[Entry, ...] = ()
+    why: Mapping[str, str] = field(default_factory=dict)
+    """For each mixer, why that backend serves it and not the other."""
 
 
 def load(path: Path) -> Book:
@@ -102,15 +106,20 @@ def book(data: object, where: str) -> Book:
     if not isinstance(data, dict):
         raise RecordError(f"{where}: must be a mapping with `serves` and `settings`")
     for key in data:
-        _known(where, key, ("serves", "settings"))
+        _known(where, key, ("serves", "why", "settings"))
     serves = data.get("serves") or {}
     for mixer, backend in serves.items():
         _known(f"{where}: serves", mixer, MIXERS)
         _value(f"{where}: serves: {mixer}", backend, BACKENDS)
+    why = data.get("why") or {}
+    for mixer, reason in why.items():
+        _known(f"{where}: why", mixer, MIXERS)
+        _value(f"{where}: why: {mixer}", reason, str)
     settings = data.get("settings") or []
     if not isinstance(settings, list):
         raise RecordError(f"{where}: settings: must be a list")
-    return Book(serves, tuple(entry(item, f"{where}: entry {i}") for i, item in enumerate(settings, 1)))
+    entries = tuple(entry(item, f"{where}: entry {i}") for i, item in enumerate(settings, 1))
+    return Book(serves, entries, why)
 
 
 def entry(data: object, where: str) -> Entry:
@@ -152,6 +161,11 @@ def entry(data: object, where: str) -> Entry:
 def text(records: Book) -> str:
     """The file of these records: sorted by what they apply to, three lines an entry."""
     lines = [HEADER, f"serves: {_flow(dict(records.serves))}\n"]
+    lines += (
+        ["why:\n", *(f"  {mixer}: {reason}\n" for mixer, reason in records.why.items())]
+        if records.why
+        else []
+    )
     if not records.entries:
         return "".join(lines) + "settings: []\n"
     lines.append("settings:\n")
@@ -172,7 +186,7 @@ def merged(records: Book, fresh: Iterable[Entry], replaces: Iterable[str]) -> Bo
     fresh, keys = tuple(fresh), tuple(replaces)
     taken = [{key: item.facts.get(key) for key in keys} for item in fresh]
     kept = [item for item in records.entries if {key: item.facts.get(key) for key in keys} not in taken]
-    return Book(records.serves, (*kept, *fresh))
+    return Book(records.serves, (*kept, *fresh), records.why)
 
 
 def _order(item: Entry) -> list[tuple[bool, str]]:

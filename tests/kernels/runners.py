@@ -64,6 +64,11 @@ class Runner:
         target = HOST_C if (self.backend, self.device) == ("tilelang", "cpu") else self.backend
         return build(spec, target, (SMALL_TILES if self.interpreted else ()) + (FORMS[form] if form else ()))
 
+    def forms(self, dtype: torch.dtype) -> list[str]:
+        """The forms in which a forward pass of linear attention can be asked to run."""
+        on_gpu = self.device == "cuda" and self.backend != "torch"
+        return ["direct"] if on_gpu and dtype == torch.float32 else list(FORMS)
+
     def linear_attentions(self, dtype: torch.dtype) -> st.SearchStrategy[LinearAttention]:
         """Layers to test with inputs of `dtype`: any where compiling is cheap, else a fixed pool.
 

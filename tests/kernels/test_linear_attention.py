@@ -13,7 +13,7 @@ from tests.kernels import naive
 from tests.kernels.inputs import calls
 from tests.kernels.linear import Layer, expected, expected_gradients
 from tests.kernels.runners import Runner
-from tests.layers import FORMS, LINEAR
+from tests.layers import LINEAR
 from tests.tolerance import BACKWARD, FORWARD, Tolerance, assert_close, assert_same
 
 
@@ -21,7 +21,7 @@ def draw_layer(data: st.DataObject, runner: Runner, most: int = 5000) -> Layer:
     """Any layer with any call of it that the runner affords."""
     dtype = data.draw(st.sampled_from(runner.dtypes), "dtype")
     spec = data.draw(runner.linear_attentions(dtype), "spec")
-    module = runner.module(spec, data.draw(st.sampled_from([None, *FORMS]), "form"))
+    module = runner.module(spec, data.draw(st.sampled_from([None, *runner.forms(dtype)]), "form"))
     return Layer(spec, module, data.draw(calls(runner, spec, dtype, most), "call"))
 
 

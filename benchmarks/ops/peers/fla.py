@@ -59,7 +59,7 @@ class FlaLinear(Contender):
 
     def why_not(self, entry: Entry, device: str) -> str | None:
         if is_taylor(entry.work) and entry.work.op.qk != 16:
-            # fla-core 0.6 reads outside its tensors at some numbers of features, and takes the device with it.
+            # fla-core 0.6 reads outside its tensors at some numbers of features; the device is lost then.
             return "not run: trusted at the 273 features of width 16 only"
         return _fla_missing()
 
