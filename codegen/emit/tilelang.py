@@ -15,8 +15,8 @@ from ..schedule.scopes import scopes
 from ..spec.model import LinearAttention
 from .host import emit_passes, emit_schedule
 from .layer import ScheduledLayer, ScheduledProgram, operand_dtype
-from .tilelang_kernel import emit_kernel, passed_sizes
-from .tilelang_target import Target
+from .tilelang_kernel import emit_kernel
+from .tilelang_target import Target, passed_sizes
 from .writer import Writer, header
 
 HOST_HELPERS = ("cdiv", "flat", "forward_plan")

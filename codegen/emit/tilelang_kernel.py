@@ -24,7 +24,6 @@ from ..ir.nodes import (
     Let,
     Load,
     Max,
-    Program,
     Set,
     Span,
     Stmt,
@@ -42,7 +41,7 @@ from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
 from ..schedule.scopes import EXPRESSION, FRAGMENT, SCALAR
 from .bounds import Bounds
 from .layer import ScheduledProgram
-from .tilelang_target import Target
+from .tilelang_target import WHOLE_VECTORS, Target, c_name, passed_sizes
 from .writer import Writer
 
 FUNCTIONS = {
@@ -53,20 +52,6 @@ FUNCTIONS = {
     "max": "tl.max",
 }
 """Indices are never negative where they are divided, and truncating division needs no correction."""
-
-WHOLE_VECTORS = 8
-"""Rows that are a multiple of this many elements may be moved in 16-byte pieces, in any dtype."""
-
-
-C_KEYWORDS = {"do"}
-"""Tensors whose names mean something in C, which kernels become."""
-
-
-def passed_sizes(program: Program) -> list[str]:
-    """Runtime sizes that a kernel is told, because no tensor that is always there has them as a dimension."""
-    known = {dim for tensor in program.tensors if tensor.optional is None for dim in tensor.dims}
-    optional = {dim for tensor in program.tensors if tensor.optional is not None for dim in tensor.dims}
-    return [name for name in program.sizes if name in optional - known]
 
 
 def emit_kernel(
@@ -124,7 +109,7 @@ class _Kernel:
             w.line(f"def {program.name}_kernel(")
             with w.indented():
                 for tensor in program.tensors:
-                    w.line(f"{_c_name(tensor.name)}: {self._parameter(tensor)},")
+                    w.line(f"{c_name(tensor.name)}: {self._parameter(tensor)},")
                 for scalar in program.scalars:
                     w.line(f"{scalar}: tl.float32,")
                 for size in self.passed:
@@ -152,7 +137,7 @@ class _Kernel:
     def _allocate(self) -> None:
         if not self.target.on_host:
             whole = [
-                _c_name(t.name)
+                c_name(t.name)
                 for t in self.program.tensors
                 if isinstance(t.dims[-1], int) and t.dims[-1] % WHOLE_VECTORS == 0
             ]
@@ -384,7 +369,7 @@ class _Kernel:
 
     def _element(self, name: str, index: tuple[Expr, ...], places: tuple[str, ...]) -> str:
         entries = self._children(Load(name, index, ACC), places)
-        return f"{_c_name(name)}[{', '.join(self.expr(entry, inner) for entry, inner in entries)}]"
+        return f"{c_name(name)}[{', '.join(self.expr(entry, inner) for entry, inner in entries)}]"
 
     def _columns(self, gather: Columns, places: tuple[str, ...], dtype: str | None) -> str:
         row, column = places[::-1] if gather.transposed else places
@@ -408,10 +393,6 @@ class _Kernel:
 
     def _is(self, expr: Expr, dtype: str) -> bool:
         return _plain(expr) and infer(expr, self.types, self.program).dtype == dtype
-
-
-def _c_name(tensor: str) -> str:
-    return f"{tensor}_" if tensor in C_KEYWORDS else tensor
 
 
 def _plain(expr: Expr) -> bool:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..ir.nodes import ACC, INDEX, IO, OPERAND, STATE, Dim
+from ..ir.nodes import ACC, INDEX, IO, OPERAND, STATE, Dim, Program
+
+WHOLE_VECTORS = 8
+"""Rows that are a multiple of this many elements may be moved in 16-byte pieces, in any dtype."""
+C_KEYWORDS = {"do"}
+"""Tensors whose names mean something in C, which kernels become."""
 
 
 @dataclass(frozen=True)
@@ -25,3 +30,14 @@ class Target:
         if self.on_host:
             return f"tl.grid({sizes})" if len(extents) > 1 else f"tl.serial({sizes})"
         return f"gathering({sizes})" if gathers else f"tl.Parallel({sizes})"
+
+
+def c_name(tensor: str) -> str:
+    return f"{tensor}_" if tensor in C_KEYWORDS else tensor
+
+
+def passed_sizes(program: Program) -> list[str]:
+    """Runtime sizes that a kernel is told, because no tensor that is always there has them as a dimension."""
+    known = {dim for tensor in program.tensors if tensor.optional is None for dim in tensor.dims}
+    optional = {dim for tensor in program.tensors if tensor.optional is not None for dim in tensor.dims}
+    return [name for name in program.sizes if name in optional - known]
