@@ -135,9 +135,7 @@ def expected_gradients(
     """Gradients of q, k, v and of the initial state, by autograd through the reference in float64.
 
     Each comes with the part that flows through the numerator alone.  The denominator's part can cancel it
-    (entirely, for the first token), so that part is what rounding errors are measured by.  For a single token
-    that part is one number, a sum over the width of values in which everything may cancel again; there the
-    sum of absolute values stands for it.
+    (entirely, for the first token), so that part is what rounding errors are measured by.
     """
     spec, scale = layer.spec, layer.call.scale
     leaves = [x.double().detach().requires_grad_() for x in (q, k, v, *(initial or ())) if x is not None]
@@ -160,11 +158,8 @@ def expected_gradients(
     n = reference.linear_attention(plain, *leaves[:2], torch.ones_like(leaves[2][..., :1]), scale, sums)[
         0
     ].detach()
-    values, weights = leaves[2], do.double()
-    if q.shape[1] == 1:
-        values, weights = values.abs(), weights.abs()
     numerator = reference.linear_attention(
-        plain, *leaves[:2], values, scale, state and state._replace(normalizer=None)
+        plain, *leaves[:3], scale, state and state._replace(normalizer=None)
     )[0]
-    parts = gradients((numerator * (weights / (n + spec.eps))).sum(), final)
+    parts = gradients((numerator * (do.double() / (n + spec.eps))).sum(), final)
     return list(zip(whole, parts, strict=True))
