@@ -54,7 +54,7 @@ def compile_triton(
     constants |= {t.name: None for t in lowered.tensors if t.optional and not constants[t.optional]}
     types = _parameters(spec, lowered, dtype)
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
-    plain = {*lowered.sizes, *lowered.scalars} - {"elements"}
+    plain = {*lowered.sizes, *lowered.scalars}
     divisible = [name for name, kind in signature.items() if kind != "constexpr" and name not in plain]
     source = ASTSource(
         fn=kernel,
@@ -116,10 +116,17 @@ _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 def _parameters(spec: LayerSpec, program: Program, dtype: torch.dtype) -> dict[str, str]:
     """Triton's type of every parameter of a kernel that is no constant."""
-    from based_ops.codegen.ir.nodes import ACC, INDEX, IO, STATE
+    from based_ops.codegen.ir.nodes import ACC, INDEX, IO, OPERAND, STATE
 
     state = getattr(torch, getattr(spec, "state_dtype", "float32"))
-    roles = {IO: f"*{_NAMES[dtype]}", ACC: "*fp32", STATE: f"*{_NAMES[state]}", INDEX: "*i32"}
+    operand = "*fp32" if dtype == torch.float32 else "*bf16"
+    roles = {
+        IO: f"*{_NAMES[dtype]}",
+        OPERAND: operand,
+        ACC: "*fp32",
+        STATE: f"*{_NAMES[state]}",
+        INDEX: "*i32",
+    }
     types = {tensor.name: roles[tensor.dtype] for tensor in program.tensors}
     strides = {
         f"{tensor.name}_{str(dim).lower()}": "i32"

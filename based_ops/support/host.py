@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import torch
 from torch import Tensor
 
 
@@ -12,9 +13,9 @@ def cdiv(x: int, y: int) -> int:
     return -(-x // y)
 
 
-def flat(x: Tensor | None, rows: int) -> Tensor | None:
-    """The tensor as ``[rows, elements]``; None and empty tensors stand for something that is not there."""
-    return x if x is None or x.numel() == 0 else x.reshape(rows, -1)
+def operand_dtype(x: Tensor) -> torch.dtype:
+    """What the matrix units read: long sequences have states beyond the range of float16."""
+    return torch.float32 if x.dtype == torch.float32 else torch.bfloat16
 
 
 @functools.lru_cache(maxsize=4096)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from itertools import groupby
 
 from ..ir.host import Allocate, Launch, Line
-from ..ir.nodes import ACC, IO, STATE
+from ..ir.nodes import ACC, IO, OPERAND, STATE
+from ..schedule.model import HOST_C
 from ..spec.model import LinearAttention
 from .layer import ScheduledLayer, ScheduledProgram
 from .writer import Writer
+
+HELPERS = ("cdiv", "forward_plan", "operand_dtype")
+"""What host functions may call of `based_ops.support.host`."""
 
 EmitLaunch = Callable[[Writer, ScheduledProgram, dict[str, str]], None]
 """Writes the launch of a program; the dictionary gives the host expression of each parameter that has one."""
@@ -36,6 +41,11 @@ def emit_schedule(
                     w.call(f"torch.{dtype}: dict(", numbers, "),")
             w.line("},")
     w.line("}")
+
+
+def used_helpers(text: str, helpers: Iterable[str] = HELPERS) -> str:
+    """The helpers that a text calls, as an import statement names them."""
+    return ", ".join(name for name in helpers if re.search(rf"\b{name}\(", text))
 
 
 def emit_passes(w: Writer, layer: ScheduledLayer, launch: EmitLaunch) -> None:
@@ -77,7 +87,9 @@ def _dtype(layer: ScheduledLayer, role: str) -> str:
     """The host expression of a role's dtype; the torch backend alone takes float64, and keeps it."""
     if role == IO:
         return "q.dtype"
-    assert role in (ACC, STATE)
+    if role == OPERAND and layer.backend not in ("torch", HOST_C):  # where operands are as wide as sums
+        return "operand_dtype(q)"
+    assert role in (ACC, OPERAND, STATE)
     fixed = layer.spec.state_dtype if role == STATE and isinstance(layer.spec, LinearAttention) else "float32"
     return (
         f"torch.float64 if q.dtype == torch.float64 else torch.{fixed}"

@@ -6,20 +6,17 @@ schedules, that is in tile sizes and in where the tiles live.
 
 from __future__ import annotations
 
-import re
-
 from ..ir.fuse import fuse, statements
 from ..ir.nodes import IO, Program, Store, uses_operands
 from ..schedule.model import HOST_C
 from ..schedule.scopes import scopes
 from ..spec.model import LinearAttention
-from .host import emit_passes, emit_schedule
+from .host import HELPERS, emit_passes, emit_schedule, used_helpers
 from .layer import ScheduledLayer, ScheduledProgram, operand_dtype
 from .tilelang_kernel import emit_kernel
 from .tilelang_target import Target, passed_sizes
 from .writer import Writer, header
 
-HOST_HELPERS = ("cdiv", "flat", "forward_plan")
 KERNEL_HELPERS = ("aligned", "coordinates", "dot", "gathering", "kernel", "tensor")
 
 
@@ -48,9 +45,9 @@ def emit(layer: ScheduledLayer) -> str:
     w.blank()
     text = body.text()
     support = "based_ops.support.tilelang_cpu" if target.on_host else "based_ops.support.tilelang"
-    for module, helpers in (("based_ops.support.host", HOST_HELPERS), (support, KERNEL_HELPERS)):
-        if used := [name for name in helpers if re.search(rf"\b{name}\(", text)]:
-            w.line(f"from {module} import {', '.join(used)}")
+    for module, helpers in (("based_ops.support.host", HELPERS), (support, KERNEL_HELPERS)):
+        if used := used_helpers(text, helpers):
+            w.line(f"from {module} import {used}")
     w.blank()
     return w.text() + "\n" + text
 

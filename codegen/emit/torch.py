@@ -38,9 +38,8 @@ from ..ir.nodes import (
     Where,
 )
 from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
-from ..spec.model import LinearAttention
 from .bounds import Bounds
-from .host import emit_passes, emit_schedule
+from .host import emit_passes, emit_schedule, used_helpers
 from .layer import ScheduledLayer, ScheduledProgram
 from .writer import Writer, header
 
@@ -79,8 +78,7 @@ def emit(layer: ScheduledLayer) -> str:
     header(w, layer.spec.name, "torch", layer.build, f"{layer.spec.name} as batched PyTorch expressions.")
     w.line("import torch")
     w.blank()
-    host = ["cdiv", "flat", "forward_plan"] if isinstance(layer.spec, LinearAttention) else ["cdiv"]
-    w.line(f"from based_ops.support.host import {', '.join(host)}")
+    w.line(f"from based_ops.support.host import {used_helpers(body.text())}")
     helpers = ("columns", "indices", "load", "maximum", "minimum", "span", "store", "where", "widen")
     used = [name for name in helpers if f"{name}(" in body.text().replace("torch.where", "")]
     w.line(f"from based_ops.support.tiles import {', '.join(used)}")

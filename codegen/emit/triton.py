@@ -40,9 +40,8 @@ from ..ir.nodes import (
     uses_operands,
 )
 from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
-from ..spec.model import LinearAttention
 from .bounds import Bounds
-from .host import emit_passes, emit_schedule
+from .host import emit_passes, emit_schedule, used_helpers
 from .layer import ScheduledLayer, ScheduledProgram, operand_dtype
 from .writer import Writer, header
 
@@ -65,23 +64,24 @@ FUNCTIONS = {
 
 def emit(layer: ScheduledLayer) -> str:
     """The Triton module of a layer."""
+    body = Writer()
+    emit_schedule(body, layer, lambda scheduled, dtype: _setting(layer, scheduled, dtype))
+    for scheduled in layer.programs:
+        body.blank(2)
+        _Kernel(body, scheduled).emit()
+    body.blank(2)
+    emit_passes(body, layer, _launch)
+
     w = Writer()
     header(w, layer.spec.name, "triton", layer.build, f"Triton kernels of {layer.spec.name}.")
     w.line("import torch")
     w.line("import triton")
     w.line("import triton.language as tl")
     w.blank()
-    host = ["cdiv", "flat", "forward_plan"] if isinstance(layer.spec, LinearAttention) else ["cdiv"]
-    w.line(f"from based_ops.support.host import {', '.join(host)}")
+    w.line(f"from based_ops.support.host import {used_helpers(body.text())}")
     w.line("from based_ops.support.triton import launch, operand")
     w.blank()
-    emit_schedule(w, layer, lambda scheduled, dtype: _setting(layer, scheduled, dtype))
-    for scheduled in layer.programs:
-        w.blank(2)
-        _Kernel(w, scheduled).emit()
-    w.blank(2)
-    emit_passes(w, layer, _launch)
-    return w.text()
+    return w.text() + "\n" + body.text()
 
 
 def _setting(layer: ScheduledLayer, scheduled: ScheduledProgram, dtype: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Linear attention: five chunk programs and a step, for any feature map.
+"""Linear attention: chunk programs and a step, for any feature map.
 
 With A_ij = f(scale · u_i·w_j) for j <= i, o_i = Σ_j A_ij v_j / (Σ_j A_ij + eps)  (Based, arXiv 2402.18668).
 The sequence is cut into *segments*.  Keys of earlier segments reach a query through the recurrent state S =
@@ -42,7 +42,7 @@ from ..ir.nodes import (
 )
 from ..spec.model import LinearAttention
 from .feature_maps import Sums, feature_map
-from .linear_attention_backward import key_gradients, output_gradients, query_gradients
+from .linear_attention_backward import key_gradients, query_gradients
 from .linear_attention_parts import BATCH_AXES, CHUNK_AXIS, ROWS, B, H, Layer, T
 from .linear_attention_recurrence import recurrence
 from .prefix import prefix
@@ -53,13 +53,12 @@ def programs(spec: LinearAttention) -> tuple[Program, ...]:
     layer = Layer(spec, feature_map(spec))
     chunked = (
         states(layer, "states", of_queries=False),
-        prefix("prefix", reverse=False),
+        prefix(layer, "prefix", reverse=False),
         outputs(layer),
         recurrence(layer),
-        *((output_gradients(layer),) if spec.normalize else ()),
-        states(layer, "query_states", of_queries=True),
-        prefix("suffix", reverse=True),
         query_gradients(layer),
+        states(layer, "query_states", of_queries=True),
+        prefix(layer, "suffix", reverse=True),
         key_gradients(layer),
     )
     return (*chunked, step(layer))
@@ -93,9 +92,9 @@ def states(layer: Layer, name: str, of_queries: bool) -> Program:
         b.set(state, state * column(weight))
         if z is not None:
             b.set(z, z * weight)
-    b.store("state", (B, H, Var("segment"), f, u), state)
+    b.store("sums", (B, H, Var("segment"), f, u), state)
     if z is not None:
-        b.store("normalizer", (B, H, Var("segment"), f), z)
+        b.store("normalizer_sums", (B, H, Var("segment"), f), z)
     inputs = (
         (layer.queries("q"), layer.values("do"), *layer.row_sums("n", "e"))
         if of_queries
@@ -111,7 +110,7 @@ def states(layer: Layer, name: str, of_queries: bool) -> Program:
         name,
         f"The sum of outer products of the {what} of each segment.",
         axes,
-        (*inputs, *layer.segment_states()),
+        (*inputs, *layer.segment_sums()),
         b,
         ("SEGMENT", "CHUNK"),
         whole_values=False,
@@ -156,7 +155,7 @@ def outputs(layer: Layer) -> Program:
         matrix = b.let("A_operand", Cast(attention, OPERAND))
         b.add(out, Dot(matrix, values))
         if normalize:
-            b.add(Var("N"), Sum(attention, 1))
+            b.add(Var("N"), Sum(b.let("A_rounded", Cast(matrix, ACC)), 1))
     if normalize:
         b.store("n", (B, t, H), Var("N"))
         b.set(out, out / column(Var("N") + layer.spec.eps))
@@ -212,16 +211,11 @@ def step(layer: Layer) -> Program:
         n = b.let("N", Sum(Var("products"), 0))
         b.set(out, out / (n + layer.spec.eps))
     b.store("o", (B, zero, H, u), Cast(out, IO))
-    rows = layer.features.rows
-    state_tensors = (
-        Tensor("state", ("B", "H", rows, layer.v), STATE),
-        Tensor("normalizer", ("B", "H", rows), STATE),
-    )
     tensors = (
         Tensor("q", (*ROWS, layer.qk), IO, strided=True),
         Tensor("k", (*ROWS, layer.qk), IO, strided=True),
         layer.values("v"),
-        *state_tensors[: 2 if normalize else 1],
+        *layer.user_states(""),
         layer.values("o", strided=False),
     )
     constants = (block, "VALUES")

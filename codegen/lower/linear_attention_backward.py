@@ -23,37 +23,11 @@ from ..ir.nodes import (
     row,
     wrap,
 )
-from .linear_attention_parts import BATCH_AXES, CHUNK_AXIS, ROWS, SIZES, B, H, Layer, T
-
-
-def output_gradients(layer: Layer) -> Program:
-    """e = -(do·o) / (n + eps): what every A_ij of a row owes to the normaliser."""
-    b = Builder()
-    t = b.let("t", Span(Var("chunk") * "CHUNK", "CHUNK"))
-    u = b.let("u", Span(wrap(0), "VALUES"))
-    do = b.let("dO", Load("do", (B, t, H, u), ACC))
-    o = b.let("O", Load("o", (B, t, H, u), ACC))
-    n = b.let("N", Load("n", (B, t, H), ACC, fill=1.0))
-    products = b.let("products", do * o)
-    total = b.let("total", Sum(products, 1))
-    b.store("e", (B, t, H), -total / (n + layer.spec.eps))
-    tensors = (layer.values("do"), layer.values("o", strided=False), *layer.row_sums("n", "e"))
-    return Program(
-        "output_gradients",
-        "The gradient that reaches every A_ij of a row through the normaliser.",
-        (*BATCH_AXES, CHUNK_AXIS),
-        tensors,
-        SIZES,
-        (),
-        (),
-        ("CHUNK", "VALUES"),
-        b.body,
-        {"VALUES": layer.v},
-    )
+from .linear_attention_parts import CHUNK_AXIS, ROWS, B, H, Layer, T
 
 
 def query_gradients(layer: Layer) -> Program:
-    """dq of one chunk of queries."""
+    """dq of one chunk of queries, and e = -(do·o) / (n + eps), what every A_ij owes to the normaliser."""
     b = Builder()
     normalize = layer.spec.normalize
     t = b.let("t", Span(Var("chunk") * "CHUNK", "CHUNK"))
@@ -64,7 +38,10 @@ def query_gradients(layer: Layer) -> Program:
     loaded, queries = layer.features.load(b, "Q", "q", (B, t, H, d))
     gradients = layer.gradient_tile(b, t, u)
     if normalize:
-        b.let("E", Load("e", (B, t, H), ACC))
+        products = b.let("products", Var("dO") * b.let("O", Load("o", (B, t, H, u), ACC)))
+        total = b.let("total", Sum(products, 1))
+        b.let("E", -total / (Var("N") + layer.spec.eps))
+        b.store("e", (B, t, H), Var("E"))
     dq = b.let("dQ", Full(("CHUNK", "QK"), 0.0))
     with b.when("STATEFUL"):
         b.comment("Earlier segments, through their state.")
@@ -98,6 +75,7 @@ def query_gradients(layer: Layer) -> Program:
         layer.queries("k"),
         layer.values("v"),
         layer.values("do"),
+        *((layer.values("o", strided=False),) if normalize else ()),
         *layer.row_sums("n", "e"),
         *layer.segment_states("STATEFUL"),
         Tensor("dq", (*ROWS, layer.qk), IO),

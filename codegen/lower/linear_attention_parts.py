@@ -9,6 +9,7 @@ from ..ir.nodes import (
     ACC,
     IO,
     OPERAND,
+    STATE,
     Axis,
     Cast,
     Expr,
@@ -49,10 +50,22 @@ class Layer:
         """v or do as the user passes it, or an output of its shape."""
         return Tensor(name, (*ROWS, self.v), IO, strided)
 
+    def segment_sums(self) -> tuple[Tensor, ...]:
+        """What every segment adds to the state and, where the layer normalises, to its normaliser."""
+        sums = Tensor("sums", ("B", "H", "segments", self.features.rows, self.v), ACC)
+        normalizer = Tensor("normalizer_sums", ("B", "H", "segments", self.features.rows), ACC)
+        return (sums, normalizer) if self.spec.normalize else (sums,)
+
     def segment_states(self, flag: str | None = None) -> tuple[Tensor, ...]:
-        """The state of every segment and, where the layer normalises, its normaliser."""
-        state = Tensor("state", ("B", "H", "segments", self.features.rows, self.v), ACC, optional=flag)
+        """The state before (or after) every segment, a matrix operand, and its normaliser."""
+        state = Tensor("state", ("B", "H", "segments", self.features.rows, self.v), OPERAND, optional=flag)
         normalizer = Tensor("normalizer", ("B", "H", "segments", self.features.rows), ACC, optional=flag)
+        return (state, normalizer) if self.spec.normalize else (state,)
+
+    def user_states(self, prefix: str, flag: str | None = None) -> tuple[Tensor, ...]:
+        """A state as the user passes or gets it."""
+        state = Tensor(f"{prefix}state", ("B", "H", self.features.rows, self.v), STATE, optional=flag)
+        normalizer = Tensor(f"{prefix}normalizer", ("B", "H", self.features.rows), STATE, optional=flag)
         return (state, normalizer) if self.spec.normalize else (state,)
 
     def row_sums(self, *names: str) -> tuple[Tensor, ...]:

@@ -22,7 +22,6 @@ from ..ir.nodes import (
     Program,
     Span,
     Sum,
-    Tensor,
     Transpose,
     Var,
     Where,
@@ -78,7 +77,7 @@ def recurrence(layer: Layer) -> Program:
         matrix = b.let("A_operand", Cast(attention, OPERAND))
         out = b.let("O", Dot(matrix, values))
         if normalizer:
-            normalizer.sum_rows(attention, matrix)
+            normalizer.sum_rows(matrix)
         b.comment("Older keys, through the state; then the chunk's keys enter it.")
         with b.blocks("f0", features.rows, features.block, tiles):
             plain = features.features(b, "P", queries, selection, weight)
@@ -103,11 +102,11 @@ def recurrence(layer: Layer) -> Program:
         layer.queries("q"),
         layer.queries("k"),
         layer.values("v"),
-        *_states(layer, "initial_", "INITIAL"),
+        *layer.user_states("initial_", "INITIAL"),
         *layer.segment_states("SEGMENTED"),
         layer.values("o", strided=False),
         *layer.row_sums("n"),
-        *_states(layer, "final_", "FINAL"),
+        *layer.user_states("final_", "FINAL"),
     )
     return layer.program(
         "recurrence",
@@ -133,8 +132,9 @@ class _Vector:
     def set(self, z: Var) -> None:
         self.b.set(self.z, z)
 
-    def sum_rows(self, attention: Var, matrix: Var) -> None:
-        self.b.let("N", Sum(attention, 1))
+    def sum_rows(self, matrix: Var) -> None:
+        # As rounded as what o sums, or a row of few terms is off as a whole.
+        self.b.let("N", Sum(self.b.let("A_rounded", Cast(matrix, ACC)), 1))
 
     def read(self, features: Var, matrix: Var) -> None:
         self.b.add(self.n, Sum(self.b.let("Pz", features * row(self.z)), 1))
@@ -172,7 +172,7 @@ class _Matrix(_Vector):
     def set(self, z: Var) -> None:
         self.b.set(self.z, Full((self.layer.features.block, "VALUES"), 0.0) + column(z))
 
-    def sum_rows(self, attention: Var, matrix: Var) -> None:
+    def sum_rows(self, matrix: Var) -> None:
         self.b.let("N", Dot(matrix, self.ones))
 
     def read(self, features: Var, matrix: Var) -> None:
@@ -203,11 +203,3 @@ def _normalizer(layer: Layer, b: Builder) -> _Vector | None:
     if not layer.spec.normalize:
         return None
     return _Matrix(layer, b) if layer.features.block == "QK" else _Vector(layer, b)
-
-
-def _states(layer: Layer, prefix: str, flag: str) -> tuple[Tensor, ...]:
-    """A state as the user passes or gets it."""
-    rows = layer.features.rows
-    state = Tensor(f"{prefix}state", ("B", "H", rows, layer.v), STATE, optional=flag)
-    normalizer = Tensor(f"{prefix}normalizer", ("B", "H", rows), STATE, optional=flag)
-    return (state, normalizer) if layer.spec.normalize else (state,)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..ir.host import Allocate, Launch, Line, Pass
-from ..ir.nodes import ACC, IO, STATE, Program
+from ..ir.nodes import ACC, IO, OPERAND, STATE, Program
 from ..spec.model import LayerSpec, LinearAttention, SlidingWindow
 from .feature_maps import feature_map
 
@@ -37,32 +37,25 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
     qk, v, rows = spec.head_dims.qk, spec.head_dims.v, feature_map(spec).rows
     normalize = spec.normalize
     sizes = Line("B, T, H, _ = q.shape")
-    flat_sizes = {"rows": "B * H"}
 
-    def segment_buffers(prefix: str, when: str | None = None) -> list[Allocate]:
-        state = Allocate(f"{prefix}state", ("B", "H", "segments", str(rows), str(v)), ACC, when)
+    def segment_buffers(prefix: str, when: str) -> list[Allocate]:
+        state = Allocate(f"{prefix}state", ("B", "H", "segments", str(rows), str(v)), OPERAND, when)
         normalizer = Allocate(f"{prefix}normalizer", ("B", "H", "segments", str(rows)), ACC, when)
         return [state, normalizer] if normalize else [state]
 
+    def sum_buffers(when: str) -> list[Allocate]:
+        state = Allocate("sums", ("B", "H", "segments", str(rows), str(v)), ACC, when)
+        normalizer = Allocate("normalizer_sums", ("B", "H", "segments", str(rows)), ACC, when)
+        return [state, normalizer] if normalize else [state]
+
     def run_over_segments(
-        program: str, prefix: str, initial: str, total: str | None, when: str, wanted: str = "False"
-    ) -> list[Launch]:
-        return [
-            Launch(
-                program,
-                flat_sizes
-                | {
-                    "initial": f"flat({initial}{part}, B * H)",
-                    "sums": f"{prefix}{part}.view(B * H, segments, -1)",
-                    "total": f"flat({total}{part}, B * H)" if total else "None",
-                    "elements": str(count),
-                    "INITIAL": f"{initial}{part} is not None",
-                    "TOTAL": wanted,
-                },
-                when,
-            )
-            for part, count in (("state", rows * v), ("normalizer", rows))[: 2 if normalize else 1]
-        ]
+        program: str, names: dict[str, str], initial: str, total: str | None, when: str, wanted: str = "False"
+    ) -> Launch:
+        arguments = names | {"INITIAL": f"{initial}state is not None", "TOTAL": wanted}
+        for part in ("state", "normalizer"):
+            arguments |= {f"initial_{part}": f"{initial}{part}"}
+            arguments |= {f"total_{part}": f"{total}{part}" if total else "None"}
+        return Launch(program, arguments, when)
 
     def final_buffers(prefix: str, when: str) -> list[Allocate]:
         return [
@@ -70,7 +63,8 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
             Allocate(f"{prefix}normalizer", ("B", "H", str(rows)), STATE, when if normalize else "False"),
         ]
 
-    segment_names = {"state": "segment_state", "normalizer": "segment_normalizer"}
+    before = {"state": "segment_state", "normalizer": "segment_normalizer"}
+    after = {"state": "mirrored_state", "normalizer": "mirrored_normalizer"}
     forward = Pass(
         "forward",
         "Outputs, row sums of A, and the state after the last token if it is asked for.",
@@ -85,15 +79,14 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
             Line("summed = split if recurrent else split or has_initial or output_final_state"),
             Allocate("o", ("B", "T", "H", str(v)), IO),
             Allocate("n", ("B", "T", "H"), ACC, None if normalize else "False"),
+            *sum_buffers("summed"),
             *segment_buffers("segment_", "summed"),
             *final_buffers("final_", "output_final_state"),
-            Launch("states", segment_names, "summed"),
-            *run_over_segments(
-                "prefix", "segment_", "initial_", "final_", "summed", wanted="output_final_state"
-            ),
+            Launch("states", when="summed"),
+            run_over_segments("prefix", before, "initial_", "final_", "summed", wanted="output_final_state"),
             Launch(
                 "recurrence",
-                segment_names
+                before
                 | {
                     "INITIAL": "has_initial and not split",
                     "SEGMENTED": "split",
@@ -101,7 +94,7 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
                 },
                 "recurrent",
             ),
-            Launch("outputs", segment_names | {"STATEFUL": "split or has_initial"}, "not recurrent"),
+            Launch("outputs", before | {"STATEFUL": "split or has_initial"}, "not recurrent"),
         ),
         ("o", "n", "final_state", "final_normalizer"),
     )
@@ -128,27 +121,21 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
             Line("has_initial = initial_state is not None"),
             Line("stateful = segments > 1 or has_initial"),
             Line("mirrored = segments > 1 or has_initial or d_final_state is not None"),
-            *((Allocate("e", ("B", "T", "H"), ACC), Launch("output_gradients")) if normalize else ()),
             Allocate("dq", ("B", "T", "H", str(qk)), IO),
+            *((Allocate("e", ("B", "T", "H"), ACC),) if normalize else ()),
+            *sum_buffers("mirrored"),
             *segment_buffers("segment_", "stateful"),
-            Launch("states", segment_names, "stateful"),
-            *run_over_segments("prefix", "segment_", "initial_", None, "stateful"),
-            Launch("query_gradients", segment_names | {"STATEFUL": "stateful"}),
+            Launch("states", when="stateful"),
+            run_over_segments("prefix", before, "initial_", None, "stateful"),
+            Launch("query_gradients", before | {"STATEFUL": "stateful"}),
             Line("# The keys' side needs the mirrored state: the sum over the queries of later segments."),
             Allocate("dk", ("B", "T", "H", str(qk)), IO),
             Allocate("dv", ("B", "T", "H", str(v)), IO),
             *segment_buffers("mirrored_", "mirrored"),
             *final_buffers("d_initial_", "has_initial"),
-            Launch(
-                "query_states", {"state": "mirrored_state", "normalizer": "mirrored_normalizer"}, "mirrored"
-            ),
-            *run_over_segments(
-                "suffix", "mirrored_", "d_final_", "d_initial_", "mirrored", wanted="has_initial"
-            ),
-            Launch(
-                "key_gradients",
-                {"state": "mirrored_state", "normalizer": "mirrored_normalizer", "STATEFUL": "mirrored"},
-            ),
+            Launch("query_states", when="mirrored"),
+            run_over_segments("suffix", after, "d_final_", "d_initial_", "mirrored", wanted="has_initial"),
+            Launch("key_gradients", after | {"STATEFUL": "mirrored"}),
         ),
         ("dq", "dk", "dv", "d_initial_state", "d_initial_normalizer"),
     )

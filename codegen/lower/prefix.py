@@ -1,10 +1,11 @@
-"""Running sums over segments: what lies before (or after) each of them."""
+"""Running sums over segments: the state before (or after) each of them."""
 
 from __future__ import annotations
 
 from ..ir.build import Builder
 from ..ir.nodes import (
     ACC,
+    OPERAND,
     STATE,
     Axis,
     Cast,
@@ -13,56 +14,66 @@ from ..ir.nodes import (
     Load,
     Program,
     Span,
-    Tensor,
     Var,
     cdiv,
     minimum,
     wrap,
 )
+from .linear_attention_parts import BATCH_AXES, SIZES, B, H, Layer
 
 
-def prefix(name: str, reverse: bool) -> Program:
-    """Replace each segment's sum by the sum over all segments before it (after it, if `reverse`), from
-    `initial` on.
+def prefix(layer: Layer, name: str, reverse: bool) -> Program:
+    """For each segment the state before it (after it, if `reverse`), from an initial one on.
 
-    ``sums [rows, segments, elements]`` is updated in place; the sum over all segments goes to ``total``.
+    `sums` are what single segments add.  The state is rounded to what the matrix units read; its running sum
+    is not.
     """
     b = Builder()
-    row = Var("r")
-    e = b.let("e", Span(Var("block") * "ELEMENTS", "ELEMENTS"))
-    running = b.let("running", Full(("ELEMENTS",), 0.0))
+    f = b.let("f", Span(Var("feature_block") * "FEATURES", "FEATURES"))
+    u = b.let("u", Span(wrap(0), "VALUES"))
+    running = b.let("S", Full(("FEATURES", "VALUES"), 0.0))
+    z = b.let("z", Full(("FEATURES",), 0.0)) if layer.spec.normalize else None
     with b.when("INITIAL"):
-        initial = b.let("initial_sum", Load("initial", (row, e), ACC))
-        b.set(running, initial)
+        b.set(running, b.let("S_initial", Load("initial_state", (B, H, f, u), ACC)))
+        if z:
+            b.set(z, b.let("z_initial", Load("initial_normalizer", (B, H, f), ACC)))
 
     def segment(i: Expr) -> Expr:
         return Var("segments") - 1 - i if reverse else i
 
-    b.comment("One segment is read ahead, so that a load need not wait for the store before it.")
+    b.comment("One segment is read ahead, so that a load need not wait for the stores before it.")
     first = b.let("start", segment(wrap(0)))
-    ahead = b.let("ahead", Load("sums", (row, first, e), ACC))
+    ahead = b.let("S_ahead", Load("sums", (B, H, first, f, u), ACC))
+    z_ahead = b.let("z_ahead", Load("normalizer_sums", (B, H, first, f), ACC)) if z else None
     with b.loop("i", 0, "segments") as i:
-        current = b.let("current", ahead)
+        added = b.let("S_added", ahead)
+        z_added = b.let("z_added", z_ahead) if z_ahead else None
         upcoming = b.let("upcoming", segment(minimum(i + 1, Var("segments") - 1)))
-        b.set(ahead, Load("sums", (row, upcoming, e), ACC))
-        b.store("sums", (row, segment(i), e), running)
-        b.add(running, current)
+        b.set(ahead, Load("sums", (B, H, upcoming, f, u), ACC))
+        b.store("state", (B, H, segment(i), f, u), Cast(running, OPERAND))
+        b.add(running, added)
+        if z and z_ahead and z_added:
+            b.set(z_ahead, Load("normalizer_sums", (B, H, upcoming, f), ACC))
+            b.store("normalizer", (B, H, segment(i), f), z)
+            b.add(z, z_added)
     with b.when("TOTAL"):
-        b.store("total", (row, e), Cast(running, STATE))
-    tensors = (
-        Tensor("initial", ("rows", "elements"), STATE, optional="INITIAL"),
-        Tensor("sums", ("rows", "segments", "elements"), ACC),
-        Tensor("total", ("rows", "elements"), STATE, optional="TOTAL"),
-    )
-    direction = "after" if reverse else "before"
+        b.store("total_state", (B, H, f, u), Cast(running, STATE))
+        if z:
+            b.store("total_normalizer", (B, H, f), Cast(z, STATE))
     return Program(
         name,
-        f"For each segment, the sum over all segments {direction} it.",
-        (Axis("r", Var("rows"), batch=True), Axis("block", cdiv("elements", "ELEMENTS"))),
-        tensors,
-        ("rows", "segments", "elements"),
+        f"The state {'after' if reverse else 'before'} each segment.",
+        (*BATCH_AXES, Axis("feature_block", cdiv(layer.features.rows, "FEATURES"))),
+        (
+            *layer.user_states("initial_", "INITIAL"),
+            *layer.segment_sums(),
+            *layer.segment_states(),
+            *layer.user_states("total_", "TOTAL"),
+        ),
+        SIZES,
         (),
         ("INITIAL", "TOTAL"),
-        ("ELEMENTS",),
+        ("FEATURES", "VALUES"),
         b.body,
+        {"VALUES": layer.v},
     )

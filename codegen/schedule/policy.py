@@ -5,7 +5,7 @@ Tuning records (`records.py`) override what is chosen here, program by program.
 
 from __future__ import annotations
 
-from ..ir.nodes import Program, uses_operands
+from ..ir.nodes import Program
 from ..spec.model import LayerSpec, LinearAttention, SlidingWindow
 from .model import HOST_C, Schedule, Setting
 
@@ -21,6 +21,8 @@ ALL_SCORES = 1 << 62
 """More scores than any sequence has."""
 FEW_SCORES = 1 << 26
 """Scores, over batch and heads, that are computed faster than a recurrence takes its steps."""
+RUNNING_SUMS = ("prefix", "suffix")
+"""Programs over the states of segments: they move numbers, and make no products."""
 GRAIN = 128
 """Segments are made of this many tokens, or a multiple."""
 
@@ -80,12 +82,13 @@ def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
         "KEYS": 32 if gradients else chunk,
         "QUERIES": 32,
         "SEGMENT": GRAIN,
-        "ELEMENTS": 512,
     }
     if program.name == "recurrence" or "states" in program.name and not wide:
         # Products are 64 wide throughout, which keeps clear of the fault named above.
         sizes |= {"FEATURES": 64, "CHUNK": 64, "VALUES": 64}
         return Setting(_pick(program, sizes), warps=4, stages=3)
+    if program.name in RUNNING_SUMS:
+        return Setting(_pick(program, sizes | {"FEATURES": max(1, 512 // values)}), warps=2, stages=1)
     if program.name == "token":
         rows = max(MATRIX_UNIT, min(64, 2048 // max(values, qk)))
         return Setting(_pick(program, sizes | {"FEATURES": rows, "KEYS": rows}), warps=4, stages=2)
@@ -119,7 +122,7 @@ def _tensor_cores(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     qk, v = spec.head_dims.qk, spec.head_dims.v
     groups = 2 if v > 128 else 1
     unit = groups * MATRIX_UNIT
-    if uses_operands(program):
+    if program.name not in ("token", *RUNNING_SUMS):
         qk, v = -(-qk // unit) * unit, -(-v // unit) * unit
     else:
         qk, v = max(unit, _power_of_two(qk)), max(unit, _power_of_two(v))
@@ -133,8 +136,9 @@ def _tensor_cores(spec: LayerSpec, program: Program, dtype: str) -> Setting:
         "KEYS": chunk,
         "QUERIES": chunk,
         "SEGMENT": GRAIN,
-        "ELEMENTS": 1024,
     }
+    if program.name in RUNNING_SUMS:
+        sizes |= {"FEATURES": max(1, 1024 // values)}
     if program.name == "token":
         rows = max(MATRIX_UNIT, min(64, 4096 // values))
         sizes |= {"FEATURES": rows, "KEYS": rows}
@@ -153,7 +157,6 @@ def _whole(spec: LayerSpec, program: Program, dtype: str) -> Setting:
         "KEYS": chunk,
         "QUERIES": chunk,
         "SEGMENT": chunk,
-        "ELEMENTS": rows * spec.head_dims.v,
     }
     if program.name == "token" and isinstance(spec, SlidingWindow):
         sizes["KEYS"] = spec.window
@@ -170,7 +173,6 @@ def _small(spec: LayerSpec, program: Program, dtype: str) -> Setting:
         "KEYS": 16,
         "QUERIES": 16,
         "SEGMENT": 64,
-        "ELEMENTS": 256,
     }
     return Setting(_pick(program, sizes))
 
@@ -178,10 +180,10 @@ def _small(spec: LayerSpec, program: Program, dtype: str) -> Setting:
 def _segment(spec: LayerSpec) -> int:
     """Segments about as long as the state has rows.
 
-    A token's direct part costs half a segment of keys, its part of the state the state's rows; equal lengths
-    balance the two.
+    A token's direct part costs half a segment of keys, its part of the state the state's rows, read as matrix
+    operands: longer segments lose on the one side what they gain on the other.
     """
-    return min(4096, max(256, 2 * _power_of_two(_rows(spec))))
+    return min(4096, max(256, _power_of_two(_rows(spec))))
 
 
 def _rows(spec: LayerSpec) -> int:

@@ -42,7 +42,6 @@ SIZES = {
     "FEATURES": Range(4, 256),  # rows of the state at a time
     "VALUES": Range(16, 256),  # columns of the state: less than all of them is a value split
     "SEGMENT": Range(128, 4096),  # tokens between two states that are kept
-    "ELEMENTS": Range(128, 4096),  # numbers of a flattened state at a time
 }
 OTHERS = Range(1, 4096)
 """Constants that the table does not know: numbers of a launch plan, or of a program that is new."""

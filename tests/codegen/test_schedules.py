@@ -49,7 +49,6 @@ def legal_sizes(draw: st.DrawFn, spec: LayerSpec) -> Sizes:
         ("QUERIES", draw(divisors)),
         ("KEYS", draw(divisors)),
         ("FEATURES", draw(st.integers(3, 70))),
-        ("ELEMENTS", draw(st.integers(50, 3000))),
         ("QK", qk + draw(st.integers(0, 5))),
         ("VALUES", v + draw(st.integers(0, 9))),
     )
