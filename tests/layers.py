@@ -28,9 +28,14 @@ Sizes = tuple[tuple[str, int], ...]
 """Tile sizes that replace a schedule's own, by a constant's name or by ``program.CONSTANT``."""
 FORMS: dict[str, Sizes] = {
     "direct": (("forward.SCORES", 1 << 62),),
-    "recurrent": (("forward.SCORES", 1), ("forward.PROGRAMS", 10)),
+    "recurrent": (
+        ("forward.SCORES", 1),
+        ("forward.PROGRAMS", 10),
+        ("backward.SHORTEST", 1),
+        ("backward.PROGRAMS", 10),
+    ),
 }
-"""The two forms of a forward pass of linear attention, whatever the length."""
+"""The two forms of a forward pass of linear attention, whatever the length; one with a backward in spans."""
 
 LINEAR = (
     LinearAttention("taylor2", TaylorExp(2), HeadDims(16, 64)),

@@ -30,3 +30,15 @@ def forward_plan(
     if T * T * rows <= SCORES:
         return cdiv(T, LENGTH), False
     return max(1, min(cdiv(T, SHORTEST), PROGRAMS // rows)), True
+
+
+@functools.lru_cache(maxsize=4096)
+def backward_plan(T: int, rows: int, SEGMENT: int, SHORTEST: int, PROGRAMS: int) -> tuple[int, int]:
+    """How a backward pass over T tokens of `rows` (batch times heads) runs: segments, and spans of them.
+
+    The state is kept every SEGMENT tokens.  It is summed over as many spans of the sequence at once as give
+    the GPU PROGRAMS programs for each block of it, none below SHORTEST tokens.
+    """
+    segments = cdiv(T, SEGMENT)
+    length = cdiv(segments, max(1, min(T // SHORTEST, PROGRAMS // rows)))
+    return segments, max(1, cdiv(segments, max(1, length)))

@@ -41,10 +41,11 @@ from ..ir.nodes import (
     wrap,
 )
 from ..spec.model import LinearAttention
-from .feature_maps import Sums, feature_map
+from .feature_maps import feature_map
 from .linear_attention_backward import key_gradients, query_gradients
 from .linear_attention_parts import BATCH_AXES, CHUNK_AXIS, ROWS, B, H, Layer, T
 from .linear_attention_recurrence import recurrence
+from .linear_attention_states import running_states, segment_sums
 from .prefix import prefix
 
 
@@ -52,70 +53,18 @@ def programs(spec: LinearAttention) -> tuple[Program, ...]:
     """Every kernel of the layer, in the order in which they run."""
     layer = Layer(spec, feature_map(spec))
     chunked = (
-        states(layer, "states", of_queries=False),
+        segment_sums(layer, "states", of_queries=False),
         prefix(layer, "prefix", reverse=False),
         outputs(layer),
         recurrence(layer),
+        running_states(layer, "states_before", of_queries=False),
         query_gradients(layer),
-        states(layer, "query_states", of_queries=True),
+        segment_sums(layer, "query_states", of_queries=True),
         prefix(layer, "suffix", reverse=True),
+        running_states(layer, "states_after", of_queries=True),
         key_gradients(layer),
     )
     return (*chunked, step(layer))
-
-
-def states(layer: Layer, name: str, of_queries: bool) -> Program:
-    """The state that one segment adds: keys with values, or (mirrored) queries with output gradients."""
-    b = Builder()
-    normalize = layer.spec.normalize
-    f = layer.features_at(b, Var("feature_block") * layer.features.block)
-    u = b.let("u", Span(Var("value_block") * "VALUES", "VALUES"))
-    d = b.let("d", Span(wrap(0), "QK"))
-    selection = layer.features.select(b, f)
-    state = b.let("S", Full((layer.features.block, "VALUES"), 0.0))
-    z = b.let("z", Full((layer.features.block,), 0.0)) if normalize else None
-    length = layer.segment_length(b)
-    start = Var("segment") * length
-    with b.loop("t0", start, minimum(start + length, T), "CHUNK") as t0:
-        t = b.let("t", Span(t0, "CHUNK"))
-        _, operand = layer.features.load(b, "X", "q" if of_queries else "k", (B, t, H, d))
-        if of_queries:
-            values = layer.gradient_tile(b, t, u)
-            factors = b.let("E", Load("e", (B, t, H), ACC)) if normalize else None
-        else:
-            values = b.let("Y", Load("v", (B, t, H, u), OPERAND))
-            factors = None
-        sums = Sums(state, z, layer.rows_past_end(b, t0), factors)
-        layer.features.accumulate(b, operand, f, selection, values, sums)
-    if of_queries:
-        weight = layer.features.weights(b, f)
-        b.set(state, state * column(weight))
-        if z is not None:
-            b.set(z, z * weight)
-    b.store("sums", (B, H, Var("segment"), f, u), state)
-    if z is not None:
-        b.store("normalizer_sums", (B, H, Var("segment"), f), z)
-    inputs = (
-        (layer.queries("q"), layer.values("do"), *layer.row_sums("n", "e"))
-        if of_queries
-        else (layer.queries("k"), layer.values("v"))
-    )
-    axes = (
-        Axis("segment", Var("segments")),
-        Axis("feature_block", cdiv(layer.features.rows, layer.features.block)),
-        Axis("value_block", cdiv(layer.v, "VALUES")),
-    )
-    what = "queries and their output gradients" if of_queries else "keys and values"
-    return layer.program(
-        name,
-        f"The sum of outer products of the {what} of each segment.",
-        axes,
-        (*inputs, *layer.segment_sums()),
-        b,
-        ("SEGMENT", "CHUNK"),
-        whole_values=False,
-        scaled=of_queries,
-    )
 
 
 def outputs(layer: Layer) -> Program:

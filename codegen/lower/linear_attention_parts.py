@@ -62,6 +62,12 @@ class Layer:
         normalizer = Tensor("normalizer", ("B", "H", "segments", self.features.rows), ACC, optional=flag)
         return (state, normalizer) if self.spec.normalize else (state,)
 
+    def span_states(self, flag: str) -> tuple[Tensor, ...]:
+        """`segment_states`, of spans of segments."""
+        state = Tensor("start_state", ("B", "H", "spans", self.features.rows, self.v), OPERAND, optional=flag)
+        normalizer = Tensor("start_normalizer", ("B", "H", "spans", self.features.rows), ACC, optional=flag)
+        return (state, normalizer) if self.spec.normalize else (state,)
+
     def user_states(self, prefix: str, flag: str | None = None) -> tuple[Tensor, ...]:
         """A state as the user passes or gets it."""
         state = Tensor(f"{prefix}state", ("B", "H", self.features.rows, self.v), STATE, optional=flag)
@@ -92,7 +98,7 @@ class Layer:
             summary,
             (*BATCH_AXES, *axes),
             tensors,
-            SIZES,
+            (*SIZES, "spans") if any("spans" in tensor.dims for tensor in tensors) else SIZES,
             ("scale",) if scaled else (),
             flags,
             (*constants, "QK", *block, "VALUES"),
@@ -126,9 +132,9 @@ class Layer:
         """The index tile of one block of features."""
         return b.let("f", Span(f0, self.features.block))
 
-    def rows_past_end(self, b: Builder, t0: Expr) -> Var:
-        """How many rows of the chunk that starts at token `t0` lie past the end of the sequence."""
-        return b.let("past", maximum(t0 + "CHUNK" - T, 0))
+    def rows_past_end(self, b: Builder, t0: Expr, size: str) -> Var:
+        """How many of `size` tokens from `t0` on lie past the end of the sequence."""
+        return b.let("past", maximum(t0 + size - T, 0))
 
     def segment_length(self, b: Builder) -> Var:
         """Tokens of a segment: the fewest whole grains of SEGMENT tokens with which `segments` cover T."""

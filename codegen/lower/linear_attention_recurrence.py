@@ -140,7 +140,7 @@ class _Vector:
         self.b.add(self.n, Sum(self.b.let("Pz", features * row(self.z)), 1))
 
     def sums(self, state: Var, t0: Expr) -> Sums:
-        return Sums(state, self.z, self.layer.rows_past_end(self.b, t0))
+        return Sums(state, self.z, self.layer.rows_past_end(self.b, t0, "CHUNK"))
 
     def accumulate(self, keys: Var) -> None:
         """Done with the state's sums."""

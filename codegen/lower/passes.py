@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..ir.host import Allocate, Launch, Line, Pass
 from ..ir.nodes import ACC, IO, OPERAND, STATE, Program
 from ..spec.model import LayerSpec, LinearAttention, SlidingWindow
@@ -23,7 +25,7 @@ def plans(spec: LayerSpec) -> tuple[Program, ...]:
         case LinearAttention():
             return (
                 _plan("forward", "SCORES", "LENGTH", "SHORTEST", "PROGRAMS"),
-                _plan("backward", "LENGTH"),
+                _plan("backward", "SEGMENT", "SHORTEST", "PROGRAMS"),
             )
         case SlidingWindow():
             return ()
@@ -38,14 +40,14 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
     normalize = spec.normalize
     sizes = Line("B, T, H, _ = q.shape")
 
-    def segment_buffers(prefix: str, when: str) -> list[Allocate]:
-        state = Allocate(f"{prefix}state", ("B", "H", "segments", str(rows), str(v)), OPERAND, when)
-        normalizer = Allocate(f"{prefix}normalizer", ("B", "H", "segments", str(rows)), ACC, when)
+    def segment_buffers(prefix: str, when: str, count: str = "segments") -> list[Allocate]:
+        state = Allocate(f"{prefix}state", ("B", "H", count, str(rows), str(v)), OPERAND, when)
+        normalizer = Allocate(f"{prefix}normalizer", ("B", "H", count, str(rows)), ACC, when)
         return [state, normalizer] if normalize else [state]
 
-    def sum_buffers(when: str) -> list[Allocate]:
-        state = Allocate("sums", ("B", "H", "segments", str(rows), str(v)), ACC, when)
-        normalizer = Allocate("normalizer_sums", ("B", "H", "segments", str(rows)), ACC, when)
+    def sum_buffers(when: str, count: str = "segments") -> list[Allocate]:
+        state = Allocate("sums", ("B", "H", count, str(rows), str(v)), ACC, when)
+        normalizer = Allocate("normalizer_sums", ("B", "H", count, str(rows)), ACC, when)
         return [state, normalizer] if normalize else [state]
 
     def run_over_segments(
@@ -57,6 +59,17 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
             arguments |= {f"total_{part}": f"{total}{part}" if total else "None"}
         return Launch(program, arguments, when)
 
+    def walk(
+        program: str, names: dict[str, str], initial: str, total: str | None, when: str, wanted: str = "False"
+    ) -> Launch:
+        """Run a program over the segments of each span; a single span starts and ends with what is passed."""
+        launch = run_over_segments(program, names, initial, total, when, wanted)
+        arguments = launch.arguments | {"start_state": "span_state", "start_normalizer": "span_normalizer"}
+        for flag in ("INITIAL", "TOTAL"):
+            if arguments[flag] != "False":
+                arguments |= {flag: f"{arguments[flag]} and not split"}
+        return replace(launch, arguments=arguments | {"SEGMENTED": "split"})
+
     def final_buffers(prefix: str, when: str) -> list[Allocate]:
         return [
             Allocate(f"{prefix}state", ("B", "H", str(rows), str(v)), STATE, when),
@@ -65,6 +78,8 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
 
     before = {"state": "segment_state", "normalizer": "segment_normalizer"}
     after = {"state": "mirrored_state", "normalizer": "mirrored_normalizer"}
+    starts = {"state": "span_state", "normalizer": "span_normalizer"}
+    over_spans = {"segments": "spans"}
     forward = Pass(
         "forward",
         "Outputs, row sums of A, and the state after the last token if it is asked for.",
@@ -117,24 +132,29 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
         ),
         (
             sizes,
-            Line('segments = cdiv(T, SCHEDULE["backward"][q.dtype]["LENGTH"])'),
-            Line("has_initial = initial_state is not None"),
+            Line('segments, spans = backward_plan(T, B * H, **SCHEDULE["backward"][q.dtype])'),
+            Line("split, has_initial = spans > 1, initial_state is not None"),
             Line("stateful = segments > 1 or has_initial"),
             Line("mirrored = segments > 1 or has_initial or d_final_state is not None"),
             Allocate("dq", ("B", "T", "H", str(qk)), IO),
             *((Allocate("e", ("B", "T", "H"), ACC),) if normalize else ()),
-            *sum_buffers("mirrored"),
+            *sum_buffers("split", "spans"),
+            *segment_buffers("span_", "split", "spans"),
             *segment_buffers("segment_", "stateful"),
-            Launch("states", when="stateful"),
-            run_over_segments("prefix", before, "initial_", None, "stateful"),
+            Launch("states", over_spans, "split"),
+            run_over_segments("prefix", starts | over_spans, "initial_", None, "split"),
+            walk("states_before", before, "initial_", None, "stateful"),
             Launch("query_gradients", before | {"STATEFUL": "stateful"}),
             Line("# The keys' side needs the mirrored state: the sum over the queries of later segments."),
             Allocate("dk", ("B", "T", "H", str(qk)), IO),
             Allocate("dv", ("B", "T", "H", str(v)), IO),
             *segment_buffers("mirrored_", "mirrored"),
             *final_buffers("d_initial_", "has_initial"),
-            Launch("query_states", when="mirrored"),
-            run_over_segments("suffix", after, "d_final_", "d_initial_", "mirrored", wanted="has_initial"),
+            Launch("query_states", over_spans, "split"),
+            run_over_segments(
+                "suffix", starts | over_spans, "d_final_", "d_initial_", "split", wanted="has_initial"
+            ),
+            walk("states_after", after, "d_final_", "d_initial_", "mirrored", wanted="has_initial"),
             Launch("key_gradients", after | {"STATEFUL": "mirrored"}),
         ),
         ("dq", "dk", "dv", "d_initial_state", "d_initial_normalizer"),

@@ -21,6 +21,12 @@ ALL_SCORES = 1 << 62
 """More scores than any sequence has."""
 FEW_SCORES = 1 << 26
 """Scores, over batch and heads, that are computed faster than a recurrence takes its steps."""
+LONGEST_DIRECT = 2048
+"""Tokens of a segment that is computed directly because its scores are few."""
+SHORTEST_SPAN = 1024
+"""Tokens below which a program that walks over states is not worth another launch."""
+STATE_ROWS = 64
+"""Rows of a state that one program sums."""
 RUNNING_SUMS = ("prefix", "suffix")
 """Programs over the states of segments: they move numbers, and make no products."""
 GRAIN = 128
@@ -43,10 +49,16 @@ def policy(spec: LayerSpec, program: Program, backend: str) -> Schedule:
 
 def _launch_plan(spec: LayerSpec, program: Program, backend: str, dtype: str) -> Setting:
     """By what a pass of linear attention chooses what it launches."""
+    if program.name == "backward":
+        segment = {"torch": 128, HOST_C: 64}.get(backend, GRAIN)
+        on_gpu = backend in ("triton", "tilelang")
+        blocks = -(-_rows(spec) // STATE_ROWS)
+        programs = RESIDENT_PROGRAMS // blocks if on_gpu else 1
+        return Setting({"SEGMENT": segment, "SHORTEST": SHORTEST_SPAN, "PROGRAMS": programs})
     length = {"torch": 128, HOST_C: 64}.get(backend, _segment(spec))
     sizes = {"SCORES": ALL_SCORES, "LENGTH": length, "SHORTEST": GRAIN, "PROGRAMS": RESIDENT_PROGRAMS}
-    if program.name == "forward" and _recurs(spec, backend, dtype):
-        sizes |= {"SCORES": FEW_SCORES, "LENGTH": 2048}
+    if _recurs(spec, backend, dtype):
+        sizes |= {"SCORES": FEW_SCORES, "LENGTH": LONGEST_DIRECT}
     return Setting(_pick(program, sizes))
 
 
