@@ -27,7 +27,7 @@ from .linear_attention_parts import CHUNK_AXIS, ROWS, B, H, Layer, T
 
 
 def query_gradients(layer: Layer) -> Program:
-    """dq of one chunk of queries, and e = -(do·o) / (n + eps), what every A_ij owes to the normaliser."""
+    """dq of one chunk of queries; and g, and e, what every A_ij of a row owes to the normaliser."""
     b = Builder()
     normalize = layer.spec.normalize
     t = b.let("t", Span(Var("chunk") * "CHUNK", "CHUNK"))
@@ -36,12 +36,16 @@ def query_gradients(layer: Layer) -> Program:
     length = layer.segment_length(b)
     segment = b.let("segment", Var("chunk") * "CHUNK" // length)
     loaded, queries = layer.features.load(b, "Q", "q", (B, t, H, d))
-    gradients = layer.gradient_tile(b, t, u)
     if normalize:
-        products = b.let("products", Var("dO") * b.let("O", Load("o", (B, t, H, u), ACC)))
-        total = b.let("total", Sum(products, 1))
-        b.let("E", -total / (Var("N") + layer.spec.eps))
+        do = b.let("dO", Load("do", (B, t, H, u), ACC))
+        n = b.let("N", Load("n", (B, t, H), ACC, fill=1.0))
+        products = b.let("products", do * b.let("O", Load("o", (B, t, H, u), ACC)))
+        b.let("E", -b.let("total", Sum(products, 1)) / (n + layer.spec.eps))
         b.store("e", (B, t, H), Var("E"))
+        gradients = b.let("G", Cast(do / column(n + layer.spec.eps), OPERAND))
+        b.store("g", (B, t, H, u), gradients)
+    else:
+        gradients = layer.gradient_tile(b, t, u)
     dq = b.let("dQ", Full(("CHUNK", "QK"), 0.0))
     with b.when("STATEFUL"):
         b.comment("Earlier segments, through their state.")
@@ -75,7 +79,7 @@ def query_gradients(layer: Layer) -> Program:
         layer.queries("k"),
         layer.values("v"),
         layer.values("do"),
-        *((layer.values("o", strided=False),) if normalize else ()),
+        *((layer.values("o", strided=False), layer.gradients()) if normalize else ()),
         *layer.row_sums("n", "e"),
         *layer.segment_states("STATEFUL"),
         Tensor("dq", (*ROWS, layer.qk), IO),
@@ -144,8 +148,8 @@ def key_gradients(layer: Layer) -> Program:
         layer.queries("q"),
         layer.queries("k"),
         layer.values("v"),
-        layer.values("do"),
-        *layer.row_sums("n", "e"),
+        layer.gradients(),
+        *layer.row_sums("e"),
         *layer.segment_states("STATEFUL"),
         Tensor("dk", (*ROWS, layer.qk), IO),
         layer.values("dv", strided=False),

@@ -11,7 +11,6 @@ from ..ir.nodes import (
     OPERAND,
     STATE,
     Axis,
-    Cast,
     Expr,
     Load,
     Program,
@@ -19,7 +18,6 @@ from ..ir.nodes import (
     Tensor,
     Var,
     cdiv,
-    column,
     maximum,
     row,
 )
@@ -78,6 +76,10 @@ class Layer:
         """Vectors with one number a token, which only a normalised layer has."""
         return tuple(Tensor(name, ROWS, ACC) for name in names) if self.spec.normalize else ()
 
+    def gradients(self) -> Tensor:
+        """g, which is do where the layer does not normalise."""
+        return Tensor("g", (*ROWS, self.v), OPERAND) if self.spec.normalize else self.values("do")
+
     def program(
         self,
         name: str,
@@ -109,12 +111,8 @@ class Layer:
     # Pieces
 
     def gradient_tile(self, b: Builder, t: Var, u: Var) -> Var:
-        """g = do / (n + eps) as a matrix operand, one row a token."""
-        if not self.spec.normalize:
-            return b.let("G", Load("do", (B, t, H, u), OPERAND))
-        do = b.let("dO", Load("do", (B, t, H, u), ACC))
-        n = b.let("N", Load("n", (B, t, H), ACC, fill=1.0))
-        return b.let("G", Cast(do / column(n + self.spec.eps), OPERAND))
+        """g as a matrix operand, one row a token."""
+        return b.let("G", Load(self.gradients().name, (B, t, H, u), OPERAND))
 
     def weighted_features(
         self, b: Builder, name: str, operand: Var, f: Var, selection: tuple[Var, ...]

@@ -74,7 +74,7 @@ class _States:
     ) -> Program:
         layer = self.layer
         inputs = (
-            (layer.queries("q"), layer.values("do"), *layer.row_sums("n", "e"))
+            (layer.queries("q"), layer.gradients(), *layer.row_sums("e"))
             if self.of_queries
             else (layer.queries("k"), layer.values("v"))
         )

@@ -59,6 +59,8 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
             arguments |= {f"total_{part}": f"{total}{part}" if total else "None"}
         return Launch(program, arguments, when)
 
+    gradient_buffers = (Allocate("g", ("B", "T", "H", str(v)), OPERAND), Allocate("e", ("B", "T", "H"), ACC))
+
     def walk(
         program: str, names: dict[str, str], initial: str, total: str | None, when: str, wanted: str = "False"
     ) -> Launch:
@@ -137,7 +139,7 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
             Line("stateful = segments > 1 or has_initial"),
             Line("mirrored = segments > 1 or has_initial or d_final_state is not None"),
             Allocate("dq", ("B", "T", "H", str(qk)), IO),
-            *((Allocate("e", ("B", "T", "H"), ACC),) if normalize else ()),
+            *(gradient_buffers if normalize else ()),
             *sum_buffers("split", "spans"),
             *segment_buffers("span_", "split", "spans"),
             *segment_buffers("segment_", "stateful"),
