@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 
 import torch
@@ -62,11 +64,19 @@ def _run_apart(job: Job, end: float) -> bool:
     if left <= 0:
         return False
     command = [sys.executable, "-m", __name__]
-    try:
-        done = subprocess.run(command, input=text, text=True, capture_output=True, timeout=left)
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0
+    pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=nowhere, stderr=nowhere, text=True, start_new_session=True
+    ) as process:
+        try:
+            process.communicate(text, timeout=left)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            # Compilers that it started would go on beside what is measured.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode == 0
 
 
 def run_job(text: str) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from itertools import groupby
 
-from ..ir.host import Allocate, Launch, Line
+from ..ir.host import Allocate, Launch, Line, Pass
 from ..ir.nodes import ACC, IO, OPERAND, STATE
 from ..schedule.model import HOST_C
 from ..spec.model import LinearAttention
@@ -56,8 +58,11 @@ def emit_passes(w: Writer, layer: ScheduledLayer, launch: EmitLaunch) -> None:
         w.call(f"def {function.name}(", function.parameters, "):")
         with w.indented():
             w.line(f'"""{function.summary}"""')
-            for when, steps in groupby(function.body, lambda step: isinstance(step, Launch) and step.when):
+            for when, group in groupby(function.body, partial(_condition, function)):
+                steps = list(group)
                 if when:
+                    if buffers := [step.name for step in steps if isinstance(step, Allocate)]:
+                        w.line(f"{' = '.join(buffers)} = None")
                     w.line(f"if {when}:")
                 with w.indented() if when else nullcontext():
                     for step in steps:
@@ -65,11 +70,19 @@ def emit_passes(w: Writer, layer: ScheduledLayer, launch: EmitLaunch) -> None:
                             case Line(text):
                                 w.line(text)
                             case Allocate():
-                                _allocate(w, layer, step)
+                                _allocate(w, layer, replace(step, when=None) if when else step)
                             case Launch(program, arguments):
                                 launch(w, layer.find(program), arguments)
             results = ", ".join(function.results)
             w.line(f"return {results}")
+
+
+def _condition(function: Pass, step: Line | Allocate | Launch) -> str | None:
+    """Under which condition a step is there at all.  What a pass returns always is, if only empty."""
+    if isinstance(step, Line) or step.when is None:
+        return None
+    returned = isinstance(step, Allocate) and step.name in function.results
+    return None if returned else step.when
 
 
 def _allocate(w: Writer, layer: ScheduledLayer, step: Allocate) -> None:

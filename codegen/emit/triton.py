@@ -170,10 +170,8 @@ class _Kernel:
 
     def emit(self) -> None:
         program, w = self.program, self.w
-        # Lengths and counts change from call to call; the size of a flattened state does not, and its
-        # alignment matters.
-        unspecialized = [size for size in program.sizes if size != "elements"]
-        w.line(f"@triton.jit(do_not_specialize={unspecialized!r})".replace("'", '"'))
+        # Lengths and counts change from call to call.
+        w.line(f"@triton.jit(do_not_specialize={list(program.sizes)!r})".replace("'", '"'))
         w.call(
             f"def {program.name}(",
             [
@@ -189,6 +187,8 @@ class _Kernel:
         )
         with w.indented():
             w.line(f'"""{program.summary}"""')
+            for scalar in program.scalars:
+                w.line(f"{scalar} = tl.cast({scalar}, tl.float32)  # compilers of callers may pass 64 bits")
             self._program_ids()
             self._block(program.body)
 

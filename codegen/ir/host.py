@@ -19,7 +19,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Allocate:
-    """An uninitialised tensor on the device of the inputs; where `when` is false, an empty one."""
+    """An uninitialised tensor on the device of the inputs.
+
+    Where `when` is false there is None instead, or an empty tensor if the pass returns it.
+    """
 
     name: str
     shape: tuple[str, ...]

@@ -25,8 +25,8 @@ LONGEST_DIRECT = 2048
 """Tokens of a segment that is computed directly because its scores are few."""
 SHORTEST_SPAN = 1024
 """Tokens below which a program that walks over states is not worth another launch."""
-STATE_ROWS = 64
-"""Rows of a state that one program sums."""
+STATE_ROWS = STATE_COLUMNS = 64
+"""The block of a state that one program sums."""
 RUNNING_SUMS = ("prefix", "suffix")
 """Programs over the states of segments: they move numbers, and make no products."""
 GRAIN = 128
@@ -49,14 +49,20 @@ def policy(spec: LayerSpec, program: Program, backend: str) -> Schedule:
 
 def _launch_plan(spec: LayerSpec, program: Program, backend: str, dtype: str) -> Setting:
     """By what a pass of linear attention chooses what it launches."""
+    value_blocks = -(-spec.head_dims.v // STATE_COLUMNS)
     if program.name == "backward":
         segment = {"torch": 128, HOST_C: 64}.get(backend, GRAIN)
         on_gpu = backend in ("triton", "tilelang")
-        blocks = -(-_rows(spec) // STATE_ROWS)
+        blocks = -(-_rows(spec) // STATE_ROWS) * value_blocks
         programs = RESIDENT_PROGRAMS // blocks if on_gpu else 1
         return Setting({"SEGMENT": segment, "SHORTEST": SHORTEST_SPAN, "PROGRAMS": programs})
     length = {"torch": 128, HOST_C: 64}.get(backend, _segment(spec))
-    sizes = {"SCORES": ALL_SCORES, "LENGTH": length, "SHORTEST": GRAIN, "PROGRAMS": RESIDENT_PROGRAMS}
+    sizes = {
+        "SCORES": ALL_SCORES,
+        "LENGTH": length,
+        "SHORTEST": GRAIN,
+        "PROGRAMS": RESIDENT_PROGRAMS // value_blocks,
+    }
     if _recurs(spec, backend, dtype):
         sizes |= {"SCORES": FEW_SCORES, "LENGTH": LONGEST_DIRECT}
     return Setting(_pick(program, sizes))
@@ -79,7 +85,7 @@ def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     wide = dtype == "float32"  # twice the bytes, and products that run on the ordinary units
     values = max(MATRIX_UNIT, _power_of_two(spec.head_dims.v))
     if "VALUES" not in program.bounds:
-        values = min(values, 64)
+        values = min(values, STATE_COLUMNS)
     qk = max(MATRIX_UNIT, _power_of_two(spec.head_dims.qk))
     if isinstance(spec, SlidingWindow) and program.name != "token":
         return _warpgroup(program, qk, values, wide)
@@ -134,11 +140,11 @@ def _tensor_cores(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     qk, v = spec.head_dims.qk, spec.head_dims.v
     groups = 2 if v > 128 else 1
     unit = groups * MATRIX_UNIT
-    if program.name not in ("token", *RUNNING_SUMS):
+    if not wide and program.name not in ("token", "query_gradients", "gradients", *RUNNING_SUMS):
         qk, v = -(-qk // unit) * unit, -(-v // unit) * unit
     else:
         qk, v = max(unit, _power_of_two(qk)), max(unit, _power_of_two(v))
-    values = v if "VALUES" in program.bounds else min(v, 64)
+    values = v if "VALUES" in program.bounds else min(v, STATE_COLUMNS)
     chunk = 32 if wide else 64
     sizes = {
         "QK": qk,
