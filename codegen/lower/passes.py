@@ -53,6 +53,7 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
     def run_over_segments(
         program: str, names: dict[str, str], initial: str, total: str | None, when: str, wanted: str = "False"
     ) -> Launch:
+        """Run a program over all segments, from an initial state if there is one; to a total if `wanted`."""
         arguments = names | {"INITIAL": f"{initial}state is not None", "TOTAL": wanted}
         for part in ("state", "normalizer"):
             arguments |= {f"initial_{part}": f"{initial}{part}"}
@@ -78,8 +79,7 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
             Allocate(f"{prefix}normalizer", ("B", "H", str(rows)), STATE, when if normalize else "False"),
         ]
 
-    before = {"state": "segment_state", "normalizer": "segment_normalizer"}
-    after = {"state": "mirrored_state", "normalizer": "mirrored_normalizer"}
+    of_segments = {"state": "segment_state", "normalizer": "segment_normalizer"}
     starts = {"state": "span_state", "normalizer": "span_normalizer"}
     over_spans = {"segments": "spans"}
     forward = Pass(
@@ -100,10 +100,12 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
             *sum_buffers("summed"),
             *segment_buffers("segment_", "summed"),
             Launch("states", when="summed"),
-            run_over_segments("prefix", before, "initial_", "final_", "summed", wanted="output_final_state"),
+            run_over_segments(
+                "prefix", of_segments, "initial_", "final_", "summed", wanted="output_final_state"
+            ),
             Launch(
                 "recurrence",
-                before
+                of_segments
                 | {
                     "INITIAL": "has_initial and not split",
                     "SEGMENTED": "split",
@@ -111,7 +113,7 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
                 },
                 "recurrent",
             ),
-            Launch("outputs", before | {"STATEFUL": "split or has_initial"}, "not recurrent"),
+            Launch("outputs", of_segments | {"STATEFUL": "split or has_initial"}, "not recurrent"),
         ),
         ("o", "n", "final_state", "final_normalizer"),
     )
@@ -144,9 +146,9 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
             *segment_buffers("span_", "split", "spans"),
             Launch("states", over_spans, "split"),
             run_over_segments("prefix", starts | over_spans, "initial_", None, "split"),
-            *segment_buffers("segment_", "stateful"),
-            walk("states_before", before, "initial_", None, "stateful"),
-            Launch("query_gradients", before | {"STATEFUL": "stateful"}),
+            *segment_buffers("segment_", "mirrored"),
+            walk("states_before", of_segments, "initial_", None, "stateful"),
+            Launch("query_gradients", of_segments | {"STATEFUL": "stateful"}),
             Line("# The keys' side needs the mirrored state: the sum over the queries of later segments."),
             Allocate("dk", ("B", "T", "H", str(qk)), IO),
             Allocate("dv", ("B", "T", "H", str(v)), IO),
@@ -155,9 +157,8 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
             run_over_segments(
                 "suffix", starts | over_spans, "d_final_", "d_initial_", "split", wanted="has_initial"
             ),
-            *segment_buffers("mirrored_", "mirrored"),
-            walk("states_after", after, "d_final_", "d_initial_", "mirrored", wanted="has_initial"),
-            Launch("key_gradients", after | {"STATEFUL": "mirrored"}),
+            walk("states_after", of_segments, "d_final_", "d_initial_", "mirrored", wanted="has_initial"),
+            Launch("key_gradients", of_segments | {"STATEFUL": "mirrored"}),
         ),
         ("dq", "dk", "dv", "d_initial_state", "d_initial_normalizer"),
     )
