@@ -59,21 +59,25 @@ def jobs(entries: Sequence[Entry]) -> list[Job]:
 def _run_apart(job: Job, end: float) -> bool:
     """Whether the job was done, in a process of its own, before `end`."""
     by, works = job
-    text = json.dumps({"by": by, "works": [asdict(work) for work in works]})
     left = end - time.monotonic()
-    if left <= 0:
-        return False
-    command = [sys.executable, "-m", __name__]
+    text = json.dumps({"by": by, "works": [asdict(work) for work in works]})
+    return left > 0 and ended_well([sys.executable, "-m", __name__], text, left)
+
+
+def ended_well(command: Sequence[str], text: str, seconds: float) -> bool:
+    """Whether a command that reads `text` succeeds in time.  Nothing that it started goes on after it.
+
+    Compilers start others; those of a job that is given up would run beside what is measured.
+    """
     pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
     with subprocess.Popen(
         command, stdin=pipe, stdout=nowhere, stderr=nowhere, text=True, start_new_session=True
     ) as process:
         try:
-            process.communicate(text, timeout=left)
+            process.communicate(text, timeout=seconds)
         except subprocess.TimeoutExpired:
             pass
         finally:
-            # Compilers that it started would go on beside what is measured.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     return process.returncode == 0

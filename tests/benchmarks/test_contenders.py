@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from based_ops.benchmarks.ops.ours import Ours
 from based_ops.benchmarks.ops.peers import ON_CUDA, peers, too_long
 from based_ops.benchmarks.ops.peers.common import taylor_features
 from based_ops.benchmarks.ops.peers.pytorch import Sdpa, naive_step, window_mask
-from based_ops.benchmarks.ops.warm import jobs
+from based_ops.benchmarks.ops.warm import ended_well, jobs
 from based_ops.benchmarks.ops.works import Entry, Work, entries
 
 WORKS = [
@@ -120,3 +123,23 @@ def test_compiling_ahead_covers_each_kernel_once() -> None:
     assert len({(by, *kinds) for by, kinds in found}) == len(found)
     assert "FlexAttention" in {by for by, _ in found}
     assert "torch" not in {by for by, _ in found}
+
+
+def test_a_job_that_is_given_up_leaves_nothing_behind(tmp_path: Path) -> None:
+    """What it started would use the cores while others are measured."""
+    begun, written = tmp_path / "begun", tmp_path / "written"
+    later = f"import time, pathlib; time.sleep(4); pathlib.Path({str(written)!r}).touch()"
+    start = f"""import pathlib, subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", {later!r}])
+pathlib.Path({str(begun)!r}).touch()
+time.sleep(60)"""
+    assert not ended_well([sys.executable, "-c", start], "", 2)
+    assert begun.exists()
+    time.sleep(3)
+    assert not written.exists()
+
+
+def test_a_job_gets_its_text_and_says_how_it_ended() -> None:
+    read = "import sys; sys.exit(0 if sys.stdin.read() == 'text' else 1)"
+    assert ended_well([sys.executable, "-c", read], "text", 60)
+    assert not ended_well([sys.executable, "-c", read], "other", 60)
