@@ -116,13 +116,14 @@ _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 def _parameters(spec: LayerSpec, program: Program, dtype: torch.dtype) -> dict[str, str]:
     """Triton's type of every parameter of a kernel that is no constant."""
+    from based_ops.codegen.emit.layer import operand_dtype
     from based_ops.codegen.ir.nodes import ACC, INDEX, IO, OPERAND, STATE
 
     state = getattr(torch, getattr(spec, "state_dtype", "float32"))
-    operand = "*fp32" if dtype == torch.float32 else "*bf16"
+    operand = getattr(torch, operand_dtype(spec, str(dtype).removeprefix("torch.")))
     roles = {
         IO: f"*{_NAMES[dtype]}",
-        OPERAND: operand,
+        OPERAND: f"*{_NAMES[operand]}",
         ACC: "*fp32",
         STATE: f"*{_NAMES[state]}",
         INDEX: "*i32",

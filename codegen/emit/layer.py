@@ -48,12 +48,12 @@ class ScheduledLayer:
         return next(p for p in self.programs if p.program.name == program)
 
 
-def operand_dtype(layer: ScheduledLayer, dtype: str) -> str:
+def operand_dtype(spec: LayerSpec, dtype: str) -> str:
     """What the matrix units read.
 
     Linear attention sums without a softmax: its kernel values and states leave float16's range on long
     sequences, so float16 inputs meet bfloat16 operands.
     """
-    if dtype == "float16" and isinstance(layer.spec, LinearAttention):
+    if dtype == "float16" and isinstance(spec, LinearAttention):
         return "bfloat16"
     return dtype

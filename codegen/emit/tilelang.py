@@ -57,7 +57,7 @@ def _setting(layer: ScheduledLayer, scheduled: ScheduledProgram, dtype: str) -> 
     on_host = layer.backend == HOST_C
     constants = [f"{name}={value}" for name, value in setting.constants.items()]
     io = ["IO=" + ('"float32"' if on_host else f'"{dtype}"')] if uses_io(scheduled.program) else []
-    operand = "float32" if on_host else operand_dtype(layer, dtype)
+    operand = "float32" if on_host else operand_dtype(layer.spec, dtype)
     operands = [f'OPERAND="{operand}"'] if uses_operands(scheduled.program) else []
     return [*constants, *io, *operands, f"THREADS={1 if on_host else 32 * setting.warps}"]
 

@@ -88,7 +88,9 @@ def _setting(layer: ScheduledLayer, scheduled: ScheduledProgram, dtype: str) -> 
     setting = scheduled.schedule.settings[dtype]
     constants = [f"{name}={value}" for name, value in setting.constants.items()]
     operand = (
-        [f"OPERAND=operand(tl.{operand_dtype(layer, dtype)})"] if uses_operands(scheduled.program) else []
+        [f"OPERAND=operand(tl.{operand_dtype(layer.spec, dtype)})"]
+        if uses_operands(scheduled.program)
+        else []
     )
     return [*constants, *operand, f"num_warps={setting.warps}", f"num_stages={setting.stages}"]
 

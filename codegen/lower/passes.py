@@ -40,14 +40,10 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
     normalize = spec.normalize
     sizes = Line("B, T, H, _ = q.shape")
 
-    def segment_buffers(prefix: str, when: str, count: str = "segments") -> list[Allocate]:
-        state = Allocate(f"{prefix}state", ("B", "H", count, str(rows), str(v)), OPERAND, when)
-        normalizer = Allocate(f"{prefix}normalizer", ("B", "H", count, str(rows)), ACC, when)
-        return [state, normalizer] if normalize else [state]
-
-    def sum_buffers(when: str, count: str = "segments") -> list[Allocate]:
-        state = Allocate("sums", ("B", "H", count, str(rows), str(v)), ACC, when)
-        normalizer = Allocate("normalizer_sums", ("B", "H", count, str(rows)), ACC, when)
+    def states(names: dict[str, str], dtype: str, when: str, count: str = "segments") -> list[Allocate]:
+        """A state and its normaliser for each segment; `names` calls them ``state`` and ``normalizer``."""
+        state = Allocate(names["state"], ("B", "H", count, str(rows), str(v)), dtype, when)
+        normalizer = Allocate(names["normalizer"], ("B", "H", count, str(rows)), ACC, when)
         return [state, normalizer] if normalize else [state]
 
     def run_over_segments(
@@ -79,6 +75,7 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
             Allocate(f"{prefix}normalizer", ("B", "H", str(rows)), STATE, when if normalize else "False"),
         ]
 
+    sums = {"state": "sums", "normalizer": "normalizer_sums"}
     of_segments = {"state": "segment_state", "normalizer": "segment_normalizer"}
     starts = {"state": "span_state", "normalizer": "span_normalizer"}
     over_spans = {"segments": "spans"}
@@ -97,8 +94,8 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
             Allocate("o", ("B", "T", "H", str(v)), IO),
             Allocate("n", ("B", "T", "H"), ACC, None if normalize else "False"),
             *final_buffers("final_", "output_final_state"),
-            *sum_buffers("summed"),
-            *segment_buffers("segment_", "summed"),
+            *states(sums, ACC, "summed"),
+            *states(of_segments, OPERAND, "summed"),
             Launch("states", when="summed"),
             run_over_segments(
                 "prefix", of_segments, "initial_", "final_", "summed", wanted="output_final_state"
@@ -142,11 +139,11 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
             Line("mirrored = segments > 1 or has_initial or d_final_state is not None"),
             Allocate("dq", ("B", "T", "H", str(qk)), IO),
             *(gradient_buffers if normalize else ()),
-            *sum_buffers("split", "spans"),
-            *segment_buffers("span_", "split", "spans"),
+            *states(sums, ACC, "split", "spans"),
+            *states(starts, OPERAND, "split", "spans"),
             Launch("states", over_spans, "split"),
             run_over_segments("prefix", starts | over_spans, "initial_", None, "split"),
-            *segment_buffers("segment_", "mirrored"),
+            *states(of_segments, OPERAND, "mirrored"),
             walk("states_before", of_segments, "initial_", None, "stateful"),
             Launch("query_gradients", of_segments | {"STATEFUL": "stateful"}),
             Line("# The keys' side needs the mirrored state: the sum over the queries of later segments."),

@@ -29,6 +29,8 @@ STATE_ROWS = STATE_COLUMNS = 64
 """The block of a state that one program sums."""
 RUNNING_SUMS = ("prefix", "suffix")
 """Programs over the states of segments: they move numbers, and make no products."""
+ROW_SUMS = ("query_gradients", "gradients")
+"""Programs that sum products of loaded tiles: TileLang finds no layout for these at every width."""
 GRAIN = 128
 """Segments are made of this many tokens, or a multiple."""
 
@@ -140,7 +142,7 @@ def _tensor_cores(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     qk, v = spec.head_dims.qk, spec.head_dims.v
     groups = 2 if v > 128 else 1
     unit = groups * MATRIX_UNIT
-    if not wide and program.name not in ("token", "query_gradients", "gradients", *RUNNING_SUMS):
+    if not wide and program.name not in ("token", *ROW_SUMS, *RUNNING_SUMS):
         qk, v = -(-qk // unit) * unit, -(-v // unit) * unit
     else:
         qk, v = max(unit, _power_of_two(qk)), max(unit, _power_of_two(v))
