@@ -90,8 +90,9 @@ def _allocate(w: Writer, layer: ScheduledLayer, step: Allocate) -> None:
     if step.when == "False":
         w.line(f"{step.name} = q.new_empty(0, dtype={dtype})")
         return
-    shape = ", ".join(step.shape)
-    shape = f"({shape})" if step.when is None else f"({shape}) if {step.when} else 0"
+    shape = ", ".join(step.shape)  # as arguments: PyTorch takes half as long again to read a tuple
+    if step.when is not None:
+        shape = f"({shape}) if {step.when} else 0"
     extra = "" if step.dtype == IO else f", dtype={dtype}"
     w.line(f"{step.name} = q.new_empty({shape}{extra})")
 
