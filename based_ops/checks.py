@@ -109,15 +109,26 @@ def scale(variant: Facts, value: float | None) -> float:
     return float(value)
 
 
-def fits(part: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether `state_part` has nothing to say of a tensor."""
-    return isinstance(part, Tensor) and part.shape == shape and part.dtype == dtype and part.device == device
-
-
-def state_part(argument: str, part: Tensor, shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> None:
-    """One tensor of a state: its exact shape and dtype, on the device of `like`."""
+def state_part(
+    argument: str,
+    name: str,
+    part: Tensor | None,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    like: Tensor,
+    in_place: bool,
+) -> None:
+    """One tensor of a state: its exact shape and dtype, on `like`'s device, and dense if `in_place`."""
     if not isinstance(part, Tensor):
-        fail(StateError, argument, type(part).__name__, "a torch.Tensor")
+        fail(StateError, f"{argument}.{name}", type(part).__name__, "a torch.Tensor")
+    if (
+        part.shape == shape
+        and part.dtype == dtype
+        and part.device == like.device
+        and (not in_place or part.is_contiguous())
+    ):
+        return
+    argument = f"{argument}.{name}"
     if part.shape != shape:
         expected = [operator.index(size) for size in shape]
         fail(StateError, argument, f"shape {sizes(part)}", f"of shape {expected}")
@@ -125,17 +136,12 @@ def state_part(argument: str, part: Tensor, shape: tuple[int, ...], dtype: torch
         fail(StateError, argument, str(part.dtype), f"{dtype} for inputs of {like.dtype}")
     if part.device != like.device:
         fail(DeviceError, argument, str(part.device), f"on the device of q, {like.device}")
-
-
-def in_place(argument: str, part: Tensor) -> None:
-    """A tensor that a step updates in place."""
-    if not part.is_contiguous():
-        fail(
-            StateError,
-            argument,
-            "a tensor that is not contiguous",
-            "contiguous, since a step updates it in place",
-        )
+    fail(
+        StateError,
+        argument,
+        "a tensor that is not contiguous",
+        "contiguous, since a step updates it in place",
+    )
 
 
 def no_gradient(**tensors: Tensor | None) -> None:

@@ -99,23 +99,23 @@ def _environment() -> str | None:
 
 
 @run_while_tracing
-def kernel(name: str, backend: str | None, device_type: str, dtype: torch.dtype) -> str:
+def kernel(name: str, backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
     """The kernel string of the one backend that serves such a call; raises `BackendUnavailable` if it cannot.
 
     Under `torch.compile` this runs while tracing: a later change of the environment does not reach compiled
     code.
     """
     asked = backend if backend is not None else _environment() or None
-    return _kernel(name, asked, backend is None, device_type, dtype)
+    return _kernel(name, asked, backend is None, device, dtype)
 
 
 @functools.cache  # errors are not cached
 def _kernel(
-    name: str, asked: str | None, from_environment: bool, device_type: str, dtype: torch.dtype
+    name: str, asked: str | None, from_environment: bool, device: torch.device, dtype: torch.dtype
 ) -> str:
     from .registry import record as registered
 
-    record = registered(name)
+    record, device_type = registered(name), device.type
     origin = VARIABLE if from_environment else "backend"
     if asked is not None and asked not in BACKENDS:
         kind = BackendUnavailable if isinstance(asked, str) else ArgumentTypeError

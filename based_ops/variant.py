@@ -166,8 +166,8 @@ class Variant(ABC):
         """Sets the attributes of the mixer."""
 
     @abstractmethod
-    def _check_state(self, argument: str, state: Any, q: Tensor) -> None:
-        """Raises `StateError` unless `state` fits this variant and a call with `q`."""
+    def _check_state(self, argument: str, state: Any, q: Tensor, in_place: bool = False) -> None:
+        """Raises `StateError` unless `state` fits this variant, and a call with `q` that may update it."""
 
     @abstractmethod
     def _reference(

@@ -45,7 +45,8 @@ def opaque(variant: Variant, which: str) -> Callable[..., torch.Tensor]:
 
 def inlined(variant: Variant, which: str) -> Callable[..., torch.Tensor]:
     """The same pass with its kernels in sight."""
-    module = variant._ops.kernels[dispatch.kernel(variant.name, "triton", "cuda", torch.bfloat16)]
+    kernel = dispatch.kernel(variant.name, "triton", torch.device("cuda"), torch.bfloat16)
+    module = variant._ops.kernels[kernel]
     run = with_launch(getattr(module, which), inlined_launch)
     scale, rest = variant.default_scale, forward_arguments(variant)
 

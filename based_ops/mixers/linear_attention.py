@@ -253,7 +253,7 @@ class LinearAttentionVariant(Variant):
         scale = checks.scale(facts, scale)
         if initial_state is not None:
             self._check_state("initial_state", initial_state, q)
-        kernel = dispatch.kernel(self.name, backend, q.device.type, q.dtype)
+        kernel = dispatch.kernel(self.name, backend, q.device, q.dtype)
         if batch == 0 or length == 0 or heads == 0:
             return v.clone(), self._state_of_nothing(q, initial_state) if output_final_state else None
         state, normalizer = (None, None) if initial_state is None else initial_state
@@ -279,13 +279,10 @@ class LinearAttentionVariant(Variant):
         facts = self._facts()
         batch, _, heads = checks.qkv(facts, q, k, v, tokens=1)
         scale = checks.scale(facts, scale)
-        self._check_state("state", state, q)
-        checks.in_place("state.state", state.state)
-        if self.normalize:
-            checks.in_place("state.normalizer", state.normalizer)  # type: ignore[arg-type]
+        self._check_state("state", state, q, in_place=True)
         if torch.is_grad_enabled():
             checks.no_gradient(q=q, k=k, v=v, state=state.state, normalizer=state.normalizer)
-        kernel = dispatch.kernel(self.name, backend, q.device.type, q.dtype)
+        kernel = dispatch.kernel(self.name, backend, q.device, q.dtype)
         if batch == 0 or heads == 0:
             return v.clone()
         return call_step(self._ops.step, state, q, k, v, scale, *state, kernel)
@@ -321,7 +318,9 @@ class LinearAttentionVariant(Variant):
 
         return linear_attention(self.spec, q, k, v, scale, initial_state)
 
-    def _check_state(self, argument: str, state: LinearAttentionState, q: Tensor) -> None:
+    def _check_state(
+        self, argument: str, state: LinearAttentionState, q: Tensor, in_place: bool = False
+    ) -> None:
         if not isinstance(state, LinearAttentionState):
             fail(
                 StateError,
@@ -333,18 +332,11 @@ class LinearAttentionVariant(Variant):
         batch, _, heads, _ = q.shape
         shape = (batch, heads, facts.features, facts.v)
         kept = torch.float64 if q.dtype == torch.float64 else self.state_dtype
-        device = q.device
-        if checks.fits(state.state, shape, kept, device) and (
-            checks.fits(state.normalizer, shape[:3], kept, device)
-            if self.normalize
-            else state.normalizer is None
-        ):
-            return
-        checks.state_part(f"{argument}.state", state.state, shape, kept, q)
+        checks.state_part(argument, "state", state.state, shape, kept, q, in_place)
         if self.normalize:
             if state.normalizer is None:
                 fail(StateError, f"{argument}.normalizer", None, f"a tensor, since {self.name} normalises")
-            checks.state_part(f"{argument}.normalizer", state.normalizer, shape[:3], kept, q)
+            checks.state_part(argument, "normalizer", state.normalizer, shape[:3], kept, q, in_place)
         elif state.normalizer is not None:
             fail(
                 StateError,

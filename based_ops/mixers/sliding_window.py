@@ -172,7 +172,7 @@ class SlidingWindowVariant(Variant):
         scale = checks.scale(facts, scale)
         if initial_state is not None:
             self._check_state("initial_state", initial_state, q)
-        kernel = dispatch.kernel(self.name, backend, q.device.type, q.dtype)
+        kernel = dispatch.kernel(self.name, backend, q.device, q.dtype)
         if batch == 0 or length == 0 or heads == 0:
             return v.clone(), self._state_of_nothing(q, initial_state) if output_final_state else None
         if initial_state is None:
@@ -205,13 +205,10 @@ class SlidingWindowVariant(Variant):
         facts = self._facts()
         batch, _, heads = checks.qkv(facts, q, k, v, tokens=1)
         scale = checks.scale(facts, scale)
-        self._check_state("state", state, q)
-        checks.in_place("state.k", state.k)
-        checks.in_place("state.v", state.v)
-        checks.in_place("state.position", state.position)
+        self._check_state("state", state, q, in_place=True)
         if torch.is_grad_enabled():
             checks.no_gradient(q=q, k=k, v=v, k_ring=state.k, v_ring=state.v)
-        kernel = dispatch.kernel(self.name, backend, q.device.type, q.dtype)
+        kernel = dispatch.kernel(self.name, backend, q.device, q.dtype)
         if batch == 0 or heads == 0:
             return v.clone()
         return call_step(self._ops.step, state, q, k, v, scale, *state, kernel)
@@ -243,25 +240,19 @@ class SlidingWindowVariant(Variant):
 
         return sliding_window(self.window, q, k, v, scale, initial_state)
 
-    def _check_state(self, argument: str, state: SlidingWindowState, q: Tensor) -> None:
+    def _check_state(
+        self, argument: str, state: SlidingWindowState, q: Tensor, in_place: bool = False
+    ) -> None:
         if not isinstance(state, SlidingWindowState):
             fail(
                 StateError, argument, type(state).__name__, f"a SlidingWindowState, as {self.name} returns it"
             )
         facts = self._facts()
         batch, _, heads, _ = q.shape
-        rows = (batch, heads)
-        k, v = (*rows, facts.window, facts.qk), (*rows, facts.window, facts.v)
-        dtype, device = q.dtype, q.device
-        if (
-            checks.fits(state.k, k, dtype, device)
-            and checks.fits(state.v, v, dtype, device)
-            and checks.fits(state.position, rows, torch.int32, device)
-        ):
-            return
-        checks.state_part(f"{argument}.k", state.k, k, dtype, q)
-        checks.state_part(f"{argument}.v", state.v, v, dtype, q)
-        checks.state_part(f"{argument}.position", state.position, rows, torch.int32, q)
+        k, v = (batch, heads, facts.window, facts.qk), (batch, heads, facts.window, facts.v)
+        checks.state_part(argument, "k", state.k, k, q.dtype, q, in_place)
+        checks.state_part(argument, "v", state.v, v, q.dtype, q, in_place)
+        checks.state_part(argument, "position", state.position, (batch, heads), torch.int32, q, in_place)
 
     def _state_of_start(self, k: Tensor, v: Tensor) -> SlidingWindowState:
         batch, length, heads, _ = k.shape

@@ -33,7 +33,7 @@ def microseconds(function: Callable[[], Any]) -> float:
 def test_a_call_without_its_kernel(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checks, choice of backend and the operator; 10 µs (forward) and 15 µs (step) where this was written."""
     sequence, token, state = qkv(variant), qkv(variant, length=1), variant.init_state(2, 2)
-    kernel = dispatch.kernel(variant.name, "torch", "cpu", torch.float32)
+    kernel = dispatch.kernel(variant.name, "torch", torch.device("cpu"), torch.float32)
     real = variant._ops.kernels[kernel]
     rest = (None, None, False) if variant.spec.mixer == "linear_attention" else (None,)
     forward, step = real.forward(*sequence, 0.5, *rest), real.step(*token, 0.5, *state)
