@@ -55,21 +55,18 @@ def launch(
         return
     active = driver.active
     device = active.get_current_device()
-    key: Any = [id(kernel), id(settings), device, numbers]
     pointers: list[int | None] = []
-    together = 0
+    kinds: list[Any] = []
     for tensor in tensors:
         if tensor is None:
-            key.append(None)
             pointers.append(None)
+            kinds.append(None)
         else:
             pointer = tensor.data_ptr()
-            together |= pointer
-            key.append(tensor.dtype)
+            odd = pointer % 16
             pointers.append(pointer)
-    if together % 16:
-        key.extend([pointer and pointer % 16 for pointer in pointers])
-    key = tuple(key)
+            kinds.append((tensor.dtype, odd) if odd else tensor.dtype)
+    key = (id(kernel), id(settings), device, numbers, *kinds)
     known = _launches.get(key)
     if known is None or _watched():
         _launch_and_remember(key, kernel, grid(settings), tensors, numbers, settings)
