@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -121,8 +122,9 @@ class Kernel:
         self._lock = threading.Lock()
 
     def __call__(self, *arguments: Tensor | float | None, **settings: Any) -> None:
-        device = next(x.device for x in arguments if isinstance(x, Tensor))
-        with_vectors = all(_aligned(x) for x in arguments if isinstance(x, Tensor))
+        tensors = [x for x in arguments if isinstance(x, Tensor)]
+        device = tensors[0].device
+        with_vectors = all(map(_aligned, tensors))
         compiled, known = self._get((with_vectors, *settings.values()), {"ALIGNED": with_vectors, **settings})
         if known.nothing_to_do(arguments):
             return
@@ -166,4 +168,4 @@ def _aligned(x: Tensor) -> bool:
     if x.dim() == 0 or x.shape[-1] % 8:
         return True
     unit = VECTOR // x.element_size()
-    return x.data_ptr() % VECTOR == 0 and all(stride % unit == 0 for stride in x.stride()[:-1])
+    return x.data_ptr() % VECTOR == 0 and math.gcd(*x.stride()[:-1]) % unit == 0
