@@ -2,8 +2,8 @@
 
 Three rows for each pass.  "no kernel": checks, choice of backend and operator, with kernels that do nothing.
 "call": the whole call in eager mode, allocation and launches included.  "pass": the generated function alone,
-with its launches as they are and as Triton itself makes them.  All but the first need a GPU.  Shapes are so
-small that the device keeps up, and its time is not counted.
+with its launches as they are, as Triton itself makes them, and left out.  All but the first need a GPU.
+Shapes are so small that the device keeps up, and its time is not counted.
 """
 
 from __future__ import annotations
@@ -60,6 +60,10 @@ def triton_launch(kernel: Any, grid: Any, tensors: Any, numbers: Any, settings: 
     kernel[grid(settings)](*tensors, *numbers, **settings)
 
 
+def no_launch(*_: Any) -> None:
+    """What is left of a pass without its launches: sizes, strides and allocation."""
+
+
 def forward_arguments(variant: Variant) -> tuple[Any, ...]:
     """What the generated forward takes after q, k, v and the scale: no state, and none asked for."""
     return (None, None, False) if variant.spec.mixer == "linear_attention" else (None,)
@@ -93,7 +97,7 @@ def measure(name: str, device: str) -> Iterator[tuple[str, float]]:
     sequence, token = inputs(variant, 64, device), inputs(variant, 1, device)
     state = variant.init_state(1, 4, device=device, dtype=token[0].dtype)
     dtype = token[0].dtype
-    with no_kernels(variant, dispatch.kernel(name, None, device, dtype)):
+    with no_kernels(variant, dispatch.kernel(name, None, token[0].device, dtype)):
         yield "forward, no kernel", host_microseconds(lambda: variant(*sequence))
         yield "step, no kernel", host_microseconds(lambda: variant.step(*token, state))
     if device != "cuda":
@@ -107,11 +111,12 @@ def measure(name: str, device: str) -> Iterator[tuple[str, float]]:
             f"step, call, {backend}",
             host_microseconds(partial(variant.step, *token, state, backend=backend)),
         )
-    module = variant._ops.kernels[dispatch.kernel(name, "triton", device, dtype)]
+    module = variant._ops.kernels[dispatch.kernel(name, "triton", token[0].device, dtype)]
     rest = forward_arguments(variant)
     for launched, launch in (
         ("launches as they are", module.launch),
         ("Triton's own launches", triton_launch),
+        ("no launches", no_launch),
     ):
         forward, step = with_launch(module.forward, launch), with_launch(module.step, launch)
         yield (
