@@ -45,10 +45,11 @@ def compile_triton(
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     kernel = getattr(module, program)
     constants = dict(module.SCHEDULE[program][dtype])
-    options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
+    options = {name: constants.pop(name) for name in ("num_warps", "num_stages") if name in constants}
     lowered = _programs(spec)[program]
     constants |= {flag: flags.get(flag, True) for flag in lowered.flags}
     constants |= {t.name: None for t in lowered.tensors if t.optional and not constants[t.optional]}
@@ -56,7 +57,7 @@ def compile_triton(
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
     plain = {*lowered.sizes, *lowered.scalars}
     divisible = [name for name, kind in signature.items() if kind != "constexpr" and name not in plain]
-    source = ASTSource(
+    source = (GluonASTSource if kernel.is_gluon() else ASTSource)(
         fn=kernel,
         signature=signature,
         constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
@@ -140,9 +141,9 @@ def _parameters(spec: LayerSpec, program: Program, dtype: torch.dtype) -> dict[s
 
 @functools.lru_cache(maxsize=32)
 def _programs(spec: LayerSpec) -> dict[str, Program]:
-    from based_ops.codegen.pipeline import lower
+    from based_ops.codegen.pipeline import kernels, lower
 
-    return {program.name: program for program in lower(spec).programs}
+    return {program.name: program for program in kernels(lower(spec), "triton")}
 
 
 def _resource_usage(cubin: bytes) -> str:

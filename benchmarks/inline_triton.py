@@ -2,8 +2,9 @@
 
 Compiled code calls the operators as they are, opaque.  Here the same generated passes are compiled with their
 kernels in sight (`torch.library.wrap_triton`), so that Inductor launches them itself, without an operator and
-without Python of ours.  Both are compared with eager mode for equality, and timed: on the host until the call
-returns, and until the device has finished too, with and without CUDA graphs (mode "reduce-overhead").
+without Python of ours; only Triton's, since Inductor compiles no Gluon.  Both are compared with eager mode
+for equality, and timed: on the host until the call returns, and until the device has finished too, with and
+without CUDA graphs (mode "reduce-overhead").
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def inlined(variant: Variant, which: str) -> Callable[..., torch.Tensor]:
     kernel = dispatch.kernel(variant.name, "triton", torch.device("cuda"), torch.bfloat16)
     module = variant._ops.kernels[kernel]
     run = with_launch(getattr(module, which), inlined_launch)
+    run.__globals__["on_warpgroups"] = lambda *_: False  # Inductor compiles no Gluon
     scale, rest = variant.default_scale, forward_arguments(variant)
 
     def step(q: Any, k: Any, v: Any, state: Any) -> torch.Tensor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import artifacts
-from .emit import registry, tilelang, torch, triton
+from .emit import registry, tilelang, torch, triton, warpgroups
 from .emit.layer import ScheduledLayer, ScheduledProgram
 from .ir.check import check
 from .ir.host import Pass
@@ -62,13 +62,21 @@ def lower(spec: LayerSpec) -> Lowered:
     return Lowered(spec, tuple(map(drop_unused, programs)), passes(spec), plans(spec))
 
 
+def kernels(lowered: Lowered, target: str) -> tuple[Program, ...]:
+    """The programs of a layer's generated module: Triton's has one more where a layer suits warpgroups."""
+    more = warpgroups.program(lowered.spec, lowered.programs) if target == "triton" else None
+    return (*lowered.programs, more) if more else lowered.programs
+
+
 def schedule(lowered: Lowered, target: str) -> ScheduledLayer:
     """Bind every choice that the programs leave open, for one kind of generated module.
 
     Raises `RecordError` if a tuning record of this layer no longer fits it.
     """
     require_current(lowered.spec, (*lowered.programs, *lowered.plans), lowered.passes, target)
-    programs = tuple(ScheduledProgram.of(p, choose(lowered.spec, p, target)) for p in lowered.programs)
+    programs = tuple(
+        ScheduledProgram.of(p, choose(lowered.spec, p, target)) for p in kernels(lowered, target)
+    )
     plans = tuple(choose(lowered.spec, plan, target) for plan in lowered.plans)
     return ScheduledLayer(lowered.spec, target, build_hash(lowered.spec), programs, lowered.passes, plans)
 

@@ -31,6 +31,7 @@ FORMS: dict[str, Sizes] = {
     "recurrent": (
         ("forward.SCORES", 1),
         ("forward.PROGRAMS", 10),
+        ("forward.FEWEST", 1),
         ("backward.SHORTEST", 1),
         ("backward.PROGRAMS", 10),
     ),
@@ -39,6 +40,7 @@ FORMS: dict[str, Sizes] = {
 
 LINEAR = (
     LinearAttention("taylor2", TaylorExp(2), HeadDims(16, 64)),
+    LinearAttention("taylor2_wide", TaylorExp(2), HeadDims(16, 112), normalize=False),
     LinearAttention("elu", Elementwise("elu(x) + 1"), HeadDims(20, 40)),
     LinearAttention("taylor2_odd", TaylorExp(2), HeadDims(9, 17), normalize=False, state_dtype="bfloat16"),
     LinearAttention("taylor1", TaylorExp(1), HeadDims(24, 48), eps=1e-3, scale=0.125),
@@ -63,11 +65,13 @@ def build(
     """The generated module of a layer; `rewrites` replaces the schedule's."""
     lowered = pipeline.lower(spec)
     programs = []
-    for program in lowered.programs:
+    for program in pipeline.kernels(lowered, target):
         chosen = resized(choose(spec, program, target), dict(sizes))
-        if rewrites is not None:
-            chosen = replace(chosen, rewrites=rewrites)
-        programs.append(ScheduledProgram.of(program, in_every_dtype(spec, chosen)))
+        if program.body:  # the others are written by an emitter, for the dtypes that they name
+            chosen = in_every_dtype(spec, chosen)
+            if rewrites is not None:
+                chosen = replace(chosen, rewrites=rewrites)
+        programs.append(ScheduledProgram.of(program, chosen))
     plans = tuple(resized(choose(spec, plan, target), dict(sizes)) for plan in lowered.plans)
     layer = ScheduledLayer(spec, target, "00000000", tuple(programs), lowered.passes, plans)
     return import_text(pipeline.emit(layer), f"{spec.name}_{target}")

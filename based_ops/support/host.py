@@ -20,16 +20,18 @@ def operand_dtype(x: Tensor) -> torch.dtype:
 
 @functools.lru_cache(maxsize=4096)
 def forward_plan(
-    T: int, rows: int, SCORES: int, LENGTH: int, SHORTEST: int, PROGRAMS: int
+    T: int, rows: int, SCORES: int, LENGTH: int, SHORTEST: int, PROGRAMS: int, FEWEST: int
 ) -> tuple[int, bool]:
     """How a forward pass over T tokens of `rows` (batch times heads) runs: segments, and whether recurrent.
 
     Up to SCORES scores (T x T for each row) are computed directly, in segments of LENGTH tokens.  Beyond, the
-    pass is a recurrence over as many segments as give the GPU PROGRAMS programs, none below SHORTEST tokens.
+    pass is a recurrence over as many segments as give the GPU PROGRAMS programs, none below SHORTEST tokens;
+    over the sequence in one piece if those would be less than FEWEST.
     """
     if T * T * rows <= SCORES:
         return cdiv(T, LENGTH), False
-    return max(1, min(cdiv(T, SHORTEST), PROGRAMS // rows)), True
+    segments = min(cdiv(T, SHORTEST), PROGRAMS // rows)
+    return segments if segments >= FEWEST else 1, True
 
 
 @functools.lru_cache(maxsize=4096)

@@ -50,7 +50,7 @@ def launch(
 
     Triton's own launch serves what is new, the interpreter, and every call while launch hooks are installed.
     """
-    if not _KNOWN or type(kernel) is not JITFunction:
+    if not _KNOWN or not isinstance(kernel, JITFunction):
         kernel[grid(settings)](*tensors, *numbers, **settings)
         return
     active = driver.active

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 
 from ..ir.check import infer, walk
@@ -26,6 +27,7 @@ from ..ir.nodes import (
     Let,
     Load,
     Max,
+    Program,
     Set,
     Span,
     Stmt,
@@ -40,6 +42,7 @@ from ..ir.nodes import (
     uses_operands,
 )
 from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
+from . import warpgroups
 from .bounds import Bounds
 from .host import emit_passes, emit_schedule, used_helpers
 from .layer import ScheduledLayer, ScheduledProgram, operand_dtype
@@ -68,9 +71,12 @@ def emit(layer: ScheduledLayer) -> str:
     emit_schedule(body, layer, lambda scheduled, dtype: _setting(layer, scheduled, dtype))
     for scheduled in layer.programs:
         body.blank(2)
-        _Kernel(body, scheduled).emit()
+        if scheduled.program.name == warpgroups.NAME:
+            warpgroups.Kernel(body, layer, scheduled.program).emit(_parameters(scheduled.program))
+        else:
+            _Kernel(body, scheduled).emit()
     body.blank(2)
-    emit_passes(body, layer, _launch)
+    emit_passes(body, layer, partial(_launch, layer))
 
     w = Writer()
     header(w, layer.spec.name, "triton", layer.build, f"Triton kernels of {layer.spec.name}.")
@@ -80,6 +86,10 @@ def emit(layer: ScheduledLayer) -> str:
     w.blank()
     w.line(f"from based_ops.support.host import {used_helpers(body.text())}")
     w.line("from based_ops.support.triton import launch, operand")
+    if names := used_helpers(body.text(), warpgroups.HELPERS):
+        w.call("from based_ops.support.warpgroups import (", names.split(", "))
+        for line in warpgroups.IMPORTS:
+            w.line(line)
     w.blank()
     return w.text() + "\n" + body.text()
 
@@ -87,6 +97,8 @@ def emit(layer: ScheduledLayer) -> str:
 def _setting(layer: ScheduledLayer, scheduled: ScheduledProgram, dtype: str) -> list[str]:
     setting = scheduled.schedule.settings[dtype]
     constants = [f"{name}={value}" for name, value in setting.constants.items()]
+    if scheduled.program.name == warpgroups.NAME:
+        return [*constants, f"STAGES={setting.stages}", f"num_warps={setting.warps}"]
     operand = (
         [f"OPERAND=operand(tl.{operand_dtype(layer.spec, dtype)})"]
         if uses_operands(scheduled.program)
@@ -95,8 +107,16 @@ def _setting(layer: ScheduledLayer, scheduled: ScheduledProgram, dtype: str) -> 
     return [*constants, *operand, f"num_warps={setting.warps}", f"num_stages={setting.stages}"]
 
 
-def _launch(w: Writer, scheduled: ScheduledProgram, arguments: dict[str, str]) -> None:
+def _launch(layer: ScheduledLayer, w: Writer, scheduled: ScheduledProgram, arguments: dict[str, str]) -> None:
     program = scheduled.program
+    kernel, settings = program.name, f'SCHEDULE["{program.name}"]'
+    if program.name == "recurrence" and warpgroups.NAME in {part.program.name for part in layer.programs}:
+        w.line(f"kernel, settings = {kernel}, {settings}")
+        kernel, settings = "kernel", "settings"
+        other = f'SCHEDULE["{warpgroups.NAME}"]'
+        w.line(f"if q.dtype in {other} and on_warpgroups(q, k, v):")
+        with w.indented():
+            w.line(f"kernel, settings = {warpgroups.NAME}, {other}")
     sizes = {name: arguments.get(name, name) for name in program.sizes}
     # The grid is counted in sizes of the launch and constants of its settings; it may depend on nothing else.
     extents = [_grid_extent(axis.extent, sizes, set(program.constants)) for axis in program.grid]
@@ -110,11 +130,11 @@ def _launch(w: Writer, scheduled: ScheduledProgram, arguments: dict[str, str]) -
     w.call(
         "launch(",
         [
-            program.name,
+            kernel,
             f"lambda c: ({' * '.join(extents)},)",
             _tuple(tensors),
             _tuple(numbers),
-            f'SCHEDULE["{program.name}"][q.dtype]',
+            f"{settings}[q.dtype]",
         ],
     )
 
@@ -133,6 +153,16 @@ def _grid_extent(extent: Expr, sizes: dict[str, str], constants: set[str]) -> st
             return f"cdiv({_grid_extent(x, sizes, constants)}, {_grid_extent(y, sizes, constants)})"
         case _:
             raise TypeError(f"grid extent {extent}")
+
+
+def _parameters(program: Program) -> list[str]:
+    """What a kernel takes at every launch: tensors, strides, sizes and scalars."""
+    return [
+        *(t.name for t in program.tensors),
+        *(f"{t.name}_{axis}" for t in program.tensors if t.strided for axis in stride_names(t)),
+        *program.sizes,
+        *program.scalars,
+    ]
 
 
 class _Kernel:
@@ -177,10 +207,7 @@ class _Kernel:
         w.call(
             f"def {program.name}(",
             [
-                *(t.name for t in program.tensors),
-                *(f"{t.name}_{axis}" for t in program.tensors if t.strided for axis in stride_names(t)),
-                *program.sizes,
-                *program.scalars,
+                *_parameters(program),
                 *(f"{flag}: tl.constexpr" for flag in program.flags),
                 *(f"{name}: tl.constexpr" for name in program.constants),
                 *(["OPERAND: tl.constexpr"] if uses_operands(program) else []),

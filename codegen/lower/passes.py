@@ -24,7 +24,7 @@ def plans(spec: LayerSpec) -> tuple[Program, ...]:
     match spec:
         case LinearAttention():
             return (
-                _plan("forward", "SCORES", "LENGTH", "SHORTEST", "PROGRAMS"),
+                _plan("forward", "SCORES", "LENGTH", "SHORTEST", "PROGRAMS", "FEWEST"),
                 _plan("backward", "SEGMENT", "SHORTEST", "PROGRAMS"),
             )
         case SlidingWindow():

@@ -23,6 +23,8 @@ FEW_SCORES = 1 << 26
 """Scores, over batch and heads, that are computed faster than a recurrence takes its steps."""
 LONGEST_DIRECT = 2048
 """Tokens of a segment that is computed directly because its scores are few."""
+FEWEST_SEGMENTS = 4
+"""Segments below which the launches that find their states cost more than a fuller GPU gains."""
 SHORTEST_SPAN = 1024
 """Tokens below which a program that walks over states is not worth another launch."""
 STATE_ROWS = STATE_COLUMNS = 64
@@ -33,6 +35,8 @@ ROW_SUMS = ("query_gradients", "gradients")
 """Programs that sum products of loaded tiles: TileLang finds no layout for these at every width."""
 GRAIN = 128
 """Segments are made of this many tokens, or a multiple."""
+WARPGROUP_TILES = {"SEGMENT": GRAIN, "CHUNK": 64, "VALUES": 64}
+"""Tiles of a kernel whose text is laid out for one warpgroup."""
 
 
 def policy(spec: LayerSpec, program: Program, backend: str) -> Schedule:
@@ -41,6 +45,8 @@ def policy(spec: LayerSpec, program: Program, backend: str) -> Schedule:
     choose = {"triton": _warps, "tilelang": _tensor_cores, "torch": _whole, HOST_C: _small}[backend]
     if program.name == "recurrence" and backend in ("triton", "tilelang"):
         dtypes = tuple(dtype for dtype in dtypes if dtype != "float32")  # its state fills the registers
+    if program.name == "recurrence_warpgroups":
+        return Schedule(program.name, backend, {"bfloat16": Setting(WARPGROUP_TILES, warps=4, stages=3)})
     if not program.body:
         settings = {dtype: _launch_plan(spec, program, backend, dtype) for dtype in dtypes}
     else:
@@ -64,6 +70,7 @@ def _launch_plan(spec: LayerSpec, program: Program, backend: str, dtype: str) ->
         "LENGTH": length,
         "SHORTEST": GRAIN,
         "PROGRAMS": RESIDENT_PROGRAMS // value_blocks,
+        "FEWEST": FEWEST_SEGMENTS,
     }
     if _recurs(spec, backend, dtype):
         sizes |= {"SCORES": FEW_SCORES, "LENGTH": LONGEST_DIRECT}

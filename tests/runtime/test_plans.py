@@ -28,9 +28,11 @@ def test_nothing_is_one_span(rows: int) -> None:
 
 @given(T=LENGTHS, rows=ROWS, scores=st.integers(0, 1 << 40))
 def test_short_sequences_run_directly_and_long_ones_fill_the_device(T: int, rows: int, scores: int) -> None:
-    segments, recurrent = forward_plan(T, rows, SCORES=scores, LENGTH=2048, SHORTEST=128, PROGRAMS=264)
+    segments, recurrent = forward_plan(
+        T, rows, SCORES=scores, LENGTH=2048, SHORTEST=128, PROGRAMS=264, FEWEST=4
+    )
     assert recurrent == (T * T * rows > scores)
     if not recurrent:
         assert segments == cdiv(T, 2048)
     else:
-        assert segments == 1 or (segments * rows <= 264 and (segments - 1) * 128 < T)
+        assert segments == 1 or (4 <= segments and segments * rows <= 264 and (segments - 1) * 128 < T)
