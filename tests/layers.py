@@ -27,7 +27,7 @@ from based_ops.codegen.spec.model import (
 Sizes = tuple[tuple[str, int], ...]
 """Tile sizes that replace a schedule's own, by a constant's name or by ``program.CONSTANT``."""
 FORMS: dict[str, Sizes] = {
-    "direct": (("forward.SCORES", 1 << 62),),
+    "direct": (("forward.SCORES", 1 << 62), ("backward.LENGTH", 1)),
     "recurrent": (
         ("forward.SCORES", 1),
         ("forward.PROGRAMS", 10),
@@ -36,7 +36,8 @@ FORMS: dict[str, Sizes] = {
         ("backward.PROGRAMS", 10),
     ),
 }
-"""The two forms of a forward pass of linear attention, whatever the length; one with a backward in spans."""
+"""The two forms of a forward pass of linear attention, whatever the length.  The one comes with a backward
+pass that keeps the state at every tile, the other with one in spans."""
 
 LINEAR = (
     LinearAttention("taylor2", TaylorExp(2), HeadDims(16, 64)),
@@ -46,6 +47,7 @@ LINEAR = (
     LinearAttention("taylor1", TaylorExp(1), HeadDims(24, 48), eps=1e-3, scale=0.125),
     LinearAttention("square", Elementwise("x**2"), HeadDims(64, 64), normalize=False, scale=0.5),
     LinearAttention("bounded", Elementwise("sigmoid(x) + 0.1"), HeadDims(8, 256), state_dtype="float16"),
+    LinearAttention("wide", TaylorExp(2), HeadDims(24, 16)),
 )
 """Linear attention of every kind, with odd widths, for backends on which compiling takes seconds."""
 

@@ -35,12 +35,16 @@ def forward_plan(
 
 
 @functools.lru_cache(maxsize=4096)
-def backward_plan(T: int, rows: int, SEGMENT: int, SHORTEST: int, PROGRAMS: int) -> tuple[int, int]:
-    """How a backward pass over T tokens of `rows` (batch times heads) runs: segments, and spans of them.
+def backward_plan(
+    T: int, rows: int, SEGMENT: int, LENGTH: int, SHORTEST: int, PROGRAMS: int
+) -> tuple[int, bool, int]:
+    """How a backward pass over T tokens of `rows` (batch times heads) runs.
 
-    The state is kept every SEGMENT tokens.  It is summed over as many spans of the sequence at once as give
-    the GPU PROGRAMS programs for each block of it, none below SHORTEST tokens.
+    The state is kept for *segments* of up to LENGTH tokens, whole tiles of SEGMENT; *long* are those with
+    several.  It is summed over as many *spans* of the sequence at once as give the GPU PROGRAMS programs for
+    each block of it, none below SHORTEST tokens.
     """
-    segments = cdiv(T, SEGMENT)
-    length = cdiv(segments, max(1, min(T // SHORTEST, PROGRAMS // rows)))
-    return segments, max(1, cdiv(segments, max(1, length)))
+    tiles = cdiv(T, SEGMENT)
+    segments = cdiv(tiles, max(1, LENGTH // SEGMENT))
+    length = cdiv(tiles, max(1, min(T // SHORTEST, PROGRAMS // rows)))
+    return segments, segments < tiles, max(1, cdiv(tiles, max(1, length)))

@@ -178,9 +178,9 @@ class _Kernel:
                 w.call(f"for {var} in tl.serial(", [*bounds], "):")
                 with w.indented():
                     self._block(body)
-            case When(flag, body):
+            case When(condition, body):
                 before = set(self.loaded)
-                w.line(f"if {flag}:")
+                w.line(f"if {self.expr(condition)}:")
                 with w.indented():
                     self._block(body)
                 self.loaded |= before

@@ -164,8 +164,8 @@ class _Function:
                 w.line(f"for {var} in range({self.expr(start)}, {self.expr(stop)}, {self.expr(step)}):")
                 with w.indented():
                     self._block(body)
-            case When(flag, body):
-                w.line(f"if {flag}:")
+            case When(condition, body):
+                w.line(f"if {self.expr(condition)}:")
                 with w.indented():
                     self._block(body)
             case Comment(words):

@@ -42,6 +42,7 @@ from ..ir.nodes import (
     uses_operands,
 )
 from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
+from ..spec.model import LinearAttention
 from . import warpgroups
 from .bounds import Bounds
 from .host import emit_passes, emit_schedule, used_helpers
@@ -72,7 +73,8 @@ def emit(layer: ScheduledLayer) -> str:
     for scheduled in layer.programs:
         body.blank(2)
         if scheduled.program.name == warpgroups.NAME:
-            warpgroups.Kernel(body, layer, scheduled.program).emit(_parameters(scheduled.program))
+            assert isinstance(layer.spec, LinearAttention)
+            warpgroups.Kernel(body, layer.spec, scheduled).emit(_parameters(scheduled.program))
         else:
             _Kernel(body, scheduled).emit()
     body.blank(2)
@@ -265,8 +267,8 @@ class _Kernel:
                 w.line(f"for {var} in range({self.expr(start)}, {self.expr(stop)}, {self.expr(step)}):")
                 with w.indented():
                     self._block(body)
-            case When(flag, body):
-                w.line(f"if {flag}:")
+            case When(condition, body):
+                w.line(f"if {self.expr(condition)}:")
                 with w.indented():
                     self._block(body)
             case Comment(words):

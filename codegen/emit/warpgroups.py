@@ -21,16 +21,13 @@ from textwrap import dedent
 from ..ir.nodes import Program, Var, wrap
 from ..ir.printer import text
 from ..lower.feature_maps import feature_map
+from ..schedule.legal import EXCHANGED
 from ..spec.model import LayerSpec, LinearAttention, TaylorExp
-from .layer import ScheduledLayer
+from .layer import ScheduledProgram
 from .writer import Writer
 
 NAME = "recurrence_warpgroups"
-WIDTH = 16
-"""Columns of q and k: exchange is among sixteen columns in four lanes."""
 DTYPE = "bfloat16"
-TILE = 64
-"""Columns of values in a program: rows of a product of the transposed state."""
 HELPERS = (
     "add_sums",
     "afresh",
@@ -63,7 +60,7 @@ def program(spec: LayerSpec, programs: tuple[Program, ...]) -> Program | None:
     """The recurrence as a program without a body, whose text is printed here; None for other layers."""
     if not isinstance(spec, LinearAttention) or DTYPE not in spec.dtypes:
         return None
-    if spec.feature_map != TaylorExp(order=2) or spec.head_dims.qk != WIDTH:
+    if spec.feature_map != TaylorExp(order=2) or spec.head_dims.qk != EXCHANGED:
         return None
     return replace(
         next(p for p in programs if p.name == "recurrence"),
@@ -78,20 +75,17 @@ def program(spec: LayerSpec, programs: tuple[Program, ...]) -> Program | None:
 class Kernel:
     """Prints the kernel."""
 
-    def __init__(self, w: Writer, layer: ScheduledLayer, kernel: Program) -> None:
-        spec = layer.spec
-        assert isinstance(spec, LinearAttention)
-        self.w, self.kernel, self.normalize = w, kernel, spec.normalize
+    def __init__(self, w: Writer, spec: LinearAttention, scheduled: ScheduledProgram) -> None:
+        self.w, self.kernel, self.normalize = w, scheduled.program, spec.normalize
+        (values,) = scheduled.schedule.values("VALUES")
         features = feature_map(spec)
         v = spec.head_dims.v
         self.facts = {
             "V": str(v),
-            "QK": str(WIDTH),
+            "QK": str(EXCHANGED),
             "ROWS": str(features.rows),
             "EPS": repr(spec.eps),
-            "COLUMNS": "VALUES"
-            if spec.head_dims.v % TILE == 0
-            else f"{spec.head_dims.v} - value_block * VALUES",
+            "COLUMNS": "VALUES" if v % values == 0 else f"{v} - value_block * VALUES",
             "SEEN": text(features.kernel(Var("R"), wrap(1.0))),
         }
 

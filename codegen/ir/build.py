@@ -49,8 +49,8 @@ class Builder:
         self._blocks[-1].append(Blocks(var, extent, step, body, tiles))
 
     @contextmanager
-    def when(self, flag: str) -> Iterator[None]:
+    def when(self, condition: Operand) -> Iterator[None]:
         self._blocks.append([])
         yield
         body = tuple(self._blocks.pop())
-        self._blocks[-1].append(When(flag, body))
+        self._blocks[-1].append(When(wrap(condition), body))

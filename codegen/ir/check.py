@@ -72,6 +72,7 @@ def check(program: Program) -> Types:
     known: Types = {name: Type(INDEX) for name in (*program.sizes, *program.constants)}
     known |= {axis.name: Type(INDEX) for axis in program.grid}
     known |= {name: Type(ACC) for name in program.scalars}
+    known |= {name: Type(BOOL) for name in program.flags}
     _Checker(program, known).statements(program.body)
     return known
 
@@ -117,9 +118,9 @@ class _Checker:
                     raise self.fail(f"blocks of {step}, which is no constant of the program")
                 self.known[var] = self._let(var, Type(INDEX))
                 self.statements(body)
-            case When(flag, body):
-                if flag not in self.program.flags:
-                    raise self.fail(f"unknown flag {flag}")
+            case When(condition, body):
+                if self.infer(condition) != Type(BOOL):
+                    raise self.fail("statements under a condition that is no plain truth value")
                 self.statements(body)
             case Comment():
                 pass

@@ -61,6 +61,8 @@ def expressions(stmt: Stmt) -> tuple[Expr, ...]:
             return (*index, value)
         case For(_, start, stop, step, _):
             return (start, stop, step)
+        case When(condition, _):
+            return (condition,)
         case _:
             return ()
 
@@ -109,8 +111,8 @@ class _Fuser:
             case For(var, start, stop, step, body):
                 start, stop, step = (substitute(bound, bindings) for bound in (start, stop, step))
                 return For(var, start, stop, step, self.block(body, bindings))
-            case When(flag, body):
-                return When(flag, self.block(body, bindings))
+            case When(condition, body):
+                return When(substitute(condition, bindings), self.block(body, bindings))
             case _:
                 return stmt
 

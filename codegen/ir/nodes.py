@@ -276,9 +276,12 @@ class Blocks(Stmt):
 
 @dataclass(frozen=True)
 class When(Stmt):
-    """Statements that exist only when a compile-time switch of the program is on."""
+    """Statements under a condition that is the same throughout a block: a plain scalar, or a flag.
 
-    flag: str
+    A flag is a compile-time switch of the program; what stands under one that is off is not there at all.
+    """
+
+    condition: Expr
     body: tuple[Stmt, ...]
 
 

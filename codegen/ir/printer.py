@@ -110,8 +110,8 @@ def _block(body: tuple[Stmt, ...], depth: int) -> list[str]:
                     f"{pad}for each {var} in 0 .. {extent} step {step}, with its own {', '.join(tiles)}:"
                 )
                 lines += _block(inner, depth + 1)
-            case When(flag, inner):
-                lines.append(f"{pad}when {flag}:")
+            case When(condition, inner):
+                lines.append(f"{pad}when {text(condition)}:")
                 lines += _block(inner, depth + 1)
             case Comment(words):
                 lines.append(f"{pad}# {words}")

@@ -22,6 +22,7 @@ from ..ir.nodes import (
     Var,
     cdiv,
     column,
+    maximum,
     minimum,
     wrap,
 )
@@ -70,7 +71,13 @@ class _States:
             self.b.set(z, z * self.weight)
 
     def program(
-        self, name: str, summary: str, first: Axis, tensors: tuple[Tensor, ...], constants: tuple[str, ...]
+        self,
+        name: str,
+        summary: str,
+        first: Axis,
+        tensors: tuple[Tensor, ...],
+        constants: tuple[str, ...],
+        flags: tuple[str, ...] = (),
     ) -> Program:
         layer = self.layer
         inputs = (
@@ -82,7 +89,7 @@ class _States:
             Axis("feature_block", cdiv(layer.features.rows, layer.features.block)),
             Axis("value_block", cdiv(layer.v, "VALUES")),
         )
-        flags = tuple(dict.fromkeys(tensor.optional for tensor in tensors if tensor.optional))
+        present = tuple(dict.fromkeys(tensor.optional for tensor in tensors if tensor.optional))
         return layer.program(
             name,
             summary,
@@ -91,7 +98,7 @@ class _States:
             self.b,
             constants,
             whole_values=False,
-            flags=flags,
+            flags=(*present, *flags),
             scaled=self.of_queries,
         )
 
@@ -120,10 +127,13 @@ def segment_sums(layer: Layer, name: str, of_queries: bool) -> Program:
 
 
 def running_states(layer: Layer, name: str, of_queries: bool) -> Program:
-    """The state before each segment of SEGMENT tokens, of keys; or after it, of queries.
+    """The state before each segment, of keys; or after it, of queries.
 
-    A program walks over one *span* of segments, from what lies before that span (SEGMENTED) or from an
-    initial state (INITIAL), and may store what it ends with (TOTAL).
+    A program walks over one *span* of the sequence, in tiles of SEGMENT tokens, from what lies before that
+    span (SEGMENTED) or from an initial state (INITIAL).  It keeps the state where it enters a segment: at
+    every tile, or at one of several (LONG).  Segments have no loop of their own, because Triton loads ahead
+    in innermost loops only, and would begin anew in each.  Nobody needs what the last segment adds, unless
+    the sum over all queries is asked for (TOTAL).
     """
     states = _States(layer, of_queries)
     b, f, u = states.b, states.f, states.u
@@ -136,24 +146,43 @@ def running_states(layer: Layer, name: str, of_queries: bool) -> Program:
             b.set(state, b.let(f"S_{prefix[:-1]}", Load(f"{prefix}state", (*index, f, u), ACC)))
             if z:
                 b.set(z, b.let(f"z_{prefix[:-1]}", Load(f"{prefix}normalizer", (*index, f), ACC)))
-    length = b.let("length", cdiv("segments", "spans"))
+    tiles = b.let("tiles", cdiv(T, "SEGMENT"))
+    per_segment = b.let("per_segment", 1)
+    with b.when("LONG"):
+        b.set(per_segment, cdiv(tiles, "segments"))
+    length = b.let("length", cdiv(tiles, "spans"))
     start = b.let("start", Var("walk") * length)
-    stop = b.let("stop", minimum(start + length, "segments"))
+    if of_queries:
+        stop = b.let("stop", minimum(start + length, tiles))
+        least = b.let("least", per_segment - 1)
+        with b.when("TOTAL"):
+            b.set(least, 0)
+        b.set(start, maximum(start, least))
+    else:
+        stop = b.let("stop", minimum(start + length, (Var("segments") - 1) * per_segment + 1))
     with b.loop("i", start, stop) as i:
-        segment = b.let("segment", start + stop - 1 - i if of_queries else i)
-        b.store("state", (B, H, segment, f, u), Cast(state, OPERAND))
-        if z:
-            b.store("normalizer", (B, H, segment, f), z)
+        tile = b.let("tile", start + stop - 1 - i if of_queries else i)
+        segment, entry = b.let("segment", tile), b.let("entry", tile)
+        with b.when("LONG"):
+            b.set(segment, tile // per_segment)
+            first = segment * per_segment
+            b.set(entry, minimum(first + per_segment, tiles) - 1 if of_queries else first)
+        with b.when(tile.equals(entry)):
+            b.store("state", (B, H, segment, f, u), Cast(state, OPERAND))
+            if z:
+                b.store("normalizer", (B, H, segment, f), z)
         added, z_added = states.zeros("_added")
-        states.add(segment * "SEGMENT", "SEGMENT", added, z_added)
+        states.add(tile * "SEGMENT", "SEGMENT", added, z_added)
         states.weigh(added, z_added)
         b.add(state, added)
         if z and z_added:
             b.add(z, z_added)
-    with b.when("TOTAL"):
-        b.store("total_state", (B, H, f, u), Cast(state, STATE))
-        if z:
-            b.store("total_normalizer", (B, H, f), Cast(z, STATE))
+    totals = layer.user_states("total_", "TOTAL") if of_queries else ()
+    if totals:
+        with b.when("TOTAL"):
+            b.store("total_state", (B, H, f, u), Cast(state, STATE))
+            if z:
+                b.store("total_normalizer", (B, H, f), Cast(z, STATE))
     return states.program(
         name,
         f"The state {'after' if of_queries else 'before'} each segment.",
@@ -162,7 +191,8 @@ def running_states(layer: Layer, name: str, of_queries: bool) -> Program:
             *layer.user_states("initial_", "INITIAL"),
             *layer.span_states("SEGMENTED"),
             *layer.segment_states(),
-            *layer.user_states("total_", "TOTAL"),
+            *totals,
         ),
         ("SEGMENT",),
+        flags=("LONG",),
     )

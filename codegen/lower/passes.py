@@ -25,7 +25,7 @@ def plans(spec: LayerSpec) -> tuple[Program, ...]:
         case LinearAttention():
             return (
                 _plan("forward", "SCORES", "LENGTH", "SHORTEST", "PROGRAMS", "FEWEST"),
-                _plan("backward", "SEGMENT", "SHORTEST", "PROGRAMS"),
+                _plan("backward", "SEGMENT", "LENGTH", "SHORTEST", "PROGRAMS"),
             )
         case SlidingWindow():
             return ()
@@ -61,13 +61,13 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
     def walk(
         program: str, names: dict[str, str], initial: str, total: str | None, when: str, wanted: str = "False"
     ) -> Launch:
-        """Run a program over the segments of each span; a single span starts and ends with what is passed."""
+        """Run a program over each span; a single span starts and ends with what is passed."""
         launch = run_over_segments(program, names, initial, total, when, wanted)
         arguments = launch.arguments | {"start_state": "span_state", "start_normalizer": "span_normalizer"}
         for flag in ("INITIAL", "TOTAL"):
             if arguments[flag] != "False":
                 arguments |= {flag: f"{arguments[flag]} and not split"}
-        return replace(launch, arguments=arguments | {"SEGMENTED": "split"})
+        return replace(launch, arguments=arguments | {"SEGMENTED": "split", "LONG": "long"})
 
     def final_buffers(prefix: str, when: str) -> list[Allocate]:
         return [
@@ -133,10 +133,11 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
         ),
         (
             sizes,
-            Line('segments, spans = backward_plan(T, B * H, **SCHEDULE["backward"][q.dtype])'),
-            Line("split, has_initial = spans > 1, initial_state is not None"),
+            Line('segments, long, spans = backward_plan(T, B * H, **SCHEDULE["backward"][q.dtype])'),
+            Line("has_initial = initial_state is not None"),
             Line("stateful = segments > 1 or has_initial"),
-            Line("mirrored = segments > 1 or has_initial or d_final_state is not None"),
+            Line("mirrored = stateful or d_final_state is not None"),
+            Line("split = mirrored and spans > 1"),
             Allocate("dq", ("B", "T", "H", str(qk)), IO),
             *(gradient_buffers if normalize else ()),
             *states(sums, ACC, "split", "spans"),

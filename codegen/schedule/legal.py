@@ -15,6 +15,8 @@ WARPGROUP_ROWS = 64
 """Rows of a product of which Triton makes warpgroup instructions are a multiple of this."""
 SAFE_COLUMNS = 64
 """Columns from which on several warpgroup products in one kernel are compiled right."""
+EXCHANGED = 16
+"""Columns of a warpgroup's left operand that four neighbouring lanes hold, and can exchange."""
 
 
 class IllegalSchedule(Exception):

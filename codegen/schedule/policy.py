@@ -34,7 +34,7 @@ RUNNING_SUMS = ("prefix", "suffix")
 ROW_SUMS = ("query_gradients", "gradients")
 """Programs that sum products of loaded tiles: TileLang finds no layout for these at every width."""
 GRAIN = 128
-"""Segments are made of this many tokens, or a multiple."""
+"""The fewest tokens of a segment."""
 WARPGROUP_TILES = {"SEGMENT": GRAIN, "CHUNK": 64, "VALUES": 64}
 """Tiles of a kernel whose text is laid out for one warpgroup."""
 
@@ -59,11 +59,14 @@ def _launch_plan(spec: LayerSpec, program: Program, backend: str, dtype: str) ->
     """By what a pass of linear attention chooses what it launches."""
     value_blocks = -(-spec.head_dims.v // STATE_COLUMNS)
     if program.name == "backward":
-        segment = {"torch": 128, HOST_C: 64}.get(backend, GRAIN)
-        on_gpu = backend in ("triton", "tilelang")
         blocks = -(-_rows(spec) // STATE_ROWS) * value_blocks
-        programs = RESIDENT_PROGRAMS // blocks if on_gpu else 1
-        return Setting({"SEGMENT": segment, "SHORTEST": SHORTEST_SPAN, "PROGRAMS": programs})
+        sizes = {
+            "SEGMENT": _grain(backend, dtype),
+            "LENGTH": _kept(spec),
+            "SHORTEST": SHORTEST_SPAN,
+            "PROGRAMS": RESIDENT_PROGRAMS // blocks if backend in ("triton", "tilelang") else 1,
+        }
+        return Setting(_pick(program, sizes))
     length = {"torch": 128, HOST_C: 64}.get(backend, _segment(spec))
     sizes = {
         "SCORES": ALL_SCORES,
@@ -108,7 +111,7 @@ def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
         "CHUNK": chunk,
         "KEYS": 32 if gradients else chunk,
         "QUERIES": 32,
-        "SEGMENT": GRAIN,
+        "SEGMENT": _grain("triton", dtype),
     }
     if program.name == "recurrence" or "states" in program.name and not wide:
         # Products are 64 wide throughout, which keeps clear of the fault named above.
@@ -162,7 +165,7 @@ def _tensor_cores(spec: LayerSpec, program: Program, dtype: str) -> Setting:
         "CHUNK": chunk,
         "KEYS": chunk,
         "QUERIES": chunk,
-        "SEGMENT": GRAIN,
+        "SEGMENT": _grain("tilelang", dtype),
     }
     if program.name in RUNNING_SUMS:
         sizes |= {"FEATURES": max(1, 1024 // values)}
@@ -183,7 +186,7 @@ def _whole(spec: LayerSpec, program: Program, dtype: str) -> Setting:
         "CHUNK": chunk,
         "KEYS": chunk,
         "QUERIES": chunk,
-        "SEGMENT": chunk,
+        "SEGMENT": _grain("torch", dtype),
     }
     if program.name == "token" and isinstance(spec, SlidingWindow):
         sizes["KEYS"] = spec.window
@@ -199,7 +202,7 @@ def _small(spec: LayerSpec, program: Program, dtype: str) -> Setting:
         "CHUNK": 16,
         "KEYS": 16,
         "QUERIES": 16,
-        "SEGMENT": 64,
+        "SEGMENT": _grain(HOST_C, dtype),
     }
     return Setting(_pick(program, sizes))
 
@@ -211,6 +214,25 @@ def _segment(spec: LayerSpec) -> int:
     operands: longer segments lose on the one side what they gain on the other.
     """
     return min(4096, max(256, _power_of_two(_rows(spec))))
+
+
+def _grain(backend: str, dtype: str) -> int:
+    """Tokens that a walk over the sequence adds to a state at once: segments are made of them.
+
+    In float32 Triton's products keep their operands in registers, and more tokens spill kilobytes a thread.
+    """
+    if backend == HOST_C:
+        return 64
+    return 32 if (backend, dtype) == ("triton", "float32") else GRAIN
+
+
+def _kept(spec: LayerSpec) -> int:
+    """Tokens between two states that a backward pass keeps: the largest power of two up to the state's rows.
+
+    So states take less than twice the bytes of the values, however wide the queries are, and a token meets
+    directly, on average, at most half as many keys as the state has rows.
+    """
+    return max(GRAIN, _power_of_two(_rows(spec) + 1) // 2)
 
 
 def _rows(spec: LayerSpec) -> int:

@@ -41,7 +41,8 @@ SIZES = {
     "QUERIES": Range(16, 256),  # queries that it reads at a time
     "FEATURES": Range(4, 256),  # rows of the state at a time
     "VALUES": Range(16, 256),  # columns of the state: less than all of them is a value split
-    "SEGMENT": Range(128, 4096),  # tokens between two states that are kept
+    "SEGMENT": Range(32, 256),  # tokens of which a segment has a multiple
+    "LENGTH": Range(128, 4096),  # tokens of a segment
 }
 OTHERS = Range(1, 4096)
 """Constants that the table does not know: numbers of a launch plan, or of a program that is new."""

@@ -91,7 +91,8 @@ GOOD = (
     let(Columns(X, Var("j"), 8)),
     Add("X", column(V)),
     Set("V", wrap(0.0)),
-    When("FLAG", (Set("V", V * 2.0),)),
+    When(Var("FLAG"), (Set("V", V * 2.0),)),
+    When(Var("c").equals(Var("T")), (Set("V", V * 2.0),)),
     For("k", wrap(0), Var("T"), Var("M"), (Add("V", Sum(X, 1)), Comment("a note"))),
     Store("y", (Var("i"),), V),
     Store("x", (Var("i"), Var("j")), Cast(X, IO)),
@@ -135,7 +136,9 @@ BAD = (
     (Store("y", (Var("j"),), V), "store to y of a tile of shape .* at .*"),
     (Store("z", (Var("i"),), V), "1 indices into z None"),
     (Store("y", (Var("i"),), Unary("exp", Sum(X, 1))), "Sum (inside a larger expression|where .*)"),
-    (When("OTHER", ()), "unknown flag OTHER"),
+    (When(Var("OTHER"), ()), "OTHER is used before it is introduced"),
+    (When(Var("T"), ()), "statements under a condition that is no plain truth value"),
+    (When(V > 0.0, ()), "statements under a condition that is no plain truth value"),
     (For("k", wrap(0), wrap(1.5), wrap(1), ()), "loop over k has a bound that is no plain integer"),
     (For("k", Var("i"), Var("T"), wrap(1), ()), "loop over k has a bound that is no plain integer"),
     (For("X", wrap(0), Var("T"), wrap(1), ()), "X is introduced twice, as .* and as .*"),
@@ -159,7 +162,7 @@ def test_bad_programs_are_refused(stmt: Stmt, message: str) -> None:
     ("stmt", "message"), BAD[:3], ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_blocks_are_checked_too(stmt: Stmt, message: str) -> None:
-    for block in (When("FLAG", (stmt,)), For("k", wrap(0), Var("T"), wrap(1), (stmt,))):
+    for block in (When(Var("FLAG"), (stmt,)), For("k", wrap(0), Var("T"), wrap(1), (stmt,))):
         with pytest.raises(IllFormed, match=message):
             check(program(block))
 
@@ -215,7 +218,7 @@ def test_the_builder_nests_blocks() -> None:
             Const(0),
             Var("T"),
             Const(1),
-            (When("FLAG", (Set("total", Binary("add", Var("total"), Const(1.0))),)), Comment("here")),
+            (When(Var("FLAG"), (Set("total", Binary("add", Var("total"), Const(1.0))),)), Comment("here")),
         ),
     )
     assert k == Var("k")

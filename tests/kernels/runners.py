@@ -33,7 +33,8 @@ SMALL_TILES: Sizes = (
     ("KEYS", 16),
     ("QUERIES", 16),
     ("SEGMENT", 32),
-    ("LENGTH", 32),
+    ("forward.LENGTH", 32),
+    ("backward.LENGTH", 64),
     ("FEATURES", 32),
 )
 """Tiles with which a short sequence has several chunks and segments."""

@@ -20,7 +20,7 @@ LINEAR = (
     LinearAttention("taylor1", TaylorExp(1), DIMS, normalize=False),
     LinearAttention("elementwise", Elementwise("elu(x) + 1"), DIMS, eps=0.1),
 )
-TILES = (("CHUNK", 2), ("KEYS", 2), ("QUERIES", 2), ("SEGMENT", 4), ("LENGTH", 4), ("FEATURES", 11))
+TILES = (("CHUNK", 2), ("KEYS", 2), ("QUERIES", 2), ("SEGMENT", 2), ("LENGTH", 4), ("FEATURES", 11))
 
 
 def leaf(*shape: int) -> Tensor:

@@ -11,19 +11,30 @@ LENGTHS = st.integers(1, 200_000)
 ROWS = st.integers(1, 600)
 
 
-@given(T=LENGTHS, rows=ROWS, shortest=st.integers(1, 4096), programs=st.integers(1, 600))
-def test_spans_are_whole_segments_and_none_is_empty(T: int, rows: int, shortest: int, programs: int) -> None:
-    segments, spans = backward_plan(T, rows, SEGMENT=128, SHORTEST=shortest, PROGRAMS=programs)
-    length = cdiv(segments, spans)  # as the kernels count it
-    assert segments == cdiv(T, 128)
-    assert (spans - 1) * length < segments <= spans * length
+@given(
+    T=LENGTHS,
+    rows=ROWS,
+    kept=st.integers(1, 4096),
+    shortest=st.integers(1, 4096),
+    programs=st.integers(1, 600),
+)
+def test_no_segment_and_no_span_is_empty(T: int, rows: int, kept: int, shortest: int, programs: int) -> None:
+    segments, long, spans = backward_plan(
+        T, rows, SEGMENT=128, LENGTH=kept, SHORTEST=shortest, PROGRAMS=programs
+    )
+    tiles = cdiv(T, 128)
+    for parts in (segments, spans):
+        length = cdiv(tiles, parts)  # as the kernels count it
+        assert (parts - 1) * length < tiles <= parts * length
+    assert cdiv(tiles, segments) * 128 <= max(128, kept)
+    assert long == (cdiv(tiles, segments) > 1)
     assert spans == 1 or spans * rows <= programs
 
 
 @given(rows=ROWS)
 def test_nothing_is_one_span(rows: int) -> None:
     """An empty sequence hands its initial state on."""
-    assert backward_plan(0, rows, SEGMENT=128, SHORTEST=1024, PROGRAMS=88) == (0, 1)
+    assert backward_plan(0, rows, SEGMENT=128, LENGTH=512, SHORTEST=1024, PROGRAMS=88) == (0, False, 1)
 
 
 @given(T=LENGTHS, rows=ROWS, scores=st.integers(0, 1 << 40))
