@@ -21,13 +21,12 @@ from textwrap import dedent
 from ..ir.nodes import Program, Var, wrap
 from ..ir.printer import text
 from ..lower.feature_maps import feature_map
-from ..schedule.legal import EXCHANGED
-from ..spec.model import LayerSpec, LinearAttention, TaylorExp
+from ..schedule.legal import EXCHANGED, EXCHANGED_DTYPE, exchanges
+from ..spec.model import LayerSpec, LinearAttention
 from .layer import ScheduledProgram
 from .writer import Writer
 
 NAME = "recurrence_warpgroups"
-DTYPE = "bfloat16"
 HELPERS = (
     "add_sums",
     "afresh",
@@ -58,9 +57,7 @@ IMPORTS = (
 
 def program(spec: LayerSpec, programs: tuple[Program, ...]) -> Program | None:
     """The recurrence as a program without a body, whose text is printed here; None for other layers."""
-    if not isinstance(spec, LinearAttention) or DTYPE not in spec.dtypes:
-        return None
-    if spec.feature_map != TaylorExp(order=2) or spec.head_dims.qk != EXCHANGED:
+    if not exchanges(spec, EXCHANGED_DTYPE):
         return None
     return replace(
         next(p for p in programs if p.name == "recurrence"),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from ..ir.check import Types, infer
 from ..ir.fuse import statements
 from ..ir.nodes import Add, Blocks, Dim, Dot, Let, Program, Set
+from ..spec.model import LayerSpec, LinearAttention, TaylorExp
 from .model import Schedule, Setting
 
 WARPGROUP = 4
@@ -17,6 +18,8 @@ SAFE_COLUMNS = 64
 """Columns from which on several warpgroup products in one kernel are compiled right."""
 EXCHANGED = 16
 """Columns of a warpgroup's left operand that four neighbouring lanes hold, and can exchange."""
+EXCHANGED_DTYPE = "bfloat16"
+"""The dtype of inputs whose features are made by exchange: two of them are multiplied at once."""
 
 
 class IllegalSchedule(Exception):
@@ -43,6 +46,17 @@ def require_legal(program: Program, schedule: Schedule) -> None:
             if "SEGMENT" in sizes and sizes["SEGMENT"] % sizes.get(name, 1):
                 what = f"SEGMENT={sizes['SEGMENT']} is no multiple of {name}={sizes[name]}"
                 raise IllegalSchedule(f"{program.name} {dtype}: {what}")
+
+
+def exchanges(spec: LayerSpec, dtype: str) -> bool:
+    """Whether a layer's features can be made by exchanging columns among lanes (`emit/warpgroups.py`)."""
+    return (
+        isinstance(spec, LinearAttention)
+        and spec.feature_map == TaylorExp(order=2)
+        and spec.head_dims.qk == EXCHANGED
+        and dtype in spec.dtypes
+        and dtype == EXCHANGED_DTYPE
+    )
 
 
 def is_legal(program: Program, schedule: Schedule) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..ir.nodes import Program
 from ..spec.model import LayerSpec, LinearAttention, SlidingWindow
+from .legal import EXCHANGED_DTYPE, exchanges
 from .model import HOST_C, Schedule, Setting
 
 MATRIX_UNIT = 16
@@ -20,7 +21,9 @@ RESIDENT_PROGRAMS = 264
 ALL_SCORES = 1 << 62
 """More scores than any sequence has."""
 FEW_SCORES = 1 << 26
-"""Scores, over batch and heads, that are computed faster than a recurrence takes its steps."""
+"""Scores, over batch and heads, that are computed faster than a recurrence takes its steps.
+
+Half as many where it exchanges columns."""
 LONGEST_DIRECT = 2048
 """Tokens of a segment that is computed directly because its scores are few."""
 FEWEST_SEGMENTS = 4
@@ -46,7 +49,7 @@ def policy(spec: LayerSpec, program: Program, backend: str) -> Schedule:
     if program.name == "recurrence" and backend in ("triton", "tilelang"):
         dtypes = tuple(dtype for dtype in dtypes if dtype != "float32")  # its state fills the registers
     if program.name == "recurrence_warpgroups":
-        return Schedule(program.name, backend, {"bfloat16": Setting(WARPGROUP_TILES, warps=4, stages=3)})
+        return Schedule(program.name, backend, {EXCHANGED_DTYPE: Setting(WARPGROUP_TILES, warps=4, stages=3)})
     if not program.body:
         settings = {dtype: _launch_plan(spec, program, backend, dtype) for dtype in dtypes}
     else:
@@ -76,7 +79,8 @@ def _launch_plan(spec: LayerSpec, program: Program, backend: str, dtype: str) ->
         "FEWEST": FEWEST_SEGMENTS,
     }
     if _recurs(spec, backend, dtype):
-        sizes |= {"SCORES": FEW_SCORES, "LENGTH": LONGEST_DIRECT}
+        fast = backend == "triton" and exchanges(spec, dtype)
+        sizes |= {"SCORES": FEW_SCORES // 2 if fast else FEW_SCORES, "LENGTH": LONGEST_DIRECT}
     return Setting(_pick(program, sizes))
 
 
