@@ -41,7 +41,8 @@ pass that keeps the state at every tile, the other with one in spans."""
 
 LINEAR = (
     LinearAttention("taylor2", TaylorExp(2), HeadDims(16, 64)),
-    LinearAttention("taylor2_wide", TaylorExp(2), HeadDims(16, 112), normalize=False),
+    LinearAttention("taylor2_wide", TaylorExp(2), HeadDims(8, 112)),
+    LinearAttention("taylor2_plain", TaylorExp(2), HeadDims(16, 40), normalize=False, state_dtype="bfloat16"),
     LinearAttention("elu", Elementwise("elu(x) + 1"), HeadDims(20, 40)),
     LinearAttention("taylor2_odd", TaylorExp(2), HeadDims(9, 17), normalize=False, state_dtype="bfloat16"),
     LinearAttention("taylor1", TaylorExp(1), HeadDims(24, 48), eps=1e-3, scale=0.125),

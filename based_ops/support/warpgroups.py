@@ -33,8 +33,6 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import async_copy, mma_v2
 
-WIDTH = 16
-"""Columns of q and k."""
 VECTOR = 16
 """Bytes that one asynchronous copy moves."""
 
@@ -196,31 +194,37 @@ def features(x, LAYOUT: gl.constexpr):
     return beside(by_lane, of_halves, LAYOUT), beside(neighbours_and_constant(x), x, LAYOUT)
 
 
-# Where a column's sums stand in the state that users see (`Taylor` in codegen/lower/feature_maps.py).
+# Where a column's sums stand in the state that users see (`Taylor` in codegen/lower/feature_maps.py): first
+# the products of D columns by rotation, then the columns, then the constant.  Columns of x past D are 0, and
+# their sums stand nowhere.
 
 
 @gluon.jit
-def row_of_pair(a, c):
-    """The state's row of x_a x_c."""
-    rotation = (c - a + 16) % 16
-    forward = rotation * 16 + a
-    return gl.where(forward < 136, forward, (16 - rotation) % 16 * 16 + c)
+def row_of_pair(a, c, D: gl.constexpr):
+    """The state's row of x_a x_c; a row past the last where there is none."""
+    PRODUCTS: gl.constexpr = D * (D + 1) // 2
+    rotation = (c - a + D) % D
+    forward = rotation * D + a
+    row = gl.where(forward < PRODUCTS, forward, (D - rotation) % D * D + c)
+    return gl.where((a < D) & (c < D), row, PRODUCTS + D + 1)
 
 
 @gluon.jit
-def rows_of_wide(f):
+def rows_of_wide(f, D: gl.constexpr):
     """The state's rows of the columns f of `wide`."""
     c = f % 16
     tile = f // 16
     bit = gl.where(tile < 2, c // 2, gl.where(tile < 4, c // 4, c // 8)) % 2
-    return row_of_pair(c, c ^ gl.where(tile == 0, 0, 2 * tile + bit))
+    return row_of_pair(c, c ^ gl.where(tile == 0, 0, 2 * tile + bit), D)
 
 
 @gluon.jit
-def rows_of_narrow(f):
-    """The state's rows of the columns f of `narrow`; 153, which is none, for those that are 0."""
-    neighbours = gl.where(f % 2 == 0, row_of_pair(f % 16, f % 16 ^ 1), gl.where(f == 1, 152, 153))
-    return gl.where(f < 16, neighbours, 136 + f - 16)
+def rows_of_narrow(f, D: gl.constexpr):
+    """The state's rows of the columns f of `narrow`."""
+    PRODUCTS: gl.constexpr = D * (D + 1) // 2
+    NONE: gl.constexpr = PRODUCTS + D + 1
+    neighbours = gl.where(f % 2 == 0, row_of_pair(f % 16, f % 16 ^ 1, D), gl.where(f == 1, NONE - 1, NONE))
+    return gl.where(f < 16, neighbours, gl.where(f < 16 + D, PRODUCTS + f - 16, NONE))
 
 
 @gluon.jit
@@ -230,16 +234,16 @@ def afresh(x):
 
 
 @gluon.jit
-def load_state(state, rows, u, VALUES: gl.constexpr):
+def load_state(state, rows, u, ROWS: gl.constexpr, VALUES: gl.constexpr):
     """A block of a stored state, transposed: [u, rows]; 0 outside of it."""
-    inside = (rows < 153)[None, :] & (u < VALUES)[:, None]
+    inside = (rows < ROWS)[None, :] & (u < VALUES)[:, None]
     return gl.load(state + (rows[None, :] * VALUES + u[:, None]), mask=inside, other=0.0).to(gl.float32)
 
 
 @gluon.jit
-def store_state(state, rows, u, VALUES: gl.constexpr, block):
+def store_state(state, rows, u, ROWS: gl.constexpr, VALUES: gl.constexpr, block):
     """The same the other way."""
-    inside = (rows < 153)[None, :] & (u < VALUES)[:, None]
+    inside = (rows < ROWS)[None, :] & (u < VALUES)[:, None]
     gl.store(state + (rows[None, :] * VALUES + u[:, None]), block, mask=inside)
 
 
@@ -248,25 +252,27 @@ def store_state(state, rows, u, VALUES: gl.constexpr, block):
 
 
 @gluon.jit
-def load_sums(normalizer, PAIRS: gl.constexpr):
+def load_sums(normalizer, D: gl.constexpr, PAIRS: gl.constexpr):
     """Z, z and the count from a stored normaliser."""
-    a = gl.arange(0, 16, gl.SliceLayout(1, PAIRS))
-    c = gl.arange(0, 16, gl.SliceLayout(0, PAIRS))
-    t = gl.arange(0, 64, gl.SliceLayout(1, PAIRS))
-    Z = gl.load(normalizer + row_of_pair(a[:, None], c[None, :])).to(gl.float32)
-    z = gl.load(normalizer + (136 + c[None, :] + 0 * t[:, None])).to(gl.float32)
-    return Z, z, gl.load(normalizer + 152).to(gl.float32)
+    PRODUCTS: gl.constexpr = D * (D + 1) // 2
+    a = gl.arange(0, 16, gl.SliceLayout(1, PAIRS))[:, None]
+    c = gl.arange(0, 16, gl.SliceLayout(0, PAIRS))[None, :]
+    t = gl.arange(0, 64, gl.SliceLayout(1, PAIRS))[:, None]
+    Z = gl.load(normalizer + row_of_pair(a, c, D), mask=(a < D) & (c < D), other=0.0)
+    z = gl.load(normalizer + (PRODUCTS + c + 0 * t), mask=(c < D) & (t >= 0), other=0.0)
+    return Z.to(gl.float32), z.to(gl.float32), gl.load(normalizer + PRODUCTS + D).to(gl.float32)
 
 
 @gluon.jit
-def store_sums(normalizer, Z, z, count, PAIRS: gl.constexpr):
+def store_sums(normalizer, Z, z, count, D: gl.constexpr, PAIRS: gl.constexpr):
     """The same the other way."""
-    a = afresh(gl.arange(0, 16, gl.SliceLayout(1, PAIRS)))
-    c = afresh(gl.arange(0, 16, gl.SliceLayout(0, PAIRS)))
-    t = gl.arange(0, 64, gl.SliceLayout(1, PAIRS))
-    gl.store(normalizer + row_of_pair(a[:, None], c[None, :]), Z, mask=a[:, None] <= c[None, :])
-    gl.store(normalizer + (136 + c[None, :] + 0 * t[:, None]), z, mask=t[:, None] < 1)
-    gl.store(normalizer + 152, count)
+    PRODUCTS: gl.constexpr = D * (D + 1) // 2
+    a = afresh(gl.arange(0, 16, gl.SliceLayout(1, PAIRS)))[:, None]
+    c = afresh(gl.arange(0, 16, gl.SliceLayout(0, PAIRS)))[None, :]
+    t = gl.arange(0, 64, gl.SliceLayout(1, PAIRS))[:, None]
+    gl.store(normalizer + row_of_pair(a, c, D), Z, mask=(a <= c) & (c < D))
+    gl.store(normalizer + (PRODUCTS + c + 0 * t), z, mask=(c < D) & (t < 1))
+    gl.store(normalizer + PRODUCTS + D, count)
 
 
 @gluon.jit

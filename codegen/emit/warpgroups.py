@@ -21,7 +21,7 @@ from textwrap import dedent
 from ..ir.nodes import Program, Var, wrap
 from ..ir.printer import text
 from ..lower.feature_maps import feature_map
-from ..schedule.legal import EXCHANGED, EXCHANGED_DTYPE, exchanges
+from ..schedule.legal import EXCHANGED, exchanges
 from ..spec.model import LayerSpec, LinearAttention
 from .layer import ScheduledProgram
 from .writer import Writer
@@ -57,7 +57,7 @@ IMPORTS = (
 
 def program(spec: LayerSpec, programs: tuple[Program, ...]) -> Program | None:
     """The recurrence as a program without a body, whose text is printed here; None for other layers."""
-    if not exchanges(spec, EXCHANGED_DTYPE):
+    if not any(exchanges(spec, dtype) for dtype in spec.dtypes):
         return None
     return replace(
         next(p for p in programs if p.name == "recurrence"),
@@ -79,6 +79,7 @@ class Kernel:
         v = spec.head_dims.v
         self.facts = {
             "V": str(v),
+            "D": str(spec.head_dims.qk),
             "QK": str(EXCHANGED),
             "ROWS": str(features.rows),
             "EPS": repr(spec.eps),
@@ -135,14 +136,18 @@ class Kernel:
                 ONES: gl.constexpr = gl.BlockedLayout([1, 8], [32, 1], [4, 1], [1, 0])
             """)
         self._print("""
-            queries = gl.allocate_shared_memory(gl.bfloat16, [STAGES, CHUNK, @QK@], BYTES_32)
-            keys = gl.allocate_shared_memory(gl.bfloat16, [STAGES, CHUNK, @QK@], BYTES_32)
-            values = gl.allocate_shared_memory(gl.bfloat16, [STAGES, CHUNK, VALUES], BYTES_128)
+            IO: gl.constexpr = q.dtype.element_ty
+            queries = gl.allocate_shared_memory(IO, [STAGES, CHUNK, @QK@], BYTES_32)
+            keys = gl.allocate_shared_memory(IO, [STAGES, CHUNK, @QK@], BYTES_32)
+            values = gl.allocate_shared_memory(IO, [STAGES, CHUNK, VALUES], BYTES_128)
+            if IO == gl.float16:
+                K_operand = gl.allocate_shared_memory(gl.bfloat16, [CHUNK, @QK@], BYTES_32)
+                V_operand = gl.allocate_shared_memory(gl.bfloat16, [CHUNK, VALUES], BYTES_128)
             K_wide = gl.allocate_shared_memory(gl.bfloat16, [CHUNK, 128], BYTES_128)
             K_narrow = gl.allocate_shared_memory(gl.bfloat16, [CHUNK, 32], BYTES_64)
             S_wide_operand = gl.allocate_shared_memory(gl.bfloat16, [VALUES, 128], BYTES_128)
             S_narrow_operand = gl.allocate_shared_memory(gl.bfloat16, [VALUES, 32], BYTES_64)
-            out = gl.allocate_shared_memory(gl.bfloat16, [CHUNK, VALUES], BYTES_128)
+            out = gl.allocate_shared_memory(IO, [CHUNK, VALUES], BYTES_128)
         """)
         if self.normalize:
             self._print("""
@@ -161,8 +166,8 @@ class Kernel:
             o_rows = o + (b * T * H + h) * @V@ + value_block * VALUES
             for i in gl.static_range(STAGES - 1):
                 t = start + i * CHUNK
-                fetch(queries.index(i), q_rows, t, q_t, stop, @QK@, QK_ROWS)
-                fetch(keys.index(i), k_rows, t, k_t, stop, @QK@, QK_ROWS)
+                fetch(queries.index(i), q_rows, t, q_t, stop, @D@, QK_ROWS)
+                fetch(keys.index(i), k_rows, t, k_t, stop, @D@, QK_ROWS)
                 fetch(values.index(i), v_rows, t, v_t, stop, @COLUMNS@, VALUE_ROWS)
                 async_copy.commit_group()
 
@@ -192,11 +197,13 @@ class Kernel:
             with self.w.indented():
                 self._print(f"""
                     before = {source}state + ({index}) * @ROWS@ * @V@
-                    S_wide = load_state(before, rows_of_wide(f_wide), u_wide, @V@)
-                    S_narrow = load_state(before, rows_of_narrow(f_narrow), u_narrow, @V@)
+                    S_wide = load_state(before, rows_of_wide(f_wide, @D@), u_wide, @ROWS@, @V@)
+                    S_narrow = load_state(before, rows_of_narrow(f_narrow, @D@), u_narrow, @ROWS@, @V@)
                 """)
                 if self.normalize:
-                    self._print(f"Z, z, count = load_sums({source}normalizer + ({index}) * @ROWS@, PAIRS)")
+                    self._print(
+                        f"Z, z, count = load_sums({source}normalizer + ({index}) * @ROWS@, @D@, PAIRS)"
+                    )
         self.w.line("slot = 0")
 
     def _keys(self) -> None:
@@ -205,12 +212,21 @@ class Kernel:
             barrier()  # this chunk has arrived, and all warps are done with the one before it
             ahead = t0 + (STAGES - 1) * CHUNK
             free = gl.where(slot == 0, STAGES - 1, slot - 1)
-            fetch(queries.index(free), q_rows, ahead, q_t, stop, @QK@, QK_ROWS)
-            fetch(keys.index(free), k_rows, ahead, k_t, stop, @QK@, QK_ROWS)
+            fetch(queries.index(free), q_rows, ahead, q_t, stop, @D@, QK_ROWS)
+            fetch(keys.index(free), k_rows, ahead, k_t, stop, @D@, QK_ROWS)
             fetch(values.index(free), v_rows, ahead, v_t, stop, @COLUMNS@, VALUE_ROWS)
             async_copy.commit_group()
 
-            wide, narrow = features(keys.index(slot).load(LEFT), LEFT)
+            K = keys.index(slot)
+            V = values.index(slot)
+            x = K.load(LEFT)
+            if IO == gl.float16:  # sums leave its range, so products are of bfloat16
+                x = rounded(x.to(gl.float32))
+                K_operand.store(x)
+                V_operand.store(rounded(V.load(LEFT).to(gl.float32)))
+                K = K_operand
+                V = V_operand
+            wide, narrow = features(x, LEFT)
             K_wide.store(wide)
             K_narrow.store(narrow)
             S_wide_operand.store((S_wide * weight[None, :]).to(gl.bfloat16))
@@ -224,11 +240,10 @@ class Kernel:
         if self.normalize:
             self._print("""
                 N = quadratic_form(Q, Z, z, PAIRS) + (count + (t0 - start))
-                Z, z = add_sums(keys.index(slot), Z, z, PAIRS)
+                Z, z = add_sums(K, Z, z, PAIRS)
             """)
         self._print("""
-            V = values.index(slot)
-            R = warpgroup_mma(Q, keys.index(slot).permute((1, 0)), zeros, use_acc=False, is_async=True)
+            R = warpgroup_mma(Q, K.permute((1, 0)), zeros, use_acc=False, is_async=True)
             wide, narrow = features(Q, LEFT)
             R = warpgroup_mma_wait(0, [R])
             A = rounded(gl.where(i[:, None] >= j[None, :], @SEEN@, 0.0))
@@ -261,7 +276,7 @@ class Kernel:
         else:
             self._print("O = warpgroup_mma_wait(2, [O])")
         self._print("""
-            out.store(O.to(gl.bfloat16))
+            out.store(O.to(IO))
             barrier()
             write(out, o_rows, t0, H * @V@, stop, @COLUMNS@, VALUE_ROWS)
             S_wide, S_narrow = warpgroup_mma_wait(0, [S_wide, S_narrow])
@@ -273,14 +288,14 @@ class Kernel:
             async_copy.wait_group(0)
             if FINAL:
                 after = final_state + (b * H + h) * @ROWS@ * @V@
-                store_state(after, rows_of_wide(afresh(f_wide)), u_wide, @V@, S_wide)
-                store_state(after, rows_of_narrow(afresh(f_narrow)), u_narrow, @V@, S_narrow)
+                store_state(after, rows_of_wide(afresh(f_wide), @D@), u_wide, @ROWS@, @V@, S_wide)
+                store_state(after, rows_of_narrow(afresh(f_narrow), @D@), u_narrow, @ROWS@, @V@, S_narrow)
         """)
         if self.normalize:
             with self.w.indented():
                 self._print("""
                     count += stop - start
-                    store_sums(final_normalizer + (b * H + h) * @ROWS@, Z, z, count, PAIRS)
+                    store_sums(final_normalizer + (b * H + h) * @ROWS@, Z, z, count, @D@, PAIRS)
                 """)
 
     def _print(self, text: str) -> None:

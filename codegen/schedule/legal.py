@@ -18,8 +18,8 @@ SAFE_COLUMNS = 64
 """Columns from which on several warpgroup products in one kernel are compiled right."""
 EXCHANGED = 16
 """Columns of a warpgroup's left operand that four neighbouring lanes hold, and can exchange."""
-EXCHANGED_DTYPE = "bfloat16"
-"""The dtype of inputs whose features are made by exchange: two of them are multiplied at once."""
+COPIED = 8
+"""Columns that one asynchronous copy moves, of two bytes each."""
 
 
 class IllegalSchedule(Exception):
@@ -53,9 +53,10 @@ def exchanges(spec: LayerSpec, dtype: str) -> bool:
     return (
         isinstance(spec, LinearAttention)
         and spec.feature_map == TaylorExp(order=2)
-        and spec.head_dims.qk == EXCHANGED
-        and dtype in spec.dtypes
-        and dtype == EXCHANGED_DTYPE
+        and spec.head_dims.qk <= EXCHANGED
+        and spec.head_dims.qk % COPIED == 0
+        and spec.head_dims.v % COPIED == 0
+        and dtype in ("bfloat16", "float16")
     )
 
 

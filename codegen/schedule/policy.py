@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..ir.nodes import Program
 from ..spec.model import LayerSpec, LinearAttention, SlidingWindow
-from .legal import EXCHANGED_DTYPE, exchanges
+from .legal import exchanges
 from .model import HOST_C, Schedule, Setting
 
 MATRIX_UNIT = 16
@@ -49,7 +49,8 @@ def policy(spec: LayerSpec, program: Program, backend: str) -> Schedule:
     if program.name == "recurrence" and backend in ("triton", "tilelang"):
         dtypes = tuple(dtype for dtype in dtypes if dtype != "float32")  # its state fills the registers
     if program.name == "recurrence_warpgroups":
-        return Schedule(program.name, backend, {EXCHANGED_DTYPE: Setting(WARPGROUP_TILES, warps=4, stages=3)})
+        setting = Setting(WARPGROUP_TILES, warps=4, stages=3)
+        return Schedule(program.name, backend, {d: setting for d in dtypes if exchanges(spec, d)})
     if not program.body:
         settings = {dtype: _launch_plan(spec, program, backend, dtype) for dtype in dtypes}
     else:
