@@ -1,0 +1,265 @@
+"""Runs generated Gluon kernels on a CPU, as Python: what they compute, and whether they wait for it.
+
+Triton's interpreter knows no Gluon.  Here a kernel's own code runs on PyTorch tensors, with other meanings
+for what it calls.  Layouts mean nothing, programs run one after another, and all warps at once; but
+
+* a product's result may be used only after a wait that covers it,
+* a shared tile may enter a product or be read only after the copy that fills it was waited for, and after a
+  barrier (before a product a fence too) since it was written,
+* and it may be written only after a barrier since it was last read,
+
+so that a forgotten wait fails here, not now and then on a device.  PTX is not run: functions that are made of
+it are replaced by what their documentation says, which `test_warpgroups.py` compares with the PTX.
+"""
+
+from __future__ import annotations
+
+from types import FunctionType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.runtime.jit import JITFunction
+
+from based_ops.support import warpgroups
+
+
+class Pointer:
+    """An address, or a tile of addresses, in a tensor's memory."""
+
+    def __init__(self, memory: Tensor, offset: Any = 0) -> None:
+        self.memory, self.offset = memory, offset
+        self.dtype = SimpleNamespace(element_ty=memory.dtype)
+
+    def __add__(self, offset: Any) -> Pointer:
+        return Pointer(self.memory, self.offset + offset)
+
+    def load(self, mask: Any, other: float) -> Tensor:
+        offset, inside = torch.broadcast_tensors(torch.as_tensor(self.offset), torch.as_tensor(mask))
+        found = self.memory[torch.where(inside, offset, 0)]
+        return torch.where(inside, found, torch.tensor(other, dtype=found.dtype))
+
+    def store(self, value: Any, mask: Any) -> None:
+        value = torch.as_tensor(value).to(self.memory.dtype)
+        offset, value, inside = torch.broadcast_tensors(
+            torch.as_tensor(self.offset), value, torch.as_tensor(mask)
+        )
+        self.memory[offset[inside]] = value[inside]
+
+
+class Block:
+    """One program: what is in flight in it, and which shared tiles wait for a barrier."""
+
+    def __init__(self) -> None:
+        self.products = self.waited = 0
+        self.groups: list[list[tuple[Shared, Tensor]]] = [[]]
+        self.unfenced: set[int] = set()
+        self.unseen: set[int] = set()
+        self.read: set[int] = set()
+        self.in_product: dict[int, int] = {}
+
+    def fence(self) -> None:
+        self.unfenced.clear()
+
+    def barrier(self) -> None:
+        self.unseen.clear()
+        self.read.clear()
+        self.in_product = {place: n for place, n in self.in_product.items() if n > self.waited}
+
+    def written(self, place: int) -> None:
+        self.unfenced.add(place)
+        self.unseen.add(place)
+
+    def commit_group(self) -> None:
+        self.groups.append([])
+
+    def wait_group(self, count: int) -> None:
+        """Let all copies arrive but those of the latest `count` groups."""
+        for group in self.groups[: max(0, len(self.groups) - 1 - count)]:
+            for tile, rows in group:
+                tile.data.copy_(rows)
+                self.written(tile.place)
+            group.clear()
+
+
+class Shared:
+    """A tile in shared memory."""
+
+    def __init__(self, block: Block, data: Tensor) -> None:
+        self.block, self.data, self.shape = block, data, tuple(data.shape)
+        self.place = data.data_ptr()
+
+    def index(self, i: Any) -> Shared:
+        return Shared(self.block, self.data[int(i)])
+
+    def permute(self, order: tuple[int, ...]) -> Shared:
+        return Shared(self.block, self.data.permute(order))
+
+    def load(self, layout: Any) -> Tensor:
+        assert self.place not in self.block.unseen, "read without a barrier since it was written"
+        self.block.read.add(self.place)
+        return self.data.clone()
+
+    def operand(self) -> Tensor:
+        """The tile as it enters the product that is issued next."""
+        assert self.place not in self.block.unfenced, "entered a product without a fence"
+        assert self.place not in self.block.unseen, "entered a product without a barrier"
+        self.block.in_product[self.place] = self.block.products + 1
+        return self.data.clone()
+
+    def store(self, value: Tensor) -> None:
+        assert value.dtype == self.data.dtype and value.shape == self.shape
+        self.overwrite()
+        self.data.copy_(value)
+
+    def overwrite(self) -> None:
+        assert self.place not in self.block.read, "written without a barrier since it was read"
+        assert self.place not in self.block.in_product, (
+            "written before a product that reads it was waited for"
+        )
+        self.block.written(self.place)
+        self.data.fill_(float("nan"))
+
+
+class Product:
+    """The result of a product in flight."""
+
+    def __init__(self, value: Tensor, number: int) -> None:
+        self.value, self.number = value, number
+
+
+def run(kernel: JITFunction[Any], programs: int, tensors: list[Tensor | None], *rest: Any) -> None:
+    """Run every program of a kernel; tensors are contiguous, `rest` are its other parameters."""
+    for program in range(programs):
+        passed = [None if x is None else Pointer(x.view(-1)) for x in tensors]
+        _as_python(kernel, program)(*passed, *rest)
+
+
+def _as_python(kernel: JITFunction[Any], program: int) -> FunctionType:
+    """The kernel, and the functions of `based_ops.support.warpgroups` that it calls, as Python."""
+    block = Block()
+    meanings: dict[str, Any] = {"gl": _language(block, program), **_products(block), **LOGICAL}
+    meanings |= {"barrier": block.barrier, "fence_async_shared": block.fence}
+
+    def copy(tile: Shared, pointers: Pointer, mask: Any) -> None:
+        tile.overwrite()
+        block.groups[-1].append((tile, pointers.load(mask, 0.0)))
+
+    meanings["async_copy"] = SimpleNamespace(
+        async_copy_global_to_shared=copy, commit_group=block.commit_group, wait_group=block.wait_group
+    )
+    functions = {
+        name: FunctionType(value.fn.__code__, meanings, name)
+        for name, value in vars(warpgroups).items()
+        if isinstance(value, JITFunction)
+    }
+    for name, function in functions.items():
+        meanings.setdefault(name, function)
+    return FunctionType(kernel.fn.__code__, meanings, kernel.fn.__name__)
+
+
+def _products(block: Block) -> dict[str, Any]:
+    """Products and waits for them."""
+
+    def value(x: Any) -> Tensor:
+        assert not isinstance(x, Product), "a product's result was used before it was there"
+        return (x.operand() if isinstance(x, Shared) else x).float()
+
+    def warpgroup_mma(a: Any, b: Any, acc: Any, use_acc: bool = True, is_async: bool = False) -> Product:
+        total = value(a) @ value(b)
+        if use_acc:
+            total = total + (acc.value if isinstance(acc, Product) else acc)
+        block.products += 1
+        return Product(total, block.products)
+
+    def warpgroup_mma_wait(outstanding: int, deps: list[Product]) -> Any:
+        for product in deps:
+            assert product.number <= block.products - outstanding, "the wait is too short for a product"
+        block.waited = max(block.waited, block.products - outstanding)
+        values = tuple(product.value for product in deps)
+        return values if len(values) > 1 else values[0]
+
+    def mma_v2(a: Tensor, b: Tensor, acc: Tensor) -> Tensor:
+        return value(a) @ value(b) + acc
+
+    return {
+        "warpgroup_mma": warpgroup_mma,
+        "warpgroup_mma_wait": warpgroup_mma_wait,
+        "mma_v2": mma_v2,
+    }
+
+
+def _language(block: Block, program: int) -> SimpleNamespace:
+    """`triton.experimental.gluon.language`, as far as kernels use it."""
+
+    def layout(*_: Any) -> None:
+        return None
+
+    def allocate(dtype: torch.dtype, shape: list[int], layout: Any, value: Tensor | None = None) -> Shared:
+        tile = Shared(block, torch.full(shape, float("nan"), dtype=dtype))
+        if value is not None:
+            tile.store(value)
+        return tile
+
+    def where(condition: Any, x: Any, y: Any) -> Any:
+        return torch.where(condition, x, y) if isinstance(condition, Tensor) else x if condition else y
+
+    return SimpleNamespace(
+        program_id=lambda axis: torch.tensor(program),
+        cdiv=lambda x, y: -(-x // y),
+        minimum=lambda x, y: torch.minimum(torch.as_tensor(x), torch.as_tensor(y)),
+        cast=lambda x, dtype: x,
+        where=where,
+        sum=torch.sum,
+        arange=lambda start, stop, layout: torch.arange(start, stop),
+        full=lambda shape, value, dtype, layout: torch.full(shape, value, dtype=dtype),
+        load=lambda pointer, mask=True, other=0.0: pointer.load(mask, other),
+        store=lambda pointer, value, mask=True: pointer.store(value, mask),
+        join=lambda x, y: torch.stack((x, y), -1),
+        permute=torch.permute,
+        reshape=torch.reshape,
+        convert_layout=lambda x, layout, assert_trivial=False: x,
+        static_range=range,
+        allocate_shared_memory=allocate,
+        NVMMADistributedLayout=layout,
+        NVMMASharedLayout=layout,
+        DotOperandLayout=layout,
+        BlockedLayout=layout,
+        SliceLayout=layout,
+        float32=torch.float32,
+        float16=torch.float16,
+        bfloat16=torch.bfloat16,
+        int64=torch.int64,
+    )
+
+
+def _exchanged(x: Tensor, distance: int) -> Tensor:
+    return x[:, torch.arange(16) ^ 2 * distance]
+
+
+def _pairs_by_lane(x: Tensor, y: Tensor, bit: int) -> Tensor:
+    c = torch.arange(16)
+    return x * torch.where((c // 2 & bit) > 0, y[:, c ^ 1], y)
+
+
+def _pairs_of_halves(x: Tensor, y: Tensor) -> Tensor:
+    c = torch.arange(16)
+    return x * torch.where(c < 8, y[:, c ^ 8], y[:, c ^ 9])
+
+
+def _neighbours_and_constant(x: Tensor) -> Tensor:
+    c = torch.arange(16)
+    constant = torch.where(c == 1, 1.0, 0.0).to(x.dtype)
+    return torch.where(c % 2 == 0, x * x[:, c ^ 1], constant)
+
+
+LOGICAL = {
+    "rounded": lambda x: x.to(torch.bfloat16),
+    "exchanged": _exchanged,
+    "pairs_by_lane": _pairs_by_lane,
+    "squares": lambda x: x * x,
+    "pairs_of_halves": _pairs_of_halves,
+    "neighbours_and_constant": _neighbours_and_constant,
+    "afresh": lambda x: x,
+}
+"""What the functions made of PTX say that they do, on whole tiles."""

@@ -1,0 +1,254 @@
+"""Kernels for Hopper's warpgroups, as far as they can be tested without one: see `gluon.py` for how."""
+
+from __future__ import annotations
+
+import re
+from types import FunctionType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from triton.runtime.jit import JITFunction
+
+from based_ops import reference
+from based_ops.codegen.emit.warpgroups import NAME
+from based_ops.codegen.spec.model import HeadDims, LinearAttention, TaylorExp
+from based_ops.state import LinearAttentionState, feature_count
+from based_ops.support import warpgroups
+from based_ops.support.host import cdiv
+from tests.kernels.gluon import LOGICAL, run
+from tests.layers import build
+from tests.tolerance import FORWARD, assert_close
+
+B, H = 2, 2
+LAYERS = (
+    LinearAttention("taylor2", TaylorExp(2), HeadDims(16, 64)),
+    LinearAttention("two_blocks", TaylorExp(2), HeadDims(8, 72)),
+    LinearAttention("plain", TaylorExp(2), HeadDims(16, 40), normalize=False, state_dtype="bfloat16"),
+)
+SCALE = 0.3
+LENGTHS = (1, 64, 65, 333, 640)
+DTYPES = (torch.bfloat16, torch.float16)
+
+
+class Call:
+    """One launch of the kernel."""
+
+    def __init__(self, spec: LinearAttention, dtype: torch.dtype, length: int) -> None:
+        torch.manual_seed(length)
+        d, v = spec.head_dims.qk, spec.head_dims.v
+        self.spec, self.dtype, self.length = spec, dtype, length
+        self.qkv = tuple(torch.randn(B, length, H, width).to(dtype) for width in (d, d, v))
+        self.rows = feature_count(spec)
+        self.kept = getattr(torch, spec.state_dtype)
+
+    def launch(
+        self, segments: int, initial: tuple[Tensor, ...], before: tuple[Tensor, ...], final: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """o, the final state and its normaliser."""
+        module = build(self.spec, "triton")
+        q, k, v = self.qkv
+        o = torch.full_like(v, float("nan"))
+        n = torch.full((B, self.length, H), float("nan"))
+        state = torch.full((B, H, self.rows, v.shape[-1]), float("nan"), dtype=self.kept)
+        normalizer = torch.full((B, H, self.rows), float("nan"), dtype=self.kept)
+        present = {"initial_state": initial[:1], "initial_normalizer": initial[1:]}
+        present |= {"state": before[:1], "normalizer": before[1:]}
+        present |= {"final_state": (state,) * final, "final_normalizer": (normalizer,) * final}
+        kernel = getattr(module, NAME)
+        always = {"q": q, "k": k, "v": v, "o": o, "n": n}
+        tensors = [
+            always.get(name, next(iter(present.get(name, ())), None))
+            for name in kernel.arg_names[: kernel.arg_names.index("q_b")]
+        ]
+        strides = [stride for x in (q, k, v) for stride in x.stride()[:-1]]
+        constants = [x for name, x in module.SCHEDULE[NAME][self.dtype].items() if name != "num_warps"]
+        flags = (bool(initial), bool(before), final)
+        blocks = cdiv(v.shape[-1], 64)
+        numbers = (*strides, B, self.length, H, segments, SCALE, *flags, *constants)
+        run(kernel, B * H * segments * blocks, tensors, *numbers)
+        return o, state, normalizer
+
+    def expected(self, initial: LinearAttentionState | None) -> tuple[Tensor, LinearAttentionState]:
+        q, k, v = (x.double() for x in self.qkv)
+        wide = initial and LinearAttentionState(*(None if x is None else x.double() for x in initial))
+        return reference.linear_attention(self.spec, q, k, v, SCALE, wide)
+
+    def earlier(self, tokens: int) -> LinearAttentionState:
+        """The state after some random tokens, as it is kept."""
+        d, v = self.spec.head_dims.qk, self.spec.head_dims.v
+        k, values = torch.randn(B, tokens, H, d).double(), torch.randn(B, tokens, H, v).double()
+        state, normalizer = reference.linear_attention(self.spec, k, k, values, SCALE)[1]
+        return LinearAttentionState(
+            state.to(self.kept), None if normalizer is None else normalizer.to(self.kept)
+        )
+
+    def states_before(self, segments: int) -> tuple[Tensor, ...]:
+        """The state before each segment, and its normaliser."""
+        length = cdiv(cdiv(self.length, 128), segments) * 128
+        _, k, v = (x.double() for x in self.qkv)
+        states = [
+            reference.linear_attention(self.spec, k[:, :end], k[:, :end], v[:, :end], SCALE)[1]
+            for end in range(0, segments * length, length)
+        ]
+        state = torch.stack([s.state for s in states], 2).bfloat16()
+        normalizers = [s.normalizer for s in states if s.normalizer is not None]
+        return (state, torch.stack(normalizers, 2).float()) if normalizers else (state,)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("spec", LAYERS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("continued", [False, True], ids=["from nothing", "from a state"])
+def test_one_segment(spec: LinearAttention, dtype: torch.dtype, length: int, continued: bool) -> None:
+    call = Call(spec, dtype, length)
+    initial = call.earlier(7) if continued else None
+    parts = () if initial is None else tuple(x for x in initial if x is not None)
+    found, state, normalizer = call.launch(1, parts, (), final=True)
+    o, final = call.expected(initial)
+    assert_close("o", found, o, FORWARD[dtype])
+    tolerance = max(FORWARD[dtype], FORWARD[call.kept], key=lambda t: t.norm)
+    assert_close("final state", state, final.state, tolerance)
+    if final.normalizer is not None:
+        assert_close("final normalizer", normalizer, final.normalizer, tolerance)
+
+
+@pytest.mark.parametrize("segments", [2, 3])
+@pytest.mark.parametrize("spec", LAYERS, ids=lambda spec: spec.name)
+def test_several_segments(spec: LinearAttention, segments: int) -> None:
+    call = Call(spec, torch.bfloat16, 333)
+    found, _, _ = call.launch(segments, (), call.states_before(segments), final=False)
+    assert_close("o", found, call.expected(None)[0], FORWARD[torch.bfloat16])
+
+
+# What is made of PTX, on the thirty-two lanes of a warp: each holds, of a left operand with sixteen columns,
+# four registers of two elements.
+
+LANE = np.arange(32)
+ROWS = np.stack([LANE // 4 + 8 * (register % 2) for register in range(4)])
+COLUMNS = np.stack([2 * (LANE % 4) + 8 * (register // 2) for register in range(4)])
+
+
+def registers(x: Tensor) -> np.ndarray:
+    """[4, 32] packed registers of a tile [16, 16]."""
+    bits = x.view(torch.int16).numpy().astype(np.int64) & 0xFFFF
+    return bits[ROWS, COLUMNS] | bits[ROWS, COLUMNS + 1] << 16
+
+
+def tile(packed: np.ndarray) -> Tensor:
+    bits = np.zeros((16, 16), np.int64)
+    bits[ROWS, COLUMNS], bits[ROWS, COLUMNS + 1] = packed & 0xFFFF, packed >> 16
+    return torch.from_numpy(bits.astype(np.uint16).view(np.int16)).view(torch.bfloat16)
+
+
+def halves(packed: np.ndarray) -> tuple[Tensor, Tensor]:
+    def float_of(bits: np.ndarray) -> Tensor:
+        return torch.from_numpy((bits & 0xFFFF).astype(np.uint16).view(np.int16)).view(torch.bfloat16)
+
+    return float_of(packed), float_of(packed >> 16)
+
+
+def pack(low: Tensor, high: Tensor) -> np.ndarray:
+    first, second = (x.view(torch.int16).numpy().astype(np.int64) & 0xFFFF for x in (low, high))
+    return first | second << 16
+
+
+def execute(text: str, inputs: list[np.ndarray], outputs: int) -> list[np.ndarray]:
+    """Run PTX on all lanes at once; operands are numbered, outputs first."""
+    values: dict[str, Any] = {f"${outputs + i}": x for i, x in enumerate(inputs)} | {"%laneid": LANE}
+
+    def get(name: str) -> Any:
+        return values[name] if name in values else np.full(32, int(name, 0))
+
+    for line in re.split(r";|\{|\}", text):
+        words = line.replace(",", " ").split()
+        if not words or words[0] == ".reg":
+            continue
+        op, into, *arguments = words
+        x = [get(argument) for argument in arguments]
+        if op.startswith("mov"):
+            values[into] = x[0]
+        elif op == "and.b32":
+            values[into] = x[0] & x[1]
+        elif op in ("setp.ne.u32", "setp.eq.u32"):
+            values[into] = (x[0] != x[1]) if "ne" in op else (x[0] == x[1])
+        elif op == "selp.b32":
+            values[into] = np.where(x[2], x[0], x[1])
+        elif op == "shfl.sync.bfly.b32":
+            values[into] = x[0][LANE ^ x[1]]
+        elif op == "prmt.b32":
+            both = x[0] | x[1] << 32
+            chosen = [both >> (8 * (x[2] >> 4 * i & 7)) & 0xFF for i in range(4)]
+            values[into] = sum(byte << 8 * i for i, byte in enumerate(chosen))
+        elif op == "mul.bf16x2":
+            (a, b), (c, d) = halves(x[0]), halves(x[1])
+            values[into] = pack(a * c, b * d)
+        else:
+            raise NotImplementedError(op)
+    return [values[f"${i}"] for i in range(outputs)]
+
+
+def inline(text: str, constraints: str, args: list[Tensor], dtype: Any, is_pure: bool, pack: int) -> Tensor:
+    """`inline_asm_elementwise` on bfloat16 tiles [16, 16], as a warp holds a left operand."""
+    outputs, given = constraints.count("="), [registers(x) for x in args]
+    assert len(constraints.split(",")) == outputs + len(args) * pack // 2
+    found: list[np.ndarray] = []
+    for first in range(0, 4, pack // 2):
+        found += execute(text, [x[first + i] for x in given for i in range(pack // 2)], outputs)
+    return tile(np.stack(found))
+
+
+@pytest.mark.parametrize(
+    ("name", "operands", "more"),
+    [
+        ("exchanged", 1, [(1,), (2,), (3,)]),
+        ("squares", 1, [()]),
+        ("pairs_by_lane", 2, [(1,), (2,)]),
+        ("pairs_of_halves", 2, [()]),
+        ("neighbours_and_constant", 1, [()]),
+    ],
+)
+def test_ptx_does_what_it_says(name: str, operands: int, more: list[tuple[int, ...]]) -> None:
+    torch.manual_seed(0)
+    tiles = [torch.randn(16, 16).bfloat16() for _ in range(operands)]
+    meanings: dict[str, Any] = {"gl": SimpleNamespace(inline_asm_elementwise=inline, bfloat16=torch.bfloat16)}
+    meanings |= {key: getattr(warpgroups, key) for key in ("_shuffle", "_times_neighbour_where")}
+    function = FunctionType(getattr(warpgroups, name).fn.__code__, meanings)
+    for extra in more:
+        assert torch.equal(function(*tiles, *extra), LOGICAL[name](*tiles, *extra)), extra
+
+
+@pytest.mark.parametrize("d", [8, 16])
+def test_every_feature_has_one_column(d: int) -> None:
+    """The sums of a column stand in the row of the state that its features belong to."""
+    torch.manual_seed(0)
+    meanings: dict[str, Any] = {
+        "gl": SimpleNamespace(
+            where=lambda c, x, y: torch.where(c, x, y) if isinstance(c, Tensor) else x if c else y,
+            join=lambda x, y: torch.stack((x, y), -1),
+            permute=torch.permute,
+            reshape=torch.reshape,
+            convert_layout=lambda x, layout, assert_trivial: x,
+        ),
+        **LOGICAL,
+    }
+    for name, value in vars(warpgroups).items():
+        if isinstance(value, JITFunction) and name not in LOGICAL:
+            meanings[name] = FunctionType(value.fn.__code__, meanings, name)
+    x = torch.zeros(64, 16).bfloat16()
+    x[:, :d] = torch.randn(64, d).bfloat16()
+    found = torch.cat(meanings["features"](x, None), 1)
+    places = torch.cat(
+        [meanings["rows_of_wide"](torch.arange(128), d), meanings["rows_of_narrow"](torch.arange(32), d)]
+    )
+    rows = (d + 1) * (d + 2) // 2
+    inside = places < rows
+    assert sorted(places[inside].tolist()) == list(range(rows))
+    assert not found[:, ~inside].any()
+    products, f = d * (d + 1) // 2, places[inside]
+    with_one = torch.cat([x[:, :d], torch.ones(64, 1).bfloat16()], 1)
+    first = torch.where(f < products, f % d, f - products)
+    second = torch.where(f < products, (f % d + f // d) % d, d)
+    assert torch.equal(found[:, inside], with_one[:, first] * with_one[:, second])
