@@ -12,6 +12,10 @@ NAMESPACE = "based_ops"
 PASSES = ("forward", "backward", "step")
 BACKENDS = ("triton", "tilelang", "torch")
 
+RECURRENCE = "recurrence"
+ON_WARPGROUPS = "recurrence_warpgroups"
+"""The program that runs in place of RECURRENCE on Hopper, where a layer has it."""
+
 MAX_NAME_LENGTH = 64
 NAME_RULE = "lower-case ASCII letters, digits and underscores, starting with a letter"
 _NAME = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)

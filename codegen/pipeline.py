@@ -73,10 +73,9 @@ def schedule(lowered: Lowered, target: str) -> ScheduledLayer:
 
     Raises `RecordError` if a tuning record of this layer no longer fits it.
     """
-    require_current(lowered.spec, (*lowered.programs, *lowered.plans), lowered.passes, target)
-    programs = tuple(
-        ScheduledProgram.of(p, choose(lowered.spec, p, target)) for p in kernels(lowered, target)
-    )
+    found = kernels(lowered, target)
+    require_current(lowered.spec, (*found, *lowered.plans), lowered.passes, target)
+    programs = tuple(ScheduledProgram.of(p, choose(lowered.spec, p, target)) for p in found)
     plans = tuple(choose(lowered.spec, plan, target) for plan in lowered.plans)
     return ScheduledLayer(lowered.spec, target, build_hash(lowered.spec), programs, lowered.passes, plans)
 

@@ -31,7 +31,8 @@ def entries(outcome: Outcome, machine: Mapping[str, Any], today: date) -> list[E
     """One record for each program that was tuned, whether or not it is the policy's choice."""
     job = outcome.job
     lowered = pipeline.lower(job.spec)
-    keep = space.fixed(lowered.programs)
+    kernels = pipeline.kernels(lowered, job.backend)
+    keep = space.fixed(kernels)
     measured = {
         "ms": _rounded(outcome.ms),
         "policy_ms": _rounded(outcome.policy_ms),
@@ -43,7 +44,7 @@ def entries(outcome: Outcome, machine: Mapping[str, Any], today: date) -> list[E
         "date": today,
     }
     found = []
-    for program in lowered.programs:
+    for program in kernels:
         if program.name not in outcome.schedules:
             continue
         chosen = outcome.schedules[program.name]

@@ -20,7 +20,7 @@ from typing import Any
 from based_ops.codegen import pipeline
 from based_ops.codegen.emit import registry
 from based_ops.codegen.emit.layer import ScheduledLayer, ScheduledProgram
-from based_ops.codegen.names import PASSES
+from based_ops.codegen.names import ON_WARPGROUPS, PASSES, RECURRENCE
 from based_ops.codegen.schedule import space
 from based_ops.codegen.schedule.choose import choose
 from based_ops.codegen.schedule.model import Schedule
@@ -133,12 +133,11 @@ class _Run:
     ) -> None:
         self.search, self.job, self.deadline, self.report = search, job, deadline, report
         self.lowered = pipeline.lower(job.spec)
-        self.tuned = tuned_programs(self.lowered, job.which)
-        self.keep = space.fixed(self.lowered.programs)
-        self.base = {p.name: found.get(p.name) or _present(job, p) for p in self.lowered.programs}
-        self.base |= {
-            p.name: policy(job.spec, p, job.backend) for p in self.lowered.programs if p.name in self.tuned
-        }
+        self.kernels = pipeline.kernels(self.lowered, job.backend)
+        self.tuned = tuned_programs(self.lowered, job.which, job.backend, job.dtype)
+        self.keep = space.fixed(self.kernels)
+        self.base = {p.name: found.get(p.name) or _present(job, p) for p in self.kernels}
+        self.base |= {p.name: policy(job.spec, p, job.backend) for p in self.kernels if p.name in self.tuned}
         self.plans = tuple(choose(job.spec, plan, job.backend) for plan in self.lowered.plans)
         self.progress = Progress(job)
         self.seen: set[str] = set()
@@ -201,7 +200,7 @@ class _Run:
                 return
 
     def _near(self, center: Schedules, name: str, changes: int) -> Iterator[tuple[str, _Trial]]:
-        program = next(p for p in self.lowered.programs if p.name == name)
+        program = next(p for p in self.kernels if p.name == name)
         whole = center[name]
         near = space.candidates(program, whole.only(self.job.dtype), self.keep, changes)
         for schedule in islice(near, 1, None):
@@ -273,7 +272,7 @@ class _Run:
 
     def _trial(self, schedules: Schedules) -> _Trial:
         job = self.job
-        programs = tuple(ScheduledProgram.of(p, schedules[p.name]) for p in self.lowered.programs)
+        programs = tuple(ScheduledProgram.of(p, schedules[p.name]) for p in self.kernels)
         layer = ScheduledLayer(job.spec, job.backend, NO_BUILD, programs, self.lowered.passes, self.plans)
         text = pipeline.emit(layer)
         machine = {key: value for key, value in self.search.machine.items() if key != "bandwidth"}
@@ -313,10 +312,11 @@ class _Trial:
         }
 
 
-def tuned_programs(lowered: pipeline.Lowered, which: str) -> tuple[str, ...]:
+def tuned_programs(lowered: pipeline.Lowered, which: str, backend: str, dtype: str) -> tuple[str, ...]:
     """The programs that are tuned with a pass: those that it launches and no pass before it, in order.
 
-    Launch plans are not among them: one shape cannot judge by what a pass should tell shapes apart.
+    Launch plans are not among them: one shape cannot judge by what a pass should tell shapes apart.  Nor are
+    programs that do not run in this dtype, or in whose place another runs.
     """
     taken: set[str] = set()
     names: tuple[str, ...] = ()
@@ -325,7 +325,10 @@ def tuned_programs(lowered: pipeline.Lowered, which: str) -> tuple[str, ...]:
         if part.name == which:
             break
         taken |= {*names}
-    present = {program.name for program in lowered.programs}
+    kernels = pipeline.kernels(lowered, backend)
+    present = {p.name for p in kernels if dtype in policy(lowered.spec, p, backend).settings}
+    if ON_WARPGROUPS in present:
+        present.discard(RECURRENCE)
     return tuple(name for name in names if name in present)
 
 

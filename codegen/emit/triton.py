@@ -42,6 +42,7 @@ from ..ir.nodes import (
     uses_operands,
 )
 from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
+from ..names import ON_WARPGROUPS, RECURRENCE
 from ..spec.model import LinearAttention
 from . import warpgroups
 from .bounds import Bounds
@@ -72,7 +73,7 @@ def emit(layer: ScheduledLayer) -> str:
     emit_schedule(body, layer, lambda scheduled, dtype: _setting(layer, scheduled, dtype))
     for scheduled in layer.programs:
         body.blank(2)
-        if scheduled.program.name == warpgroups.NAME:
+        if scheduled.program.name == ON_WARPGROUPS:
             assert isinstance(layer.spec, LinearAttention)
             warpgroups.Kernel(body, layer.spec, scheduled).emit(_parameters(scheduled.program))
         else:
@@ -99,7 +100,7 @@ def emit(layer: ScheduledLayer) -> str:
 def _setting(layer: ScheduledLayer, scheduled: ScheduledProgram, dtype: str) -> list[str]:
     setting = scheduled.schedule.settings[dtype]
     constants = [f"{name}={value}" for name, value in setting.constants.items()]
-    if scheduled.program.name == warpgroups.NAME:
+    if scheduled.program.name == ON_WARPGROUPS:
         return [*constants, f"STAGES={setting.stages}", f"num_warps={setting.warps}"]
     operand = (
         [f"OPERAND=operand(tl.{operand_dtype(layer.spec, dtype)})"]
@@ -112,13 +113,13 @@ def _setting(layer: ScheduledLayer, scheduled: ScheduledProgram, dtype: str) -> 
 def _launch(layer: ScheduledLayer, w: Writer, scheduled: ScheduledProgram, arguments: dict[str, str]) -> None:
     program = scheduled.program
     kernel, settings = program.name, f'SCHEDULE["{program.name}"]'
-    if program.name == "recurrence" and warpgroups.NAME in {part.program.name for part in layer.programs}:
+    if program.name == RECURRENCE and ON_WARPGROUPS in {part.program.name for part in layer.programs}:
         w.line(f"kernel, settings = {kernel}, {settings}")
         kernel, settings = "kernel", "settings"
-        other = f'SCHEDULE["{warpgroups.NAME}"]'
+        other = f'SCHEDULE["{ON_WARPGROUPS}"]'
         w.line(f"if q.dtype in {other} and on_warpgroups(q, k, v):")
         with w.indented():
-            w.line(f"kernel, settings = {warpgroups.NAME}, {other}")
+            w.line(f"kernel, settings = {ON_WARPGROUPS}, {other}")
     sizes = {name: arguments.get(name, name) for name in program.sizes}
     # The grid is counted in sizes of the launch and constants of its settings; it may depend on nothing else.
     extents = [_grid_extent(axis.extent, sizes, set(program.constants)) for axis in program.grid]

@@ -21,12 +21,12 @@ from textwrap import dedent
 from ..ir.nodes import Program, Var, wrap
 from ..ir.printer import text
 from ..lower.feature_maps import feature_map
-from ..schedule.legal import EXCHANGED, exchanges
+from ..names import ON_WARPGROUPS, RECURRENCE
+from ..schedule.legal import EXCHANGED, WARPGROUP_TILES, exchanges
 from ..spec.model import LayerSpec, LinearAttention
 from .layer import ScheduledProgram
 from .writer import Writer
 
-NAME = "recurrence_warpgroups"
 HELPERS = (
     "add_sums",
     "afresh",
@@ -60,12 +60,12 @@ def program(spec: LayerSpec, programs: tuple[Program, ...]) -> Program | None:
     if not any(exchanges(spec, dtype) for dtype in spec.dtypes):
         return None
     return replace(
-        next(p for p in programs if p.name == "recurrence"),
-        name=NAME,
+        next(p for p in programs if p.name == RECURRENCE),
+        name=ON_WARPGROUPS,
         summary="The outputs of one segment, with the state in registers, on Hopper's warpgroups.",
         constants=("SEGMENT", "CHUNK", "VALUES"),
         body=(),
-        bounds={},
+        bounds=WARPGROUP_TILES,
     )
 
 

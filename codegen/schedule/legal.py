@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from ..ir.check import Types, infer
 from ..ir.fuse import statements
 from ..ir.nodes import Add, Blocks, Dim, Dot, Let, Program, Set
+from ..names import ON_WARPGROUPS
 from ..spec.model import LayerSpec, LinearAttention, TaylorExp
 from .model import Schedule, Setting
 
@@ -18,6 +19,10 @@ SAFE_COLUMNS = 64
 """Columns from which on several warpgroup products in one kernel are compiled right."""
 EXCHANGED = 16
 """Columns of a warpgroup's left operand that four neighbouring lanes hold, and can exchange."""
+WARPGROUP_TILES = {"CHUNK": 64, "VALUES": 64}
+"""Tiles of a kernel whose text is laid out for one warpgroup."""
+FEWEST_STAGES = 2
+"""Chunks that such a kernel has room for: one at work, the others on their way."""
 COPIED = 8
 """Columns that one asynchronous copy moves, of two bytes each."""
 
@@ -42,6 +47,10 @@ def require_legal(program: Program, schedule: Schedule) -> None:
         for name, extent in program.bounds.items():
             if sizes[name] < extent:
                 raise IllegalSchedule(f"{program.name} {dtype}: {name}={sizes[name]} does not cover {extent}")
+        if program.name == ON_WARPGROUPS and setting.stages < FEWEST_STAGES:
+            raise IllegalSchedule(
+                f"{program.name} {dtype}: {setting.stages} stages, fewer than {FEWEST_STAGES}"
+            )
         for name in ("CHUNK", "KEYS", "QUERIES"):
             if "SEGMENT" in sizes and sizes["SEGMENT"] % sizes.get(name, 1):
                 what = f"SEGMENT={sizes['SEGMENT']} is no multiple of {name}={sizes[name]}"

@@ -6,8 +6,9 @@ Tuning records (`records.py`) override what is chosen here, program by program.
 from __future__ import annotations
 
 from ..ir.nodes import Program
+from ..names import ON_WARPGROUPS, RECURRENCE
 from ..spec.model import LayerSpec, LinearAttention, SlidingWindow
-from .legal import exchanges
+from .legal import WARPGROUP_TILES, exchanges
 from .model import HOST_C, Schedule, Setting
 
 MATRIX_UNIT = 16
@@ -38,18 +39,16 @@ ROW_SUMS = ("query_gradients", "gradients")
 """Programs that sum products of loaded tiles: TileLang finds no layout for these at every width."""
 GRAIN = 128
 """The fewest tokens of a segment."""
-WARPGROUP_TILES = {"SEGMENT": GRAIN, "CHUNK": 64, "VALUES": 64}
-"""Tiles of a kernel whose text is laid out for one warpgroup."""
 
 
 def policy(spec: LayerSpec, program: Program, backend: str) -> Schedule:
     """The schedule of one program."""
     dtypes = (*spec.dtypes, "float64") if backend == "torch" else spec.dtypes
     choose = {"triton": _warps, "tilelang": _tensor_cores, "torch": _whole, HOST_C: _small}[backend]
-    if program.name == "recurrence" and backend in ("triton", "tilelang"):
+    if program.name == RECURRENCE and backend in ("triton", "tilelang"):
         dtypes = tuple(dtype for dtype in dtypes if dtype != "float32")  # its state fills the registers
-    if program.name == "recurrence_warpgroups":
-        setting = Setting(WARPGROUP_TILES, warps=4, stages=3)
+    if program.name == ON_WARPGROUPS:
+        setting = Setting({"SEGMENT": GRAIN} | WARPGROUP_TILES, warps=4, stages=3)
         return Schedule(program.name, backend, {d: setting for d in dtypes if exchanges(spec, d)})
     if not program.body:
         settings = {dtype: _launch_plan(spec, program, backend, dtype) for dtype in dtypes}
@@ -118,7 +117,7 @@ def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
         "QUERIES": 32,
         "SEGMENT": _grain("triton", dtype),
     }
-    if program.name == "recurrence" or "states" in program.name and not wide:
+    if program.name == RECURRENCE or "states" in program.name and not wide:
         # Products are 64 wide throughout, which keeps clear of the fault named above.
         sizes |= {"FEATURES": 64, "CHUNK": 64, "VALUES": 64}
         return Setting(_pick(program, sizes), warps=4, stages=3)

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..ir.host import Launch, Pass
 from ..ir.nodes import Program
+from ..names import ON_WARPGROUPS, RECURRENCE
 from ..spec.model import LayerSpec, LinearAttention, TaylorExp
 from .legal import IllegalSchedule, require_legal
 from .model import HOST_C, Schedule, Setting
@@ -99,8 +100,10 @@ def require_current(
 
 
 def launches(function: Pass) -> tuple[str, ...]:
-    """The programs that a pass launches, in order and each once."""
-    return tuple(dict.fromkeys(step.program for step in function.body if isinstance(step, Launch)))
+    """The programs that a pass launches, in order and each once, with those that may run in their place."""
+    programs = [step.program for step in function.body if isinstance(step, Launch)]
+    also = {RECURRENCE: (ON_WARPGROUPS,)}
+    return tuple(dict.fromkeys(name for program in programs for name in (program, *also.get(program, ()))))
 
 
 def _agrees(entry: Entry, facts: Mapping[str, Any], ignoring: Collection[str]) -> bool:

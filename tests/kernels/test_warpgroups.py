@@ -13,7 +13,7 @@ from torch import Tensor
 from triton.runtime.jit import JITFunction
 
 from based_ops import reference
-from based_ops.codegen.emit.warpgroups import NAME
+from based_ops.codegen.names import ON_WARPGROUPS
 from based_ops.codegen.spec.model import HeadDims, LinearAttention, TaylorExp
 from based_ops.state import LinearAttentionState, feature_count
 from based_ops.support import warpgroups
@@ -45,9 +45,14 @@ class Call:
         self.kept = getattr(torch, spec.state_dtype)
 
     def launch(
-        self, segments: int, initial: tuple[Tensor, ...], before: tuple[Tensor, ...], final: bool
+        self,
+        segments: int,
+        initial: tuple[Tensor, ...],
+        before: tuple[Tensor, ...],
+        final: bool,
+        **other: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """o, the final state and its normaliser."""
+        """o, the final state and its normaliser; `other` replaces settings of the schedule."""
         module = build(self.spec, "triton")
         q, k, v = self.qkv
         o = torch.full_like(v, float("nan"))
@@ -57,14 +62,15 @@ class Call:
         present = {"initial_state": initial[:1], "initial_normalizer": initial[1:]}
         present |= {"state": before[:1], "normalizer": before[1:]}
         present |= {"final_state": (state,) * final, "final_normalizer": (normalizer,) * final}
-        kernel = getattr(module, NAME)
+        kernel = getattr(module, ON_WARPGROUPS)
         always = {"q": q, "k": k, "v": v, "o": o, "n": n}
         tensors = [
             always.get(name, next(iter(present.get(name, ())), None))
             for name in kernel.arg_names[: kernel.arg_names.index("q_b")]
         ]
         strides = [stride for x in (q, k, v) for stride in x.stride()[:-1]]
-        constants = [x for name, x in module.SCHEDULE[NAME][self.dtype].items() if name != "num_warps"]
+        settings = module.SCHEDULE[ON_WARPGROUPS][self.dtype] | other
+        constants = [value for name, value in settings.items() if name != "num_warps"]
         flags = (bool(initial), bool(before), final)
         blocks = cdiv(v.shape[-1], 64)
         numbers = (*strides, B, self.length, H, segments, SCALE, *flags, *constants)
@@ -115,11 +121,12 @@ def test_one_segment(spec: LinearAttention, dtype: torch.dtype, length: int, con
         assert_close("final normalizer", normalizer, final.normalizer, tolerance)
 
 
+@pytest.mark.parametrize("stages", [2, 3, 4])
 @pytest.mark.parametrize("segments", [2, 3])
 @pytest.mark.parametrize("spec", LAYERS, ids=lambda spec: spec.name)
-def test_several_segments(spec: LinearAttention, segments: int) -> None:
+def test_several_segments(spec: LinearAttention, segments: int, stages: int) -> None:
     call = Call(spec, torch.bfloat16, 333)
-    found, _, _ = call.launch(segments, (), call.states_before(segments), final=False)
+    found, _, _ = call.launch(segments, (), call.states_before(segments), final=False, STAGES=stages)
     assert_close("o", found, call.expected(None)[0], FORWARD[torch.bfloat16])
 
 

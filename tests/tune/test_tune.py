@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -13,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from based_ops.cli import main
 from based_ops.codegen import pipeline
+from based_ops.codegen.names import ON_WARPGROUPS
 from based_ops.codegen.schedule import record_file, records
 from based_ops.codegen.schedule.record_file import Book, Entry
 from based_ops.codegen.schedule.records import launches
@@ -180,7 +182,10 @@ def test_the_gains_of_several_programs_are_taken_together(tmp_path: Path) -> Non
     made = Search(Stub(99), Sum(), Journal(tmp_path / "j"), MACHINE, tmp_path)
     outcomes = list(made.run(job("backward", LINEAR), monotonic() + 60, lambda progress: None))
     chosen = outcomes[-1].schedules
-    assert list(chosen) == list(tuned_programs(pipeline.lower(LINEAR), "backward")) and len(chosen) > 2
+    assert (
+        list(chosen) == list(tuned_programs(pipeline.lower(LINEAR), "backward", "torch", "float32"))
+        and len(chosen) > 2
+    )
     chunks = {
         name: schedule.settings["float32"].constants["CHUNK"]
         for name, schedule in chosen.items()
@@ -225,11 +230,19 @@ def test_a_policy_that_fails_is_told_and_not_recorded(tmp_path: Path) -> None:
 
 def test_a_program_is_tuned_with_the_first_pass_that_launches_it() -> None:
     lowered = pipeline.lower(LINEAR)
-    forward, backward = (tuned_programs(lowered, which) for which in ("forward", "backward"))
+    of_torch = partial(tuned_programs, lowered, backend="torch", dtype="float32")
+    forward, backward = (of_torch(which=which) for which in ("forward", "backward"))
     launched = launches(next(part for part in lowered.passes if part.name == "backward"))
     assert "states" in forward and "states" in launched and "states" not in backward
-    together = [name for part in lowered.passes for name in tuned_programs(lowered, part.name)]
+    together = [name for part in lowered.passes for name in of_torch(which=part.name)]
     assert sorted(together) == sorted(program.name for program in lowered.programs)
+
+
+@pytest.mark.parametrize(("dtype", "recurrences"), [("bfloat16", [ON_WARPGROUPS]), ("float32", [])])
+def test_only_what_runs_is_tuned(dtype: str, recurrences: list[str]) -> None:
+    spec = pipeline.load(SPECS, ["taylor2_qk16_v64"])["taylor2_qk16_v64"]
+    tuned = tuned_programs(pipeline.lower(spec), "forward", "triton", dtype)
+    assert [name for name in tuned if name.startswith("recurrence")] == recurrences
 
 
 # The command
