@@ -51,7 +51,7 @@ def on_warpgroups(*tensors: Tensor) -> bool:
 
 @functools.cache
 def _is_hopper(device: int) -> bool:
-    return torch.cuda.get_device_capability(device)[0] == 9
+    return torch.version.hip is None and torch.cuda.get_device_capability(device)[0] == 9
 
 
 @gluon.jit

@@ -27,20 +27,22 @@ def emit_schedule(
     w: Writer, layer: ScheduledLayer, setting: Callable[[ScheduledProgram, str], list[str]]
 ) -> None:
     """``SCHEDULE[program][dtype]``: the keyword arguments of each launch."""
+    tables = {
+        scheduled.program.name: {dtype: setting(scheduled, dtype) for dtype in scheduled.schedule.settings}
+        for scheduled in layer.programs
+    }
+    for plan in layer.plans:
+        tables[plan.program] = {
+            dtype: [f"{name}={value}" for name, value in chosen.constants.items()]
+            for dtype, chosen in plan.settings.items()
+        }
     w.line("SCHEDULE = {")
     with w.indented():
-        for scheduled in layer.programs:
-            w.line(f'"{scheduled.program.name}": {{')
+        for name, settings in tables.items():
+            w.line(f'"{name}": {{')
             with w.indented():
-                for dtype in scheduled.schedule.settings:
-                    w.call(f"torch.{dtype}: dict(", setting(scheduled, dtype), "),")
-            w.line("},")
-        for plan in layer.plans:
-            w.line(f'"{plan.program}": {{')
-            with w.indented():
-                for dtype, chosen in plan.settings.items():
-                    numbers = [f"{name}={value}" for name, value in chosen.constants.items()]
-                    w.call(f"torch.{dtype}: dict(", numbers, "),")
+                for dtype, arguments in settings.items():
+                    w.call(f"torch.{dtype}: dict(", arguments, "),")
             w.line("},")
     w.line("}")
 
