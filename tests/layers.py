@@ -69,9 +69,9 @@ def build(
     lowered = pipeline.lower(spec)
     programs = []
     for program in pipeline.kernels(lowered, target):
-        chosen = resized(choose(spec, program, target), dict(sizes))
-        if program.body:  # the others are written by an emitter, for the dtypes that they name
-            chosen = in_every_dtype(spec, chosen)
+        chosen = choose(spec, program, target)
+        if program.body:  # the others are written by an emitter, for sizes and dtypes of its own
+            chosen = in_every_dtype(spec, resized(chosen, dict(sizes)))
             if rewrites is not None:
                 chosen = replace(chosen, rewrites=rewrites)
         programs.append(ScheduledProgram.of(program, chosen))

@@ -177,6 +177,7 @@ class _Kernel:
         self.named = self._named_spans()
         self.read: set[tuple[str, tuple[Expr, ...]]] = set()  # what was loaded, and not stored since
         self.rows = self._rows()
+        self.condition = ""
 
     def _named_spans(self) -> set[str]:
         """Index tiles that need a name: those calculated with, or compared with a tensor's extent."""
@@ -262,16 +263,23 @@ class _Kernel:
                     w.line("tl.debug_barrier()  # every warp has read what is now overwritten")
                 self.read.discard((tensor, index))
                 pointer, mask = self._address(tensor, index)
+                mask = " & ".join(part for part in (mask, self.condition) if part)
                 arguments = [pointer, self.expr(value), *([f"mask={mask}"] if mask else [])]
                 w.call("tl.store(", arguments)
             case For(var, start, stop, step, body):
                 w.line(f"for {var} in range({self.expr(start)}, {self.expr(stop)}, {self.expr(step)}):")
                 with w.indented():
                     self._block(body)
-            case When(condition, body):
-                w.line(f"if {self.expr(condition)}:")
+            case When(Var(flag), body):
+                w.line(f"if {flag}:")
                 with w.indented():
                     self._block(body)
+            case When(condition, body):
+                # As a mask: Triton 3.7 cannot load ahead across branches on Blackwell.
+                assert all(isinstance(inner, Store) for inner in body)
+                self.condition = f"({self.expr(condition)})"
+                self._block(body)
+                self.condition = ""
             case Comment(words):
                 w.line(f"# {words}")
 
