@@ -1,0 +1,317 @@
+"""Print scheduled programs as Triton kernels."""
+
+from __future__ import annotations
+
+from math import prod
+
+from ..ir.check import infer, walk
+from ..ir.fuse import expressions, statements
+from ..ir.nodes import (
+    ACC,
+    INDEX,
+    IO,
+    OPERAND,
+    STATE,
+    Add,
+    Binary,
+    Cast,
+    Comment,
+    Const,
+    Dim,
+    Dot,
+    Expand,
+    Expr,
+    For,
+    Full,
+    Let,
+    Load,
+    Max,
+    Program,
+    Set,
+    Span,
+    Stmt,
+    Store,
+    Sum,
+    Tensor,
+    Transpose,
+    Unary,
+    Var,
+    When,
+    Where,
+    uses_operands,
+)
+from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
+from .bounds import Bounds
+from .layer import ScheduledProgram
+from .writer import Writer
+
+FUNCTIONS = {
+    "exp": "tl.exp",
+    "exp2": "tl.exp2",
+    "log": "tl.log",
+    "log2": "tl.log2",
+    "sqrt": "tl.sqrt",
+    "abs": "tl.abs",
+    "sigmoid": "tl.sigmoid",
+    "sin": "tl.sin",
+    "cos": "tl.cos",
+    "erf": "tl.erf",
+    "cdiv": "tl.cdiv",
+    "min": "tl.minimum",
+    "max": "tl.maximum",
+}
+
+
+def parameters(program: Program) -> list[str]:
+    """What a kernel takes at every launch: tensors, strides, sizes and scalars."""
+    return [
+        *(t.name for t in program.tensors),
+        *(f"{t.name}_{axis}" for t in program.tensors if t.strided for axis in stride_names(t)),
+        *program.sizes,
+        *program.scalars,
+    ]
+
+
+class Kernel:
+    """Prints one program as a ``@triton.jit`` function."""
+
+    def __init__(self, w: Writer, scheduled: ScheduledProgram) -> None:
+        self.w, self.program, self.types = w, scheduled.program, scheduled.types
+        self.bounds = Bounds(scheduled.program, scheduled.schedule)
+        self.named = self._named_spans()
+        self.read: set[tuple[str, tuple[Expr, ...]]] = set()  # what was loaded, and not stored since
+        self.rows = self._rows()
+        self.condition = ""
+
+    def _named_spans(self) -> set[str]:
+        """Index tiles that need a name: those calculated with, or compared with a tensor's extent."""
+        named: set[str] = set()
+        for stmt in statements(self.program.body):
+            for expr in (stmt.value,) if isinstance(stmt, Store) else expressions(stmt):
+                if not isinstance(expr, Load):
+                    named |= {node.name for node in walk(expr) if isinstance(node, Var)}
+            access = stmt if isinstance(stmt, Store) else getattr(stmt, "value", None)
+            if isinstance(access, Load | Store):
+                dims = self.program.tensor(access.tensor).dims
+                for entry, extent in zip(access.index, dims, strict=True):
+                    if isinstance(entry, Var) and not self.bounds.inside(entry, extent):
+                        named.add(entry.name)
+        return named
+
+    def _rows(self) -> set[str]:
+        """Vectors that are laid along the columns of a matrix."""
+        return {
+            node.x.name
+            for stmt in statements(self.program.body)
+            for expr in expressions(stmt)
+            for node in walk(expr)
+            if isinstance(node, Expand) and node.axis == 0 and isinstance(node.x, Var)
+        }
+
+    def emit(self) -> None:
+        program, w = self.program, self.w
+        # Lengths and counts change from call to call.
+        w.line(f"@triton.jit(do_not_specialize={list(program.sizes)!r})".replace("'", '"'))
+        w.call(
+            f"def {program.name}(",
+            [
+                *parameters(program),
+                *(f"{flag}: tl.constexpr" for flag in program.flags),
+                *(f"{name}: tl.constexpr" for name in program.constants),
+                *(["OPERAND: tl.constexpr"] if uses_operands(program) else []),
+            ],
+            "):",
+        )
+        with w.indented():
+            w.line(f'"""{program.summary}"""')
+            for scalar in program.scalars:
+                w.line(f"{scalar} = tl.cast({scalar}, tl.float32)  # compilers of callers may pass 64 bits")
+            self._program_ids()
+            self._block(program.body)
+
+    def _program_ids(self) -> None:
+        rest = "program"
+        self.w.line("program = tl.program_id(0)")
+        for axis in reversed(self.program.grid[1:]):
+            extent = self.expr(axis.extent)
+            wide = ".to(tl.int64)" if axis.batch else ""
+            self.w.line(
+                f"{axis.name} = ({rest} % {extent}){wide}" if wide else f"{axis.name} = {rest} % {extent}"
+            )
+            self.w.line(f"program = {rest} // {extent}")
+        first = self.program.grid[0]
+        self.w.line(f"{first.name} = program.to(tl.int64)")
+
+    # Statements
+
+    def _block(self, body: tuple[Stmt, ...]) -> None:
+        for stmt in body:
+            self._statement(stmt)
+
+    def _statement(self, stmt: Stmt) -> None:
+        w = self.w
+        match stmt:
+            case Let(name, Span()) if name not in self.named:
+                pass  # addresses spell it out
+            case Let(name, Load() as load) | Set(name, Load() as load):
+                self._load(name, load)
+            case Let(name, value) | Set(name, value):
+                w.line(f"{name} = {self._right_side(value)}")
+            case Add(name, Dot(x, y)):
+                w.line(f'{name} = tl.dot({self.expr(x)}, {self.expr(y)}, {name}, input_precision="ieee")')
+            case Add(name, value):
+                w.line(f"{name} += {self._right_side(value)}")
+            case Store(tensor, index, value):
+                if (tensor, index) in self.read and len(infer(value, self.types, self.program).shape) < 2:
+                    # Several warps hold such a vector, and one of them writes it.
+                    w.line("tl.debug_barrier()  # every warp has read what is now overwritten")
+                self.read.discard((tensor, index))
+                pointer, mask = self._address(tensor, index)
+                mask = " & ".join(part for part in (mask, self.condition) if part)
+                arguments = [pointer, self.expr(value), *([f"mask={mask}"] if mask else [])]
+                w.call("tl.store(", arguments)
+            case For(var, start, stop, step, body):
+                w.line(f"for {var} in range({self.expr(start)}, {self.expr(stop)}, {self.expr(step)}):")
+                with w.indented():
+                    self._block(body)
+            case When(Var(flag), body):
+                w.line(f"if {flag}:")
+                with w.indented():
+                    self._block(body)
+            case When(condition, body):
+                # As a mask: Triton 3.7 cannot load ahead across branches on Blackwell.
+                assert all(isinstance(inner, Store) for inner in body)
+                self.condition = f"({self.expr(condition)})"
+                self._block(body)
+                self.condition = ""
+            case Comment(words):
+                w.line(f"# {words}")
+
+    def _load(self, name: str, load: Load) -> None:
+        self.read.add((load.tensor, load.index))
+        pointer, mask = self._address(load.tensor, load.index)
+        guard = [f"mask={mask}", f"other={load.fill}"] if mask else []
+        self.w.call(f"{name} = tl.load(", [pointer, *guard], f"){self._cast_suffix(load.dtype)}")
+        if name in self.rows and uses_operands(self.program):
+            # Triton would load the vector anew for each column that a thread has of a product; what comes
+            # out of a reduction it hands on through shared memory.
+            self.w.line(f"{name} = tl.sum({name}[:, None], 1)")
+
+    def _address(self, name: str, index: tuple[Expr, ...]) -> tuple[str, str]:
+        """The pointer tile, and the mask of what lies inside the tensor ("" if everything does).
+
+        The scalar part of the offset is summed in 64 bits, the part within a tile in 32.
+        """
+        tensor = self.program.tensor(name)
+        strides = self._strides(tensor)
+        tiles = [entry for entry in index if self._rank(entry)]
+        base, offsets, masks = [name], [], []
+        for entry, extent, stride in zip(index, tensor.dims, strides, strict=True):
+            if not self._rank(entry):
+                if entry != Const(0):
+                    base.append(_times(self.expr(entry, TIGHT), stride))
+                continue
+            position = tiles.index(entry)
+            side = "" if len(tiles) == 1 else ("[:, None]" if position == 0 else "[None, :]")
+            span = self.bounds.span(entry)
+            if span is None:
+                offsets.append(_times(f"{self.expr(entry)}{side}", stride))
+            else:
+                if span.start != Const(0):
+                    base.append(_times(f"tl.cast({self.expr(span.start)}, tl.int64)", stride))
+                offsets.append(_times(f"tl.arange(0, {span.size}){side}", stride))
+            if span is not None and span.before:
+                masks.append(f"({self.expr(entry)} >= 0){side}")
+            if not self.bounds.inside(entry, extent):
+                masks.append(f"({self.expr(entry)} < {extent}){side}")
+        pointer = " + ".join(base)
+        if offsets:
+            pointer += f" + ({' + '.join(offsets)})" if len(offsets) > 1 else f" + {offsets[0]}"
+        return pointer, " & ".join(masks)
+
+    def _strides(self, tensor: Tensor) -> list[str]:
+        if tensor.strided:
+            return [*(f"{tensor.name}_{axis}" for axis in stride_names(tensor)), "1"]
+        return [_product(tensor.dims[i + 1 :]) for i in range(len(tensor.dims))]
+
+    def _rank(self, expr: Expr) -> int:
+        match expr:
+            case Var(name):
+                return len(self.types[name].shape)
+            case Span():
+                return 1
+            case _:
+                return 0
+
+    # Expressions
+
+    def _right_side(self, value: Expr) -> str:
+        match value:
+            case Dot(x, y):
+                return f'tl.dot({self.expr(x)}, {self.expr(y)}, input_precision="ieee")'
+            case Sum(x, axis):
+                return f"tl.sum({x.name}, {axis})"
+            case Max(x, axis):
+                return f"tl.max({x.name}, {axis})"
+            case _:
+                return self.expr(value)
+
+    def _cast_suffix(self, dtype: str) -> str:
+        return {OPERAND: ".to(OPERAND)", ACC: ".to(tl.float32)", INDEX: ""}[dtype]
+
+    def expr(self, expr: Expr, outer: int = 0) -> str:
+        match expr:
+            case Const(value):
+                return repr(value)
+            case Var(name):
+                return name
+            case Span(start, size):
+                offset = "" if start == Const(0) else f"{self.expr(start, PRECEDENCE['add'])} + "
+                return f"{offset}tl.arange(0, {size})"
+            case Unary("neg", x):
+                return f"-{self.expr(x, TIGHT)}"
+            case Unary("tanh", x):
+                return f"(2.0 * tl.sigmoid(2.0 * {self.expr(x, TIGHT)}) - 1.0)"
+            case Unary(op, x):
+                return f"{FUNCTIONS[op]}({self.expr(x)})"
+            case Binary(op, x, y) if op in SYMBOLS:
+                level = PRECEDENCE[op]
+                # Python's & binds tighter than its comparisons, and comparisons do not chain here.
+                inside = PRECEDENCE["add"] if level <= PRECEDENCE["lt"] else level
+                inner = f"{self.expr(x, inside)} {SYMBOLS[op]} {self.expr(y, max(inside, level + 1))}"
+                return f"({inner})" if level < outer else inner
+            case Binary(op, x, y):
+                return f"{FUNCTIONS[op]}({self.expr(x)}, {self.expr(y)})"
+            case Where(condition, x, y):
+                return f"tl.where({self.expr(condition)}, {self.expr(x)}, {self.expr(y)})"
+            case Cast(x, dtype) if dtype in (IO, STATE):
+                return self.expr(x, outer)  # a store converts to the tensor's own dtype
+            case Cast(x, dtype):
+                return f"{self.expr(x, TIGHT)}{self._cast_suffix(dtype)}"
+            case Expand(x, axis):
+                return f"{self.expr(x, TIGHT)}[{'None, :' if axis == 0 else ':, None'}]"
+            case Full((), value, _):
+                return repr(value)
+            case Full(shape, value, _):
+                sizes = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
+                return f"tl.full(({sizes}), {value!r}, tl.float32)"
+            case Transpose(x):
+                return f"tl.trans({x.name})"
+            case _:
+                raise TypeError(f"no Triton for {type(expr).__name__}")
+
+
+def stride_names(tensor: Tensor) -> list[str]:
+    """Names of the stride parameters, one a dimension but the last."""
+    return [str(dim).lower() for dim in tensor.dims[:-1]]
+
+
+def _product(dims: tuple[Dim, ...]) -> str:
+    """The product of extents as text; runtime sizes first, so that it is taken in 64 bits."""
+    names = [dim for dim in dims if isinstance(dim, str)]
+    number = prod(dim for dim in dims if isinstance(dim, int))
+    return " * ".join([*names, *([str(number)] if number != 1 or not names else [])])
+
+
+def _times(x: str, stride: str) -> str:
+    return x if stride == "1" else f"{x} * {stride}"
