@@ -136,26 +136,27 @@ def run(kernel: JITFunction[Any], programs: int, tensors: list[Tensor | None], *
 
 
 def _as_python(kernel: JITFunction[Any], program: int) -> FunctionType:
-    """The kernel, and the functions of `based_ops.support.warpgroups` that it calls, as Python."""
+    """One program of a kernel as Python."""
+    return FunctionType(kernel.fn.__code__, meanings(program), kernel.fn.__name__)
+
+
+def meanings(program: int = 0) -> dict[str, Any]:
+    """What the names in a kernel mean, with the functions of `based_ops.support.warpgroups` as Python."""
     block = Block()
-    meanings: dict[str, Any] = {"gl": _language(block, program), **_products(block), **LOGICAL}
-    meanings |= {"barrier": block.barrier, "fence_async_shared": block.fence}
+    found: dict[str, Any] = {"gl": _language(block, program), **_products(block), **LOGICAL}
+    found |= {"barrier": block.barrier, "fence_async_shared": block.fence}
 
     def copy(tile: Shared, pointers: Pointer, mask: Any) -> None:
         tile.overwrite()
         block.groups[-1].append((tile, pointers.load(mask, 0.0)))
 
-    meanings["async_copy"] = SimpleNamespace(
+    found["async_copy"] = SimpleNamespace(
         async_copy_global_to_shared=copy, commit_group=block.commit_group, wait_group=block.wait_group
     )
-    functions = {
-        name: FunctionType(value.fn.__code__, meanings, name)
-        for name, value in vars(warpgroups).items()
-        if isinstance(value, JITFunction)
-    }
-    for name, function in functions.items():
-        meanings.setdefault(name, function)
-    return FunctionType(kernel.fn.__code__, meanings, kernel.fn.__name__)
+    for name, value in vars(warpgroups).items():
+        if isinstance(value, JITFunction):
+            found.setdefault(name, FunctionType(value.fn.__code__, found, name))
+    return found
 
 
 def _products(block: Block) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from triton.runtime.jit import JITFunction
 
 from based_ops import reference
 from based_ops.codegen.names import ON_WARPGROUPS
@@ -18,7 +17,7 @@ from based_ops.codegen.spec.model import HeadDims, LinearAttention, TaylorExp
 from based_ops.state import LinearAttentionState, feature_count
 from based_ops.support import warpgroups
 from based_ops.support.host import cdiv
-from tests.kernels.gluon import LOGICAL, run
+from tests.kernels.gluon import LOGICAL, meanings, run
 from tests.layers import build
 from tests.tolerance import FORWARD, assert_close
 
@@ -220,9 +219,9 @@ def inline(text: str, constraints: str, args: list[Tensor], dtype: Any, is_pure:
 def test_ptx_does_what_it_says(name: str, operands: int, more: list[tuple[int, ...]]) -> None:
     torch.manual_seed(0)
     tiles = [torch.randn(16, 16).bfloat16() for _ in range(operands)]
-    meanings: dict[str, Any] = {"gl": SimpleNamespace(inline_asm_elementwise=inline, bfloat16=torch.bfloat16)}
-    meanings |= {key: getattr(warpgroups, key) for key in ("_shuffle", "_times_neighbour_where")}
-    function = FunctionType(getattr(warpgroups, name).fn.__code__, meanings)
+    names: dict[str, Any] = {"gl": SimpleNamespace(inline_asm_elementwise=inline, bfloat16=torch.bfloat16)}
+    names |= {key: getattr(warpgroups, key) for key in ("_shuffle", "_times_neighbour_where")}
+    function = FunctionType(getattr(warpgroups, name).fn.__code__, names)
     for extra in more:
         assert torch.equal(function(*tiles, *extra), LOGICAL[name](*tiles, *extra)), extra
 
@@ -231,24 +230,12 @@ def test_ptx_does_what_it_says(name: str, operands: int, more: list[tuple[int, .
 def test_every_feature_has_one_column(d: int) -> None:
     """The sums of a column stand in the row of the state that its features belong to."""
     torch.manual_seed(0)
-    meanings: dict[str, Any] = {
-        "gl": SimpleNamespace(
-            where=lambda c, x, y: torch.where(c, x, y) if isinstance(c, Tensor) else x if c else y,
-            join=lambda x, y: torch.stack((x, y), -1),
-            permute=torch.permute,
-            reshape=torch.reshape,
-            convert_layout=lambda x, layout, assert_trivial: x,
-        ),
-        **LOGICAL,
-    }
-    for name, value in vars(warpgroups).items():
-        if isinstance(value, JITFunction) and name not in LOGICAL:
-            meanings[name] = FunctionType(value.fn.__code__, meanings, name)
+    names = meanings()
     x = torch.zeros(64, 16).bfloat16()
     x[:, :d] = torch.randn(64, d).bfloat16()
-    found = torch.cat(meanings["features"](x, None), 1)
+    found = torch.cat(names["features"](x, None), 1)
     places = torch.cat(
-        [meanings["rows_of_wide"](torch.arange(128), d), meanings["rows_of_narrow"](torch.arange(32), d)]
+        [names["rows_of_wide"](torch.arange(128), d), names["rows_of_narrow"](torch.arange(32), d)]
     )
     rows = (d + 1) * (d + 2) // 2
     inside = places < rows
