@@ -35,12 +35,19 @@ class Resources:
 
 
 def compile_triton(
-    spec: LayerSpec, module: ModuleType, program: str, dtype: torch.dtype, capability: int = 90, **flags: bool
+    spec: LayerSpec,
+    module: ModuleType,
+    program: str,
+    dtype: torch.dtype,
+    capability: int = 90,
+    strides_of_16: bool = True,
+    **flags: bool,
 ) -> Resources:
     """Compile one kernel of a generated Triton module; raises what Triton raises.
 
-    `dtype` is that of the inputs, and `flags` are the program's switches, on unless given.  Pointers and
-    strides count as multiples of 16, as they are for dense tensors.
+    `dtype` is that of the inputs, and `flags` are the program's switches, on unless given.  Pointers count as
+    multiples of 16 bytes, and unless `strides_of_16` is false strides as multiples of 16 elements, as Triton
+    finds them to be in most dense tensors.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -56,6 +63,8 @@ def compile_triton(
     types = _parameters(spec, lowered, dtype)
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
     plain = {*lowered.sizes, *lowered.scalars}
+    if not strides_of_16:
+        plain |= {name for name, kind in signature.items() if kind == "i32"}
     divisible = [name for name, kind in signature.items() if kind != "constexpr" and name not in plain]
     source = (GluonASTSource if kernel.is_gluon() else ASTSource)(
         fn=kernel,

@@ -33,7 +33,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import async_copy, mma_v2
 
-VECTOR = 16
+VECTOR = gl.constexpr(16)
 """Bytes that one asynchronous copy moves."""
 
 _INTERPRETED = triton.knobs.runtime.interpret
@@ -45,8 +45,8 @@ def on_warpgroups(*tensors: Tensor) -> bool:
     first = tensors[0]
     if _INTERPRETED or not first.is_cuda or not _is_hopper(first.get_device()):
         return False
-    unit = VECTOR // first.element_size()
-    return not any(x.data_ptr() % VECTOR or math.gcd(*x.stride()[:-1]) % unit for x in tensors)
+    unit = VECTOR.value // first.element_size()
+    return not any(x.data_ptr() % VECTOR.value or math.gcd(*x.stride()[:-1]) % unit for x in tensors)
 
 
 @functools.cache
@@ -309,6 +309,8 @@ def fetch(tile, rows, t0, stride, stop, columns, LAYOUT: gl.constexpr):
     c = gl.arange(0, tile.shape[1], gl.SliceLayout(0, LAYOUT))
     pointers = rows + gl.cast(t0, gl.int64) * stride + (t[:, None] * stride + c[None, :])
     inside = (t < stop - t0)[:, None] & (c < columns)[None, :]
+    # `on_warpgroups` has seen to that; of strides that are 8 times an odd number Triton knows nothing.
+    pointers = gl.multiple_of(pointers, (1, VECTOR))
     async_copy.async_copy_global_to_shared(tile, pointers, mask=inside)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton.experimental.gluon import language as gl
 from triton.runtime.jit import JITFunction
 
 from based_ops.support import warpgroups
@@ -154,6 +155,8 @@ def meanings(program: int = 0) -> dict[str, Any]:
         async_copy_global_to_shared=copy, commit_group=block.commit_group, wait_group=block.wait_group
     )
     for name, value in vars(warpgroups).items():
+        if isinstance(value, gl.constexpr):
+            found.setdefault(name, value.value)
         if isinstance(value, JITFunction):
             found.setdefault(name, FunctionType(value.fn.__code__, found, name))
     return found
@@ -212,6 +215,7 @@ def _language(block: Block, program: int) -> SimpleNamespace:
         cast=lambda x, dtype: x,
         where=where,
         sum=torch.sum,
+        multiple_of=lambda x, _: x,
         arange=lambda start, stop, layout: torch.arange(start, stop),
         full=lambda shape, value, dtype, layout: torch.full(shape, value, dtype=dtype),
         load=lambda pointer, mask=True, other=0.0: pointer.load(mask, other),

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from based_ops import reference
+from based_ops.aot import compile_triton
 from based_ops.codegen.names import ON_WARPGROUPS
 from based_ops.codegen.spec.model import HeadDims, LinearAttention, TaylorExp
 from based_ops.state import LinearAttentionState, feature_count
 from based_ops.support import warpgroups
 from based_ops.support.host import cdiv
 from tests.kernels.gluon import LOGICAL, meanings, run
+from tests.kernels.runners import interpreting
 from tests.layers import build
 from tests.tolerance import FORWARD, assert_close
 
@@ -135,6 +137,16 @@ def test_several_segments(spec: LinearAttention, segments: int, stages: int) -> 
 LANE = np.arange(32)
 ROWS = np.stack([LANE // 4 + 8 * (register % 2) for register in range(4)])
 COLUMNS = np.stack([2 * (LANE % 4) + 8 * (register // 2) for register in range(4)])
+
+
+@pytest.mark.skipif(interpreting(), reason="under the interpreter nothing is compiled")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("spec", LAYERS[1:], ids=lambda spec: spec.name)
+def test_rows_of_16_bytes_suffice(spec: LinearAttention, dtype: torch.dtype) -> None:
+    """It compiles with strides of which Triton knows nothing, from nothing and in the middle."""
+    module = build(spec, "triton")
+    for flags in ({"INITIAL": False, "SEGMENTED": False}, {"FINAL": False}):
+        compile_triton(spec, module, ON_WARPGROUPS, dtype, strides_of_16=False, **flags)
 
 
 def registers(x: Tensor) -> np.ndarray:
