@@ -13,12 +13,28 @@ PASSES = ("forward", "backward", "step")
 BACKENDS = ("triton", "tilelang", "torch")
 
 RECURRENCE = "recurrence"
-ON_WARPGROUPS = "recurrence_warpgroups"
-"""The program that runs in place of RECURRENCE on Hopper, where a layer has it."""
 
 MAX_NAME_LENGTH = 64
 NAME_RULE = "lower-case ASCII letters, digits and underscores, starting with a letter"
 _NAME = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
+
+
+_ON_WARPGROUPS = "_warpgroups"
+
+
+def on_warpgroups(name: str) -> str:
+    """The program or pass that runs on Hopper in place of another, where a layer has it."""
+    return name + _ON_WARPGROUPS
+
+
+def is_on_warpgroups(name: str) -> bool:
+    """Whether a name is one of those."""
+    return name.endswith(_ON_WARPGROUPS)
+
+
+def portable(name: str) -> str:
+    """The program or pass in whose place it runs; of others, the name itself."""
+    return name.removesuffix(_ON_WARPGROUPS)
 
 
 def name_problem(name: str) -> str | None:

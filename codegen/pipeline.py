@@ -16,9 +16,9 @@ from .ir.check import check
 from .ir.host import Pass
 from .ir.nodes import Program
 from .ir.rewrite import drop_unused
-from .lower import linear_attention, sliding_window
+from .lower import linear_attention, sliding_window, warpgroup_passes
 from .lower.passes import passes, plans
-from .names import variant_file
+from .names import RECURRENCE, on_warpgroups, variant_file
 from .schedule.choose import choose
 from .schedule.model import HOST_C
 from .schedule.records import require_current
@@ -63,9 +63,24 @@ def lower(spec: LayerSpec) -> Lowered:
 
 
 def kernels(lowered: Lowered, target: str) -> tuple[Program, ...]:
-    """The programs of a layer's generated module: Triton's has one more where a layer suits warpgroups."""
-    more = warpgroups.program(lowered.spec, lowered.programs) if target == "triton" else None
-    return (*lowered.programs, more) if more else lowered.programs
+    """The programs of a layer's generated module: Triton's has more where a layer suits warpgroups."""
+    more = warpgroups.programs(lowered.spec, lowered.programs) if target == "triton" else ()
+    return (*lowered.programs, *more)
+
+
+def passes_of(lowered: Lowered, target: str) -> tuple[Pass, ...]:
+    """The passes of a layer's generated module."""
+    names = {program.name for program in kernels(lowered, target)}
+    if on_warpgroups(RECURRENCE) not in names:
+        return lowered.passes
+    assert isinstance(lowered.spec, LinearAttention)
+    return warpgroup_passes.passes(lowered.spec, lowered.passes, on_warpgroups("query_gradients") in names)
+
+
+def plans_of(lowered: Lowered, target: str) -> tuple[Program, ...]:
+    """The plans of a layer's generated module."""
+    more = any(part.name == warpgroup_passes.BACKWARD for part in passes_of(lowered, target))
+    return (*lowered.plans, *(warpgroup_passes.plans() if more else ()))
 
 
 def schedule(lowered: Lowered, target: str) -> ScheduledLayer:
@@ -73,11 +88,11 @@ def schedule(lowered: Lowered, target: str) -> ScheduledLayer:
 
     Raises `RecordError` if a tuning record of this layer no longer fits it.
     """
-    found = kernels(lowered, target)
-    require_current(lowered.spec, (*found, *lowered.plans), lowered.passes, target)
+    found, run, planned = kernels(lowered, target), passes_of(lowered, target), plans_of(lowered, target)
+    require_current(lowered.spec, (*found, *planned), run, target)
     programs = tuple(ScheduledProgram.of(p, choose(lowered.spec, p, target)) for p in found)
-    plans = tuple(choose(lowered.spec, plan, target) for plan in lowered.plans)
-    return ScheduledLayer(lowered.spec, target, build_hash(lowered.spec), programs, lowered.passes, plans)
+    chosen = tuple(choose(lowered.spec, plan, target) for plan in planned)
+    return ScheduledLayer(lowered.spec, target, build_hash(lowered.spec), programs, run, chosen)
 
 
 def emit(layer: ScheduledLayer) -> str:

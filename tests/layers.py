@@ -75,8 +75,11 @@ def build(
             if rewrites is not None:
                 chosen = replace(chosen, rewrites=rewrites)
         programs.append(ScheduledProgram.of(program, chosen))
-    plans = tuple(resized(choose(spec, plan, target), dict(sizes)) for plan in lowered.plans)
-    layer = ScheduledLayer(spec, target, "00000000", tuple(programs), lowered.passes, plans)
+    plans = tuple(
+        resized(choose(spec, plan, target), dict(sizes)) for plan in pipeline.plans_of(lowered, target)
+    )
+    passes = pipeline.passes_of(lowered, target)
+    layer = ScheduledLayer(spec, target, "00000000", tuple(programs), passes, plans)
     return import_text(pipeline.emit(layer), f"{spec.name}_{target}")
 
 

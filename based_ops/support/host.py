@@ -25,13 +25,21 @@ def forward_plan(
     """How a forward pass over T tokens of `rows` (batch times heads) runs: segments, and whether recurrent.
 
     Up to SCORES scores (T x T for each row) are computed directly, in segments of LENGTH tokens.  Beyond, the
-    pass is a recurrence over as many segments as give the GPU PROGRAMS programs, none below SHORTEST tokens;
-    over the sequence in one piece if those would be less than FEWEST.
+    pass is a recurrence (`recurrence_plan`).
     """
     if T * T * rows <= SCORES:
         return cdiv(T, LENGTH), False
+    return recurrence_plan(T, rows, SHORTEST, PROGRAMS, FEWEST), True
+
+
+@functools.lru_cache(maxsize=4096)
+def recurrence_plan(T: int, rows: int, SHORTEST: int, PROGRAMS: int, FEWEST: int) -> int:
+    """The segments of a recurrence, as many as give the GPU PROGRAMS programs and none below SHORTEST tokens.
+
+    One if that would be less than FEWEST.
+    """
     segments = min(cdiv(T, SHORTEST), PROGRAMS // rows)
-    return segments if segments >= FEWEST else 1, True
+    return segments if segments >= FEWEST else 1
 
 
 @functools.lru_cache(maxsize=4096)

@@ -20,7 +20,7 @@ from typing import Any
 from based_ops.codegen import pipeline
 from based_ops.codegen.emit import registry
 from based_ops.codegen.emit.layer import ScheduledLayer, ScheduledProgram
-from based_ops.codegen.names import ON_WARPGROUPS, PASSES, RECURRENCE
+from based_ops.codegen.names import PASSES, on_warpgroups, portable
 from based_ops.codegen.schedule import space
 from based_ops.codegen.schedule.choose import choose
 from based_ops.codegen.schedule.model import Schedule
@@ -138,7 +138,9 @@ class _Run:
         self.keep = space.fixed(self.kernels)
         self.base = {p.name: found.get(p.name) or _present(job, p) for p in self.kernels}
         self.base |= {p.name: policy(job.spec, p, job.backend) for p in self.kernels if p.name in self.tuned}
-        self.plans = tuple(choose(job.spec, plan, job.backend) for plan in self.lowered.plans)
+        self.passes = pipeline.passes_of(self.lowered, job.backend)
+        plans = pipeline.plans_of(self.lowered, job.backend)
+        self.plans = tuple(choose(job.spec, plan, job.backend) for plan in plans)
         self.progress = Progress(job)
         self.seen: set[str] = set()
 
@@ -273,7 +275,7 @@ class _Run:
     def _trial(self, schedules: Schedules) -> _Trial:
         job = self.job
         programs = tuple(ScheduledProgram.of(p, schedules[p.name]) for p in self.kernels)
-        layer = ScheduledLayer(job.spec, job.backend, NO_BUILD, programs, self.lowered.passes, self.plans)
+        layer = ScheduledLayer(job.spec, job.backend, NO_BUILD, programs, self.passes, self.plans)
         text = pipeline.emit(layer)
         machine = {key: value for key, value in self.search.machine.items() if key != "bandwidth"}
         facts = [text, job.which, job.dtype, job.device, job.shape, machine]
@@ -297,7 +299,7 @@ class _Trial:
             f"{name}/__init__.py": registry.variant(job.spec, build),
             "__init__.py": registry.package([name]),
         }
-        passes = [part.name for part in run.lowered.passes if {*launches(part)} & {*run.tuned}]
+        concerned = {portable(part.name) for part in run.passes if {*launches(part)} & {*run.tuned}}
         return {
             "do": do,
             "name": name,
@@ -307,7 +309,7 @@ class _Trial:
             "device": job.device,
             "dtype": job.dtype,
             "pass": job.which,
-            "passes": passes,
+            "passes": sorted(concerned, key=PASSES.index),
             "shape": job.shape,
         }
 
@@ -318,17 +320,20 @@ def tuned_programs(lowered: pipeline.Lowered, which: str, backend: str, dtype: s
     Launch plans are not among them: one shape cannot judge by what a pass should tell shapes apart.  Nor are
     programs that do not run in this dtype, or in whose place another runs.
     """
-    taken: set[str] = set()
-    names: tuple[str, ...] = ()
-    for part in sorted(lowered.passes, key=lambda part: PASSES.index(part.name)):
-        names = tuple(name for name in launches(part) if name not in taken)
-        if part.name == which:
-            break
-        taken |= {*names}
     kernels = pipeline.kernels(lowered, backend)
     present = {p.name for p in kernels if dtype in policy(lowered.spec, p, backend).settings}
-    if ON_WARPGROUPS in present:
-        present.discard(RECURRENCE)
+    parts = {part.name: part for part in pipeline.passes_of(lowered, backend)}
+    taken: set[str] = set()
+    names: tuple[str, ...] = ()
+    for name in PASSES:
+        launched, faster = launches(parts[name]), parts.get(on_warpgroups(name))
+        if faster and present.issuperset(launches(faster)):
+            launched = launches(faster)
+        names = tuple(program for program in launched if program not in taken)
+        if name == which:
+            break
+        taken |= {*names}
+    present -= {program for program in present if on_warpgroups(program) in present}
     return tuple(name for name in names if name in present)
 
 

@@ -16,7 +16,7 @@ from ..spec.model import LinearAttention
 from .layer import ScheduledLayer, ScheduledProgram
 from .writer import Writer
 
-HELPERS = ("backward_plan", "cdiv", "forward_plan", "operand_dtype")
+HELPERS = ("backward_plan", "cdiv", "forward_plan", "operand_dtype", "recurrence_plan")
 """What host functions may call of `based_ops.support.host`."""
 
 EmitLaunch = Callable[[Writer, ScheduledProgram, dict[str, str]], None]

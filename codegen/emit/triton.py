@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from ..ir.nodes import Binary, Const, Expr, Var, uses_operands
-from ..names import ON_WARPGROUPS, RECURRENCE
+from ..names import is_on_warpgroups
 from ..spec.model import LinearAttention
 from . import warpgroups
 from .host import emit_passes, emit_schedule, used_helpers
@@ -20,13 +18,13 @@ def emit(layer: ScheduledLayer) -> str:
     emit_schedule(body, layer, lambda scheduled, dtype: _setting(layer, scheduled, dtype))
     for scheduled in layer.programs:
         body.blank(2)
-        if scheduled.program.name == ON_WARPGROUPS:
+        if is_on_warpgroups(scheduled.program.name):
             assert isinstance(layer.spec, LinearAttention)
-            warpgroups.Kernel(body, layer.spec, scheduled).emit(parameters(scheduled.program))
+            warpgroups.emit(body, layer.spec, scheduled, parameters(scheduled.program))
         else:
             Kernel(body, scheduled).emit()
     body.blank(2)
-    emit_passes(body, layer, partial(_launch, layer))
+    emit_passes(body, layer, _launch)
 
     w = Writer()
     header(w, layer.spec.name, "triton", layer.build, f"Triton kernels of {layer.spec.name}.")
@@ -36,9 +34,13 @@ def emit(layer: ScheduledLayer) -> str:
     w.blank()
     w.line(f"from based_ops.support.host import {used_helpers(body.text())}")
     w.line("from based_ops.support.triton import launch, operand")
-    if names := used_helpers(body.text(), warpgroups.HELPERS):
-        w.call("from based_ops.support.warpgroups import (", names.split(", "))
-        for line in warpgroups.IMPORTS:
+    gluon = False
+    for module, helpers in warpgroups.IMPORTS.items():
+        if names := used_helpers(body.text(), helpers):
+            w.call(f"from based_ops.support.{module} import (", names.split(", "))
+            gluon = True
+    if gluon:
+        for line in warpgroups.GLUON:
             w.line(line)
     w.blank()
     return w.text() + "\n" + body.text()
@@ -47,7 +49,7 @@ def emit(layer: ScheduledLayer) -> str:
 def _setting(layer: ScheduledLayer, scheduled: ScheduledProgram, dtype: str) -> list[str]:
     setting = scheduled.schedule.settings[dtype]
     constants = [f"{name}={value}" for name, value in setting.constants.items()]
-    if scheduled.program.name == ON_WARPGROUPS:
+    if is_on_warpgroups(scheduled.program.name):
         return [*constants, f"STAGES={setting.stages}", f"num_warps={setting.warps}"]
     operand = (
         [f"OPERAND=operand(tl.{operand_dtype(layer.spec, dtype)})"]
@@ -57,16 +59,8 @@ def _setting(layer: ScheduledLayer, scheduled: ScheduledProgram, dtype: str) -> 
     return [*constants, *operand, f"num_warps={setting.warps}", f"num_stages={setting.stages}"]
 
 
-def _launch(layer: ScheduledLayer, w: Writer, scheduled: ScheduledProgram, arguments: dict[str, str]) -> None:
+def _launch(w: Writer, scheduled: ScheduledProgram, arguments: dict[str, str]) -> None:
     program = scheduled.program
-    kernel, settings = program.name, f'SCHEDULE["{program.name}"]'
-    if program.name == RECURRENCE and ON_WARPGROUPS in {part.program.name for part in layer.programs}:
-        w.line(f"kernel, settings = {kernel}, {settings}")
-        kernel, settings = "kernel", "settings"
-        other = f'SCHEDULE["{ON_WARPGROUPS}"]'
-        w.line(f"if q.dtype in {other} and on_warpgroups(q, k, v):")
-        with w.indented():
-            w.line(f"kernel, settings = {ON_WARPGROUPS}, {other}")
     sizes = {name: arguments.get(name, name) for name in program.sizes}
     # The grid is counted in sizes of the launch and constants of its settings; it may depend on nothing else.
     extents = [_grid_extent(axis.extent, sizes, set(program.constants)) for axis in program.grid]
@@ -80,11 +74,11 @@ def _launch(layer: ScheduledLayer, w: Writer, scheduled: ScheduledProgram, argum
     w.call(
         "launch(",
         [
-            kernel,
+            program.name,
             f"lambda c: ({' * '.join(extents)},)",
             _tuple(tensors),
             _tuple(numbers),
-            f"{settings}[q.dtype]",
+            f'SCHEDULE["{program.name}"][q.dtype]',
         ],
     )
 

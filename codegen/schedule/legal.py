@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from ..ir.check import Types, infer
 from ..ir.fuse import statements
 from ..ir.nodes import Add, Blocks, Dim, Dot, Let, Program, Set
-from ..names import ON_WARPGROUPS
+from ..names import is_on_warpgroups
 from ..spec.model import LayerSpec, LinearAttention, TaylorExp
 from .model import Schedule, Setting
 
@@ -47,7 +47,7 @@ def require_legal(program: Program, schedule: Schedule) -> None:
         for name, extent in program.bounds.items():
             if sizes[name] < extent:
                 raise IllegalSchedule(f"{program.name} {dtype}: {name}={sizes[name]} does not cover {extent}")
-        if program.name == ON_WARPGROUPS and setting.stages < FEWEST_STAGES:
+        if is_on_warpgroups(program.name) and setting.stages < FEWEST_STAGES:
             raise IllegalSchedule(
                 f"{program.name} {dtype}: {setting.stages} stages, fewer than {FEWEST_STAGES}"
             )
@@ -58,7 +58,7 @@ def require_legal(program: Program, schedule: Schedule) -> None:
 
 
 def exchanges(spec: LayerSpec, dtype: str) -> bool:
-    """Whether a layer's features can be made by exchanging columns among lanes (`emit/warpgroups.py`)."""
+    """Whether a layer's features can be made by exchanging columns among lanes (`emit/warpgroups/`)."""
     return (
         isinstance(spec, LinearAttention)
         and spec.feature_map == TaylorExp(order=2)
@@ -67,6 +67,11 @@ def exchanges(spec: LayerSpec, dtype: str) -> bool:
         and spec.head_dims.v % COPIED == 0
         and dtype in ("bfloat16", "float16")
     )
+
+
+def gradients_exchange(spec: LayerSpec, dtype: str) -> bool:
+    """Whether its gradients can, too: those of queries and keys sum over all values, that are one tile."""
+    return exchanges(spec, dtype) and spec.head_dims.v <= WARPGROUP_TILES["VALUES"]
 
 
 def is_legal(program: Program, schedule: Schedule) -> bool:

@@ -6,9 +6,9 @@ Tuning records (`records.py`) override what is chosen here, program by program.
 from __future__ import annotations
 
 from ..ir.nodes import Program
-from ..names import ON_WARPGROUPS, RECURRENCE
+from ..names import RECURRENCE, is_on_warpgroups
 from ..spec.model import LayerSpec, LinearAttention, SlidingWindow
-from .legal import WARPGROUP_TILES, exchanges
+from .legal import WARPGROUP_TILES, exchanges, gradients_exchange
 from .model import HOST_C, Schedule, Setting
 
 MATRIX_UNIT = 16
@@ -29,6 +29,10 @@ LONGEST_DIRECT = 2048
 """Tokens of a segment that is computed directly because its scores are few."""
 FEWEST_SEGMENTS = 4
 """Segments below which the launches that find their states cost more than a fuller GPU gains."""
+FEWEST_BACKWARD = 2
+"""The same for gradients on warpgroups, which take longer."""
+SHORTEST_BACKWARD = 512
+"""Tokens below which a segment of gradients on warpgroups is not worth the launches that find its state."""
 SHORTEST_SPAN = 1024
 """Tokens below which a program that walks over states is not worth another launch."""
 STATE_ROWS = STATE_COLUMNS = 64
@@ -47,15 +51,27 @@ def policy(spec: LayerSpec, program: Program, backend: str) -> Schedule:
     choose = {"triton": _warps, "tilelang": _tensor_cores, "torch": _whole, HOST_C: _small}[backend]
     if program.name == RECURRENCE and backend in ("triton", "tilelang"):
         dtypes = tuple(dtype for dtype in dtypes if dtype != "float32")  # its state fills the registers
-    if program.name == ON_WARPGROUPS:
-        setting = Setting({"SEGMENT": GRAIN} | WARPGROUP_TILES, warps=4, stages=3)
-        return Schedule(program.name, backend, {d: setting for d in dtypes if exchanges(spec, d)})
+    if is_on_warpgroups(program.name):
+        return _on_warpgroups(spec, program, backend)
     if not program.body:
         settings = {dtype: _launch_plan(spec, program, backend, dtype) for dtype in dtypes}
     else:
         settings = {dtype: choose(spec, program, dtype) for dtype in dtypes}
     rewrites = ("gather_by_product",) if backend in ("triton", "torch") else ()
     return Schedule(program.name, backend, settings, rewrites)
+
+
+def _on_warpgroups(spec: LayerSpec, program: Program, backend: str) -> Schedule:
+    """A warpgroup a program, and as many chunks ahead as let two programs share a multiprocessor's memory."""
+    gradients = "gradients" in program.name or not program.tensors
+    if program.tensors:
+        setting = Setting({"SEGMENT": GRAIN} | WARPGROUP_TILES, warps=4, stages=2 if gradients else 3)
+    else:
+        setting = Setting(
+            {"SHORTEST": SHORTEST_BACKWARD, "PROGRAMS": RESIDENT_PROGRAMS, "FEWEST": FEWEST_BACKWARD}
+        )
+    serves = gradients_exchange if gradients or "query" in program.name else exchanges
+    return Schedule(program.name, backend, {d: setting for d in spec.dtypes if serves(spec, d)})
 
 
 def _launch_plan(spec: LayerSpec, program: Program, backend: str, dtype: str) -> Setting:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..ir.host import Launch, Pass
 from ..ir.nodes import Program
-from ..names import ON_WARPGROUPS, RECURRENCE
+from ..names import on_warpgroups
 from ..spec.model import LayerSpec, LinearAttention, TaylorExp
 from .legal import IllegalSchedule, require_legal
 from .model import HOST_C, Schedule, Setting
@@ -95,15 +95,16 @@ def require_current(
             continue
         if program not in names:
             raise _stale(architecture, entry, f"the layer {spec.name} has no program of that name")
-        if part is not None and program not in (*launched.get(part, ()), part):
+        if part is None:
+            continue
+        of_pass = (*launched.get(part, ()), *launched.get(on_warpgroups(part), ()), part)
+        if program not in of_pass:
             raise _stale(architecture, entry, f"the pass {part} of the layer {spec.name} has no such program")
 
 
 def launches(function: Pass) -> tuple[str, ...]:
-    """The programs that a pass launches, in order and each once, with those that may run in their place."""
-    programs = [step.program for step in function.body if isinstance(step, Launch)]
-    also = {RECURRENCE: (ON_WARPGROUPS,)}
-    return tuple(dict.fromkeys(name for program in programs for name in (program, *also.get(program, ()))))
+    """The programs that a pass launches, in order and each once."""
+    return tuple(dict.fromkeys(step.program for step in function.body if isinstance(step, Launch)))
 
 
 def _agrees(entry: Entry, facts: Mapping[str, Any], ignoring: Collection[str]) -> bool:

@@ -15,7 +15,7 @@ from ..ir.check import check
 from ..ir.fuse import statements
 from ..ir.nodes import Blocks, For, Let, Load, Program, Span, Store, Var
 from ..ir.rewrite import rewritten
-from ..names import ON_WARPGROUPS
+from ..names import is_on_warpgroups
 from .budget import fits
 from .legal import is_legal, miscompiled, products
 from .model import Schedule, Setting
@@ -92,7 +92,7 @@ def choices(program: Program, start: Schedule, keep: Collection[str] = ()) -> Ch
         found[name] = tuple(sorted(sizes))
     if start.backend in WARPS and program.body:
         found["warps"] = WARPS[start.backend]
-    loads_ahead = program.name == ON_WARPGROUPS or any(isinstance(s, For) for s in statements(program.body))
+    loads_ahead = is_on_warpgroups(program.name) or any(isinstance(s, For) for s in statements(program.body))
     if start.backend in STAGES and loads_ahead:
         found["stages"] = STAGES[start.backend]
     plain = _rewritten(program, replace(start, rewrites=()))

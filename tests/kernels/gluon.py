@@ -22,7 +22,7 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.runtime.jit import JITFunction
 
-from based_ops.support import warpgroups
+from based_ops.support import exchange, quadratic, warpgroups
 
 
 class Pointer:
@@ -96,6 +96,19 @@ class Shared:
     def permute(self, order: tuple[int, ...]) -> Shared:
         return Shared(self.block, self.data.permute(order))
 
+    def slice(self, start: int, length: int, dim: int) -> Shared:
+        part = Shared(self.block, self.data.narrow(dim, start, length))
+        part.place = self.place
+        return part
+
+    def in_bfloat16(self) -> tuple[Shared, Tensor]:
+        """Rounded in its place: the same warps read and write the same rows."""
+        x = self.load(None).to(torch.bfloat16)
+        self.block.read.discard(self.place)
+        same = Shared(self.block, self.data.view(torch.bfloat16))
+        same.store(x)
+        return same, x
+
     def load(self, layout: Any) -> Tensor:
         assert self.place not in self.block.unseen, "read without a barrier since it was written"
         self.block.read.add(self.place)
@@ -142,10 +155,11 @@ def _as_python(kernel: JITFunction[Any], program: int) -> FunctionType:
 
 
 def meanings(program: int = 0) -> dict[str, Any]:
-    """What the names in a kernel mean, with the functions of `based_ops.support.warpgroups` as Python."""
+    """What the names in a kernel mean, with the functions of `based_ops.support` as Python."""
     block = Block()
     found: dict[str, Any] = {"gl": _language(block, program), **_products(block), **LOGICAL}
     found |= {"barrier": block.barrier, "fence_async_shared": block.fence}
+    found |= {"in_bfloat16": lambda tile, layout: tile.in_bfloat16()}
 
     def copy(tile: Shared, pointers: Pointer, mask: Any) -> None:
         tile.overwrite()
@@ -154,7 +168,7 @@ def meanings(program: int = 0) -> dict[str, Any]:
     found["async_copy"] = SimpleNamespace(
         async_copy_global_to_shared=copy, commit_group=block.commit_group, wait_group=block.wait_group
     )
-    for name, value in vars(warpgroups).items():
+    for name, value in (vars(warpgroups) | vars(exchange) | vars(quadratic)).items():
         if isinstance(value, gl.constexpr):
             found.setdefault(name, value.value)
         if isinstance(value, JITFunction):
@@ -176,11 +190,14 @@ def _products(block: Block) -> dict[str, Any]:
         block.products += 1
         return Product(total, block.products)
 
-    def warpgroup_mma_wait(outstanding: int, deps: list[Product]) -> Any:
-        for product in deps:
-            assert product.number <= block.products - outstanding, "the wait is too short for a product"
+    def warpgroup_mma_wait(outstanding: int, deps: list[Any]) -> Any:
         block.waited = max(block.waited, block.products - outstanding)
-        values = tuple(product.value for product in deps)
+
+        def there(x: Any) -> Any:
+            """A product's value; itself while it is in flight, so that only products can go on with it."""
+            return x.value if isinstance(x, Product) and x.number <= block.waited else x
+
+        values = tuple(map(there, deps))
         return values if len(values) > 1 else values[0]
 
     def mma_v2(a: Tensor, b: Tensor, acc: Tensor) -> Tensor:
@@ -211,6 +228,8 @@ def _language(block: Block, program: int) -> SimpleNamespace:
     return SimpleNamespace(
         program_id=lambda axis: torch.tensor(program),
         cdiv=lambda x, y: -(-x // y),
+        maximum=lambda x, y: torch.maximum(torch.as_tensor(x), torch.as_tensor(y)),
+        split=lambda x: x.unbind(-1),
         minimum=lambda x, y: torch.minimum(torch.as_tensor(x), torch.as_tensor(y)),
         cast=lambda x, dtype: x,
         where=where,
@@ -231,6 +250,7 @@ def _language(block: Block, program: int) -> SimpleNamespace:
         DotOperandLayout=layout,
         BlockedLayout=layout,
         SliceLayout=layout,
+        SwizzledSharedLayout=layout,
         float32=torch.float32,
         float16=torch.float16,
         bfloat16=torch.bfloat16,
@@ -238,18 +258,18 @@ def _language(block: Block, program: int) -> SimpleNamespace:
     )
 
 
-def _exchanged(x: Tensor, distance: int) -> Tensor:
+def _exchanged(x: Tensor, distance: int, pack: int = 2) -> Tensor:
     return x[:, torch.arange(16) ^ 2 * distance]
 
 
-def _pairs_by_lane(x: Tensor, y: Tensor, bit: int) -> Tensor:
+def _partners_by_lane(y: Tensor, bit: int) -> Tensor:
     c = torch.arange(16)
-    return x * torch.where((c // 2 & bit) > 0, y[:, c ^ 1], y)
+    return torch.where((c // 2 & bit) > 0, y[:, c ^ 1], y)
 
 
-def _pairs_of_halves(x: Tensor, y: Tensor) -> Tensor:
+def _partners_of_halves(y: Tensor) -> Tensor:
     c = torch.arange(16)
-    return x * torch.where(c < 8, y[:, c ^ 8], y[:, c ^ 9])
+    return torch.where(c < 8, y[:, c ^ 8], y[:, c ^ 9])
 
 
 def _neighbours_and_constant(x: Tensor) -> Tensor:
@@ -261,10 +281,10 @@ def _neighbours_and_constant(x: Tensor) -> Tensor:
 LOGICAL = {
     "rounded": lambda x: x.to(torch.bfloat16),
     "exchanged": _exchanged,
-    "pairs_by_lane": _pairs_by_lane,
-    "squares": lambda x: x * x,
-    "pairs_of_halves": _pairs_of_halves,
+    "partners_by_lane": _partners_by_lane,
+    "partners_of_halves": _partners_of_halves,
+    "product": lambda x, y: x * y,
     "neighbours_and_constant": _neighbours_and_constant,
-    "afresh": lambda x: x,
+    "afresh": lambda x, pack=1: x,
 }
 """What the functions made of PTX say that they do, on whole tiles."""

@@ -13,21 +13,27 @@ from torch import Tensor
 
 from based_ops import reference
 from based_ops.aot import compile_triton
-from based_ops.codegen.names import ON_WARPGROUPS
+from based_ops.codegen import pipeline
+from based_ops.codegen.names import RECURRENCE, is_on_warpgroups, on_warpgroups
 from based_ops.codegen.spec.model import HeadDims, LinearAttention, TaylorExp
 from based_ops.state import LinearAttentionState, feature_count
-from based_ops.support import warpgroups
+from based_ops.support import exchange
 from based_ops.support.host import cdiv
 from tests.kernels.gluon import LOGICAL, meanings, run
+from tests.kernels.linear import expected_gradients
 from tests.kernels.runners import interpreting
 from tests.layers import build
-from tests.tolerance import FORWARD, assert_close
+from tests.tolerance import BACKWARD, FORWARD, assert_close
 
 B, H = 2, 2
 LAYERS = (
     LinearAttention("taylor2", TaylorExp(2), HeadDims(16, 64)),
     LinearAttention("two_blocks", TaylorExp(2), HeadDims(8, 72)),
     LinearAttention("plain", TaylorExp(2), HeadDims(16, 40), normalize=False, state_dtype="bfloat16"),
+)
+NARROW = (
+    LinearAttention("narrow", TaylorExp(2), HeadDims(8, 40), state_dtype="bfloat16"),
+    LinearAttention("plain", TaylorExp(2), HeadDims(16, 64), normalize=False),
 )
 SCALE = 0.3
 LENGTHS = (1, 64, 65, 333, 640)
@@ -63,14 +69,14 @@ class Call:
         present = {"initial_state": initial[:1], "initial_normalizer": initial[1:]}
         present |= {"state": before[:1], "normalizer": before[1:]}
         present |= {"final_state": (state,) * final, "final_normalizer": (normalizer,) * final}
-        kernel = getattr(module, ON_WARPGROUPS)
+        kernel = getattr(module, on_warpgroups(RECURRENCE))
         always = {"q": q, "k": k, "v": v, "o": o, "n": n}
         tensors = [
             always.get(name, next(iter(present.get(name, ())), None))
             for name in kernel.arg_names[: kernel.arg_names.index("q_b")]
         ]
         strides = [stride for x in (q, k, v) for stride in x.stride()[:-1]]
-        settings = module.SCHEDULE[ON_WARPGROUPS][self.dtype] | other
+        settings = module.SCHEDULE[on_warpgroups(RECURRENCE)][self.dtype] | other
         constants = [value for name, value in settings.items() if name != "num_warps"]
         flags = (bool(initial), bool(before), final)
         blocks = cdiv(v.shape[-1], 64)
@@ -131,22 +137,104 @@ def test_several_segments(spec: LinearAttention, segments: int, stages: int) -> 
     assert_close("o", found, call.expected(None)[0], FORWARD[torch.bfloat16])
 
 
+# Whole passes: what they launch runs as Python.
+
+
+def passes(spec: LinearAttention, segments: int) -> tuple[Any, Any]:
+    """forward and backward of a layer with this many segments, as functions of a generated module."""
+    module = build(spec, "triton")
+
+    def launch(kernel: Any, grid: Any, tensors: Any, numbers: Any, settings: dict[str, int]) -> None:
+        if kernel.is_gluon():
+            constants = [value for name, value in settings.items() if name != "num_warps"]
+            contiguous = [None if x is None else x.contiguous() for x in tensors]
+            assert all(x is y for x, y in zip(tensors, contiguous, strict=True))
+            run(kernel, grid(settings)[0], contiguous, *numbers, *constants)
+        else:
+            running_sums(kernel.fn.__name__ == "suffix", *tensors, *numbers[-2:])
+
+    names = vars(module) | {
+        "launch": launch,
+        "on_warpgroups": lambda *tensors: True,
+        "forward_plan": lambda *sizes, **plan: (segments, True),
+        "recurrence_plan": lambda *sizes, **plan: segments,
+    }
+    for name in ("backward_warpgroups", "forward", "backward"):
+        if name in names:
+            names[name] = FunctionType(names[name].__code__, names, name)
+    return names["forward"], names["backward"]
+
+
+def running_sums(mirrored: bool, *arguments: Any) -> None:
+    """`prefix` and `suffix`, which are portable: the state before (or after) each segment, and the total."""
+    *tensors, has_initial, total = arguments
+    half = len(tensors) // 4  # a state, and its normaliser if there is one
+    for i in range(half):
+        initial, sums, before, final = tensors[i::half]
+        count, running = sums.shape[2], torch.zeros_like(sums[:, :, 0])
+        if has_initial:
+            running += initial
+        for segment in reversed(range(count)) if mirrored else range(count):
+            before[:, :, segment] = running
+            running += sums[:, :, segment]
+        if total:
+            final.copy_(running)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("length", [1, 64, 333])
+@pytest.mark.parametrize("segments", [1, 2, 3])
+@pytest.mark.parametrize("continued", [False, True], ids=["from nothing", "between states"])
+@pytest.mark.parametrize("spec", [LAYERS[0], *NARROW], ids=lambda spec: spec.name)
+def test_gradients(
+    spec: LinearAttention, continued: bool, segments: int, length: int, dtype: torch.dtype
+) -> None:
+    call = Call(spec, dtype, length)
+    q, k, v = call.qkv
+    do = torch.randn(v.shape).to(dtype)
+    initial = call.earlier(100) if continued else None
+    d_final = LinearAttentionState(*map(noise_like, initial)) if initial else None
+    layer: Any = SimpleNamespace(spec=spec, call=SimpleNamespace(scale=SCALE))
+    wanted = expected_gradients(layer, do, d_final, q, k, v, initial)
+
+    forward, backward = passes(spec, segments)
+    before = initial or (None, None)
+    o, n, *after = forward(q, k, v, SCALE, *before, continued)
+    if initial:
+        for name, got, want in zip(
+            LinearAttentionState._fields, after, call.expected(initial)[1], strict=True
+        ):
+            if want is not None:
+                assert_close(name, got, want, FORWARD[dtype])
+    found = backward(do, *(d_final or (None, None)), q, k, v, o, n, SCALE, *before)
+    names = ("dq", "dk", "dv", "d_initial_state", "d_initial_normalizer")
+    for name, got, (want, part) in zip(names, found, wanted, strict=False):
+        assert_close(name, got, want, BACKWARD[dtype], floor=part)
+
+
+def noise_like(x: Tensor | None) -> Tensor | None:
+    return None if x is None else torch.randn(x.shape).to(x.dtype)
+
+
+@pytest.mark.skipif(interpreting(), reason="under the interpreter nothing is compiled")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("spec", (LAYERS[1], *NARROW), ids=lambda spec: spec.name)
+def test_rows_of_16_bytes_suffice(spec: LinearAttention, dtype: torch.dtype) -> None:
+    """Kernels compile with strides of which Triton knows nothing, from nothing and in the middle."""
+    module = build(spec, "triton")
+    for program in pipeline.kernels(pipeline.lower(spec), "triton"):
+        if not is_on_warpgroups(program.name) or dtype not in module.SCHEDULE[program.name]:
+            continue
+        for flags in (dict.fromkeys(program.flags, False), dict.fromkeys(program.flags, True)):
+            compile_triton(spec, module, program.name, dtype, strides_of_16=False, **flags)
+
+
 # What is made of PTX, on the thirty-two lanes of a warp: each holds, of a left operand with sixteen columns,
 # four registers of two elements.
 
 LANE = np.arange(32)
 ROWS = np.stack([LANE // 4 + 8 * (register % 2) for register in range(4)])
 COLUMNS = np.stack([2 * (LANE % 4) + 8 * (register // 2) for register in range(4)])
-
-
-@pytest.mark.skipif(interpreting(), reason="under the interpreter nothing is compiled")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("spec", LAYERS[1:], ids=lambda spec: spec.name)
-def test_rows_of_16_bytes_suffice(spec: LinearAttention, dtype: torch.dtype) -> None:
-    """It compiles with strides of which Triton knows nothing, from nothing and in the middle."""
-    module = build(spec, "triton")
-    for flags in ({"INITIAL": False, "SEGMENTED": False}, {"FINAL": False}):
-        compile_triton(spec, module, ON_WARPGROUPS, dtype, strides_of_16=False, **flags)
 
 
 def registers(x: Tensor) -> np.ndarray:
@@ -222,9 +310,9 @@ def inline(text: str, constraints: str, args: list[Tensor], dtype: Any, is_pure:
     ("name", "operands", "more"),
     [
         ("exchanged", 1, [(1,), (2,), (3,)]),
-        ("squares", 1, [()]),
-        ("pairs_by_lane", 2, [(1,), (2,)]),
-        ("pairs_of_halves", 2, [()]),
+        ("partners_by_lane", 1, [(1,), (2,)]),
+        ("partners_of_halves", 1, [()]),
+        ("product", 2, [()]),
         ("neighbours_and_constant", 1, [()]),
     ],
 )
@@ -232,8 +320,9 @@ def test_ptx_does_what_it_says(name: str, operands: int, more: list[tuple[int, .
     torch.manual_seed(0)
     tiles = [torch.randn(16, 16).bfloat16() for _ in range(operands)]
     names: dict[str, Any] = {"gl": SimpleNamespace(inline_asm_elementwise=inline, bfloat16=torch.bfloat16)}
-    names |= {key: getattr(warpgroups, key) for key in ("_shuffle", "_times_neighbour_where")}
-    function = FunctionType(getattr(warpgroups, name).fn.__code__, names)
+    names |= {key: getattr(exchange, key) for key in ("_shuffle", "_neighbour_where")}
+    kernel = getattr(exchange, name).fn
+    function = FunctionType(kernel.__code__, names, name, kernel.__defaults__)
     for extra in more:
         assert torch.equal(function(*tiles, *extra), LOGICAL[name](*tiles, *extra)), extra
 

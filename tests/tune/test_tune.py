@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from based_ops.cli import main
 from based_ops.codegen import pipeline
-from based_ops.codegen.names import ON_WARPGROUPS
+from based_ops.codegen.names import RECURRENCE, on_warpgroups
 from based_ops.codegen.schedule import record_file, records
 from based_ops.codegen.schedule.record_file import Book, Entry
 from based_ops.codegen.schedule.records import launches
@@ -238,7 +238,9 @@ def test_a_program_is_tuned_with_the_first_pass_that_launches_it() -> None:
     assert sorted(together) == sorted(program.name for program in lowered.programs)
 
 
-@pytest.mark.parametrize(("dtype", "recurrences"), [("bfloat16", [ON_WARPGROUPS]), ("float32", [])])
+@pytest.mark.parametrize(
+    ("dtype", "recurrences"), [("bfloat16", [on_warpgroups(RECURRENCE)]), ("float32", [])]
+)
 def test_only_what_runs_is_tuned(dtype: str, recurrences: list[str]) -> None:
     spec = pipeline.load(SPECS, ["taylor2_qk16_v64"])["taylor2_qk16_v64"]
     tuned = tuned_programs(pipeline.lower(spec), "forward", "triton", dtype)

@@ -1,0 +1,107 @@
+"""Linear attention with a second-order Taylor map on Hopper's warpgroups, in Gluon.
+
+The algorithms are those of `lower/linear_attention*.py`.  They are written out here, because all that makes
+them fast is places and times, of which a tile program says nothing:
+
+* features are made in registers, by exchange, and so are their gradients (`based_ops/support/exchange.py`);
+  what products read on the left enters from there, what they read on the right from shared memory;
+* a state is kept transposed in registers, and rounded once a chunk into shared memory;
+* rows are copied ahead in the background, and products are waited for where their results are needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ...ir.nodes import Program
+from ...lower.feature_maps import feature_map
+from ...lower.linear_attention_parts import Layer
+from ...names import RECURRENCE, on_warpgroups
+from ...schedule.legal import WARPGROUP_TILES, exchanges, gradients_exchange
+from ...spec.model import LayerSpec, LinearAttention
+from ..layer import ScheduledProgram
+from ..writer import Writer
+from .gradients import KeyGradients, QueryGradients, key_gradients, query_gradients
+from .kernel import WarpgroupKernel
+from .recurrence import Recurrence
+from .states import States
+
+KERNELS: dict[str, type[WarpgroupKernel]] = {
+    on_warpgroups(RECURRENCE): Recurrence,
+    on_warpgroups("states"): States,
+    on_warpgroups("query_states"): States,
+    on_warpgroups("query_gradients"): QueryGradients,
+    on_warpgroups("key_gradients"): KeyGradients,
+}
+"""What prints each of these programs."""
+IMPORTS = {
+    "warpgroups": (
+        "afresh",
+        "barrier",
+        "fetch",
+        "fetch_numbers",
+        "in_bfloat16",
+        "on_warpgroups",
+        "rounded",
+        "write",
+    ),
+    "exchange": (
+        "features",
+        "features_back",
+        "features_back_rest",
+        "load_state",
+        "rows_of_narrow",
+        "rows_of_wide",
+        "store_state",
+    ),
+    "quadratic": (
+        "add_sums",
+        "add_weighted_sums",
+        "load_sums",
+        "quadratic_form",
+        "quadratic_form_back",
+        "store_sums",
+    ),
+}
+"""What kernels may call of each module of `based_ops.support`."""
+GLUON = (
+    "from triton.experimental import gluon",
+    "from triton.experimental.gluon import language as gl",
+    "from triton.experimental.gluon.language.nvidia.hopper import (",
+    "    async_copy, fence_async_shared, warpgroup_mma, warpgroup_mma_wait,",
+    ")",
+)
+"""What they need of Triton."""
+
+
+def programs(spec: LayerSpec, portable: tuple[Program, ...]) -> tuple[Program, ...]:
+    """The layer's programs that have a version for warpgroups: without a body, which is printed here."""
+    if not isinstance(spec, LinearAttention) or not any(exchanges(spec, dtype) for dtype in spec.dtypes):
+        return ()
+    layer = Layer(spec, feature_map(spec))
+    found = [_in_place_of(program) for program in portable if program.name in (RECURRENCE, "states")]
+    if any(gradients_exchange(spec, dtype) for dtype in spec.dtypes):
+        found += [_in_place_of(program) for program in portable if program.name == "query_states"]
+        found += [
+            query_gradients(layer, on_warpgroups("query_gradients")),
+            key_gradients(layer, on_warpgroups("key_gradients")),
+        ]
+    return tuple(found)
+
+
+def _in_place_of(program: Program) -> Program:
+    return replace(
+        program,
+        name=on_warpgroups(program.name),
+        summary=f"{program.summary.removesuffix('.')}, on Hopper's warpgroups.",
+        grid=tuple(axis for axis in program.grid if axis.name != "feature_block"),
+        constants=("SEGMENT", "CHUNK", "VALUES"),
+        body=(),
+        flags=program.flags or ("ALL",),
+        bounds=dict(WARPGROUP_TILES),
+    )
+
+
+def emit(w: Writer, spec: LinearAttention, scheduled: ScheduledProgram, parameters: list[str]) -> None:
+    """Print one kernel."""
+    KERNELS[scheduled.program.name](spec, scheduled).emit(w, parameters)

@@ -1,0 +1,133 @@
+"""The host side where programs for Hopper's warpgroups may run in place of portable ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..ir.host import Allocate, Launch, Line, Pass
+from ..ir.nodes import ACC, IO, OPERAND, STATE, Program
+from ..names import RECURRENCE, on_warpgroups
+from ..spec.model import LinearAttention
+from .feature_maps import feature_map
+
+BACKWARD = on_warpgroups("backward")
+IN_FORWARD = (RECURRENCE, "states")
+"""Programs of the forward pass that have a version for warpgroups."""
+
+Steps = tuple[Line | Allocate | Launch, ...]
+
+
+def passes(spec: LinearAttention, portable: tuple[Pass, ...], with_gradients: bool) -> tuple[Pass, ...]:
+    """A layer's passes, where they choose; and the backward pass for warpgroups, if there is one."""
+    found = []
+    for part in portable:
+        body = part.body
+        if part.name == "forward":
+            body = (_choice("fast = ", RECURRENCE, "q, k, v"), *_faster(body))
+        if part.name == "backward" and with_gradients:
+            choice = _choice("if ", "query_gradients", "q, k, v, do")
+            call = f"    return {BACKWARD}({', '.join(part.parameters)})"
+            body = (Line(f"{choice.text}:"), Line(call), *body)
+            found.append(_backward(spec, part))
+        found.append(replace(part, body=body))
+    return tuple(found)
+
+
+def _faster(body: Steps) -> Steps:
+    """The same steps, with both versions of the launches that have two."""
+    found: list[Line | Allocate | Launch] = []
+    for step in body:
+        if isinstance(step, Launch) and step.program in IN_FORWARD:
+            found += [
+                replace(
+                    step,
+                    program=on_warpgroups(step.program),
+                    arguments=step.arguments | {"ALL": "output_final_state"},
+                    when=f"{step.when} and fast",
+                ),
+                replace(step, when=f"{step.when} and not fast"),
+            ]
+        else:
+            found.append(step)
+    return tuple(found)
+
+
+def plans() -> tuple[Program, ...]:
+    """By what the backward pass for warpgroups cuts a sequence."""
+    constants = ("SHORTEST", "PROGRAMS", "FEWEST")
+    return (Program(BACKWARD, "How it is launched.", (), (), (), (), (), constants, ()),)
+
+
+def _choice(before: str, program: str, inputs: str) -> Line:
+    return Line(f'{before}q.dtype in SCHEDULE["{on_warpgroups(program)}"] and on_warpgroups({inputs})')
+
+
+def _backward(spec: LinearAttention, portable: Pass) -> Pass:
+    """Two recurrences, each over all segments at once."""
+    qk, v, rows = str(spec.head_dims.qk), str(spec.head_dims.v), str(feature_map(spec).rows)
+    normalize = spec.normalize
+    before = {"state": "segment_state", "normalizer": "segment_normalizer"}
+
+    def both(prefix: str, shape: tuple[str, ...], dtypes: tuple[str, str], when: str) -> Steps:
+        """A state and its normaliser."""
+        state = Allocate(f"{prefix}state", (*shape, rows, v), dtypes[0], when)
+        return (state, *_if(normalize, Allocate(f"{prefix}normalizer", (*shape, rows), dtypes[1], when)))
+
+    def user_states(initial: str, total: str | None) -> dict[str, str]:
+        parts = ("state", "normalizer")
+        arguments = {f"initial_{part}": f"{initial}{part}" for part in parts}
+        return arguments | {f"total_{part}": f"{total}{part}" if total else "None" for part in parts}
+
+    of_segments = ("B", "H", "segments")
+    d_initial = Allocate("d_initial_state", ("B", "H", rows, v), STATE, "has_initial")
+    d_initial_normalizer = Allocate(
+        "d_initial_normalizer", ("B", "H", rows), STATE, "has_initial" if normalize else "False"
+    )
+    has_final = "d_final_state is not None"
+    body = (
+        Line("B, T, H, _ = q.shape"),
+        Line(f'segments = recurrence_plan(T, B * H, **SCHEDULE["{BACKWARD}"][q.dtype])'),
+        Line("split, has_initial = segments > 1, initial_state is not None"),
+        Allocate("sums", (*of_segments, rows, v), ACC, "split"),
+        *_if(normalize, Allocate("normalizer_sums", (*of_segments, rows), ACC, "split")),
+        *both("segment_", of_segments, (OPERAND, ACC), "split"),
+        Launch(on_warpgroups("states"), {"ALL": "False"}, "split"),
+        Launch(
+            "prefix",
+            before | user_states("initial_", None) | {"INITIAL": "has_initial", "TOTAL": "False"},
+            "split",
+        ),
+        Allocate("dq", ("B", "T", "H", qk), IO),
+        *_if(normalize, Allocate("g", ("B", "T", "H", v), OPERAND), Allocate("e", ("B", "T", "H"), ACC)),
+        Launch(
+            on_warpgroups("query_gradients"),
+            before | {"INITIAL": "has_initial and not split", "SEGMENTED": "split"},
+        ),
+        Line("# Backwards: the sum over the queries of later segments."),
+        Allocate("dk", ("B", "T", "H", qk), IO),
+        Allocate("dv", ("B", "T", "H", v), IO),
+        d_initial,
+        d_initial_normalizer,
+        Launch(on_warpgroups("query_states"), {"ALL": "has_initial"}, "split"),
+        Launch(
+            "suffix",
+            before | user_states("d_final_", "d_initial_") | {"INITIAL": has_final, "TOTAL": "has_initial"},
+            "split",
+        ),
+        Launch(
+            on_warpgroups("key_gradients"),
+            before
+            | user_states("d_final_", "d_initial_")
+            | {
+                "INITIAL": f"{has_final} and not split",
+                "SEGMENTED": "split",
+                "TOTAL": "has_initial and not split",
+            },
+        ),
+    )
+    summary = "`backward` on Hopper's warpgroups: two recurrences, that keep no states."
+    return Pass(BACKWARD, summary, portable.parameters, body, portable.results)
+
+
+def _if(condition: bool, *steps: Allocate) -> Steps:
+    return steps if condition else ()
