@@ -29,7 +29,7 @@ LONGEST_DIRECT = 2048
 """Tokens of a segment that is computed directly because its scores are few."""
 FEWEST_SEGMENTS = 4
 """Segments below which the launches that find their states cost more than a fuller GPU gains."""
-FEWEST_BACKWARD = 2
+FEWEST_BACKWARD = 3
 """The same for gradients on warpgroups, which take longer."""
 SHORTEST_BACKWARD = 512
 """Tokens below which a segment of gradients on warpgroups is not worth the launches that find its state."""
