@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from types import FunctionType, SimpleNamespace
+from pathlib import Path
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from based_ops.support.host import cdiv
 from tests.kernels.gluon import LOGICAL, meanings, run
 from tests.kernels.linear import expected_gradients
 from tests.kernels.runners import interpreting
-from tests.layers import build
+from tests.layers import build, import_text
 from tests.tolerance import BACKWARD, FORWARD, assert_close
 
 B, H = 2, 2
@@ -140,9 +141,8 @@ def test_several_segments(spec: LinearAttention, segments: int, stages: int) -> 
 # Whole passes: what they launch runs as Python.
 
 
-def passes(spec: LinearAttention, segments: int) -> tuple[Any, Any]:
-    """forward and backward of a layer with this many segments, as functions of a generated module."""
-    module = build(spec, "triton")
+def passes(module: ModuleType, segments: int) -> tuple[Any, Any]:
+    """forward and backward of a generated module, with this many segments."""
 
     def launch(kernel: Any, grid: Any, tensors: Any, numbers: Any, settings: dict[str, int]) -> None:
         if kernel.is_gluon():
@@ -197,7 +197,7 @@ def test_gradients(
     layer: Any = SimpleNamespace(spec=spec, call=SimpleNamespace(scale=SCALE))
     wanted = expected_gradients(layer, do, d_final, q, k, v, initial)
 
-    forward, backward = passes(spec, segments)
+    forward, backward = passes(build(spec, "triton"), segments)
     before = initial or (None, None)
     o, n, *after = forward(q, k, v, SCALE, *before, continued)
     if initial:
@@ -210,6 +210,40 @@ def test_gradients(
     names = ("dq", "dk", "dv", "d_initial_state", "d_initial_normalizer")
     for name, got, (want, part) in zip(names, found, wanted, strict=False):
         assert_close(name, got, want, BACKWARD[dtype], floor=part)
+
+
+WAITS = re.compile(r"\b(barrier|fence_async_shared|async_copy.wait_group|warpgroup_mma_wait)\(")
+
+
+@pytest.mark.parametrize(
+    "program", ["states", "recurrence", "query_states", "query_gradients", "key_gradients"]
+)
+def test_no_wait_is_forgotten_and_none_too_many(program: str) -> None:
+    """Without any one barrier, fence or wait of its loop the kernel fails here: so they are all seen."""
+    spec, name = LAYERS[0], on_warpgroups(program)
+    module = build(spec, "triton")
+    lines = Path(str(module.__file__)).read_text(encoding="utf-8").splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith(f"def {name}("))
+    end = next(i for i, line in enumerate(lines[begin:], begin) if "async_copy.wait_group(0)" in line)
+    waits = [i for i in range(begin, end) if WAITS.search(lines[i]) and "frees" not in lines[i]]
+    assert len(waits) >= 5
+    compute_gradients(spec, module)
+    for i in waits:
+        without = WAITS.sub("(lambda *_: None)(", lines[i])
+        if "warpgroup_mma_wait" in lines[i]:
+            without = re.sub(r"wait\((\d)", lambda found: f"wait({int(found[1]) + 1}", lines[i])
+        mutant = import_text("\n".join([*lines[:i], without, *lines[i + 1 :]]) + "\n", "mutant")
+        with pytest.raises((AssertionError, AttributeError, TypeError)):  # products in flight are no tensors
+            compute_gradients(spec, mutant)
+
+
+def compute_gradients(spec: LinearAttention, module: ModuleType) -> None:
+    """Forward and backward in two segments; fails unless all that is found is finite."""
+    call = Call(spec, torch.bfloat16, 200)
+    forward, backward = passes(module, 2)
+    o, n, *_ = forward(*call.qkv, SCALE, None, None, False)
+    for tensor in (o, *backward(o, None, None, *call.qkv, o, n, SCALE, None, None)):
+        assert tensor.isfinite().all()
 
 
 def noise_like(x: Tensor | None) -> Tensor | None:

@@ -352,7 +352,7 @@ class KeyGradients(_Gradients):
             A = gl.convert_layout(A, LEFT, assert_trivial=True)
             dV = warpgroup_mma(A, G, zeros, use_acc=False, is_async=True)
             dK = warpgroup_mma(dR, U, dK, is_async=True)
-            dV, dK = warpgroup_mma_wait(0, [dV, dK])
+            dV, dK = warpgroup_mma_wait(0, [dV, dK])  # frees the registers of A and dR
 
             # Later queries, through the mirrored state.
             wide, narrow = features(afresh(K, 2), LEFT)
