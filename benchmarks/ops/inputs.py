@@ -61,3 +61,11 @@ def another_state(inputs: Inputs) -> Inputs:
     """The same tokens with a copy of the state."""
     state = type(inputs.state)(*(x if x is None else x.clone() for x in inputs.state))
     return Inputs(inputs.q, inputs.k, inputs.v, inputs.weight, state)
+
+
+def another(inputs: Inputs) -> Inputs:
+    """The same numbers elsewhere in memory; of a step its state alone, which is nearly all that it reads."""
+    if inputs.state is not None:
+        return another_state(inputs)
+    q, k, v = (x.detach().clone().requires_grad_(x.requires_grad) for x in inputs.leaves)
+    return Inputs(q, k, v, inputs.weight.clone(), None)

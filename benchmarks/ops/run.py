@@ -11,7 +11,7 @@ import torch
 from . import measure, ours
 from .contender import Contender, Results, forget_compiled
 from .floors import floor
-from .inputs import Inputs, another_state, make
+from .inputs import Inputs, another, another_state, make
 from .measure import SWEEP, TABLE, Ceilings
 from .peers import peers, too_long
 from .results import Line, Report, Time, machine, with_speedups
@@ -140,7 +140,7 @@ def _measure(
         return measure.host_ms(call, device, effort), peak
     if work.clock == "graph":
         count = measure.copies_beyond_cache(inputs.bytes)
-        calls = [contender.prepare(work, another_state(inputs)) for _ in range(count)]
+        calls = [contender.prepare(work, another(inputs)) for _ in range(count)]
         return measure.graph_ms(calls, effort), peak
     return measure.device_ms(call, device, effort), peak
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from based_ops.benchmarks.ops import ours
-from based_ops.benchmarks.ops.inputs import another_state, make
+from based_ops.benchmarks.ops.inputs import another, another_state, make
 from based_ops.benchmarks.ops.ours import Ours
 from based_ops.benchmarks.ops.peers import ON_CUDA, peers, too_long
 from based_ops.benchmarks.ops.peers.common import taylor_features
@@ -53,6 +53,14 @@ def test_inputs_are_random_and_states_are_not_shared() -> None:
     Ours("torch").prepare(work, other)()
     assert torch.equal(inputs.state.state, before)
     assert not torch.equal(other.state.state, before)
+
+
+def test_other_inputs_are_the_same_elsewhere() -> None:
+    inputs = make(WORKS[2], "cpu")
+    other = another(inputs)
+    assert WORKS[2].task == "training"
+    for x, y in zip(inputs.leaves, other.leaves, strict=True):
+        assert torch.equal(x, y) and x.data_ptr() != y.data_ptr() and y.is_leaf and y.requires_grad
 
 
 def test_expanded_features_are_the_taylor_series() -> None:

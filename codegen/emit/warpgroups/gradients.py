@@ -97,15 +97,6 @@ class _Gradients(WarpgroupKernel):
         self.load("INITIAL", "initial_", "b * H + h", of_queries)
         self.load("SEGMENTED", "", self.facts["INDEX"], of_queries)
 
-    def store_features(self, side: str) -> None:
-        """A chunk's features, and the state, as what products read."""
-        self.print(f"""
-            {side}_wide.store(wide)
-            {side}_narrow.store(narrow)
-            S_wide_operand.store((S_wide * weight[None, :]).to(gl.bfloat16))
-            S_narrow_operand.store(S_narrow.to(gl.bfloat16))
-        """)
-
     def through_features(self, left: str, x: str, side: str, enters: str, meanwhile: str = "") -> None:
         """Add to a chunk's gradient that of x through its features; and let the chunk enter the state.
 
@@ -191,16 +182,7 @@ class QueryGradients(_Gradients):
         self.w.line("async_copy.wait_group(0)")
 
     def _operands(self) -> None:
-        self.print("""
-            K = keys.index(slot)
-            V = values.index(slot)
-            if IO == gl.float16:  # sums leave its range, so products are of bfloat16
-                K, x = in_bfloat16(K, LEFT)
-                V, _ = in_bfloat16(V, LEFT)
-            else:
-                x = K.load(LEFT)
-            wide, narrow = features(x, LEFT)
-        """)
+        self.keys_and_values()
         self.store_features("K")
         if self.normalize:
             self.print("""
@@ -215,10 +197,7 @@ class QueryGradients(_Gradients):
                 if IO == gl.float16:
                     G, _ = in_bfloat16(G, LEFT)
             """)
-        self.print("""
-            fence_async_shared()
-            barrier()  # products see what has been stored
-        """)
+        self.show()
         if self.normalize:
             self.print("""
                 write(G, g_rows, t0, H * @V@, stop, @COLUMNS@, VALUE_ROWS)
@@ -319,10 +298,7 @@ class KeyGradients(_Gradients):
             wide, narrow = features(x, LEFT)
         """)
         self.store_features("U")
-        self.print("""
-            fence_async_shared()
-            barrier()  # products see what has been stored
-        """)
+        self.show()
         self.fetch_ahead()
 
     def _products(self) -> None:

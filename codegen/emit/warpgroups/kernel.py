@@ -221,6 +221,37 @@ class WarpgroupKernel:
             self.print(stream.fetch(slot, t, stop))
         self.w.line("async_copy.commit_group()")
 
+    # Pieces of a chunk
+
+    def keys_and_values(self) -> None:
+        """Tiles of keys and values, and their features, as operands."""
+        self.print("""
+            K = keys.index(slot)
+            V = values.index(slot)
+            if IO == gl.float16:  # sums leave its range, so products are of bfloat16
+                K, x = in_bfloat16(K, LEFT)
+                V, _ = in_bfloat16(V, LEFT)
+            else:
+                x = K.load(LEFT)
+            wide, narrow = features(x, LEFT)
+        """)
+
+    def store_features(self, side: str) -> None:
+        """A chunk's features, and the state, as what products read."""
+        self.print(f"""
+            {side}_wide.store(wide)
+            {side}_narrow.store(narrow)
+            S_wide_operand.store((S_wide * weight[None, :]).to(gl.bfloat16))
+            S_narrow_operand.store(S_narrow.to(gl.bfloat16))
+        """)
+
+    def show(self) -> None:
+        """Let products see what has been stored."""
+        self.print("""
+            fence_async_shared()
+            barrier()  # products see what has been stored
+        """)
+
     def advance(self) -> None:
         """The next chunk's slot."""
         self.w.line("slot = gl.where(slot == STAGES - 1, 0, slot + 1)")

@@ -34,7 +34,9 @@ class Recurrence(WarpgroupKernel):
             self.fetch_ahead()
             if self.hidden:
                 self.hide_addresses()
-            self._keys()
+            self.keys_and_values()
+            self.store_features("K")
+            self.show()
             self._queries()
             self._results()
         self._end()
@@ -62,24 +64,6 @@ class Recurrence(WarpgroupKernel):
         self.load("INITIAL", "initial_", "b * H + h")
         self.load("SEGMENTED", "", self.facts["INDEX"])
         self.w.line("slot = 0")
-
-    def _keys(self) -> None:
-        self.print("""
-            K = keys.index(slot)
-            V = values.index(slot)
-            if IO == gl.float16:  # sums leave its range, so products are of bfloat16
-                K, x = in_bfloat16(K, LEFT)
-                V, _ = in_bfloat16(V, LEFT)
-            else:
-                x = K.load(LEFT)
-            wide, narrow = features(x, LEFT)
-            K_wide.store(wide)
-            K_narrow.store(narrow)
-            S_wide_operand.store((S_wide * weight[None, :]).to(gl.bfloat16))
-            S_narrow_operand.store(S_narrow.to(gl.bfloat16))
-            fence_async_shared()
-            barrier()  # products see what has been stored
-        """)
 
     def _queries(self) -> None:
         self.w.blank()

@@ -85,9 +85,8 @@ class States(WarpgroupKernel):
             wide, narrow = features(x, LEFT)
             X_wide.store(wide)
             X_narrow.store(narrow)
-            fence_async_shared()
-            barrier()  # products see what has been stored
         """)
+        self.show()
         self.fetch_ahead()
         self.print("""
             S_wide = warpgroup_mma(Y.permute((1, 0)), X_wide, S_wide, is_async=True)
