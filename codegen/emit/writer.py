@@ -19,8 +19,9 @@ class Writer:
         self._depth = 0
 
     def line(self, text: str = "") -> None:
-        pad = "    " * self._depth
-        comment = text.lstrip().startswith(("#", '"""'))
+        own = len(text) - len(text.lstrip())
+        pad, text = "    " * self._depth + " " * own, text[own:]
+        comment = text.startswith(("#", '"""'))
         for part in [text] if comment else fold(text, WIDTH - len(pad)):
             self._lines.append(f"{pad}{part}".rstrip())
 

@@ -25,7 +25,8 @@ def passes(spec: LinearAttention, portable: tuple[Pass, ...], with_gradients: bo
         if part.name == "forward":
             body = (_choice("fast = ", RECURRENCE, "q, k, v"), *_faster(body))
         if part.name == "backward" and with_gradients:
-            choice = _choice("if ", "query_gradients", "q, k, v, do")
+            rows = "q, k, v, do, o" if spec.normalize else "q, k, v, do"
+            choice = _choice("if ", "query_gradients", rows)
             call = f"    return {BACKWARD}({', '.join(part.parameters)})"
             body = (Line(f"{choice.text}:"), Line(call), *body)
             found.append(_backward(spec, part))
