@@ -70,7 +70,7 @@ class FeatureMap(Protocol):
     def kernel(self, product: Expr, scale: Expr = SCALE) -> Expr:
         """f(scale · product), elementwise."""
 
-    def slope(self, product: Expr) -> Expr:
+    def slope(self, product: Expr, scale: Expr = SCALE) -> Expr:
         """The derivative of `kernel` by the product."""
 
     def select(self, b: Builder, f: Var) -> tuple[Var, ...]:
@@ -138,8 +138,8 @@ class Taylor:
         s = _times(scale, product)
         return 1.0 + s if self.order == 1 else 1.0 + s * (1.0 + 0.5 * s)
 
-    def slope(self, product: Expr) -> Expr:
-        return SCALE if self.order == 1 else SCALE * (1.0 + SCALE * product)
+    def slope(self, product: Expr, scale: Expr = SCALE) -> Expr:
+        return scale if self.order == 1 else _times(scale, 1.0 + _times(scale, product))
 
     def select(self, b: Builder, f: Var) -> tuple[Var, ...]:
         if self.order == 1:
@@ -256,8 +256,8 @@ class ElementwiseMap:
     def kernel(self, product: Expr, scale: Expr = SCALE) -> Expr:
         return _times(scale, product)
 
-    def slope(self, product: Expr) -> Expr:
-        return SCALE
+    def slope(self, product: Expr, scale: Expr = SCALE) -> Expr:
+        return scale
 
     def select(self, b: Builder, f: Var) -> tuple[Var, ...]:
         return ()

@@ -23,7 +23,9 @@ def passes(spec: LinearAttention, portable: tuple[Pass, ...], with_gradients: bo
     for part in portable:
         body = part.body
         if part.name == "forward":
-            body = (_choice("fast = ", RECURRENCE, "q, k, v"), *_faster(body))
+            planned = next(i for i, step in enumerate(body) if not isinstance(step, Line))
+            choice = _choice("fast = (recurrent or summed) and ", RECURRENCE, "q, k, v")
+            body = (*body[:planned], choice, *_faster(body[planned:]))
         if part.name == "backward" and with_gradients:
             rows = "q, k, v, do, o" if spec.normalize else "q, k, v, do"
             choice = _choice("if ", "query_gradients", rows)

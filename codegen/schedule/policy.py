@@ -6,9 +6,9 @@ Tuning records (`records.py`) override what is chosen here, program by program.
 from __future__ import annotations
 
 from ..ir.nodes import Program
-from ..names import RECURRENCE, is_on_warpgroups
+from ..names import RECURRENCE, is_on_warpgroups, portable
 from ..spec.model import LayerSpec, LinearAttention, SlidingWindow
-from .legal import WARPGROUP_TILES, exchanges, gradients_exchange
+from .legal import WARPGROUP, WARPGROUP_TILES, exchanges, gradients_exchange
 from .model import HOST_C, Schedule, Setting
 
 MATRIX_UNIT = 16
@@ -63,14 +63,15 @@ def policy(spec: LayerSpec, program: Program, backend: str) -> Schedule:
 
 def _on_warpgroups(spec: LayerSpec, program: Program, backend: str) -> Schedule:
     """A warpgroup a program, and as many chunks ahead as let two programs share a multiprocessor's memory."""
-    gradients = "gradients" in program.name or not program.tensors
-    if program.tensors:
-        setting = Setting({"SEGMENT": GRAIN} | WARPGROUP_TILES, warps=4, stages=2 if gradients else 3)
-    else:
+    name = portable(program.name)
+    if name == "backward":  # a launch plan
         setting = Setting(
             {"SHORTEST": SHORTEST_BACKWARD, "PROGRAMS": RESIDENT_PROGRAMS, "FEWEST": FEWEST_BACKWARD}
         )
-    serves = gradients_exchange if gradients or "query" in program.name else exchanges
+    else:
+        stages = 2 if "gradients" in name else 3
+        setting = Setting({"SEGMENT": GRAIN} | WARPGROUP_TILES, warps=WARPGROUP, stages=stages)
+    serves = exchanges if name in (RECURRENCE, "states") else gradients_exchange
     return Schedule(program.name, backend, {d: setting for d in spec.dtypes if serves(spec, d)})
 
 

@@ -97,7 +97,7 @@ def _in_place_of(program: Program) -> Program:
         grid=tuple(axis for axis in program.grid if axis.name != "feature_block"),
         constants=("SEGMENT", "CHUNK", "VALUES"),
         body=(),
-        flags=program.flags or ("ALL",),
+        flags=program.flags or ("ALL",),  # sums of segments have none of their own
         bounds=dict(WARPGROUP_TILES),
     )
 

@@ -89,10 +89,8 @@ class _Gradients(WarpgroupKernel):
             column = gl.arange(0, @QK@, gl.SliceLayout(0, COLUMNS))
         """)
         self.columns()
-        self.print("""
-            weight = gl.where(f_wide < @QK@, 0.5, 1.0)  # squares come once
-            zeros = gl.full([CHUNK, CHUNK], 0.0, gl.float32, SQUARE)
-        """)
+        self.weights()
+        self.w.line("zeros = gl.full([CHUNK, CHUNK], 0.0, gl.float32, SQUARE)")
         self.no_state()
         self.load("INITIAL", "initial_", "b * H + h", of_queries)
         self.load("SEGMENTED", "", self.facts["INDEX"], of_queries)

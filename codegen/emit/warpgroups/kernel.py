@@ -90,20 +90,17 @@ class WarpgroupKernel:
         features = feature_map(spec)
         v = spec.head_dims.v
         self.blocks = v > values
+        rest = f"{v} - value_block * VALUES" if self.blocks else str(v)
         self.facts = {
             "V": str(v),
             "D": str(spec.head_dims.qk),
             "QK": str(EXCHANGED),
             "ROWS": str(features.rows),
             "EPS": repr(spec.eps),
-            "COLUMNS": "VALUES"
-            if v % values == 0
-            else f"{v} - value_block * VALUES"
-            if self.blocks
-            else str(v),
+            "COLUMNS": "VALUES" if v % values == 0 else rest,
             "FIRST": " + value_block * VALUES" if self.blocks else "",
             "SEEN": text(features.kernel(Var("R"), wrap(1.0))),
-            "SLOPE": "1.0 + R",
+            "SLOPE": text(features.slope(Var("R"), wrap(1.0))),
             "INDEX": "(b * H + h) * segments + segment",
         }
 
@@ -266,6 +263,10 @@ class WarpgroupKernel:
             u_wide = gl.arange(0, VALUES, gl.SliceLayout(1, WIDE))@FIRST@
             u_narrow = gl.arange(0, VALUES, gl.SliceLayout(1, NARROW))@FIRST@
         """)
+
+    def weights(self) -> None:
+        """What columns of `wide` weigh on the side of queries."""
+        self.print("weight = gl.where(f_wide < @QK@, 0.5, 1.0)  # squares come once")
 
     def no_state(self) -> None:
         """A state of nothing."""

@@ -54,10 +54,8 @@ class Recurrence(WarpgroupKernel):
             j = gl.arange(0, CHUNK, gl.SliceLayout(0, SQUARE))
         """)
         self.columns()
-        self.print("""
-            weight = gl.where(f_wide < @QK@, 0.5, 1.0)  # squares come once
-            zeros = gl.full([CHUNK, CHUNK], 0.0, gl.float32, SQUARE)
-        """)
+        self.weights()
+        self.w.line("zeros = gl.full([CHUNK, CHUNK], 0.0, gl.float32, SQUARE)")
         self.no_state()
         if self.normalize:
             self.w.line("i_pairs = gl.arange(0, CHUNK, gl.SliceLayout(1, PAIRS))")

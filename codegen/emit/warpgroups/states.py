@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ...schedule.legal import EXCHANGED
 from ...spec.model import LinearAttention
 from ..layer import ScheduledProgram
 from .kernel import FEATURE_TILES, KEYS, QUERIES, VALUES, Stream, WarpgroupKernel
@@ -55,7 +54,7 @@ class States(WarpgroupKernel):
         self.fetch_first()
         self.columns()
         if self.of_queries:
-            self.w.line(f"weight = gl.where(f_wide < {EXCHANGED}, 0.5, 1.0)  # squares come once")
+            self.weights()
         self.no_state()
         if self.of_queries and self.normalize:
             self.w.line("terms = gl.full([CHUNK], 0.0, gl.float32, TOKENS)")
