@@ -12,6 +12,8 @@ NAMESPACE = "based_ops"
 PASSES = ("forward", "backward", "step")
 BACKENDS = ("triton", "tilelang", "torch")
 
+WINDOW_PROGRAMS = {"forward": "outputs", "backward": "gradients"}
+"""The one program of each pass of a window over a sequence."""
 RECURRENCE = "recurrence"
 
 MAX_NAME_LENGTH = 64

@@ -18,7 +18,7 @@ from .ir.nodes import Program
 from .ir.rewrite import drop_unused
 from .lower import linear_attention, sliding_window, warpgroup_passes
 from .lower.passes import passes, plans
-from .names import RECURRENCE, on_warpgroups, variant_file
+from .names import is_on_warpgroups, variant_file
 from .schedule.choose import choose
 from .schedule.model import HOST_C
 from .schedule.records import require_current
@@ -70,17 +70,17 @@ def kernels(lowered: Lowered, target: str) -> tuple[Program, ...]:
 
 def passes_of(lowered: Lowered, target: str) -> tuple[Pass, ...]:
     """The passes of a layer's generated module."""
-    names = {program.name for program in kernels(lowered, target)}
-    if on_warpgroups(RECURRENCE) not in names:
-        return lowered.passes
-    assert isinstance(lowered.spec, LinearAttention)
-    return warpgroup_passes.passes(lowered.spec, lowered.passes, on_warpgroups("query_gradients") in names)
+    names = _on_warpgroups(lowered, target)
+    return warpgroup_passes.passes(lowered.spec, lowered.passes, names) if names else lowered.passes
 
 
 def plans_of(lowered: Lowered, target: str) -> tuple[Program, ...]:
     """The plans of a layer's generated module."""
-    more = any(part.name == warpgroup_passes.BACKWARD for part in passes_of(lowered, target))
-    return (*lowered.plans, *(warpgroup_passes.plans() if more else ()))
+    return (*lowered.plans, *warpgroup_passes.plans(lowered.spec, _on_warpgroups(lowered, target)))
+
+
+def _on_warpgroups(lowered: Lowered, target: str) -> tuple[str, ...]:
+    return tuple(p.name for p in kernels(lowered, target) if is_on_warpgroups(p.name))
 
 
 def schedule(lowered: Lowered, target: str) -> ScheduledLayer:

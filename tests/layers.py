@@ -38,6 +38,12 @@ FORMS: dict[str, Sizes] = {
 }
 """The two forms of a forward pass of linear attention, whatever the length.  The one comes with a backward
 pass that keeps the state at every tile, the other with one in spans."""
+WINDOW_FORMS: dict[str, Sizes] = {
+    "as planned": (),
+    "one segment": (("forward_warpgroups.PROGRAMS", 1), ("backward_warpgroups.PROGRAMS", 1)),
+    "segments": (("forward_warpgroups.PROGRAMS", 32), ("backward_warpgroups.PROGRAMS", 32)),
+}
+"""How Hopper's warpgroups go through a window's sequence; what is short enough is not theirs as planned."""
 
 LINEAR = (
     LinearAttention("taylor2", TaylorExp(2), HeadDims(16, 64)),
@@ -57,6 +63,8 @@ WINDOWS = (
     SlidingWindow("window37", 37, HeadDims(24, 50)),
     SlidingWindow("window1", 1, HeadDims(8, 16)),
     SlidingWindow("window64", 64, HeadDims(112, 112)),
+    SlidingWindow("window64_narrow", 64, HeadDims(40, 64)),
+    SlidingWindow("window100", 100, HeadDims(64, 32)),
 )
 """Sliding windows, likewise."""
 

@@ -90,6 +90,8 @@ def _schedules(lowered: Lowered) -> None:
                 on_gpu = target in ("triton", "tilelang")
                 threads = (str(setting.warps), str(setting.stages)) if on_gpu else ("-", "-")
                 rewrites = ", ".join(schedule.rewrites) or "-"
+                if not setting.used:
+                    tiles = "not used: the portable program is faster"
                 rows.append((target, schedule.program, dtype, tiles, *threads, rewrites, setting.origin))
     columns = ("module", "program", "dtype", "tiles", "warps", "stages", "rewrites", "chosen by")
     table(columns, rows)

@@ -25,21 +25,36 @@ def forward_plan(
     """How a forward pass over T tokens of `rows` (batch times heads) runs: segments, and whether recurrent.
 
     Up to SCORES scores (T x T for each row) are computed directly, in segments of LENGTH tokens.  Beyond, the
-    pass is a recurrence (`recurrence_plan`).
+    pass is a recurrence (in segments of `segment_plan`).
     """
     if T * T * rows <= SCORES:
         return cdiv(T, LENGTH), False
-    return recurrence_plan(T, rows, SHORTEST, PROGRAMS, FEWEST), True
+    return segment_plan(T, rows, SHORTEST, PROGRAMS, FEWEST), True
 
 
 @functools.lru_cache(maxsize=4096)
-def recurrence_plan(T: int, rows: int, SHORTEST: int, PROGRAMS: int, FEWEST: int) -> int:
-    """The segments of a recurrence, as many as give the GPU PROGRAMS programs and none below SHORTEST tokens.
+def segment_plan(T: int, rows: int, SHORTEST: int, PROGRAMS: int, FEWEST: int) -> int:
+    """The segments of a sequence that programs go through side by side, as many as give the GPU
+    PROGRAMS programs and none below SHORTEST tokens.
 
     One if that would be less than FEWEST.
     """
     segments = min(cdiv(T, SHORTEST), PROGRAMS // rows)
     return segments if segments >= FEWEST else 1
+
+
+@functools.lru_cache(maxsize=4096)
+def window_plan(T: int, rows: int, CHUNK: int, PROGRAMS: int) -> int:
+    """The segments in which programs for warpgroups go through a window's sequence; 0 if others should.
+
+    PROGRAMS run at once, round after round, and a segment costs a chunk more than it has.  Where they would
+    have no more than a chunk each, one program a chunk is faster.
+    """
+    chunks = cdiv(T, CHUNK)
+    if chunks * rows <= PROGRAMS:
+        return 0
+    most = min(cdiv(chunks, 2), 8 * cdiv(PROGRAMS, rows))
+    return min(range(1, most + 1), key=lambda n: cdiv(rows * n, PROGRAMS) * (cdiv(chunks, n) + 1))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -78,14 +78,28 @@ def in_bfloat16(tile, LEFT: gl.constexpr):
 
 
 @gluon.jit
-def fetch(tile, rows, t0, stride, stop, columns, LAYOUT: gl.constexpr):
-    """Copy the tokens t0, ... into a shared tile, in the background; 0 for those from `stop` on."""
+def _rows(tile, rows, t0, stride, LAYOUT: gl.constexpr):
+    """A shared tile's tokens and columns, and where those of the tokens t0, ... lie."""
     t = afresh(gl.arange(0, tile.shape[0], gl.SliceLayout(1, LAYOUT)))
     c = gl.arange(0, tile.shape[1], gl.SliceLayout(0, LAYOUT))
     pointers = rows + gl.cast(t0, gl.int64) * stride + (t[:, None] * stride + c[None, :])
-    inside = (t < stop - t0)[:, None] & (c < columns)[None, :]
     # `on_warpgroups` has seen to that; of strides that are 8 times an odd number Triton knows nothing.
-    pointers = gl.multiple_of(pointers, (1, VECTOR))
+    return t, c, gl.multiple_of(pointers, (1, VECTOR))
+
+
+@gluon.jit
+def fetch(tile, rows, t0, stride, stop, columns, LAYOUT: gl.constexpr):
+    """Copy the tokens t0, ... into a shared tile, in the background; 0 for those from `stop` on."""
+    t, c, pointers = _rows(tile, rows, t0, stride, LAYOUT)
+    inside = (t < stop - t0)[:, None] & (c < columns)[None, :]
+    async_copy.async_copy_global_to_shared(tile, pointers, mask=inside)
+
+
+@gluon.jit
+def fetch_existing(tile, rows, t0, stride, first, columns, LAYOUT: gl.constexpr):
+    """The same; 0 for those before `first`."""
+    t, c, pointers = _rows(tile, rows, t0, stride, LAYOUT)
+    inside = (t >= first - t0)[:, None] & (c < columns)[None, :]
     async_copy.async_copy_global_to_shared(tile, pointers, mask=inside)
 
 
@@ -98,10 +112,16 @@ def fetch_numbers(tile, rows, t0, stride, stop, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
+def read(tile, rows, t0, stride, stop, columns, LAYOUT: gl.constexpr):
+    """The tokens t0, ... in registers, as many as a shared tile has; 0 for those from `stop` on."""
+    t, c, pointers = _rows(tile, rows, t0, stride, LAYOUT)
+    inside = (t < stop - t0)[:, None] & (c < columns)[None, :]
+    return gl.load(pointers, mask=inside, other=0.0)
+
+
+@gluon.jit
 def write(tile, rows, t0, stride, stop, columns, LAYOUT: gl.constexpr):
     """Write a shared tile to the tokens t0, ...; nothing to those from `stop` on."""
-    t = afresh(gl.arange(0, tile.shape[0], gl.SliceLayout(1, LAYOUT)))
-    c = gl.arange(0, tile.shape[1], gl.SliceLayout(0, LAYOUT))
-    pointers = rows + gl.cast(t0, gl.int64) * stride + (t[:, None] * stride + c[None, :])
+    t, c, pointers = _rows(tile, rows, t0, stride, LAYOUT)
     inside = (t < stop - t0)[:, None] & (c < columns)[None, :]
     gl.store(pointers, tile.load(LAYOUT), mask=inside)

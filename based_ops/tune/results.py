@@ -58,6 +58,7 @@ def entries(outcome: Outcome, machine: Mapping[str, Any], today: date) -> list[E
                 setting.warps if "warps" in open_choices else None,
                 setting.stages if "stages" in open_choices else None,
                 chosen.rewrites if chosen.rewrites != default.rewrites else None,
+                None if setting.used else False,
                 measured,
             )
         )

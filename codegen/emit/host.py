@@ -16,7 +16,7 @@ from ..spec.model import LinearAttention
 from .layer import ScheduledLayer, ScheduledProgram
 from .writer import Writer
 
-HELPERS = ("backward_plan", "cdiv", "forward_plan", "operand_dtype", "recurrence_plan")
+HELPERS = ("backward_plan", "cdiv", "forward_plan", "operand_dtype", "segment_plan", "window_plan")
 """What host functions may call of `based_ops.support.host`."""
 
 EmitLaunch = Callable[[Writer, ScheduledProgram, dict[str, str]], None]
@@ -28,7 +28,11 @@ def emit_schedule(
 ) -> None:
     """``SCHEDULE[program][dtype]``: the keyword arguments of each launch."""
     tables = {
-        scheduled.program.name: {dtype: setting(scheduled, dtype) for dtype in scheduled.schedule.settings}
+        scheduled.program.name: {
+            dtype: setting(scheduled, dtype)
+            for dtype, chosen in scheduled.schedule.settings.items()
+            if chosen.used
+        }
         for scheduled in layer.programs
     }
     for plan in layer.plans:

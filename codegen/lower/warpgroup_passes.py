@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from ..ir.host import Allocate, Launch, Line, Pass
 from ..ir.nodes import ACC, IO, OPERAND, STATE, Program
-from ..names import RECURRENCE, on_warpgroups
-from ..spec.model import LinearAttention
+from ..names import RECURRENCE, WINDOW_PROGRAMS, on_warpgroups
+from ..spec.model import LayerSpec, LinearAttention, SlidingWindow
 from .feature_maps import feature_map
 
 BACKWARD = on_warpgroups("backward")
@@ -17,8 +18,13 @@ IN_FORWARD = (RECURRENCE, "states")
 Steps = tuple[Line | Allocate | Launch, ...]
 
 
-def passes(spec: LinearAttention, portable: tuple[Pass, ...], with_gradients: bool) -> tuple[Pass, ...]:
-    """A layer's passes, where they choose; and the backward pass for warpgroups, if there is one."""
+def passes(spec: LayerSpec, portable: tuple[Pass, ...], names: Collection[str]) -> tuple[Pass, ...]:
+    """A layer's passes, where they choose between programs; and those that are only for warpgroups.
+
+    `names` are those of the layer's programs.
+    """
+    if isinstance(spec, SlidingWindow):
+        return tuple(_window(part, names) for part in portable)
     found = []
     for part in portable:
         body = part.body
@@ -26,7 +32,7 @@ def passes(spec: LinearAttention, portable: tuple[Pass, ...], with_gradients: bo
             planned = next(i for i, step in enumerate(body) if not isinstance(step, Line))
             choice = _choice("fast = (recurrent or summed) and ", RECURRENCE, "q, k, v")
             body = (*body[:planned], choice, *_faster(body[planned:]))
-        if part.name == "backward" and with_gradients:
+        if part.name == "backward" and on_warpgroups("query_gradients") in names:
             rows = "q, k, v, do, o" if spec.normalize else "q, k, v, do"
             choice = _choice("if ", "query_gradients", rows)
             call = f"    return {BACKWARD}({', '.join(part.parameters)})"
@@ -34,6 +40,27 @@ def passes(spec: LinearAttention, portable: tuple[Pass, ...], with_gradients: bo
             found.append(_backward(spec, part))
         found.append(replace(part, body=body))
     return tuple(found)
+
+
+def _window(part: Pass, names: Collection[str]) -> Pass:
+    """A window's pass, which is one launch."""
+    launch = next(step for step in part.body if isinstance(step, Launch))
+    fast = on_warpgroups(launch.program)
+    if fast not in names:
+        return part
+    if part.name == "forward":
+        choice = _choice("fast = ", launch.program, "q, k, v")
+    else:
+        choice = _choice("fast = k.shape[1] == T and ", launch.program, "q, k, v, do, o")
+    plan = f'window_plan(T, B * H, **SCHEDULE["{on_warpgroups(part.name)}"][q.dtype])'
+    body = (
+        *(step for step in part.body if step is not launch),
+        choice,
+        Line(f"segments = {plan} if fast else 0"),
+        replace(launch, program=fast, when="segments"),
+        replace(launch, when="not segments"),
+    )
+    return replace(part, body=body)
 
 
 def _faster(body: Steps) -> Steps:
@@ -55,10 +82,17 @@ def _faster(body: Steps) -> Steps:
     return tuple(found)
 
 
-def plans() -> tuple[Program, ...]:
-    """By what the backward pass for warpgroups cuts a sequence."""
-    constants = ("SHORTEST", "PROGRAMS", "FEWEST")
-    return (Program(BACKWARD, "How it is launched.", (), (), (), (), (), constants, ()),)
+def plans(spec: LayerSpec, names: Collection[str]) -> tuple[Program, ...]:
+    """By what the passes for warpgroups cut a sequence, where the portable ones do not."""
+    decides: dict[str, str] = {"backward": "query_gradients"}
+    constants: tuple[str, ...] = ("SHORTEST", "PROGRAMS", "FEWEST")
+    if isinstance(spec, SlidingWindow):
+        decides, constants = WINDOW_PROGRAMS, ("CHUNK", "PROGRAMS")
+    return tuple(
+        Program(on_warpgroups(part), "How it is launched.", (), (), (), (), (), constants, ())
+        for part, program in decides.items()
+        if on_warpgroups(program) in names
+    )
 
 
 def _choice(before: str, program: str, inputs: str) -> Line:
@@ -89,7 +123,7 @@ def _backward(spec: LinearAttention, portable: Pass) -> Pass:
     has_final = "d_final_state is not None"
     body = (
         Line("B, T, H, _ = q.shape"),
-        Line(f'segments = recurrence_plan(T, B * H, **SCHEDULE["{BACKWARD}"][q.dtype])'),
+        Line(f'segments = segment_plan(T, B * H, **SCHEDULE["{BACKWARD}"][q.dtype])'),
         Line("split, has_initial = segments > 1, initial_state is not None"),
         Allocate("sums", (*of_segments, rows, v), ACC, "split"),
         *_if(normalize, Allocate("normalizer_sums", (*of_segments, rows), ACC, "split")),

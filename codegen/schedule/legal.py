@@ -8,7 +8,7 @@ from ..ir.check import Types, infer
 from ..ir.fuse import statements
 from ..ir.nodes import Add, Blocks, Dim, Dot, Let, Program, Set
 from ..names import is_on_warpgroups
-from ..spec.model import LayerSpec, LinearAttention, TaylorExp
+from ..spec.model import LayerSpec, LinearAttention, SlidingWindow, TaylorExp
 from .model import Schedule, Setting
 
 WARPGROUP = 4
@@ -21,6 +21,10 @@ EXCHANGED = 16
 """Columns of a warpgroup's left operand that four neighbouring lanes hold, and can exchange."""
 WARPGROUP_TILES = {"CHUNK": 64, "VALUES": 64}
 """Tiles of a kernel whose text is laid out for one warpgroup."""
+WINDOW_TILES = WARPGROUP_TILES | {"QK": 64}
+"""The same for windows, whose tiles of queries and keys are as wide as those of values."""
+LONGEST_WINDOW = {"outputs": 128, "gradients": 64}
+"""Keys of a window of which such a program holds all tiles of products in registers."""
 FEWEST_STAGES = 2
 """Chunks that such a kernel has room for: one at work, the others on their way."""
 COPIED = 8
@@ -72,6 +76,19 @@ def exchanges(spec: LayerSpec, dtype: str) -> bool:
 def gradients_exchange(spec: LayerSpec, dtype: str) -> bool:
     """Whether its gradients can, too: those of queries and keys sum over all values, that are one tile."""
     return exchanges(spec, dtype) and spec.head_dims.v <= WARPGROUP_TILES["VALUES"]
+
+
+def window_streams(spec: LayerSpec, program: str, dtype: str) -> bool:
+    """Whether a window's program has a version that keeps a whole window of keys in its multiprocessor."""
+    return (
+        isinstance(spec, SlidingWindow)
+        and spec.window <= LONGEST_WINDOW.get(program, 0)
+        and spec.head_dims.qk <= WINDOW_TILES["QK"]
+        and spec.head_dims.v <= WINDOW_TILES["VALUES"]
+        and spec.head_dims.qk % COPIED == 0
+        and spec.head_dims.v % COPIED == 0
+        and dtype in ("bfloat16", "float16")
+    )
 
 
 def is_legal(program: Program, schedule: Schedule) -> bool:

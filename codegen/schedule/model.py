@@ -18,11 +18,13 @@ class Setting:
     constants: dict[str, int]
     warps: int = 4
     stages: int = 2
+    used: bool = True
+    """Whether the program runs at all, where another could in its place."""
     origin: str = field(default="policy", compare=False)
 
     def __str__(self) -> str:
         sizes = "".join(f"{name}={size} " for name, size in self.constants.items())
-        return f"{sizes}warps={self.warps} stages={self.stages}"
+        return f"{sizes}warps={self.warps} stages={self.stages}{'' if self.used else ' not used'}"
 
 
 @dataclass(frozen=True)

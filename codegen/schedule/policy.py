@@ -5,10 +5,19 @@ Tuning records (`records.py`) override what is chosen here, program by program.
 
 from __future__ import annotations
 
+from functools import partial
+
 from ..ir.nodes import Program
-from ..names import RECURRENCE, is_on_warpgroups, portable
+from ..names import PASSES, RECURRENCE, is_on_warpgroups, portable
 from ..spec.model import LayerSpec, LinearAttention, SlidingWindow
-from .legal import WARPGROUP, WARPGROUP_TILES, exchanges, gradients_exchange
+from .legal import (
+    WARPGROUP,
+    WARPGROUP_TILES,
+    WINDOW_TILES,
+    exchanges,
+    gradients_exchange,
+    window_streams,
+)
 from .model import HOST_C, Schedule, Setting
 
 MATRIX_UNIT = 16
@@ -64,15 +73,22 @@ def policy(spec: LayerSpec, program: Program, backend: str) -> Schedule:
 def _on_warpgroups(spec: LayerSpec, program: Program, backend: str) -> Schedule:
     """A warpgroup a program, and as many chunks ahead as let two programs share a multiprocessor's memory."""
     name = portable(program.name)
-    if name == "backward":  # a launch plan
+    if isinstance(spec, SlidingWindow):
+        plan = {"CHUNK": WINDOW_TILES["CHUNK"], "PROGRAMS": RESIDENT_PROGRAMS}
+        setting = Setting(dict(WINDOW_TILES) if name not in PASSES else plan, warps=WARPGROUP, stages=2)
+        serves = partial(
+            window_streams, spec, {"forward": "outputs", "backward": "gradients"}.get(name, name)
+        )
+    elif name == "backward":  # a launch plan
         setting = Setting(
             {"SHORTEST": SHORTEST_BACKWARD, "PROGRAMS": RESIDENT_PROGRAMS, "FEWEST": FEWEST_BACKWARD}
         )
+        serves = partial(gradients_exchange, spec)
     else:
         stages = 2 if "gradients" in name else 3
         setting = Setting({"SEGMENT": GRAIN} | WARPGROUP_TILES, warps=WARPGROUP, stages=stages)
-    serves = exchanges if name in (RECURRENCE, "states") else gradients_exchange
-    return Schedule(program.name, backend, {d: setting for d in spec.dtypes if serves(spec, d)})
+        serves = partial(exchanges if name in (RECURRENCE, "states") else gradients_exchange, spec)
+    return Schedule(program.name, backend, {d: setting for d in spec.dtypes if serves(d)})
 
 
 def _launch_plan(spec: LayerSpec, program: Program, backend: str, dtype: str) -> Setting:

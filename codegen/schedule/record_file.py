@@ -42,7 +42,7 @@ FACTS: dict[str, type | tuple[object, ...]] = {
     "dtype": (*DTYPES, "float64"),
 }
 """What an entry can say of where it applies: a type, or the allowed values."""
-CHOICES = ("warps", "stages", "rewrites")
+CHOICES = ("warps", "stages", "rewrites", "used")
 MEASURED: dict[str, type | tuple[type, ...]] = {
     "ms": (float, int),
     "policy_ms": (float, int),
@@ -74,6 +74,8 @@ class Entry:
     warps: int | None = None
     stages: int | None = None
     rewrites: tuple[str, ...] | None = None
+    used: bool | None = None
+    """False where the program in whose place this one could run is faster."""
     measured: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -141,6 +143,9 @@ def entry(data: object, where: str) -> Entry:
             raise RecordError(f"{where}: rewrites: {rewrites!r} must be a list")
         for name in rewrites:
             _value(f"{where}: rewrites", name, tuple(REWRITES))
+    used = data.get("used")
+    if used is not None:
+        _value(f"{where}: used", used, bool)
     measured = data.get("measured") or {}
     if not isinstance(measured, dict):
         raise RecordError(f"{where}: measured: {measured!r} must be a mapping")
@@ -154,6 +159,7 @@ def entry(data: object, where: str) -> Entry:
         data.get("warps"),
         data.get("stages"),
         None if rewrites is None else tuple(rewrites),
+        used,
         measured,
     )
 
@@ -170,7 +176,7 @@ def text(records: Book) -> str:
         return "".join(lines) + "settings: []\n"
     lines.append("settings:\n")
     for item in sorted(records.entries, key=_order):
-        choices = {"warps": item.warps, "stages": item.stages}
+        choices = {"warps": item.warps, "stages": item.stages, "used": item.used}
         chosen: dict[str, Any] = dict(item.sizes) | {k: v for k, v in choices.items() if v is not None}
         if item.rewrites is not None:
             chosen["rewrites"] = list(item.rewrites)

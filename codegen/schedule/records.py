@@ -120,6 +120,7 @@ def _override(entry: Entry, setting: Setting, program: Program, architecture: st
         setting.constants | dict(entry.sizes),
         entry.warps or setting.warps,
         entry.stages or setting.stages,
+        setting.used if entry.used is None else entry.used,
         origin=_origin(entry, architecture),
     )
 

@@ -15,7 +15,7 @@ from ..ir.check import check
 from ..ir.fuse import statements
 from ..ir.nodes import Blocks, For, Let, Load, Program, Span, Store, Var
 from ..ir.rewrite import rewritten
-from ..names import is_on_warpgroups
+from ..names import RECURRENCE, WINDOW_PROGRAMS, is_on_warpgroups, portable
 from .budget import fits
 from .legal import is_legal, miscompiled, products
 from .model import Schedule, Setting
@@ -58,7 +58,10 @@ REWRITE_SETS: dict[str, tuple[tuple[str, ...], ...]] = {
 OF_THE_LAYER = frozenset({"SEGMENT"})
 """Constants that mean one thing for all programs of a layer: not to be changed in one of several."""
 
-Choice = int | tuple[str, ...]
+DECIDING = frozenset({RECURRENCE, "query_gradients", *WINDOW_PROGRAMS.values()})
+"""Programs whose version for warpgroups decides for its whole pass: where it is not used, nor are others."""
+
+Choice = int | bool | tuple[str, ...]
 Choices = dict[str, tuple[Choice, ...]]
 
 
@@ -92,6 +95,8 @@ def choices(program: Program, start: Schedule, keep: Collection[str] = ()) -> Ch
         found[name] = tuple(sorted(sizes))
     if start.backend in WARPS and program.body:
         found["warps"] = WARPS[start.backend]
+    if is_on_warpgroups(program.name) and portable(program.name) in DECIDING:
+        found["used"] = (False, True)
     loads_ahead = is_on_warpgroups(program.name) or any(isinstance(s, For) for s in statements(program.body))
     if start.backend in STAGES and loads_ahead:
         found["stages"] = STAGES[start.backend]
@@ -160,7 +165,7 @@ def _get(schedule: Schedule, name: str) -> Choice:
     (setting,) = schedule.settings.values()
     if name == "rewrites":
         return schedule.rewrites
-    if name in ("warps", "stages"):
+    if name in ("warps", "stages", "used"):
         return getattr(setting, name)
     return setting.constants[name]
 
@@ -174,6 +179,8 @@ def _set(schedule: Schedule, name: str, option: Choice) -> Schedule:
         changed = replace(setting, warps=option)
     elif name == "stages":
         changed = replace(setting, stages=option)
+    elif name == "used":
+        changed = replace(setting, used=bool(option))
     else:
         changed = replace(setting, constants=setting.constants | {name: option})
     return replace(schedule, settings={dtype: changed})

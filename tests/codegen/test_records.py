@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from based_ops.codegen import pipeline
 from based_ops.codegen.ir.nodes import Program
+from based_ops.codegen.names import on_warpgroups
 from based_ops.codegen.schedule import record_file, records
 from based_ops.codegen.schedule.choose import choose
 from based_ops.codegen.schedule.policy import policy
 from based_ops.codegen.schedule.record_file import RecordError
 from based_ops.codegen.spec.model import LayerSpec
 from tests.conftest import SPECS
+from tests.layers import import_text
 
 NAME = "taylor2_qk16_v64"
 MEASURED = {"ms": 0.3161, "of_limit": 0.61, "shape": "B16 H16 T8192", "torch": "2.11.0", "triton": "3.6.0"}
@@ -131,6 +134,20 @@ def test_one_program_has_one_set_of_rewrites(install: Install, spec: LayerSpec, 
         choose(spec, outputs, "triton")
 
 
+def test_a_record_can_say_that_the_portable_program_is_faster(install: Install) -> None:
+    spec = pipeline.load(SPECS, ["window64_d64"])["window64_d64"]
+    name = on_warpgroups("outputs")
+
+    def served() -> list[torch.dtype]:
+        text = pipeline.emit(pipeline.schedule(pipeline.lower(spec), "triton"))
+        return list(import_text(text, "served").SCHEDULE[name])
+
+    install()
+    assert served() == [torch.bfloat16, torch.float16]
+    install({"program": name, "dtype": "bfloat16", "used": False})
+    assert served() == [torch.float16]
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -144,6 +161,7 @@ def test_one_program_has_one_set_of_rewrites(install: Install, spec: LayerSpec, 
         ({"settings": [{"dtype": "bf16"}]}, "did you mean `bfloat16`"),
         ({"settings": [{"pass": "foreward"}]}, "did you mean `forward`"),
         ({"settings": [{"rewrites": ["gather_by_products"]}]}, "did you mean `gather_by_product`"),
+        ({"settings": [{"used": 0}]}, "used: 0 must be of type bool"),
         ({"settings": [{"v": "64"}]}, "v: '64' must be of type int"),
         ({"settings": [{"measured": {"mss": 1.0}}]}, "did you mean `ms`"),
         ({"settings": [{"measured": {"ms": "1"}}]}, "ms: '1' is of the wrong type"),
@@ -161,7 +179,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
         {"linear_attention": "triton"},
         tuple(
             record_file.Entry(
-                facts, sizes, 4, 2, ("gather_by_product",), MEASURED | {"date": date(2026, 1, 2)}
+                facts, sizes, 4, 2, ("gather_by_product",), False, MEASURED | {"date": date(2026, 1, 2)}
             )
             for facts in ({"qk": 128, "program": "b"}, {"qk": 16, "program": "b"}, {"qk": 16, "program": "a"})
         ),
@@ -172,7 +190,9 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     assert read.serves == made.serves
     assert [(e.facts["qk"], e.facts["program"]) for e in read.entries] == [(16, "a"), (16, "b"), (128, "b")]
     assert set(map(str, read.entries)) == set(map(str, made.entries))
-    assert all(e.sizes == sizes and e.measured == made.entries[0].measured for e in read.entries)
+    assert all(
+        e.used is False and e.sizes == sizes and e.measured == made.entries[0].measured for e in read.entries
+    )
     assert record_file.text(read) == record_file.text(made)
     fresh = record_file.Entry({"qk": 16, "program": "c"}, {"CHUNK": 16})
     merged = record_file.merged(read, [fresh], ["qk"])

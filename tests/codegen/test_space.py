@@ -14,6 +14,7 @@ from based_ops.aot import compile_triton
 from based_ops.codegen import pipeline
 from based_ops.codegen.emit.layer import ScheduledLayer, ScheduledProgram
 from based_ops.codegen.ir.nodes import Program
+from based_ops.codegen.names import RECURRENCE, on_warpgroups
 from based_ops.codegen.schedule import budget, space
 from based_ops.codegen.schedule.choose import choose
 from based_ops.codegen.schedule.legal import miscompiled, require_legal
@@ -81,6 +82,27 @@ def test_constants_of_a_whole_layer_stay_where_several_programs_share_them() -> 
     sharing = [program for program in programs if "SEGMENT" in program.constants]
     assert space.fixed(sharing[:1]) == frozenset()
     assert space.fixed(sharing * 2) == ({"SEGMENT"} if sharing else frozenset())
+
+
+@pytest.mark.parametrize(
+    ("name", "deciding"),
+    [
+        ("taylor2_qk16_v64", {RECURRENCE, "query_gradients"}),
+        ("window64_d64", {"outputs", "gradients"}),
+        ("window128_d64", {"outputs"}),
+        ("pos_elu_qk64_v64", set()),
+    ],
+)
+def test_warpgroups_are_a_choice_where_a_layer_suits_them(name: str, deciding: set[str]) -> None:
+    spec = LAYERS[name]
+    offered = set()
+    for program in pipeline.kernels(pipeline.lower(spec), "triton"):
+        start = policy(spec, program, "triton").only("bfloat16")
+        if "used" in space.choices(program, start):
+            offered.add(program.name)
+            found = list(space.candidates(program, start, most_changes=1))
+            assert [s.settings["bfloat16"].used for s in found].count(False) == 1
+    assert offered == {on_warpgroups(program) for program in deciding}
 
 
 def test_an_unknown_constant_and_an_empty_program_have_choices() -> None:

@@ -23,7 +23,7 @@ from based_ops.codegen.spec.model import (
     SlidingWindow,
     TaylorExp,
 )
-from tests.layers import FORMS, LINEAR, WINDOWS, Sizes, build
+from tests.layers import FORMS, LINEAR, WINDOW_FORMS, WINDOWS, Sizes, build
 from tests.strategies import expressions, positive_expressions
 
 LOW = (torch.bfloat16, torch.float16)
@@ -61,9 +61,14 @@ class Runner:
         return (torch.float64, *plain) if self.backend == "torch" else plain
 
     def module(self, spec: LayerSpec, form: str | None = None) -> ModuleType:
-        """The layer's generated module for this backend and device; its forward pass in `form`, if given."""
+        """The layer's generated module for this backend and device; its passes in `form`, if given."""
         target = HOST_C if (self.backend, self.device) == ("tilelang", "cpu") else self.backend
-        return build(spec, target, (SMALL_TILES if self.interpreted else ()) + (FORMS[form] if form else ()))
+        sizes = (FORMS | WINDOW_FORMS)[form] if form else ()
+        return build(spec, target, (SMALL_TILES if self.interpreted else ()) + sizes)
+
+    def window_forms(self) -> list[str]:
+        """The forms in which passes of a window can be asked to run."""
+        return list(WINDOW_FORMS) if (self.backend, self.device) == ("triton", "cuda") else ["as planned"]
 
     def forms(self, dtype: torch.dtype) -> list[str]:
         """The forms in which a forward pass of linear attention can be asked to run."""

@@ -45,11 +45,13 @@ def test_linear_attention_repeats_bit_for_bit(runner: Runner, dtype: torch.dtype
 @BACKENDS
 @DTYPES
 @pytest.mark.parametrize("length", LENGTHS_ON_GPU)
-def test_sliding_window_repeats_bit_for_bit(runner: Runner, dtype: torch.dtype, length: int) -> None:
+@pytest.mark.parametrize("past", [0, 15])
+def test_sliding_window_repeats_bit_for_bit(
+    runner: Runner, dtype: torch.dtype, length: int, past: int
+) -> None:
     spec = WINDOWS[0]
-    layer = window.Layer(
-        spec, runner.module(spec), Call(2, 3, length, dtype, "cuda", "heads_first", 1, 0.125), 15
-    )
+    module = runner.module(spec, runner.window_forms()[-1])
+    layer = window.Layer(spec, module, Call(2, 3, length, dtype, "cuda", "heads_first", 1, 0.125), past)
     (q, k, v), do = layer.qkv(), layer.output_gradient()
 
     def everything() -> list[torch.Tensor]:

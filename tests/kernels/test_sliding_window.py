@@ -22,7 +22,8 @@ def draw_layer(data: st.DataObject, runner: Runner, most: int = 5000, past: bool
     spec = data.draw(runner.windows(), "spec")
     call = data.draw(calls(runner, spec, dtype, most), "call")
     reach = data.draw(st.integers(0, 40) | st.just(spec.window), "keys before the queries") if past else 0
-    return Layer(spec, runner.module(spec), call, reach)
+    form = data.draw(st.sampled_from(runner.window_forms()), "form")
+    return Layer(spec, runner.module(spec, form), call, reach)
 
 
 @given(data=st.data())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
@@ -23,7 +22,8 @@ from based_ops.support.host import cdiv
 from tests.kernels.gluon import LOGICAL, meanings, run
 from tests.kernels.linear import expected_gradients
 from tests.kernels.runners import interpreting
-from tests.layers import build, import_text
+from tests.kernels.warpgroups import fails_without_any_wait, passes
+from tests.layers import build
 from tests.tolerance import BACKWARD, FORWARD, assert_close
 
 B, H = 2, 2
@@ -141,46 +141,6 @@ def test_several_segments(spec: LinearAttention, segments: int, stages: int) -> 
 # Whole passes: what they launch runs as Python.
 
 
-def passes(module: ModuleType, segments: int) -> tuple[Any, Any]:
-    """forward and backward of a generated module, with this many segments."""
-
-    def launch(kernel: Any, grid: Any, tensors: Any, numbers: Any, settings: dict[str, int]) -> None:
-        if kernel.is_gluon():
-            constants = [value for name, value in settings.items() if name != "num_warps"]
-            contiguous = [None if x is None else x.contiguous() for x in tensors]
-            assert all(x is y for x, y in zip(tensors, contiguous, strict=True))
-            run(kernel, grid(settings)[0], contiguous, *numbers, *constants)
-        else:
-            running_sums(kernel.fn.__name__ == "suffix", *tensors, *numbers[-2:])
-
-    names = vars(module) | {
-        "launch": launch,
-        "on_warpgroups": lambda *tensors: True,
-        "forward_plan": lambda *sizes, **plan: (segments, True),
-        "recurrence_plan": lambda *sizes, **plan: segments,
-    }
-    for name in ("backward_warpgroups", "forward", "backward"):
-        if name in names:
-            names[name] = FunctionType(names[name].__code__, names, name)
-    return names["forward"], names["backward"]
-
-
-def running_sums(mirrored: bool, *arguments: Any) -> None:
-    """`prefix` and `suffix`, which are portable: the state before (or after) each segment, and the total."""
-    *tensors, has_initial, total = arguments
-    half = len(tensors) // 4  # a state, and its normaliser if there is one
-    for i in range(half):
-        initial, sums, before, final = tensors[i::half]
-        count, running = sums.shape[2], torch.zeros_like(sums[:, :, 0])
-        if has_initial:
-            running += initial
-        for segment in reversed(range(count)) if mirrored else range(count):
-            before[:, :, segment] = running
-            running += sums[:, :, segment]
-        if total:
-            final.copy_(running)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("length", [1, 64, 333])
 @pytest.mark.parametrize("segments", [1, 2, 3])
@@ -212,29 +172,15 @@ def test_gradients(
         assert_close(name, got, want, BACKWARD[dtype], floor=part)
 
 
-WAITS = re.compile(r"\b(barrier|fence_async_shared|async_copy.wait_group|warpgroup_mma_wait)\(")
-
-
 @pytest.mark.parametrize(
     "program", ["states", "recurrence", "query_states", "query_gradients", "key_gradients"]
 )
 def test_no_wait_is_forgotten_and_none_too_many(program: str) -> None:
-    """Without any one barrier, fence or wait of its loop the kernel fails here: so they are all seen."""
-    spec, name = LAYERS[0], on_warpgroups(program)
-    module = build(spec, "triton")
-    lines = Path(str(module.__file__)).read_text(encoding="utf-8").splitlines()
-    begin = next(i for i, line in enumerate(lines) if line.startswith(f"def {name}("))
-    end = next(i for i, line in enumerate(lines[begin:], begin) if "async_copy.wait_group(0)" in line)
-    waits = [i for i in range(begin, end) if WAITS.search(lines[i]) and "frees" not in lines[i]]
-    assert len(waits) >= 5
-    compute_gradients(spec, module)
-    for i in waits:
-        without = WAITS.sub("(lambda *_: None)(", lines[i])
-        if "warpgroup_mma_wait" in lines[i]:
-            without = re.sub(r"wait\((\d)", lambda found: f"wait({int(found[1]) + 1}", lines[i])
-        mutant = import_text("\n".join([*lines[:i], without, *lines[i + 1 :]]) + "\n", "mutant")
-        with pytest.raises((AssertionError, AttributeError, TypeError)):  # products in flight are no tensors
-            compute_gradients(spec, mutant)
+    module = build(LAYERS[0], "triton")
+    compute_gradients(LAYERS[0], module)
+    fails_without_any_wait(
+        module, on_warpgroups(program), 5, lambda mutant: compute_gradients(LAYERS[0], mutant)
+    )
 
 
 def compute_gradients(spec: LinearAttention, module: ModuleType) -> None:

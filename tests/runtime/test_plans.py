@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from based_ops.support.host import backward_plan, cdiv, forward_plan
+from based_ops.support.host import backward_plan, cdiv, forward_plan, window_plan
 
 LENGTHS = st.integers(1, 200_000)
 ROWS = st.integers(1, 600)
@@ -47,3 +47,16 @@ def test_short_sequences_run_directly_and_long_ones_fill_the_device(T: int, rows
         assert segments == cdiv(T, 2048)
     else:
         assert segments == 1 or (4 <= segments and segments * rows <= 264 and (segments - 1) * 128 < T)
+
+
+@given(T=LENGTHS, rows=ROWS)
+def test_windows_are_cut_to_fill_the_device_in_few_rounds(T: int, rows: int) -> None:
+    chunks, segments = cdiv(T, 64), window_plan(T, rows, CHUNK=64, PROGRAMS=264)
+    assert (segments == 0) == (chunks * rows <= 264)
+    if segments:
+        assert segments <= cdiv(chunks, 2)
+
+        def rounds(n: int) -> int:
+            return cdiv(rows * n, 264) * (cdiv(chunks, n) + 1)
+
+        assert rounds(segments) <= min(rounds(1), rounds(min(cdiv(chunks, 2), cdiv(264, rows))))

@@ -1,6 +1,6 @@
-"""Linear attention with a second-order Taylor map on Hopper's warpgroups, in Gluon.
+"""Linear attention with a second-order Taylor map, and sliding windows, on Hopper's warpgroups, in Gluon.
 
-The algorithms are those of `lower/linear_attention*.py`.  They are written out here, because all that makes
+The algorithms are those of `lower/`.  They are written out here, because all that makes
 them fast is places and times, of which a tile program says nothing:
 
 * features are made in registers, by exchange, and so are their gradients (`based_ops/support/exchange.py`);
@@ -11,27 +11,33 @@ them fast is places and times, of which a tile program says nothing:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from ...ir.nodes import Program
 from ...lower.feature_maps import feature_map
 from ...lower.linear_attention_parts import Layer
 from ...names import RECURRENCE, on_warpgroups
-from ...schedule.legal import WARPGROUP_TILES, exchanges, gradients_exchange
-from ...spec.model import LayerSpec, LinearAttention
+from ...schedule.legal import WARPGROUP_TILES, exchanges, gradients_exchange, window_streams
+from ...spec.model import LayerSpec, SlidingWindow
 from ..layer import ScheduledProgram
 from ..writer import Writer
 from .gradients import KeyGradients, QueryGradients, key_gradients, query_gradients
 from .kernel import WarpgroupKernel
 from .recurrence import Recurrence
 from .states import States
+from .window import WindowGradients, WindowOutputs
+from .window import program as window_program
 
-KERNELS: dict[str, type[WarpgroupKernel]] = {
+KERNELS: dict[str, Callable[[Any, ScheduledProgram], WarpgroupKernel]] = {
     on_warpgroups(RECURRENCE): Recurrence,
     on_warpgroups("states"): States,
     on_warpgroups("query_states"): States,
     on_warpgroups("query_gradients"): QueryGradients,
     on_warpgroups("key_gradients"): KeyGradients,
+    on_warpgroups("outputs"): WindowOutputs,
+    on_warpgroups("gradients"): WindowGradients,
 }
 """What prints each of these programs."""
 IMPORTS = {
@@ -39,9 +45,11 @@ IMPORTS = {
         "afresh",
         "barrier",
         "fetch",
+        "fetch_existing",
         "fetch_numbers",
         "in_bfloat16",
         "on_warpgroups",
+        "read",
         "rounded",
         "write",
     ),
@@ -76,7 +84,13 @@ GLUON = (
 
 def programs(spec: LayerSpec, portable: tuple[Program, ...]) -> tuple[Program, ...]:
     """The layer's programs that have a version for warpgroups: without a body, which is printed here."""
-    if not isinstance(spec, LinearAttention) or not any(exchanges(spec, dtype) for dtype in spec.dtypes):
+    if isinstance(spec, SlidingWindow):
+        return tuple(
+            window_program(program)
+            for program in portable
+            if any(window_streams(spec, program.name, dtype) for dtype in spec.dtypes)
+        )
+    if not any(exchanges(spec, dtype) for dtype in spec.dtypes):
         return ()
     layer = Layer(spec, feature_map(spec))
     found = [_in_place_of(program) for program in portable if program.name in (RECURRENCE, "states")]
@@ -102,6 +116,6 @@ def _in_place_of(program: Program) -> Program:
     )
 
 
-def emit(w: Writer, spec: LinearAttention, scheduled: ScheduledProgram, parameters: list[str]) -> None:
+def emit(w: Writer, spec: LayerSpec, scheduled: ScheduledProgram, parameters: list[str]) -> None:
     """Print one kernel."""
     KERNELS[scheduled.program.name](spec, scheduled).emit(w, parameters)

@@ -14,12 +14,13 @@ from __future__ import annotations
 from ...ir.nodes import IO, Axis, Program, Tensor, Var
 from ...lower.linear_attention_parts import BATCH_AXES, ROWS, SIZES, Layer
 from ...schedule.legal import WARPGROUP_TILES
-from .kernel import FEATURE_TILES, KEYS, QUERIES, STATE_TILES, VALUES, Stream, WarpgroupKernel
+from .kernel import Stream
+from .state_kernel import FEATURE_TILES, KEYS, QUERIES, STATE_TILES, VALUES, StateKernel
 
 WRITE_VALUES = """
     out.store(dV.to(IO))
     barrier()
-    write(out, dv_rows, t0, H * @V@, stop, @COLUMNS@, VALUE_ROWS)
+    write(out, dv_rows, t0, H * @V@, stop, @COLUMNS@, ROWS_64)
 """
 OUT = ("[CHUNK, VALUES]", "BYTES_128")
 
@@ -73,7 +74,7 @@ def _program(name: str, summary: str, tensors: tuple[Tensor, ...], flags: tuple[
     )
 
 
-class _Gradients(WarpgroupKernel):
+class _Gradients(StateKernel):
     """What both have in common."""
 
     gradient = ""
@@ -141,11 +142,11 @@ class QueryGradients(_Gradients):
     gradient = "dQ"
 
     def body(self) -> None:
-        do = Stream("gradients", "do_rows", "do_t", "@COLUMNS@", "VALUE_ROWS")
+        do = Stream("gradients", "do_rows", "do_t", "@COLUMNS@", "ROWS_64")
         self.streams = (QUERIES, KEYS, VALUES, do)
         features = {f"K_{name}": tile for name, tile in FEATURE_TILES.items()}
         if self.normalize:
-            o = Stream("outputs", "o_rows", "H * @V@", "@COLUMNS@", "VALUE_ROWS")
+            o = Stream("outputs", "o_rows", "H * @V@", "@COLUMNS@", "ROWS_64")
             self.streams += (o, Stream("sums", "n_rows", "H", "1", "TOKENS"))
             features |= {"G": OUT}
         self.tiles(**features, **STATE_TILES)
@@ -198,7 +199,7 @@ class QueryGradients(_Gradients):
         self.show()
         if self.normalize:
             self.print("""
-                write(G, g_rows, t0, H * @V@, stop, @COLUMNS@, VALUE_ROWS)
+                write(G, g_rows, t0, H * @V@, stop, @COLUMNS@, ROWS_64)
                 gl.store(e_rows + gl.cast(t0, gl.int64) * H + row_left * H, E, mask=row_left < stop - t0)
             """)
 
@@ -236,10 +237,10 @@ class KeyGradients(_Gradients):
 
     def body(self) -> None:
         if self.normalize:
-            g = Stream("gradients", "g_rows", "H * @V@", "@COLUMNS@", "VALUE_ROWS", "gl.bfloat16")
+            g = Stream("gradients", "g_rows", "H * @V@", "@COLUMNS@", "ROWS_64", "gl.bfloat16")
             self.streams = (QUERIES, KEYS, VALUES, g, Stream("factors", "e_rows", "H", "1", "TOKENS"))
         else:
-            do = Stream("gradients", "g_rows", "do_t", "@COLUMNS@", "VALUE_ROWS")
+            do = Stream("gradients", "g_rows", "do_t", "@COLUMNS@", "ROWS_64")
             self.streams = (QUERIES, KEYS, VALUES, do)
         features = {f"U_{name}": tile for name, tile in FEATURE_TILES.items()}
         self.tiles(U=("[CHUNK, @QK@]", "BYTES_32"), **features, **STATE_TILES, out=OUT)

@@ -6,11 +6,6 @@ import re
 from dataclasses import dataclass
 from textwrap import dedent
 
-from ...ir.nodes import Var, wrap
-from ...ir.printer import text
-from ...lower.feature_maps import feature_map
-from ...schedule.legal import EXCHANGED
-from ...spec.model import LinearAttention
 from ..layer import ScheduledProgram
 from ..writer import Writer
 
@@ -30,8 +25,8 @@ LAYOUTS = {
     "PLAIN": "gl.NVMMASharedLayout(0, 16)",
     "NUMBERS": "gl.SwizzledSharedLayout(1, 1, 1, [0])",
     # Who copies what.
-    "QK_ROWS": "gl.BlockedLayout([1, 8], [16, 2], [4, 1], [1, 0])",
-    "VALUE_ROWS": "gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])",
+    "ROWS_16": "gl.BlockedLayout([1, 8], [16, 2], [4, 1], [1, 0])",
+    "ROWS_64": "gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])",
     "ONES": "gl.BlockedLayout([1, 8], [32, 1], [4, 1], [1, 0])",
     "TOKENS": "gl.BlockedLayout([1], [32], [4], [0])",
 }
@@ -48,13 +43,17 @@ class Stream:
     columns: str
     layout: str
     dtype: str = "IO"
+    width: str = "VALUES"
+    slots: str = "STAGES"
+    """How many tiles there are."""
 
     def allocate(self) -> str:
-        """The tiles, one a stage."""
+        """The tiles."""
         if self.layout == "TOKENS":
-            return f"{self.tiles} = gl.allocate_shared_memory(gl.float32, [STAGES, CHUNK], NUMBERS)"
-        width, layout = ("@QK@", "BYTES_32") if self.layout == "QK_ROWS" else ("VALUES", "BYTES_128")
-        return f"{self.tiles} = gl.allocate_shared_memory({self.dtype}, [STAGES, CHUNK, {width}], {layout})"
+            return f"{self.tiles} = gl.allocate_shared_memory(gl.float32, [{self.slots}, CHUNK], NUMBERS)"
+        shape = f"[{self.slots}, CHUNK, {self.width}]"
+        layout = {"ROWS_16": "BYTES_32", "ROWS_64": "BYTES_128"}[self.layout]
+        return f"{self.tiles} = gl.allocate_shared_memory({self.dtype}, {shape}, {layout})"
 
     def fetch(self, slot: str, t: str, stop: str) -> str:
         """The copy of one tile, in the background."""
@@ -62,17 +61,6 @@ class Stream:
         if self.layout == "TOKENS":
             return f"fetch_numbers({tile}, {self.rows}, {t}, {self.stride}, {stop}, TOKENS)"
         return f"fetch({tile}, {self.rows}, {t}, {self.stride}, {stop}, {self.columns}, {self.layout})"
-
-
-QUERIES = Stream("queries", "q_rows", "q_t", "@D@", "QK_ROWS")
-KEYS = Stream("keys", "k_rows", "k_t", "@D@", "QK_ROWS")
-VALUES = Stream("values", "v_rows", "v_t", "@COLUMNS@", "VALUE_ROWS")
-
-FEATURE_TILES = {"wide": ("[CHUNK, 128]", "BYTES_128"), "narrow": ("[CHUNK, 32]", "BYTES_64")}
-STATE_TILES = {
-    "S_wide_operand": ("[VALUES, 128]", "BYTES_128"),
-    "S_narrow_operand": ("[VALUES, 32]", "BYTES_64"),
-}
 
 
 class WarpgroupKernel:
@@ -83,26 +71,15 @@ class WarpgroupKernel:
     """Whether it goes from the last chunk to the first."""
     hidden = True
     """Whether the addresses of its tiles are hidden from the compiler: see `hide_addresses`."""
+    blocks = False
+    """Whether each program has a block of the values."""
+    grain = "SEGMENT"
+    """Of what a segment's tokens are a multiple."""
+    operand = "gl.bfloat16"
+    """The dtype in which what it stores enters products."""
 
-    def __init__(self, spec: LinearAttention, scheduled: ScheduledProgram) -> None:
-        self.w, self.kernel, self.normalize = Writer(), scheduled.program, spec.normalize
-        (values,) = scheduled.schedule.values("VALUES")
-        features = feature_map(spec)
-        v = spec.head_dims.v
-        self.blocks = v > values
-        rest = f"{v} - value_block * VALUES" if self.blocks else str(v)
-        self.facts = {
-            "V": str(v),
-            "D": str(spec.head_dims.qk),
-            "QK": str(EXCHANGED),
-            "ROWS": str(features.rows),
-            "EPS": repr(spec.eps),
-            "COLUMNS": "VALUES" if v % values == 0 else rest,
-            "FIRST": " + value_block * VALUES" if self.blocks else "",
-            "SEEN": text(features.kernel(Var("R"), wrap(1.0))),
-            "SLOPE": text(features.slope(Var("R"), wrap(1.0))),
-            "INDEX": "(b * H + h) * segments + segment",
-        }
+    def __init__(self, scheduled: ScheduledProgram, facts: dict[str, str]) -> None:
+        self.w, self.kernel, self.facts = Writer(), scheduled.program, facts
 
     def emit(self, w: Writer, parameters: list[str]) -> None:
         """The function; `parameters` are tensors, strides, sizes and scalars, as in other kernels."""
@@ -143,7 +120,7 @@ class WarpgroupKernel:
             "program = program // segments",
             "h = (program % H).to(gl.int64)",
             "b = (program // H).to(gl.int64)",
-            "length = gl.cdiv(gl.cdiv(T, SEGMENT), segments) * SEGMENT",
+            f"length = gl.cdiv(gl.cdiv(T, {self.grain}), segments) * {self.grain}",
             "start = segment * length",
             "stop = gl.minimum(start + length, T)",
             "",
@@ -160,7 +137,7 @@ class WarpgroupKernel:
             self.print(stream.allocate())
         self.once = tuple(tiles)
         for name, (shape, layout) in tiles.items():
-            dtype = "IO" if name == "out" else "gl.bfloat16"
+            dtype = "IO" if name == "out" else self.operand
             if self.hidden:
                 name, shape = f"{name}_memory", f"[1, {shape[1:]}"
             self.print(f"{name} = gl.allocate_shared_memory({dtype}, {shape}, {layout})")
@@ -218,30 +195,6 @@ class WarpgroupKernel:
             self.print(stream.fetch(slot, t, stop))
         self.w.line("async_copy.commit_group()")
 
-    # Pieces of a chunk
-
-    def keys_and_values(self) -> None:
-        """Tiles of keys and values, and their features, as operands."""
-        self.print("""
-            K = keys.index(slot)
-            V = values.index(slot)
-            if IO == gl.float16:  # sums leave its range, so products are of bfloat16
-                K, x = in_bfloat16(K, LEFT)
-                V, _ = in_bfloat16(V, LEFT)
-            else:
-                x = K.load(LEFT)
-            wide, narrow = features(x, LEFT)
-        """)
-
-    def store_features(self, side: str) -> None:
-        """A chunk's features, and the state, as what products read."""
-        self.print(f"""
-            {side}_wide.store(wide)
-            {side}_narrow.store(narrow)
-            S_wide_operand.store((S_wide * weight[None, :]).to(gl.bfloat16))
-            S_narrow_operand.store(S_narrow.to(gl.bfloat16))
-        """)
-
     def show(self) -> None:
         """Let products see what has been stored."""
         self.print("""
@@ -252,65 +205,6 @@ class WarpgroupKernel:
     def advance(self) -> None:
         """The next chunk's slot."""
         self.w.line("slot = gl.where(slot == STAGES - 1, 0, slot + 1)")
-
-    # The state
-
-    def columns(self) -> None:
-        """Indices of the state's columns and rows."""
-        self.print("""
-            f_wide = gl.arange(0, 128, gl.SliceLayout(0, WIDE))
-            f_narrow = gl.arange(0, 32, gl.SliceLayout(0, NARROW))
-            u_wide = gl.arange(0, VALUES, gl.SliceLayout(1, WIDE))@FIRST@
-            u_narrow = gl.arange(0, VALUES, gl.SliceLayout(1, NARROW))@FIRST@
-        """)
-
-    def weights(self) -> None:
-        """What columns of `wide` weigh on the side of queries."""
-        self.print("weight = gl.where(f_wide < @QK@, 0.5, 1.0)  # squares come once")
-
-    def no_state(self) -> None:
-        """A state of nothing."""
-        self.print("""
-            S_wide = gl.full([VALUES, 128], 0.0, gl.float32, WIDE)
-            S_narrow = gl.full([VALUES, 32], 0.0, gl.float32, NARROW)
-        """)
-        if self.normalize:
-            self.print("""
-                Z = gl.full([@QK@, @QK@], 0.0, gl.float32, PAIRS)
-                z = gl.full([CHUNK, @QK@], 0.0, gl.float32, PAIRS)
-                count = 0.0
-            """)
-
-    def load(self, flag: str, prefix: str, index: str, of_queries: bool = False) -> None:
-        """Read a stored state, where the flag says so."""
-        self.w.line(f"if {flag}:")
-        with self.w.indented():
-            self.print(f"""
-                before = {prefix}state + ({index}) * @ROWS@ * @V@
-                S_wide = load_state(before, rows_of_wide(f_wide, @D@), u_wide, @ROWS@, @V@)
-                S_narrow = load_state(before, rows_of_narrow(f_narrow, @D@), u_narrow, @ROWS@, @V@)
-            """)
-            if of_queries:
-                self.w.line("S_wide = S_wide / weight[None, :]")
-            if self.normalize:
-                squares = "0.5" if of_queries else "1.0"
-                source = f"{prefix}normalizer + ({index}) * @ROWS@"
-                self.print(f"Z, z, count = load_sums({source}, @D@, {squares}, PAIRS)")
-
-    def store(self, prefix: str, name: str, index: str, of_queries: bool = False) -> None:
-        """Write the state, and `count`."""
-        wide = "S_wide * weight[None, :]" if of_queries else "S_wide"
-        squares = "0.5" if of_queries else "1.0"
-        self.print(f"""
-            after = {prefix}{name} + ({index}) * @ROWS@ * @V@
-            store_state(after, rows_of_wide(afresh(f_wide), @D@), u_wide, @ROWS@, @V@, {wide})
-            store_state(after, rows_of_narrow(afresh(f_narrow), @D@), u_narrow, @ROWS@, @V@, S_narrow)
-        """)
-        if self.normalize:
-            normalizer = "normalizer" if name == "state" else f"normalizer_{name}"
-            self.print(
-                f"store_sums({prefix}{normalizer} + ({index}) * @ROWS@, Z, z, count, @D@, {squares}, PAIRS)"
-            )
 
 
 def _layouts(body: str) -> list[str]:

@@ -8,10 +8,10 @@ may spill: 44 bytes took 20 % more time, 124 bytes 55 %.
 
 from __future__ import annotations
 
-from .kernel import FEATURE_TILES, KEYS, QUERIES, STATE_TILES, VALUES, WarpgroupKernel
+from .state_kernel import FEATURE_TILES, KEYS, QUERIES, STATE_TILES, VALUES, StateKernel
 
 
-class Recurrence(WarpgroupKernel):
+class Recurrence(StateKernel):
     """The outputs of one segment."""
 
     streams = (QUERIES, KEYS, VALUES)
@@ -107,7 +107,7 @@ class Recurrence(WarpgroupKernel):
         self.print("""
             out.store(O.to(IO))
             barrier()
-            write(out, o_rows, t0, H * @V@, stop, @COLUMNS@, VALUE_ROWS)
+            write(out, o_rows, t0, H * @V@, stop, @COLUMNS@, ROWS_64)
             S_wide, S_narrow = warpgroup_mma_wait(0, [S_wide, S_narrow])
         """)
         self.advance()

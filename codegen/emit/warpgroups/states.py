@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ...spec.model import LinearAttention
 from ..layer import ScheduledProgram
-from .kernel import FEATURE_TILES, KEYS, QUERIES, VALUES, Stream, WarpgroupKernel
+from .kernel import Stream
+from .state_kernel import FEATURE_TILES, KEYS, QUERIES, VALUES, StateKernel
 
 
-class States(WarpgroupKernel):
+class States(StateKernel):
     """What each segment adds to the state: of keys and values, or of queries and gradients of outputs."""
 
     def __init__(self, spec: LinearAttention, scheduled: ScheduledProgram) -> None:
@@ -17,10 +18,10 @@ class States(WarpgroupKernel):
         if not self.of_queries:
             self.streams = (KEYS, VALUES)
         elif self.normalize:
-            g = Stream("values", "y_rows", "H * @V@", "@COLUMNS@", "VALUE_ROWS", "gl.bfloat16")
+            g = Stream("values", "y_rows", "H * @V@", "@COLUMNS@", "ROWS_64", "gl.bfloat16")
             self.streams = (QUERIES, g, Stream("factors", "e_rows", "H", "1", "TOKENS"))
         else:
-            self.streams = (QUERIES, Stream("values", "y_rows", "do_t", "@COLUMNS@", "VALUE_ROWS"))
+            self.streams = (QUERIES, Stream("values", "y_rows", "do_t", "@COLUMNS@", "ROWS_64"))
 
     def body(self) -> None:
         operand = {"U": ("[CHUNK, @QK@]", "BYTES_32")} if self.of_queries and self.normalize else {}

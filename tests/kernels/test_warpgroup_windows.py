@@ -1,0 +1,94 @@
+"""Windows on Hopper's warpgroups, as far as they can be tested without one: see `gluon.py` for how."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+
+from based_ops.aot import compile_triton
+from based_ops.codegen import pipeline
+from based_ops.codegen.names import is_on_warpgroups, on_warpgroups
+from based_ops.codegen.schedule.legal import LONGEST_WINDOW
+from based_ops.codegen.spec.model import HeadDims, SlidingWindow
+from tests.kernels.inputs import Call
+from tests.kernels.runners import interpreting
+from tests.kernels.warpgroups import fails_without_any_wait, passes
+from tests.kernels.window import Layer, expected
+from tests.layers import build
+from tests.tolerance import BACKWARD, FORWARD, assert_close
+
+DTYPES = (torch.bfloat16, torch.float16)
+DIMS = {1: (8, 16), 16: (64, 64), 63: (40, 64), 64: (64, 64), 65: (64, 24), 128: (64, 64)}
+LAYERS = {w: SlidingWindow(f"window{w}", w, HeadDims(*dims)) for w, dims in DIMS.items()}
+BACKWARDS = [window for window in LAYERS if window <= LONGEST_WINDOW["gradients"]]
+
+
+def layer(window: int, length: int, dtype: torch.dtype, past: int = 0) -> Layer:
+    spec = LAYERS[window]
+    call = Call(2, 2, length, dtype, "cpu", "dense", seed=length, scale=0.2)
+    return Layer(spec, build(spec, "triton"), call, past)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("length", "segments"), [(1, 1), (64, 1), (65, 2), (333, 1), (333, 3)])
+@pytest.mark.parametrize("past", [0, 7, 130])
+@pytest.mark.parametrize("window", LAYERS)
+def test_forward(window: int, past: int, length: int, segments: int, dtype: torch.dtype) -> None:
+    one = layer(window, length, dtype, past)
+    q, k, v = one.qkv()
+    first = one.first() if past else None
+    forward, _ = passes(one.module, segments)
+    o, lse = forward(q, k, v, one.call.scale, first)
+    wanted, wanted_lse = expected(window, one.call.scale, q, k, v, first)
+    assert_close("o", o, wanted, FORWARD[dtype])
+    assert_close("lse", lse, wanted_lse, FORWARD[dtype], floor=torch.ones_like(wanted_lse))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("length", "segments"), [(1, 1), (64, 1), (65, 2), (128, 2), (333, 1), (333, 3)])
+@pytest.mark.parametrize("padded", [False, True], ids=["all keys", "some keys"])
+@pytest.mark.parametrize("window", BACKWARDS)
+def test_gradients(window: int, padded: bool, length: int, segments: int, dtype: torch.dtype) -> None:
+    one = layer(window, length, dtype)
+    q, k, v = one.qkv()
+    do = one.output_gradient()
+    first = torch.zeros(2, 2, dtype=torch.int32) if padded else None
+    forward, backward = passes(one.module, segments)
+    o, lse = forward(q, k, v, one.call.scale, first)
+    found = backward(do, q, k, v, o, lse, one.call.scale, first)
+    leaves = [x.double().requires_grad_() for x in (q, k, v)]
+    wanted = torch.autograd.grad(expected(window, one.call.scale, *leaves, first)[0], leaves, do.double())
+    size = one.call.scale * float(do.double().square().mean().sqrt()) * v.shape[-1] ** 0.5 / 8
+    for name, got, want in zip("qkv", found, wanted, strict=True):
+        floor = torch.full_like(want, 0.0 if name == "v" else size)
+        assert_close(f"gradient of {name}", got, want, BACKWARD[dtype], floor)
+
+
+@pytest.mark.parametrize(("window", "program"), [(64, "outputs"), (128, "outputs"), (64, "gradients")])
+def test_no_wait_is_forgotten_and_none_too_many(window: int, program: str) -> None:
+    def compute(module: ModuleType) -> None:
+        one = layer(window, 320, torch.bfloat16)
+        q, k, v = one.qkv()
+        forward, backward = passes(module, 1)
+        o, lse = forward(q, k, v, one.call.scale, None)
+        found = backward(o, q, k, v, o, lse, one.call.scale, None) if program == "gradients" else ()
+        for tensor in (o, lse, *found):
+            assert tensor.isfinite().all()
+
+    module = build(LAYERS[window], "triton")
+    compute(module)
+    fails_without_any_wait(module, on_warpgroups(program), 5, compute)
+
+
+@pytest.mark.skipif(interpreting(), reason="under the interpreter nothing is compiled")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("window", [1, 65])
+def test_rows_of_16_bytes_suffice(window: int, dtype: torch.dtype) -> None:
+    """Kernels compile with strides of which Triton knows nothing."""
+    spec = LAYERS[window]
+    module = build(spec, "triton")
+    for program in pipeline.kernels(pipeline.lower(spec), "triton"):
+        if is_on_warpgroups(program.name):
+            compile_triton(spec, module, program.name, dtype, strides_of_16=False, PADDED=False)
