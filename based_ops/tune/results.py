@@ -68,7 +68,8 @@ def entries(outcome: Outcome, machine: Mapping[str, Any], today: date) -> list[E
 def write(directory: Path, found: list[Outcome], machine: Mapping[str, Any], today: date) -> Path | None:
     """Put the records of these outcomes into the architecture's file; its path, or None if there are none.
 
-    They replace all records of the same pass in the same dtype on the same backend, stale ones too.
+    They replace all records of the same pass in the same dtype on the same backend, stale ones too, but for
+    programs that were not tuned because others run in their place.
     """
     if not found:
         return None
@@ -76,7 +77,9 @@ def write(directory: Path, found: list[Outcome], machine: Mapping[str, Any], tod
     book = record_file.load(path)
     for outcome in found:
         replaces = [*_facts(outcome), "dtype"]
-        book = record_file.merged(book, entries(outcome, machine, today), replaces)
+        kernels = pipeline.kernels(pipeline.lower(outcome.job.spec), outcome.job.backend)
+        untouched = {program.name for program in kernels} - {*outcome.schedules}
+        book = record_file.merged(book, entries(outcome, machine, today), replaces, untouched)
     directory.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     part.write_text(record_file.text(book), encoding="utf-8")

@@ -14,7 +14,7 @@ capital letters and `CHOICES`; what it leaves out stays the policy's) and how th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -187,11 +187,20 @@ def text(records: Book) -> str:
     return "".join(lines)
 
 
-def merged(records: Book, fresh: Iterable[Entry], replaces: Iterable[str]) -> Book:
-    """The records with `fresh` among them; entries that agree with one of those in all of `replaces` go."""
+def merged(
+    records: Book, fresh: Iterable[Entry], replaces: Iterable[str], keeps: Collection[str] = ()
+) -> Book:
+    """The records with `fresh` among them; entries that agree with one of those in all of `replaces` go.
+
+    Those of the programs in `keeps` stay.
+    """
     fresh, keys = tuple(fresh), tuple(replaces)
     taken = [{key: item.facts.get(key) for key in keys} for item in fresh]
-    kept = [item for item in records.entries if {key: item.facts.get(key) for key in keys} not in taken]
+    kept = [
+        item
+        for item in records.entries
+        if item.facts.get("program") in keeps or {key: item.facts.get(key) for key in keys} not in taken
+    ]
     return Book(records.serves, (*kept, *fresh), records.why)
 
 

@@ -197,6 +197,8 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     fresh = record_file.Entry({"qk": 16, "program": "c"}, {"CHUNK": 16})
     merged = record_file.merged(read, [fresh], ["qk"])
     assert [str(e) for e in merged.entries] == ["{qk: 128, program: b}", "{qk: 16, program: c}"]
+    merged = record_file.merged(read, [fresh], ["qk"], keeps=["a"])
+    assert [e.facts["program"] for e in merged.entries] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
