@@ -80,7 +80,7 @@ def define(ops: Ops) -> None:
         batch, length, heads, _ = q.shape
         sums = accumulator(q.dtype)
         o = v.new_empty(v.shape)
-        n = q.new_empty((batch, length, heads) if spec.normalize else (0,), dtype=sums)
+        n = q.new_empty((batch, heads, length) if spec.normalize else (0,), dtype=sums)
         kept = _state_dtype(spec, q.dtype)
         shape = (batch, heads, feature_count(spec), spec.head_dims.v)
         final = q.new_empty(shape if output_final_state else (0,), dtype=kept)

@@ -48,7 +48,7 @@ def define(ops: Ops) -> None:
         q: Tensor, k: Tensor, v: Tensor, scale: float, first: Tensor | None, kernel: str
     ) -> tuple[Tensor, ...]:
         batch, length, heads, _ = q.shape
-        lse = q.new_empty((batch, length, heads), dtype=accumulator(q.dtype))
+        lse = q.new_empty((batch, heads, length), dtype=accumulator(q.dtype))
         return v.new_empty((batch, length, heads, v.shape[3])), lse
 
     def backward(

@@ -104,11 +104,10 @@ def fetch_existing(tile, rows, t0, stride, first, columns, LAYOUT: gl.constexpr)
 
 
 @gluon.jit
-def fetch_numbers(tile, rows, t0, stride, stop, LAYOUT: gl.constexpr):
-    """The same for one number a token."""
+def fetch_numbers(tile, numbers, t0, stop, LAYOUT: gl.constexpr):
+    """The same for one number a token, side by side."""
     t = gl.arange(0, tile.shape[0], LAYOUT)
-    pointers = rows + gl.cast(t0, gl.int64) * stride + t * stride
-    async_copy.async_copy_global_to_shared(tile, pointers, mask=t < stop - t0)
+    async_copy.async_copy_global_to_shared(tile, numbers + t0 + t, mask=t < stop - t0)
 
 
 @gluon.jit

@@ -106,7 +106,7 @@ def outputs(layer: Layer) -> Program:
         if normalize:
             b.add(Var("N"), Sum(b.let("A_rounded", Cast(matrix, ACC)), 1))
     if normalize:
-        b.store("n", (B, t, H), Var("N"))
+        b.store("n", (B, H, t), Var("N"))
         b.set(out, out / column(Var("N") + layer.spec.eps))
     b.store("o", (B, t, H, u), Cast(out, IO))
     tensors = (

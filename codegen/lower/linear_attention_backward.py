@@ -38,10 +38,10 @@ def query_gradients(layer: Layer) -> Program:
     loaded, queries = layer.features.load(b, "Q", "q", (B, t, H, d))
     if normalize:
         do = b.let("dO", Load("do", (B, t, H, u), ACC))
-        n = b.let("N", Load("n", (B, t, H), ACC, fill=1.0))
+        n = b.let("N", Load("n", (B, H, t), ACC, fill=1.0))
         products = b.let("products", do * b.let("O", Load("o", (B, t, H, u), ACC)))
         b.let("E", -b.let("total", Sum(products, 1)) / (n + layer.spec.eps))
-        b.store("e", (B, t, H), Var("E"))
+        b.store("e", (B, H, t), Var("E"))
         gradients = b.let("G", Cast(do / column(n + layer.spec.eps), OPERAND))
         b.store("g", (B, t, H, u), gradients)
     else:
@@ -136,7 +136,7 @@ def key_gradients(layer: Layer) -> Program:
         b.add(dv, Dot(attention, gradients))
         by_kernel = b.let("dA", Dot(values, Transpose(gradients)))
         if normalize:
-            e = b.let("E", Load("e", (B, t, H), ACC))
+            e = b.let("E", Load("e", (B, H, t), ACC))
             b.add(by_kernel, row(e))
         by_product = b.let(
             "dR", Cast(Where(seen, by_kernel * layer.features.slope(products), wrap(0.0)), OPERAND)

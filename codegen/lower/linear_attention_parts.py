@@ -26,6 +26,8 @@ from .feature_maps import FeatureMap
 
 B, H, T = Var("b"), Var("h"), Var("T")
 ROWS = ("B", "T", "H")
+NUMBERS = ("B", "H", "T")
+"""One number a token and head: a head's lie side by side, for the program that has them."""
 BATCH_AXES = (Axis("b", Var("B"), batch=True), Axis("h", Var("H"), batch=True))
 CHUNK_AXIS = Axis("chunk", cdiv("T", "CHUNK"))
 SIZES = ("B", "T", "H", "segments")
@@ -74,7 +76,7 @@ class Layer:
 
     def row_sums(self, *names: str) -> tuple[Tensor, ...]:
         """Vectors with one number a token, which only a normalised layer has."""
-        return tuple(Tensor(name, ROWS, ACC) for name in names) if self.spec.normalize else ()
+        return tuple(Tensor(name, NUMBERS, ACC) for name in names) if self.spec.normalize else ()
 
     def gradients(self) -> Tensor:
         """g, which is do where the layer does not normalise."""

@@ -91,7 +91,7 @@ def recurrence(layer: Layer) -> Program:
             if normalizer:
                 normalizer.accumulate(keys)
         if normalizer:
-            b.store("n", (B, t, H), normalizer.of_rows())
+            b.store("n", (B, H, t), normalizer.of_rows())
             b.set(out, out / (normalizer.divisor() + layer.spec.eps))
         b.store("o", (B, t, H, u), Cast(out, IO))
     with b.when("FINAL"), b.blocks("f0", features.rows, features.block, tiles):

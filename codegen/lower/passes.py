@@ -56,7 +56,7 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
             arguments |= {f"total_{part}": f"{total}{part}" if total else "None"}
         return Launch(program, arguments, when)
 
-    gradient_buffers = (Allocate("g", ("B", "T", "H", str(v)), OPERAND), Allocate("e", ("B", "T", "H"), ACC))
+    gradient_buffers = (Allocate("g", ("B", "T", "H", str(v)), OPERAND), Allocate("e", ("B", "H", "T"), ACC))
 
     def walk(
         program: str, names: dict[str, str], initial: str, total: str | None, when: str, wanted: str = "False"
@@ -92,7 +92,7 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
             ),
             Line("summed = split if recurrent else split or has_initial or output_final_state"),
             Allocate("o", ("B", "T", "H", str(v)), IO),
-            Allocate("n", ("B", "T", "H"), ACC, None if normalize else "False"),
+            Allocate("n", ("B", "H", "T"), ACC, None if normalize else "False"),
             *final_buffers("final_", "output_final_state"),
             *states(sums, ACC, "summed"),
             *states(of_segments, OPERAND, "summed"),
@@ -190,7 +190,7 @@ def _sliding_window(spec: SlidingWindow) -> tuple[Pass, ...]:
         (
             sizes,
             Allocate("o", ("B", "T", "H", v), IO),
-            Allocate("lse", ("B", "T", "H"), ACC),
+            Allocate("lse", ("B", "H", "T"), ACC),
             launch("outputs", "KEYS"),
         ),
         ("o", "lse"),

@@ -47,6 +47,7 @@ from .sliding_window_backward import gradients
 from .sliding_window_parts import (
     BATCH_AXES,
     LOGIT,
+    NUMBERS,
     QUERY_ROWS,
     TK,
     B,
@@ -108,9 +109,9 @@ def outputs(layer: Layer) -> Program:
     attend("_before", keys_before, row(before) >= column(oldest))
     with layer.further(b, start, d, u) as (further, earlier, keys):
         attend("_further", keys, earlier & (row(further) >= column(oldest)))
-    b.store("lse", (B, t, H), (top + Unary("log2", total)) * log(2.0))
+    b.store("lse", (B, H, t), (top + Unary("log2", total)) * log(2.0))
     b.store("o", (B, t, H, u), Cast(out / column(total), IO))
-    tensors = (*layer.inputs(), Tensor("o", (*QUERY_ROWS, layer.v), IO), Tensor("lse", QUERY_ROWS, ACC))
+    tensors = (*layer.inputs(), Tensor("o", (*QUERY_ROWS, layer.v), IO), Tensor("lse", NUMBERS, ACC))
     return layer.program(
         "outputs",
         "The outputs of one chunk of queries.",

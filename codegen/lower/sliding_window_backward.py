@@ -46,6 +46,7 @@ from .sliding_window_parts import (
     KEY_ROWS,
     LOG2_E,
     LOGIT,
+    NUMBERS,
     QUERY_ROWS,
     TK,
     B,
@@ -112,7 +113,7 @@ def gradients(layer: Layer) -> Program:
         *layer.inputs(),
         Tensor("do", (*QUERY_ROWS, layer.v), IO, strided=True),
         Tensor("o", (*QUERY_ROWS, layer.v), IO),
-        Tensor("lse", QUERY_ROWS, ACC),
+        Tensor("lse", NUMBERS, ACC),
         Tensor("dq", (*QUERY_ROWS, layer.qk), IO),
         Tensor("dk", (*KEY_ROWS, layer.qk), IO),
         Tensor("dv", (*KEY_ROWS, layer.v), IO),
@@ -131,7 +132,7 @@ def _load_queries(b: Builder, suffix: str, t: Var, d: Var, u: Var) -> _Queries:
     queries = b.let(f"Q{suffix}", Load("q", (B, t, H, d), OPERAND))
     do = b.let(f"dO{suffix}", Load("do", (B, t, H, u), OPERAND))
     o = b.let(f"O{suffix}", Load("o", (B, t, H, u), ACC))
-    lse = b.let(f"lse_row{suffix}", Load("lse", (B, t, H), ACC, fill=UNREACHED))
+    lse = b.let(f"lse_row{suffix}", Load("lse", (B, H, t), ACC, fill=UNREACHED))
     products = b.let(f"products{suffix}", Cast(do, ACC) * o)
     return _Queries(queries, do, lse, b.let(f"delta{suffix}", Sum(products, 1)))
 

@@ -14,6 +14,8 @@ from ..spec.model import SlidingWindow
 B, H, T, TK = Var("b"), Var("h"), Var("T"), Var("Tk")
 BATCH_AXES = (Axis("b", Var("B"), batch=True), Axis("h", Var("H"), batch=True))
 QUERY_ROWS, KEY_ROWS = ("B", "T", "H"), ("B", "Tk", "H")
+NUMBERS = ("B", "H", "T")
+"""One number a query: a head's lie side by side, for the program that has them."""
 LOG2_E = 1.0 / log(2.0)
 LOGIT = Var("scale") * LOG2_E
 """What makes of a product q·k the power of 2 that is its weight before normalisation."""

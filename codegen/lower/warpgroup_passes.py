@@ -135,7 +135,7 @@ def _backward(spec: LinearAttention, portable: Pass) -> Pass:
             "split",
         ),
         Allocate("dq", ("B", "T", "H", qk), IO),
-        *_if(normalize, Allocate("g", ("B", "T", "H", v), OPERAND), Allocate("e", ("B", "T", "H"), ACC)),
+        *_if(normalize, Allocate("g", ("B", "T", "H", v), OPERAND), Allocate("e", ("B", "H", "T"), ACC)),
         Launch(
             on_warpgroups("query_gradients"),
             before | {"INITIAL": "has_initial and not split", "SEGMENTED": "split"},

@@ -112,7 +112,7 @@ def test_constant_values_come_back(runner: Runner, data: st.DataObject) -> None:
     assume(layer.spec.normalize)
     q, k, v = layer.qkv()
     found = layer.forward(q, k, torch.ones_like(v))
-    share = (found.n.double() / (found.n.double() + layer.spec.eps)).unsqueeze(-1).expand_as(found.o)
+    share = (found.n.double() / (found.n.double() + layer.spec.eps)).mT.unsqueeze(-1).expand_as(found.o)
     assert_close("o", found.o, share, FORWARD[layer.call.dtype])
 
 

@@ -64,7 +64,7 @@ class Call:
         module = build(self.spec, "triton")
         q, k, v = self.qkv
         o = torch.full_like(v, float("nan"))
-        n = torch.full((B, self.length, H), float("nan"))
+        n = torch.full((B, H, self.length), float("nan"))
         state = torch.full((B, H, self.rows, v.shape[-1]), float("nan"), dtype=self.kept)
         normalizer = torch.full((B, H, self.rows), float("nan"), dtype=self.kept)
         present = {"initial_state": initial[:1], "initial_normalizer": initial[1:]}

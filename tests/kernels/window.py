@@ -74,4 +74,4 @@ def expected(
         seen = seen & (j >= first[:, :, None, None])
     scores = (scale * torch.einsum("bihd,bjhd->bhij", q, k)).masked_fill(~seen, float("-inf"))
     o = torch.einsum("bhij,bjhv->bihv", scores.softmax(-1), v)
-    return o, scores.logsumexp(-1).transpose(1, 2)
+    return o, scores.logsumexp(-1)

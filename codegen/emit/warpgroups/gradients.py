@@ -14,7 +14,7 @@ from __future__ import annotations
 from ...ir.nodes import IO, Axis, Program, Tensor, Var
 from ...lower.linear_attention_parts import BATCH_AXES, ROWS, SIZES, Layer
 from ...schedule.legal import WARPGROUP_TILES
-from .kernel import Stream
+from .kernel import Numbers, Stream
 from .state_kernel import FEATURE_TILES, KEYS, QUERIES, STATE_TILES, VALUES, StateKernel
 
 WRITE_VALUES = """
@@ -147,7 +147,7 @@ class QueryGradients(_Gradients):
         features = {f"K_{name}": tile for name, tile in FEATURE_TILES.items()}
         if self.normalize:
             o = Stream("outputs", "o_rows", "H * @V@", "@COLUMNS@", "ROWS_64")
-            self.streams += (o, Stream("sums", "n_rows", "H", "1", "TOKENS"))
+            self.streams += (o, Numbers("sums", "n_row"))
             features |= {"G": OUT}
         self.tiles(**features, **STATE_TILES)
         self.w.blank()
@@ -162,8 +162,8 @@ class QueryGradients(_Gradients):
             self.print("""
                 o_rows = o + (b * T * H + h) * @V@
                 g_rows = g + (b * T * H + h) * @V@
-                n_rows = n + b * T * H + h
-                e_rows = e + b * T * H + h
+                n_row = n + (b * H + h) * T
+                e_row = e + (b * H + h) * T
             """)
         self.start(of_queries=False)
         if self.normalize:
@@ -200,7 +200,7 @@ class QueryGradients(_Gradients):
         if self.normalize:
             self.print("""
                 write(G, g_rows, t0, H * @V@, stop, @COLUMNS@, ROWS_64)
-                gl.store(e_rows + gl.cast(t0, gl.int64) * H + row_left * H, E, mask=row_left < stop - t0)
+                gl.store(e_row + t0 + row_left, E, mask=row_left < stop - t0)
             """)
 
     def _products(self) -> None:
@@ -238,7 +238,7 @@ class KeyGradients(_Gradients):
     def body(self) -> None:
         if self.normalize:
             g = Stream("gradients", "g_rows", "H * @V@", "@COLUMNS@", "ROWS_64", "gl.bfloat16")
-            self.streams = (QUERIES, KEYS, VALUES, g, Stream("factors", "e_rows", "H", "1", "TOKENS"))
+            self.streams = (QUERIES, KEYS, VALUES, g, Numbers("factors", "e_row"))
         else:
             do = Stream("gradients", "g_rows", "do_t", "@COLUMNS@", "ROWS_64")
             self.streams = (QUERIES, KEYS, VALUES, do)
@@ -255,7 +255,7 @@ class KeyGradients(_Gradients):
         if self.normalize:
             self.print("""
                 g_rows = g + (b * T * H + h) * @V@
-                e_rows = e + b * T * H + h
+                e_row = e + (b * H + h) * T
             """)
         else:
             self.w.line("g_rows = do + b * do_b + h * do_h")

@@ -49,24 +49,36 @@ class Stream:
 
     def allocate(self) -> str:
         """The tiles."""
-        if self.layout == "TOKENS":
-            return f"{self.tiles} = gl.allocate_shared_memory(gl.float32, [{self.slots}, CHUNK], NUMBERS)"
         shape = f"[{self.slots}, CHUNK, {self.width}]"
         layout = {"ROWS_16": "BYTES_32", "ROWS_64": "BYTES_128"}[self.layout]
         return f"{self.tiles} = gl.allocate_shared_memory({self.dtype}, {shape}, {layout})"
 
     def fetch(self, slot: str, t: str, stop: str) -> str:
         """The copy of one tile, in the background."""
-        tile = f"{self.tiles}.index({slot})"
-        if self.layout == "TOKENS":
-            return f"fetch_numbers({tile}, {self.rows}, {t}, {self.stride}, {stop}, TOKENS)"
-        return f"fetch({tile}, {self.rows}, {t}, {self.stride}, {stop}, {self.columns}, {self.layout})"
+        where = f"{self.rows}, {t}, {self.stride}, {stop}, {self.columns}, {self.layout}"
+        return f"fetch({self.tiles}.index({slot}), {where})"
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The same for one number a token."""
+
+    tiles: str
+    row: str
+
+    def allocate(self) -> str:
+        """The tiles."""
+        return f"{self.tiles} = gl.allocate_shared_memory(gl.float32, [STAGES, CHUNK], NUMBERS)"
+
+    def fetch(self, slot: str, t: str, stop: str) -> str:
+        """The copy of one tile, in the background."""
+        return f"fetch_numbers({self.tiles}.index({slot}), {self.row}, {t}, {stop}, TOKENS)"
 
 
 class WarpgroupKernel:
     """Prints one kernel."""
 
-    streams: tuple[Stream, ...] = ()
+    streams: tuple[Stream | Numbers, ...] = ()
     backwards = False
     """Whether it goes from the last chunk to the first."""
     hidden = True

@@ -48,6 +48,8 @@ class Recurrence(StateKernel):
             v_rows = v + b * v_b + h * v_h@FIRST@
             o_rows = o + (b * T * H + h) * @V@@FIRST@
         """)
+        if self.normalize:
+            self.w.line("n_row = n + (b * H + h) * T")
         self.fetch_first()
         self.print("""
             i = gl.arange(0, CHUNK, gl.SliceLayout(1, SQUARE))
@@ -98,8 +100,7 @@ class Recurrence(StateKernel):
             self.print("""
                 O, N_own = warpgroup_mma_wait(2, [O, N_own])
                 N += gl.convert_layout(gl.sum(N_own, 1), gl.SliceLayout(1, PAIRS))
-                n_rows = n + b * T * H + gl.cast(t0, gl.int64) * H + h
-                gl.store(n_rows + i_pairs * H, N, mask=i_pairs < stop - t0)
+                gl.store(n_row + t0 + i_pairs, N, mask=i_pairs < stop - t0)
                 O = O * (1.0 / (gl.convert_layout(N, gl.SliceLayout(1, SQUARE)) + @EPS@))[:, None]
             """)
         else:

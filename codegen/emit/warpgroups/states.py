@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...spec.model import LinearAttention
 from ..layer import ScheduledProgram
-from .kernel import Stream
+from .kernel import Numbers, Stream
 from .state_kernel import FEATURE_TILES, KEYS, QUERIES, VALUES, StateKernel
 
 
@@ -19,7 +19,7 @@ class States(StateKernel):
             self.streams = (KEYS, VALUES)
         elif self.normalize:
             g = Stream("values", "y_rows", "H * @V@", "@COLUMNS@", "ROWS_64", "gl.bfloat16")
-            self.streams = (QUERIES, g, Stream("factors", "e_rows", "H", "1", "TOKENS"))
+            self.streams = (QUERIES, g, Numbers("factors", "e_row"))
         else:
             self.streams = (QUERIES, Stream("values", "y_rows", "do_t", "@COLUMNS@", "ROWS_64"))
 
@@ -41,7 +41,7 @@ class States(StateKernel):
         if self.of_queries and self.normalize:
             self.print("""
                 y_rows = g + (b * T * H + h) * @V@@FIRST@
-                e_rows = e + b * T * H + h
+                e_row = e + (b * H + h) * T
             """)
         else:
             rows = "y_rows" if self.of_queries else "v_rows"

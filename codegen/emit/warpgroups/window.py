@@ -19,11 +19,11 @@ from ...names import on_warpgroups
 from ...schedule.legal import WINDOW_TILES
 from ...spec.model import SlidingWindow
 from ..layer import ScheduledProgram
-from .kernel import Stream, WarpgroupKernel
+from .kernel import Numbers, Stream, WarpgroupKernel
 
 QUERIES = Stream("queries", "q_rows", "q_t", "@D@", "ROWS_64", width="QK")
 GRADIENTS = Stream("gradients", "do_rows", "do_t", "@V@", "ROWS_64")
-LOGARITHMS = Stream("logarithms", "lse_rows", "H", "1", "TOKENS")
+LOGARITHMS = Numbers("logarithms", "lse_row")
 KEYS = Stream("keys", "k_rows", "k_tk", "@D@", "ROWS_64", width="QK", slots="SLOTS")
 VALUES = Stream("values", "v_rows", "v_tk", "@V@", "ROWS_64", slots="SLOTS")
 
@@ -155,7 +155,7 @@ class WindowOutputs(_WindowKernel):
             k_rows = k + b * k_b + h * k_h + gl.cast(past, gl.int64) * k_tk
             v_rows = v + b * v_b + h * v_h + gl.cast(past, gl.int64) * v_tk
             o_rows = o + (b * T * H + h) * @V@
-            lse_rows = lse + b * T * H + h
+            lse_row = lse + (b * H + h) * T
         """)
         self.start("stop")
         self.w.line("for t0 in range(start, stop, CHUNK):")
@@ -228,7 +228,7 @@ class WindowOutputs(_WindowKernel):
             """)
         self.print("""
             logarithm = (top + gl.log2(total)) * @LN_2@
-            gl.store(lse_rows + gl.cast(t0, gl.int64) * H + i * H, logarithm, mask=i < stop - t0)
+            gl.store(lse_row + t0 + i, logarithm, mask=i < stop - t0)
             O = warpgroup_mma_wait(0, [O])
             out.store((O * (1.0 / total)[:, None]).to(IO))
             barrier()
@@ -256,7 +256,7 @@ class WindowGradients(_WindowKernel):
             v_rows = v + b * v_b + h * v_h
             do_rows = do + b * do_b + h * do_h
             o_rows = o + (b * T * H + h) * @V@
-            lse_rows = lse + b * T * H + h
+            lse_row = lse + (b * H + h) * T
             dq_rows = dq + (b * T * H + h) * @D@
             dk_rows = dk + (b * T * H + h) * @D@
             dv_rows = dv + (b * T * H + h) * @V@
