@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,21 +88,33 @@ def compile(result: Path | None) -> None:
         write(report, result)
 
 
-@bench.command(short_help="Draw the plots of results again.")
+@bench.command(short_help="Join results, and draw their plots again.")
 @click.argument("results", nargs=-1, required=True, type=RESULT, metavar="RESULT.json...")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     help="Directory to write to.  [default: that of the last result]",
 )
-def plots(results: tuple[Path, ...], out: Path | None) -> None:
-    """Draw the plots of one or several results of `bench ops`; of lines in several the last counts."""
+@click.option("--json", "result", type=click.Path(dir_okay=False, path_type=Path), help="Write them as one.")
+def plots(results: tuple[Path, ...], out: Path | None, result: Path | None) -> None:
+    """Draw the plots of one or several results of `bench ops`, and print their table.
+
+    Of a line that several have, everybody's fastest time counts.
+    """
     from based_ops.benchmarks.ops.results import joined, read
+    from based_ops.benchmarks.ops.run import judged
+    from based_ops.benchmarks.ops.works import entries
 
     try:
         report = joined([read(path) for path in results])
     except ValueError as error:
         fail(str(error))
+    device = "cuda" if report.machine.get("cuda") else "cpu"
+    lines = judged({line.work: line for line in report.lines}, entries(device), report.ceilings)
+    report = replace(report, lines=lines)
+    if result is not None:
+        report.write(result)
+    _show(report)
     directory = out or results[-1].parent
     _can_draw(directory)
     _draw(report, directory)

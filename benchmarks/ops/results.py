@@ -21,7 +21,8 @@ METHOD = (
     "clock graph: a CUDA graph of calls on inputs that together exceed that cache, divided by their number; "
     "clock host: time until a call returns, batches of calls that nothing waits for. On a CPU wall time. "
     "Every result of this library is held against naive float64 mathematics before it is timed. "
-    "GB/s and TFLOP/s count the least bytes and products of the work (benchmarks/ops/floors.py)."
+    "GB/s and TFLOP/s count the least bytes and products of the work (benchmarks/ops/floors.py). "
+    "Of runs that are joined everybody's fastest time counts."
 )
 
 
@@ -147,11 +148,29 @@ def _line(data: dict[str, Any]) -> Line:
 
 
 def joined(reports: Sequence[Report]) -> Report:
-    """Several runs of one machine as one; a line that two measured is that of the later."""
-    lines = {line.work: line for report in reports for line in report.lines}
-    missing = [name for report in reports for name in report.not_measured]
+    """Several runs on one kind of machine as one: of a line that several have, everybody's fastest time.
+
+    A median leaves out what disturbs some calls; what disturbs a whole run, a slow host say, only ever adds.
+    """
+    lines: dict[Work, Line] = {}
+    for line in (line for report in reports for line in report.lines):
+        before = lines.get(line.work)
+        lines[line.work] = line if before is None else _fastest(before, line)
+    measured = {str(work) for work in lines}
+    missing = dict.fromkeys(name for report in reports for name in report.not_measured)
+    left = [name for name in missing if name not in measured]
     seconds = sum(report.seconds for report in reports)
-    return replace(reports[-1], lines=list(lines.values()), not_measured=missing, seconds=seconds)
+    return replace(reports[-1], lines=list(lines.values()), not_measured=left, seconds=seconds)
+
+
+def _fastest(one: Line, other: Line) -> Line:
+    """The later line with everybody's fastest time."""
+    times: dict[str, Time] = {}
+    for time in (*other.times, *one.times):
+        if time.by not in times or time.ms < times[time.by].ms:
+            times[time.by] = time
+    missing = {by: reason for by, reason in (one.missing | other.missing).items() if by not in times}
+    return replace(other, times=with_speedups(times.values()), missing=missing)
 
 
 def with_speedups(times: Iterable[Time]) -> list[Time]:

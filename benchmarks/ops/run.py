@@ -48,7 +48,7 @@ def run(
 
     def report() -> Report:
         left = [str(entry.work) for entry in entries if entry.work not in lines]
-        return Report(about, found, _judged(lines, entries, found), left, time.monotonic() - begin)
+        return Report(about, found, judged(lines, entries, found), left, time.monotonic() - begin)
 
     for entry in entries:
         if time.monotonic() > end or lost:
@@ -157,7 +157,7 @@ def _same_sizes(results: Results, exact: Results, work: Work) -> None:
         raise WrongResult(f"wrong: results of {got} numbers, must be of {must}")
 
 
-def _judged(lines: dict[Work, Line], entries: Sequence[Entry], ceilings: Ceilings) -> list[Line]:
+def judged(lines: dict[Work, Line], entries: Sequence[Entry], ceilings: Ceilings) -> list[Line]:
     """The lines with targets in milliseconds, as far as what those refer to has been measured."""
     targets = {entry.work: entry.target for entry in entries}
     return [

@@ -131,10 +131,19 @@ def test_a_report_is_shown_in_full(report: Report) -> None:
     assert "not measured: something else" in text
 
 
-def test_reports_join_and_the_later_line_counts(report: Report) -> None:
-    newer = replace(report.lines[0], group="newer")
-    both = joined([report, replace(report, lines=[newer])])
+def test_reports_join_and_everybodys_fastest_time_counts(report: Report) -> None:
+    first = report.lines[0]
+    own, rival = first.times
+    times = [replace(own, ms=2 * own.ms), replace(rival, ms=rival.ms / 2)]
+    newer = replace(
+        first, group="newer", times=times, missing={own.by: "failed", "absent": "is not installed"}
+    )
+    both = joined([report, replace(report, lines=[newer], not_measured=[str(first.work), "another"])])
     assert [line.group for line in both.lines] == ["newer", "taylor", "taylor"]
+    assert {time.by: time.ms for time in both.lines[0].times} == {own.by: own.ms, rival.by: rival.ms / 2}
+    assert both.lines[0].time(own.by).speedup == {rival.by: rival.ms / 2 / own.ms}
+    assert both.lines[0].missing == {"absent": "is not installed"}
+    assert both.not_measured == ["something else", "another"]
 
 
 def test_a_file_that_is_no_result(tmp_path: Path) -> None:
