@@ -48,8 +48,8 @@ class Sums:
     normalizer: Var | None
     past: Expr
     """How many of the tile's rows lie past the end of the sequence."""
-    factors: Var | None = None
-    """e, one number a row and 0 past the end; None for 1 in every row that exists."""
+    factors: Load | None = None
+    """e, one number a row and 0 past the end, read when it is needed; None for 1 in every row that exists."""
 
 
 class FeatureMap(Protocol):
@@ -191,7 +191,7 @@ class Taylor:
         if sums.normalizer is None:
             return
         if sums.factors is not None:
-            features = b.let("F_e", features * row(sums.factors))
+            features = b.let("F_e", features * row(b.let("E", sums.factors)))
         b.add(sums.normalizer, Sum(features, 1))
         if sums.factors is None:
             # Of a key that is 0, the constant alone is not 0: the last feature.
@@ -281,7 +281,7 @@ class ElementwiseMap:
             return
         features: Expr = Cast(operand, ACC)
         if sums.factors is not None:
-            features = features * column(sums.factors)
+            features = features * column(b.let("E", sums.factors))
         b.add(sums.normalizer, Sum(b.let("F", features), 0))
 
     def adjoint(self, b: Builder, gradient: Var, operand: Var, selection: tuple[Var, ...], into: Var) -> None:

@@ -55,7 +55,7 @@ class _States:
         _, operand = layer.features.load(b, "X", "q" if self.of_queries else "k", (B, t, H, self.d))
         if self.of_queries:
             values = layer.gradient_tile(b, t, self.u)
-            factors = b.let("E", Load("e", (B, H, t), ACC)) if z else None
+            factors = Load("e", (B, H, t), ACC) if z else None
         else:
             values = b.let("Y", Load("v", (B, t, H, self.u), OPERAND))
             factors = None
