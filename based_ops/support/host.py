@@ -53,6 +53,8 @@ def window_plan(T: int, rows: int, CHUNK: int, PROGRAMS: int) -> int:
     chunks = cdiv(T, CHUNK)
     if chunks * rows <= PROGRAMS:
         return 0
+    # A segment of one chunk would copy as much before its start as it has; and where many rounds run, their
+    # number hardly changes with the last of them.
     most = min(cdiv(chunks, 2), 8 * cdiv(PROGRAMS, rows))
     return min(range(1, most + 1), key=lambda n: cdiv(rows * n, PROGRAMS) * (cdiv(chunks, n) + 1))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 from ..ir.nodes import Program
-from ..names import PASSES, RECURRENCE, is_on_warpgroups, portable
+from ..names import PASSES, RECURRENCE, WINDOW_PROGRAMS, is_on_warpgroups, portable
 from ..spec.model import LayerSpec, LinearAttention, SlidingWindow
 from .legal import (
     WARPGROUP,
@@ -76,9 +76,7 @@ def _on_warpgroups(spec: LayerSpec, program: Program, backend: str) -> Schedule:
     if isinstance(spec, SlidingWindow):
         plan = {"CHUNK": WINDOW_TILES["CHUNK"], "PROGRAMS": RESIDENT_PROGRAMS}
         setting = Setting(dict(WINDOW_TILES) if name not in PASSES else plan, warps=WARPGROUP, stages=2)
-        serves = partial(
-            window_streams, spec, {"forward": "outputs", "backward": "gradients"}.get(name, name)
-        )
+        serves = partial(window_streams, spec, WINDOW_PROGRAMS.get(name, name))
     elif name == "backward":  # a launch plan
         setting = Setting(
             {"SHORTEST": SHORTEST_BACKWARD, "PROGRAMS": RESIDENT_PROGRAMS, "FEWEST": FEWEST_BACKWARD}
