@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
+from math import log
 
 from ...ir.nodes import Axis, Program, Var
-from ...lower.sliding_window_parts import BATCH_AXES
+from ...lower.sliding_window import HIDDEN
+from ...lower.sliding_window_parts import BATCH_AXES, LOG2_E
 from ...names import on_warpgroups
 from ...schedule.legal import WINDOW_TILES
 from ...spec.model import SlidingWindow
@@ -65,8 +67,9 @@ class _WindowKernel(WarpgroupKernel):
             "EARLIEST": self.earliest,
             "OLDER": str(self.older),
             "RING": str(self.older * chunk - 1),
-            "LOG2_E": "1.4426950408889634",
-            "LN_2": "0.6931471805599453",
+            "LOG2_E": repr(LOG2_E),
+            "LN_2": repr(log(2.0)),
+            "HIDDEN": repr(HIDDEN),
         }
         super().__init__(scheduled, facts)
 
@@ -188,21 +191,21 @@ class WindowOutputs(_WindowKernel):
             scores = gl.where(is_own, R, R_old) * (scale * @LOG2_E@)
         """)
         if between:
-            self.w.line(f"scores_between = R_between * (scale * {self.facts['LOG2_E']})")
+            self.print("scores_between = R_between * (scale * @LOG2_E@)")
         self.w.line("place = t0 + past - first_key")
         limit = "gl.minimum(@W@, place + i + 1)"
         if self.short:
             self.seen(limit)
-            self.w.line("scores = gl.where(own_seen | old_seen, scores, -1e30)")
+            self.print("scores = gl.where(own_seen | old_seen, scores, @HIDDEN@)")
         else:
             masks = [
                 f"limit = {limit}",
                 "back = i[:, None] - j[None, :]",
-                "scores = gl.where((back & @RING@) < limit[:, None], scores, -1e30)",
+                "scores = gl.where((back & @RING@) < limit[:, None], scores, @HIDDEN@)",
             ]
             if between:
                 masks.append(
-                    "scores_between = gl.where(back + CHUNK < limit[:, None], scores_between, -1e30)"
+                    "scores_between = gl.where(back + CHUNK < limit[:, None], scores_between, @HIDDEN@)"
                 )
             self.masked("place < @BEFORE@", masks)
         self.w.line("top = gl.max(scores, 1)")
