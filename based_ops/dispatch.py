@@ -91,8 +91,12 @@ _DICTIONARY = getattr(os.environ, "_data", None)
 _KEY = getattr(os.environ, "encodekey", str)(VARIABLE)
 
 
+def asked(backend: str | None) -> str | None:
+    """What a call asks for: by its argument, or by the environment variable, now."""
+    return backend if backend is not None else _environment() or None
+
+
 def _environment() -> str | None:
-    """What the environment variable asks for, now."""
     if _DICTIONARY is not None and _KEY not in _DICTIONARY:
         return None
     return os.environ.get(VARIABLE)
@@ -105,8 +109,7 @@ def kernel(name: str, backend: str | None, device: torch.device, dtype: torch.dt
     Under `torch.compile` this runs while tracing: a later change of the environment does not reach compiled
     code.
     """
-    asked = backend if backend is not None else _environment() or None
-    return _kernel(name, asked, backend is None, device, dtype)
+    return _kernel(name, asked(backend), backend is None, device, dtype)
 
 
 @functools.cache  # errors are not cached

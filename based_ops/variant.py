@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import checks, dispatch, ops
+from .replay import Replays, recordable
 from .tracing import run_while_tracing
 
 if TYPE_CHECKING:
@@ -55,6 +58,7 @@ class Variant(ABC):
     name: str
     spec: LayerSpec
     dtypes: tuple[torch.dtype, ...]
+    _state_type: Any
 
     qk = constant("qk", "Width of a query and of a key.")
     v = constant("v", "Width of a value.")
@@ -69,6 +73,7 @@ class Variant(ABC):
         self._know(qk=spec.head_dims.qk, v=spec.head_dims.v, default_scale=float(spec.default_scale()))
         self._record = record
         self._ops = ops.of(record.name)
+        self._replays = Replays()
         self._setup()
 
     def _know(self, **numbers: Any) -> None:
@@ -91,7 +96,6 @@ class Variant(ABC):
 
         return get, (self.name,)
 
-    @abstractmethod
     def __call__(
         self,
         q: Tensor,
@@ -109,8 +113,13 @@ class Variant(ABC):
         k, v, the initial state, and from the final state, once.  Under autocast, inputs are cast to its dtype
         if the spec allows it. Raises the errors of `based_ops.errors` before any kernel runs.
         """
+        key = None
+        if initial_state is None and not output_final_state and not torch.compiler.is_compiling():
+            key = self._key("forward", scale, backend)
+            if (results := self._replays.results(key, q, k, v)) is not None:
+                return results[0], None
+        return self._sequence(key, q, k, v, scale, initial_state, output_final_state, backend)
 
-    @abstractmethod
     def step(
         self,
         q: Tensor,
@@ -121,6 +130,13 @@ class Variant(ABC):
         backend: str | None = None,
     ) -> Tensor:
         """One more token (T = 1): returns o [B,1,H,v] and updates `state` in place.  Not differentiable."""
+        key = None
+        if type(state) is self._state_type and not torch.compiler.is_compiling():
+            key = self._key("step", scale, backend)
+            parts = [part for part in state if part is not None]
+            if (results := self._replays.results(key, q, k, v, *parts)) is not None:
+                return results[0]
+        return self._token(key, q, k, v, state, scale, backend)
 
     @abstractmethod
     def init_state(
@@ -174,6 +190,99 @@ class Variant(ABC):
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, initial_state: Any
     ) -> tuple[Tensor, Any]:
         """`reference` after validation."""
+
+    def _key(self, which: str, scale: Any, backend: Any) -> tuple[Any, ...]:
+        """What tells calls of a pass apart besides their tensors; see `Replays`."""
+        autocast = torch.get_autocast_dtype("cuda") if torch._C._is_any_autocast_enabled() else None
+        return which, scale, type(scale), dispatch.asked(backend), autocast  # True is 1.0, but no scale
+
+    def _first(self, key: tuple[Any, ...], kernel: str, scale: float, *qkv: Tensor) -> Tensor:
+        """The outputs of a call without states; calls like it will be replayed."""
+        forward, trained = self._ops.kernels[kernel].forward, ops.needs_gradient(*qkv)
+
+        def run(*qkv: Tensor) -> Sequence[Tensor]:
+            return forward(*self._forward_arguments(scale, *qkv))[: 2 if trained else 1]
+
+        derive = partial(self._gradients, kernel, scale) if trained else None
+        return self._replays.first(key, run, qkv, derive)[0]
+
+    def _first_step(
+        self, key: tuple[Any, ...], kernel: str, scale: float, state: Any, *qkv: Tensor
+    ) -> Tensor:
+        """The same for a step."""
+        step, absent = self._ops.kernels[kernel].step, [None for part in state if part is None]
+        parts = [part for part in state if part is not None]  # what a layer lacks comes last
+
+        def run(q: Tensor, k: Tensor, v: Tensor, *parts: Tensor) -> Sequence[Tensor]:
+            return (step(q, k, v, scale, *parts, *absent),)
+
+        changed = range(len(qkv), len(qkv) + len(parts))
+        return self._replays.first(key, run, (*qkv, *parts), changed=changed)[0]
+
+    def _gradients(
+        self,
+        kernel: str,
+        scale: float,
+        d_o: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        o: Tensor,
+        kept: Tensor,
+    ) -> Sequence[Tensor]:
+        """Gradients of q, k and v, given that of o and what else the forward pass kept."""
+        tensors = (d_o, q, k, v, o, kept)
+        if not (torch.compiler.is_compiling() or ops.needs_gradient(*tensors)):
+            key = "backward", kernel, scale
+            if (results := self._replays.results(key, *tensors)) is not None:
+                return results
+            if recordable(kernel, *tensors):
+                backward = self._ops.kernels[kernel].backward
+
+                def run(*tensors: Tensor) -> Sequence[Tensor]:
+                    return backward(*self._backward_arguments(scale, *tensors))[:3]
+
+                return self._replays.first(key, run, tensors)
+        return ops.call(self._ops.backward, *self._backward_arguments(scale, *tensors), kernel)[:3]
+
+    @abstractmethod
+    def _sequence(
+        self,
+        key: tuple[Any, ...] | None,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float | None,
+        initial_state: Any,
+        output_final_state: bool,
+        backend: str | None,
+    ) -> tuple[Tensor, Any]:
+        """`__call__` where nothing is remembered; with a `key` a call may be."""
+
+    @abstractmethod
+    def _token(
+        self,
+        key: tuple[Any, ...] | None,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        state: Any,
+        scale: float | None,
+        backend: str | None,
+    ) -> Tensor:
+        """The same for `step`."""
+
+    @staticmethod
+    @abstractmethod
+    def _forward_arguments(scale: float, q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, ...]:
+        """Arguments of the forward pass where no state comes in or goes out."""
+
+    @staticmethod
+    @abstractmethod
+    def _backward_arguments(
+        scale: float, d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, kept: Tensor
+    ) -> tuple[Any, ...]:
+        """The same for the backward pass; `kept` is the forward pass's second result."""
 
     def _autocast(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The inputs in autocast's dtype where autocast is on and the spec allows that dtype."""

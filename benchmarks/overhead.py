@@ -1,8 +1,11 @@
 """What a call costs on this machine's host, in µs: `python -m based_ops.benchmarks.overhead`.
 
-Three rows for each pass.  "no kernel": checks, choice of backend and operator, with kernels that do nothing.
-"call": the whole call in eager mode, allocation and launches included.  "pass": the generated function alone,
-with its launches as they are, as Triton itself makes them, and left out.  All but the first need a GPU.
+"call": the whole call in eager mode, allocation and launches included, as it is from the second on.
+"operator": the same the long way, through checks, choice of backend and PyTorch's dispatcher; "no kernel":
+with kernels that do nothing.  "pass": the generated function alone, with its launches as they are, as Triton
+itself makes them, and left out.  "training": forward and backward, beside an `autograd.Function` that does
+nothing.
+Only what has no kernel runs without a GPU.
 Shapes are so small that the device keeps up, and its time is not counted.
 """
 
@@ -14,8 +17,10 @@ from contextlib import contextmanager
 from functools import partial
 from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from torch import Tensor
 
 import based_ops
 from based_ops import dispatch
@@ -91,26 +96,61 @@ def no_kernels(variant: Variant, kernel: str) -> Iterator[None]:
         kernels[kernel] = real
 
 
+@contextmanager
+def the_long_way(variant: Variant) -> Iterator[None]:
+    """Calls of a variant of which nothing is remembered."""
+    with patch.object(variant, "_key", lambda *_: None):
+        yield
+
+
+class Nothing(torch.autograd.Function):
+    """What a differentiable function in Python costs by itself."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        return torch.empty_like(v)
+
+    @staticmethod
+    def backward(ctx: Any, d_o: Tensor) -> tuple[Tensor, ...]:
+        return ctx.saved_tensors
+
+
+def training(function: Callable[..., Tensor], leaves: tuple[Tensor, ...]) -> Callable[[], Any]:
+    """Forward and backward of a function of q, k and v."""
+    leaves = tuple(x.detach().requires_grad_() for x in leaves)
+    d_o = torch.randn_like(leaves[2])
+
+    def run() -> Any:
+        with torch.enable_grad():
+            return torch.autograd.grad(function(*leaves), leaves, d_o)
+
+    return run
+
+
 def measure(name: str, device: str) -> Iterator[tuple[str, float]]:
     """The rows of a variant."""
     variant: Any = based_ops.get(name)
     sequence, token = inputs(variant, 64, device), inputs(variant, 1, device)
     state = variant.init_state(1, 4, device=device, dtype=token[0].dtype)
     dtype = token[0].dtype
-    with no_kernels(variant, dispatch.kernel(name, None, token[0].device, dtype)):
-        yield "forward, no kernel", host_microseconds(lambda: variant(*sequence))
-        yield "step, no kernel", host_microseconds(lambda: variant.step(*token, state))
+    with the_long_way(variant), no_kernels(variant, dispatch.kernel(name, None, token[0].device, dtype)):
+        yield "forward, operator, no kernel", host_microseconds(lambda: variant(*sequence))
+        yield "step, operator, no kernel", host_microseconds(lambda: variant.step(*token, state))
+    yield "training, nothing", host_microseconds(training(Nothing.apply, sequence))
     if device != "cuda":
         return
     for backend in ("triton", "tilelang"):
-        yield (
-            f"forward, call, {backend}",
-            host_microseconds(partial(variant, *sequence, backend=backend)),
-        )
-        yield (
-            f"step, call, {backend}",
-            host_microseconds(partial(variant.step, *token, state, backend=backend)),
-        )
+        whole = partial(variant, backend=backend)
+        calls: dict[str, Callable[[], Any]] = {
+            "forward": partial(whole, *sequence),
+            "step": partial(variant.step, *token, state, backend=backend),
+            "training": training(lambda *qkv, whole=whole: whole(*qkv)[0], sequence),
+        }
+        for which, call in calls.items():
+            yield f"{which}, call, {backend}", host_microseconds(call)
+            with the_long_way(variant):
+                yield f"{which}, operator, {backend}", host_microseconds(call)
     module = variant._ops.kernels[dispatch.kernel(name, "triton", token[0].device, dtype)]
     rest = forward_arguments(variant)
     for launched, launch in (

@@ -22,6 +22,7 @@ from ..ops import (
     launch,
     needs_gradient,
 )
+from ..replay import recordable
 from ..state import LinearAttentionState, feature_count
 from ..variant import Variant, constant, dtype_named
 
@@ -233,19 +234,20 @@ def _state_dtype(spec: Any, inputs: torch.dtype) -> torch.dtype:
 class LinearAttentionVariant(Variant):
     """o_i = Σ_{j≤i} A_ij v_j / (Σ_{j≤i} A_ij + eps), with A the kernel of the spec's feature map."""
 
+    _state_type = LinearAttentionState
     features = constant("features", "Rows of the state.")
 
-    def __call__(
+    def _sequence(
         self,
+        key: tuple[Any, ...] | None,
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        scale: float | None = None,
-        initial_state: LinearAttentionState | None = None,
-        output_final_state: bool = False,
-        backend: str | None = None,
+        scale: float | None,
+        initial_state: LinearAttentionState | None,
+        output_final_state: bool,
+        backend: str | None,
     ) -> tuple[Tensor, LinearAttentionState | None]:
-        """Attention over a whole sequence; see `Variant.__call__`."""
         if torch._C._is_any_autocast_enabled():
             q, k, v = self._autocast(q, k, v)
         facts = self._facts()
@@ -256,6 +258,8 @@ class LinearAttentionVariant(Variant):
         kernel = dispatch.kernel(self.name, backend, q.device, q.dtype)
         if batch == 0 or length == 0 or heads == 0:
             return v.clone(), self._state_of_nothing(q, initial_state) if output_final_state else None
+        if key is not None and recordable(kernel, q, k, v):
+            return self._first(key, kernel, scale, q, k, v), None
         state, normalizer = (None, None) if initial_state is None else initial_state
         o, _, final, final_n = call(
             self._ops.forward, q, k, v, scale, state, normalizer, output_final_state, kernel
@@ -264,16 +268,16 @@ class LinearAttentionVariant(Variant):
             return o, None
         return o, LinearAttentionState(final, final_n if self.normalize else None)
 
-    def step(
+    def _token(
         self,
+        key: tuple[Any, ...] | None,
         q: Tensor,
         k: Tensor,
         v: Tensor,
         state: LinearAttentionState,
-        scale: float | None = None,
-        backend: str | None = None,
+        scale: float | None,
+        backend: str | None,
     ) -> Tensor:
-        """One token; see `Variant.step`."""
         if torch._C._is_any_autocast_enabled():
             q, k, v = self._autocast(q, k, v)
         facts = self._facts()
@@ -285,7 +289,19 @@ class LinearAttentionVariant(Variant):
         kernel = dispatch.kernel(self.name, backend, q.device, q.dtype)
         if batch == 0 or heads == 0:
             return v.clone()
+        if key is not None and recordable(kernel, q, k, v):
+            return self._first_step(key, kernel, scale, state, q, k, v)
         return call_step(self._ops.step, state, q, k, v, scale, *state, kernel)
+
+    @staticmethod
+    def _forward_arguments(scale: float, q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, ...]:
+        return q, k, v, scale, None, None, False
+
+    @staticmethod
+    def _backward_arguments(
+        scale: float, d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, kept: Tensor
+    ) -> tuple[Any, ...]:
+        return d_o, None, None, q, k, v, o, kept, scale, None, None
 
     def init_state(
         self,

@@ -21,6 +21,7 @@ from ..ops import (
     launch,
     needs_gradient,
 )
+from ..replay import recordable
 from ..state import SlidingWindowState, first_valid, linear_to_ring, ring_of_start, ring_to_linear
 from ..variant import Variant, constant
 
@@ -152,19 +153,20 @@ class _Forward(torch.autograd.Function):
 class SlidingWindowVariant(Variant):
     """Causal softmax attention in which a query sees the last W keys, its own included."""
 
+    _state_type = SlidingWindowState
     window = constant("window", "Keys that a query sees, its own included.")
 
-    def __call__(
+    def _sequence(
         self,
+        key: tuple[Any, ...] | None,
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        scale: float | None = None,
-        initial_state: SlidingWindowState | None = None,
-        output_final_state: bool = False,
-        backend: str | None = None,
+        scale: float | None,
+        initial_state: SlidingWindowState | None,
+        output_final_state: bool,
+        backend: str | None,
     ) -> tuple[Tensor, SlidingWindowState | None]:
-        """Attention over a whole sequence; see `Variant.__call__`."""
         if torch._C._is_any_autocast_enabled():
             q, k, v = self._autocast(q, k, v)
         facts = self._facts()
@@ -175,6 +177,8 @@ class SlidingWindowVariant(Variant):
         kernel = dispatch.kernel(self.name, backend, q.device, q.dtype)
         if batch == 0 or length == 0 or heads == 0:
             return v.clone(), self._state_of_nothing(q, initial_state) if output_final_state else None
+        if key is not None and recordable(kernel, q, k, v):
+            return self._first(key, kernel, scale, q, k, v), None
         if initial_state is None:
             o, _ = call(self._ops.forward, q, k, v, scale, None, kernel)
             return o, self._state_of_start(k, v) if output_final_state else None
@@ -190,16 +194,16 @@ class SlidingWindowVariant(Variant):
             linear_to_ring(last_k, position), linear_to_ring(last_v, position), position
         )
 
-    def step(
+    def _token(
         self,
+        key: tuple[Any, ...] | None,
         q: Tensor,
         k: Tensor,
         v: Tensor,
         state: SlidingWindowState,
-        scale: float | None = None,
-        backend: str | None = None,
+        scale: float | None,
+        backend: str | None,
     ) -> Tensor:
-        """One token; see `Variant.step`."""
         if torch._C._is_any_autocast_enabled():
             q, k, v = self._autocast(q, k, v)
         facts = self._facts()
@@ -211,7 +215,19 @@ class SlidingWindowVariant(Variant):
         kernel = dispatch.kernel(self.name, backend, q.device, q.dtype)
         if batch == 0 or heads == 0:
             return v.clone()
+        if key is not None and recordable(kernel, q, k, v):
+            return self._first_step(key, kernel, scale, state, q, k, v)
         return call_step(self._ops.step, state, q, k, v, scale, *state, kernel)
+
+    @staticmethod
+    def _forward_arguments(scale: float, q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, ...]:
+        return q, k, v, scale, None
+
+    @staticmethod
+    def _backward_arguments(
+        scale: float, d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, kept: Tensor
+    ) -> tuple[Any, ...]:
+        return d_o, q, k, v, o, kept, scale, None
 
     def init_state(
         self,

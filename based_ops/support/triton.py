@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from operator import itemgetter
+from threading import get_ident
 from typing import Any
 
 import triton
@@ -68,12 +71,14 @@ def launch(
             kinds.append((tensor.dtype, odd) if odd else tensor.dtype)
     key = (id(kernel), id(settings), device, numbers, *kinds)
     known = _launches.get(key)
-    if known is None or _watched():
+    if known is None or watched():
         _launch_and_remember(key, kernel, grid(settings), tensors, numbers, settings)
-        return
-    programs, run, function, metadata, constants, _, _ = known
-    stream = active.get_current_stream(device)
-    run(programs, 1, 1, stream, function, metadata, None, None, None, *pointers, *numbers, *constants)
+    else:
+        programs, run, function, metadata, constants, _, _ = known
+        stream = active.get_current_stream(device)
+        run(programs, 1, 1, stream, function, metadata, None, None, None, *pointers, *numbers, *constants)
+    if _records and (record := _records.get(get_ident())) is not None:
+        record.append((_launches.get(key), tensors, numbers))
 
 
 def _launch_and_remember(
@@ -95,7 +100,47 @@ def _launch_and_remember(
     _launches[key] = (grid[0], *entry)
 
 
-def _watched() -> bool:
+def watched() -> bool:
     """Whether somebody wants to know of launches: a hook, or since Triton 3.5 a chain that is not empty."""
     enter, leave = _hooks.launch_enter_hook, _hooks.launch_exit_hook
     return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
+
+
+# Several launches again, with other tensors of the same kinds.
+
+Record = list[tuple[tuple[Any, ...] | None, tuple[Tensor | None, ...], tuple[float, ...]]]
+"""Launches: what is remembered of each, if anything is, its tensors and its numbers."""
+_records: dict[int, Record] = {}
+
+
+@contextmanager
+def recording() -> Iterator[Record]:
+    """Record this thread's launches."""
+    record = _records[get_ident()] = []
+    try:
+        yield record
+    finally:
+        del _records[get_ident()]
+
+
+def current_device() -> int:
+    """The device on which kernels launch."""
+    return driver.active.get_current_device()
+
+
+def repeated(record: Record, place: Callable[[Tensor | None], int]) -> Callable[[Sequence[int | None]], None]:
+    """A function of addresses that repeats launches with them; `place` says where each tensor's stands."""
+    launches = []
+    for known, tensors, numbers in record:
+        assert known is not None
+        programs, run, function, metadata, constants, *alive = known
+        of_launch = itemgetter(*(place(tensor) for tensor in tensors))
+        launches.append((programs, run, function, metadata, of_launch, (*numbers, *constants), alive))
+    device = current_device()
+
+    def repeat(addresses: Sequence[int | None]) -> None:
+        stream = driver.active.get_current_stream(device)
+        for programs, run, function, metadata, of_launch, rest, _ in launches:
+            run(programs, 1, 1, stream, function, metadata, None, None, None, *of_launch(addresses), *rest)
+
+    return repeat

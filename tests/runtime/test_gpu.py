@@ -39,6 +39,41 @@ def test_forward_and_backward(any_variant: Variant) -> None:
         assert (x.double() - y).norm() / y.norm() < 5e-3
 
 
+@pytest.mark.parametrize("length", [1, 130, 5000])
+def test_replayed_calls_are_the_operators(any_variant: Variant, length: int) -> None:
+    """Bit for bit, with other numbers in every call and buffers that begin as NaN."""
+    forward, backward, step = (
+        getattr(torch.ops.based_ops, f"{any_variant.name}_{which}")
+        for which in ("forward", "backward", "step")
+    )
+    kernel = f"triton-{any_variant._record.build}"
+    linear = any_variant.spec.mixer == "linear_attention"
+    scale = any_variant.default_scale
+    for _ in range(4):
+        spoiled = torch.full((1 << 26,), float("nan"), device="cuda")
+        del spoiled
+        q, k, v = on_device(any_variant, length=length, requires_grad=True)
+        o, _ = any_variant(q, k, v, backend="triton")
+        d_o = torch.randn_like(o)
+        got = [o, *torch.autograd.grad(o, (q, k, v), d_o)]
+        with torch.no_grad():
+            if linear:
+                want_o, kept, _, _ = forward(q, k, v, scale, None, None, False, kernel)
+                want = backward(d_o, None, None, q, k, v, want_o, kept, scale, None, None, kernel)[:3]
+            else:
+                want_o, kept = forward(q, k, v, scale, None, kernel)
+                want = backward(d_o, q, k, v, want_o, kept, scale, None, kernel)
+            got.append(any_variant(q, k, v, backend="triton")[0])
+            assert all(map(torch.equal, got, [want_o, *want, want_o]))
+    state, other = (any_variant.init_state(2, 2, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(4):
+        token = on_device(any_variant, length=1)
+        got_o = any_variant.step(*token, state, backend="triton")
+        assert torch.equal(got_o, step(*token, scale, *other, kernel))
+        assert all(map(torch.equal, leaves(state), leaves(other)))
+    assert any_variant._replays._known
+
+
 def test_mixed_devices(variant: Variant) -> None:
     q, k, v = on_device(variant)
     with pytest.raises(errors.DeviceError, match="^k: got cpu, must be on the device of q, cuda:0"):

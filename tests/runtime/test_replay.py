@@ -1,0 +1,338 @@
+"""A call that is replayed launches what the operator would, on the same tensors; and nobody is passed by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import based_ops
+from based_ops import dispatch, errors, ops, replay
+from based_ops.variant import Variant
+
+from .conftest import representatives
+from .inputs import leaves, qkv
+
+pytest.importorskip("triton")
+from based_ops.support import triton as support  # noqa: E402
+
+from .fake_triton import LAUNCHES, Driver, fake_device  # noqa: E402
+
+BF16 = torch.bfloat16
+MOST = 1 << 32
+"""No number of a launch is as large as an address."""
+
+
+@pytest.fixture(autouse=True)
+def device() -> Iterator[Driver]:
+    """Tensors of the CPU, on which Triton's kernels seem to run."""
+    with fake_device() as fake, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "why_not", lambda *_: None)
+        patch.setattr(replay, "_here", lambda tensor: fake.device == 0)
+        patch.setattr(support, "_launches", {})
+        patch.setenv("BASED_OPS_BACKEND", "triton")
+        dispatch._kernel.cache_clear()
+        for name in representatives():
+            patch.setattr(based_ops.get(name), "_replays", replay.Replays())
+        yield fake
+    dispatch._kernel.cache_clear()
+
+
+@pytest.fixture
+def long_ones(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The name of every generated pass that was called."""
+    seen = []
+
+    def counting(call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(self: Any, kernel: str) -> Any:
+            seen.append(kernel)
+            return call(self, kernel)
+
+        return counted
+
+    monkeypatch.setattr(ops.Kernels, "__getitem__", counting(dict.__getitem__), raising=False)
+    monkeypatch.setattr(ops.Kernels, "__missing__", counting(ops.Kernels.__missing__))
+    return seen
+
+
+def launched(call: Callable[[], Any]) -> list[Any]:
+    """What a call launches, with names for addresses: results by their places, buffers in order."""
+    del LAUNCHES[:]
+    results = call()
+    names = {x.data_ptr(): f"result {i}" for i, x in enumerate(results)}
+    found = []
+    for launch in LAUNCHES:
+        arguments = []
+        for value in launch["arguments"]:
+            if isinstance(value, int) and value > MOST:
+                value = names.setdefault(value, f"address {len(names)}")
+            arguments.append(repr(value or 0))  # None is a null pointer
+        found.append((launch["kernel"], launch["programs"], launch["stream"], arguments))
+    assert found
+    return found
+
+
+def the_long_way(variant: Variant) -> pytest.MonkeyPatch:
+    patch = pytest.MonkeyPatch()
+    patch.setattr(variant, "_key", lambda *_: None)
+    return patch
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "dense": lambda x: x,
+    "heads first": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "a part of more": lambda x: torch.cat([x, x], dim=-1)[..., : x.shape[-1]],
+    "at an odd address": lambda x: torch.cat([x.flatten(), x.new_zeros(1)])[1:].view(x.shape),
+    "not dense": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+}
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> dict[str, Any]:
+    """The arguments of a call, and in which state of PyTorch it happens."""
+    return {
+        "length": draw(st.sampled_from([1, 2, 70, 300])),
+        "heads": draw(st.sampled_from([1, 2])),
+        "dtype": draw(st.sampled_from([BF16, torch.float32])),
+        "layout": draw(st.sampled_from(list(LAYOUTS))),
+        "scale": draw(st.sampled_from([None, 0.5, 1.0, 1])),
+        "trained": draw(st.booleans()),
+        "autocast": draw(st.booleans()),
+        "mode": draw(st.sampled_from([torch.enable_grad, torch.no_grad, torch.inference_mode])),
+        "step": draw(st.booleans()),
+    }
+
+
+def run(variant: Variant, call: dict[str, Any]) -> Callable[[], list[Tensor]]:
+    """A call, which returns all that it makes: outputs, and gradients where there are any."""
+    requires_grad = call["trained"] and not call["step"]
+    length = 1 if call["step"] else call["length"]
+    inputs = qkv(variant, length=length, heads=call["heads"], dtype=call["dtype"])
+    q, k, v = (LAYOUTS[call["layout"]](x).requires_grad_(requires_grad) for x in inputs)
+    state = variant.init_state(2, call["heads"], dtype=call["dtype"])
+
+    def function() -> list[Tensor]:
+        with call["mode"](), torch.autocast("cpu", dtype=BF16, enabled=call["autocast"]):
+            if call["step"]:
+                return [variant.step(q, k, v, state, scale=call["scale"])]
+            o, _ = variant(q, k, v, scale=call["scale"])
+            if not o.requires_grad:
+                return [o]
+            return [o, *torch.autograd.grad(o, (q, k, v), torch.ones_like(o))]
+
+    return function
+
+
+@given(st.sampled_from(representatives()), st.lists(calls(), min_size=2, max_size=5))
+def test_a_replay_launches_what_the_operator_does(name: str, drawn: list[dict[str, Any]]) -> None:
+    variant = based_ops.get(name)
+    variant._replays = replay.Replays()  # type: ignore[misc]
+    for call in drawn * 2:
+        function = run(variant, call)
+        patch = the_long_way(variant)
+        want = launched(function)
+        patch.undo()
+        for _ in range(2):
+            assert launched(function) == want
+
+
+@pytest.mark.parametrize("step", [False, True])
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_second_call_is_replayed(
+    variant: Variant, long_ones: list[str], step: bool, trained: bool
+) -> None:
+    call = dict(length=300, heads=2, dtype=BF16, layout="dense", scale=None, autocast=False)
+    function = run(variant, call | dict(mode=torch.enable_grad, step=step, trained=trained))
+    function()
+    assert long_ones
+    long_ones.clear()
+    function()
+    assert not long_ones
+
+
+def test_buffers_lie_apart(linear: Variant) -> None:
+    inputs = qkv(linear, length=5000, dtype=BF16)
+    linear(*inputs)
+    linear(*inputs)
+    (found,) = (entry for known in linear._replays._known.values() for entry in known)
+    assert len(found._parts) > 2 and found._parts[0] == 0
+    assert all(start % replay.LINE == 0 for start in found._parts)
+    del LAUNCHES[:]
+    linear(*inputs)
+    numbers = {value for launch in LAUNCHES for value in launch["arguments"] if isinstance(value, int)}
+    addresses = {value for value in numbers if value > MOST}
+    assert len(addresses) == 3 + 1 + len(found._parts)  # q, k, v, o
+
+
+def test_what_is_wrong_is_said_as_ever(variant: Variant) -> None:
+    q, k, v = qkv(variant, dtype=BF16)
+    first = [x[:, :1] for x in (q, k, v)]
+    state = variant.init_state(2, 2, dtype=BF16)
+    part = state._fields[0]
+    for _ in range(2):
+        variant(q, k, v, scale=1.0)
+        variant.step(*first, state, scale=1.0)
+    whole, step = partial(variant, scale=1.0), partial(variant.step, *first, scale=1.0)
+    for error, call in [
+        (errors.ArgumentTypeError, partial(whole, q, k, v, scale=True)),
+        (errors.ArgumentTypeError, partial(whole, q, k, v, scale=[1.0])),
+        (errors.ArgumentTypeError, partial(whole, q, k, v, scale="1")),
+        (errors.BackendUnavailable, partial(whole, q, k, v, backend="none")),
+        (errors.ArgumentTypeError, partial(whole, None, k, v)),
+        (errors.ArgumentTypeError, partial(whole, q, k, None)),
+        (errors.DtypeError, partial(whole, q, k, v.float())),
+        (errors.ShapeError, partial(whole, q, k[:, :-1], v)),
+        (errors.ShapeError, partial(whole, q, k, v[..., 1:])),
+        (errors.ShapeError, partial(variant.step, q, k, v, state, scale=1.0)),
+        (errors.ArgumentTypeError, partial(step, state, scale=True)),
+        (errors.StateError, partial(step, None)),
+        (errors.StateError, partial(step, tuple(state))),
+        (errors.StateError, partial(step, state._replace(**{part: None}))),
+        (errors.StateError, partial(step, state._replace(**{part: getattr(state, part)[:1]}))),
+    ]:
+        with pytest.raises(error):
+            call()
+
+
+def test_another_backend_is_asked_for(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = qkv(variant)
+    for _ in range(2):
+        variant(*inputs)
+    want = variant.reference(*inputs)
+    torch.testing.assert_close(variant(*inputs, backend="torch")[0], want)
+    monkeypatch.setenv("BASED_OPS_BACKEND", "torch")
+    torch.testing.assert_close(variant(*inputs)[0], want)
+
+
+class Seen(TorchDispatchMode):
+    """Notes operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+class Asked(TorchFunctionMode):
+    """Notes functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(getattr(func, "__name__", str(func)))
+        return func(*args, **(kwargs or {}))
+
+
+def test_who_watches_sees_the_operator(variant: Variant) -> None:
+    inputs = qkv(variant, dtype=BF16)
+    name = f"based_ops::{variant.name}_forward"
+    for _ in range(2):
+        variant(*inputs)
+    with Seen() as seen:
+        variant(*inputs)
+    assert name in seen.names
+    with torch.profiler.profile() as profile:
+        variant(*inputs)
+    assert name in {event.key for event in profile.key_averages()}
+    with Asked() as asked:
+        variant(*inputs)
+    assert any(variant.name in called for called in asked.names)
+    variant(*inputs)
+
+
+def test_hooks_of_triton_see_launches(variant: Variant) -> None:
+    inputs = qkv(variant, dtype=BF16)
+    for _ in range(2):
+        variant(*inputs)
+    del LAUNCHES[:]
+    runtime = support.triton.knobs.runtime
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(runtime.launch_enter_hook, "calls"):
+            patch.setattr(runtime.launch_enter_hook, "calls", [lambda _: None])
+        else:
+            patch.setattr(runtime, "launch_enter_hook", lambda _: None)
+        variant(*inputs)
+    assert LAUNCHES and all(launch["hooks"] for launch in LAUNCHES)
+
+
+def test_transforms_take_the_long_way(variant: Variant, long_ones: list[str]) -> None:
+    q, k, v = qkv(variant, dtype=BF16)
+    for _ in range(2):
+        variant(q, k, v)
+    long_ones.clear()
+    torch.vmap(lambda x: variant(q, k, x)[0])(torch.stack([v, v]))
+    assert long_ones
+
+
+def test_on_another_device_than_the_current_one(
+    variant: Variant, device: Driver, long_ones: list[str]
+) -> None:
+    inputs = qkv(variant, dtype=BF16)
+    for _ in range(2):
+        variant(*inputs)
+    long_ones.clear()
+    device.device = 1
+    variant(*inputs)
+    assert long_ones and LAUNCHES[-1]["stream"] == 101
+
+
+def test_a_step_changes_its_state_and_autograd_knows(variant: Variant) -> None:
+    first = qkv(variant, length=1, dtype=BF16)
+    state = variant.init_state(2, 2, dtype=BF16)
+    for count in range(1, 4):
+        variant.step(*first, state)
+        assert [part._version for part in leaves(state)] == [count] * len(leaves(state))
+
+
+def test_second_derivatives_are_refused(variant: Variant) -> None:
+    q, k, v = qkv(variant, dtype=BF16, requires_grad=True)
+    for _ in range(2):
+        o, _ = variant(q, k, v)
+        torch.autograd.grad(o.sum(), (q, k, v))
+    o, _ = variant(q, k, v)
+    (dq,) = torch.autograd.grad(o.float().square().sum(), q, create_graph=True)
+    with pytest.raises(errors.GradientError, match="no derivative"):
+        dq.float().square().sum().backward()
+
+
+def test_a_gradient_is_never_lost(variant: Variant) -> None:
+    q, k, v = qkv(variant, dtype=BF16)
+    for requires_grad in (False, True, False, True):
+        q.requires_grad_(requires_grad)
+        for mode in (torch.no_grad, torch.enable_grad):
+            with mode():
+                assert variant(q, k, v)[0].requires_grad == (requires_grad and mode is torch.enable_grad)
+
+
+def test_memory_is_bounded(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "KEPT", 3)
+    monkeypatch.setattr(replay, "KINDS", 2)
+    for length in range(1, 8):
+        for layout in LAYOUTS.values():
+            variant(*map(layout, qkv(variant, length=length, dtype=BF16)))
+        assert len(variant._replays._known) <= 3
+        assert max(map(len, variant._replays._known.values())) == 2
+
+
+def test_only_launches_are_replayed(long_ones: list[str]) -> None:
+    def no_launch(x: Tensor) -> list[Tensor]:
+        return [x + 1]
+
+    replays, x = replay.Replays(), torch.zeros(4)
+    for _ in range(2):
+        assert replays.results(("key",), x) is None
+        (result,) = replays.first(("key",), no_launch, (x,))
+        torch.testing.assert_close(result, torch.ones(4))
