@@ -11,7 +11,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mma_v2
 
 from .exchange import row_of_pair
-from .warpgroups import afresh
+from .warpgroups import afresh, widened
 
 
 @gluon.jit
@@ -53,7 +53,7 @@ def _times(x, Z, PAIRS: gl.constexpr):
 @gluon.jit
 def quadratic_form(x, Z, z, PAIRS: gl.constexpr):
     """z·x + xᵀ Z x / 2 of each row."""
-    rows = gl.convert_layout(x, PAIRS, assert_trivial=True).to(gl.float32)
+    rows = gl.convert_layout(widened(x), PAIRS, assert_trivial=True)
     return gl.sum(rows * (_times(x, Z, PAIRS) * 0.5 + z), 1)
 
 

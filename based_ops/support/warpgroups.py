@@ -65,6 +65,32 @@ def rounded(x):
 
 
 @gluon.jit
+def widened(x):
+    """x in float32.
+
+    Where compilers take bfloat16 apart they go on with halves of registers, and join them for every use.
+    """
+    if x.dtype == gl.bfloat16:
+        return gl.inline_asm_elementwise(
+            "{ shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000; }",
+            "=&r,=r,r",
+            [x],
+            dtype=gl.float32,
+            is_pure=True,
+            pack=2,
+        )
+    return x.to(gl.float32)
+
+
+@gluon.jit
+def where_bits(x, bits):
+    """x where all bits are ones, and 0 where all are zeros; x in bfloat16, `bits` in int16."""
+    return gl.inline_asm_elementwise(
+        "and.b32 $0, $1, $2;", "=r,r,r", [x, bits], dtype=gl.bfloat16, is_pure=True, pack=2
+    )
+
+
+@gluon.jit
 def in_bfloat16(tile, LEFT: gl.constexpr):
     """A shared tile of float16 rounded to bfloat16 in its place, and the same as a left operand."""
     x = rounded(tile.load(LEFT).to(gl.float32))

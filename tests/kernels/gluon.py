@@ -132,7 +132,11 @@ class Shared:
             "written before a product that reads it was waited for"
         )
         self.block.written(self.place)
-        self.data.fill_(float("nan"))
+        self.data.fill_(_poison(self.data.dtype))
+
+
+def _poison(dtype: torch.dtype) -> float:
+    return float("nan") if dtype.is_floating_point else 0x5555
 
 
 class Product:
@@ -217,7 +221,7 @@ def _language(block: Block, program: int) -> SimpleNamespace:
         return None
 
     def allocate(dtype: torch.dtype, shape: list[int], layout: Any, value: Tensor | None = None) -> Shared:
-        tile = Shared(block, torch.full(shape, float("nan"), dtype=dtype))
+        tile = Shared(block, torch.full(shape, _poison(dtype), dtype=dtype))
         if value is not None:
             tile.store(value)
         return tile
@@ -257,6 +261,7 @@ def _language(block: Block, program: int) -> SimpleNamespace:
         float32=torch.float32,
         float16=torch.float16,
         bfloat16=torch.bfloat16,
+        int16=torch.int16,
         int64=torch.int64,
     )
 
@@ -283,6 +288,8 @@ def _neighbours_and_constant(x: Tensor) -> Tensor:
 
 LOGICAL = {
     "rounded": lambda x: x.to(torch.bfloat16),
+    "widened": lambda x: x.float(),
+    "where_bits": lambda x, bits: torch.where(bits != 0, x, torch.zeros_like(x)),
     "exchanged": _exchanged,
     "partners_by_lane": _partners_by_lane,
     "partners_of_halves": _partners_of_halves,

@@ -17,7 +17,7 @@ from based_ops.codegen import pipeline
 from based_ops.codegen.names import RECURRENCE, is_on_warpgroups, on_warpgroups
 from based_ops.codegen.spec.model import HeadDims, LinearAttention, TaylorExp
 from based_ops.state import LinearAttentionState, feature_count
-from based_ops.support import exchange
+from based_ops.support import exchange, warpgroups
 from based_ops.support.host import cdiv
 from tests.kernels.gluon import LOGICAL, meanings, run
 from tests.kernels.linear import expected_gradients
@@ -229,6 +229,13 @@ def tile(packed: np.ndarray) -> Tensor:
     return torch.from_numpy(bits.astype(np.uint16).view(np.int16)).view(torch.bfloat16)
 
 
+def wide_tile(numbers: np.ndarray) -> Tensor:
+    """The same of float32, two registers for each that was packed."""
+    bits = np.zeros((16, 16), np.int64)
+    bits[ROWS, COLUMNS], bits[ROWS, COLUMNS + 1] = numbers[0::2], numbers[1::2]
+    return torch.from_numpy(bits.astype(np.uint32).view(np.float32))
+
+
 def halves(packed: np.ndarray) -> tuple[Tensor, Tensor]:
     def float_of(bits: np.ndarray) -> Tensor:
         return torch.from_numpy((bits & 0xFFFF).astype(np.uint16).view(np.int16)).view(torch.bfloat16)
@@ -258,6 +265,8 @@ def execute(text: str, inputs: list[np.ndarray], outputs: int) -> list[np.ndarra
             values[into] = x[0]
         elif op == "and.b32":
             values[into] = x[0] & x[1]
+        elif op == "shl.b32":
+            values[into] = x[0] << x[1] & 0xFFFFFFFF
         elif op in ("setp.ne.u32", "setp.eq.u32"):
             values[into] = (x[0] != x[1]) if "ne" in op else (x[0] == x[1])
         elif op == "selp.b32":
@@ -283,7 +292,7 @@ def inline(text: str, constraints: str, args: list[Tensor], dtype: Any, is_pure:
     found: list[np.ndarray] = []
     for first in range(0, 4, pack // 2):
         found += execute(text, [x[first + i] for x in given for i in range(pack // 2)], outputs)
-    return tile(np.stack(found))
+    return (wide_tile if dtype == torch.float32 else tile)(np.stack(found))
 
 
 @pytest.mark.parametrize(
@@ -294,14 +303,19 @@ def inline(text: str, constraints: str, args: list[Tensor], dtype: Any, is_pure:
         ("partners_of_halves", 1, [()]),
         ("product", 2, [()]),
         ("neighbours_and_constant", 1, [()]),
+        ("widened", 1, [()]),
+        ("where_bits", 2, [()]),
     ],
 )
 def test_ptx_does_what_it_says(name: str, operands: int, more: list[tuple[int, ...]]) -> None:
     torch.manual_seed(0)
     tiles = [torch.randn(16, 16).bfloat16() for _ in range(operands)]
-    names: dict[str, Any] = {"gl": SimpleNamespace(inline_asm_elementwise=inline, bfloat16=torch.bfloat16)}
+    if name == "where_bits":
+        tiles[1] = torch.where(tiles[1] > 0, -1, 0).to(torch.int16)
+    language = SimpleNamespace(inline_asm_elementwise=inline, bfloat16=torch.bfloat16, float32=torch.float32)
+    names: dict[str, Any] = {"gl": language}
     names |= {key: getattr(exchange, key) for key in ("_shuffle", "_neighbour_where")}
-    kernel = getattr(exchange, name).fn
+    kernel = vars(warpgroups).get(name, vars(exchange).get(name)).fn
     function = FunctionType(kernel.__code__, names, name, kernel.__defaults__)
     for extra in more:
         assert torch.equal(function(*tiles, *extra), LOGICAL[name](*tiles, *extra)), extra

@@ -51,6 +51,7 @@ IMPORTS = {
         "on_warpgroups",
         "read",
         "rounded",
+        "where_bits",
         "write",
     ),
     "exchange": (

@@ -55,6 +55,15 @@ class Recurrence(StateKernel):
             i = gl.arange(0, CHUNK, gl.SliceLayout(1, SQUARE))
             j = gl.arange(0, CHUNK, gl.SliceLayout(0, SQUARE))
         """)
+        if self.normalize:
+            self.print("""
+                # Two ways to leave later keys out.  This one has fewer instructions, but the order that ptxas
+                # gives to all of them made it 20 % slower than comparisons in the cases left to those.
+                IN_BITS: gl.constexpr = IO == gl.bfloat16 and not FINAL
+                if IN_BITS:
+                    seen = gl.where(i[:, None] >= j[None, :], -1, 0).to(gl.int16)
+                    bits = gl.allocate_shared_memory(gl.int16, [CHUNK, CHUNK], BYTES_128, seen)
+            """)
         self.columns()
         self.weights()
         self.w.line("zeros = gl.full([CHUNK, CHUNK], 0.0, gl.float32, SQUARE)")
@@ -77,9 +86,24 @@ class Recurrence(StateKernel):
             R = warpgroup_mma(Q, K.permute((1, 0)), zeros, use_acc=False, is_async=True)
             wide, narrow = features(Q, LEFT)
             R = warpgroup_mma_wait(0, [R])
+        """)
+        weights = """
             A = rounded(gl.where(i[:, None] >= j[None, :], @SEEN@, 0.0))
             A = gl.convert_layout(A, LEFT, assert_trivial=True)
-
+        """
+        if self.normalize:
+            self.print("""
+                if IN_BITS:
+                    A = gl.convert_layout(rounded(@SEEN@), LEFT, assert_trivial=True)
+                    A = where_bits(A, bits.load(LEFT))
+                else:
+            """)
+            with self.w.indented():
+                self.print(weights)
+        else:
+            self.print(weights)
+        self.w.blank()
+        self.print("""
             # Older keys through the state, the chunk's own directly; then these enter the state.
             O = warpgroup_mma(wide, S_wide_operand.permute((1, 0)), zeros, use_acc=False, is_async=True)
             O = warpgroup_mma(narrow, S_narrow_operand.permute((1, 0)), O, is_async=True)
