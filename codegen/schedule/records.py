@@ -97,7 +97,8 @@ def require_current(
             raise _stale(architecture, entry, f"the layer {spec.name} has no program of that name")
         if part is None:
             continue
-        of_pass = (*launched.get(part, ()), *launched.get(on_warpgroups(part), ()), part)
+        plans = (part, on_warpgroups(part))
+        of_pass = (*(name for plan in plans for name in launched.get(plan, ())), *plans)
         if program not in of_pass:
             raise _stale(architecture, entry, f"the pass {part} of the layer {spec.name} has no such program")
 
@@ -129,7 +130,10 @@ def _origin(entry: Entry, architecture: str) -> str:
     """Where a setting comes from, for people."""
     measured = entry.measured
     told = []
-    if "ms" in measured:
+    if "shapes" in measured:
+        share = f"{measured['ms'] / measured['policy_ms']:.3f} of the policy's time"
+        told.append(f"{share} over {len(measured['shapes'])} shapes")
+    elif "ms" in measured:
         told.append(f"{measured['ms']:.3g} ms" + (f" at {measured['shape']}" if "shape" in measured else ""))
     if "of_limit" in measured:
         told.append(f"{100 * measured['of_limit']:.0f} % of limit")
