@@ -87,8 +87,8 @@ def _schedules(lowered: Lowered) -> None:
         for schedule in (*(program.schedule for program in layer.programs), *layer.plans):
             for dtype, setting in schedule.settings.items():
                 tiles = " ".join(f"{name}={size}" for name, size in setting.constants.items())
-                on_gpu = target in ("triton", "tilelang")
-                threads = (str(setting.warps), str(setting.stages)) if on_gpu else ("-", "-")
+                launched = target in ("triton", "tilelang") and schedule not in layer.plans
+                threads = (str(setting.warps), str(setting.stages)) if launched else ("-", "-")
                 rewrites = ", ".join(schedule.rewrites) or "-"
                 if not setting.used:
                     tiles = "not used: the portable program is faster"

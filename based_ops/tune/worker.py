@@ -72,7 +72,10 @@ TASKS = {"machine": machine, "check": check, "clock": clock}
 
 
 def _variant(task: Task) -> tuple[Variant, Record]:
-    """The candidate as a registered variant: a package of its own with one backend's module."""
+    """The candidate as a registered variant: a package of its own with one backend's module.
+
+    Its launch plans are set anew, so that candidates that differ in these alone share their kernels.
+    """
     name, directory = task["name"], Path(task["directory"])
     for path, text in task["files"].items():
         file = directory / path
@@ -85,7 +88,10 @@ def _variant(task: Task) -> tuple[Variant, Record]:
     package = f"based_ops_jit_{name}"
     if package not in sys.modules:
         import_package(name, directory)
-    return get(name), record(name)
+    known = record(name)
+    for plan, constants in task["plans"].items():
+        known.module(task["backend"]).SCHEDULE[plan][dtype_named(task["dtype"])] = constants
+    return get(name), known
 
 
 def main() -> None:
