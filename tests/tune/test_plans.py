@@ -282,6 +282,18 @@ def test_a_worker_launches_by_the_plan_of_its_task(tmp_path: Path) -> None:
         wrong = task | {"plans": {"forward": {"GONE": 1}}}
         assert "forward_plan() got an unexpected keyword argument 'GONE'" in worker.ask(wrong, 120.0)["why"]
         assert worker.ask(task | {"do": "check"}, 120.0) == {}
+
+        # Cases are short: those that would be computed directly recur as well, if longer ones do.
+        broken = f"{task['name']}_broken"
+        files = {path.replace(task["name"], broken): text for path, text in task["files"].items()}
+        files["__init__.py"] = files["__init__.py"].replace(task["name"], broken)
+        files[f"{broken}/torch.py"] += (
+            "\n\ndef recurrence(*arguments, **sizes):\n    raise ValueError('recurs')\n"
+        )
+        task |= {"do": "check", "name": broken, "directory": f"{task['directory']}_broken", "files": files}
+        assert worker.ask(task, 120.0) == {}
+        often = {"forward": task["plans"]["forward"] | {"SCORES": 1 << 40}}
+        assert worker.ask(task | {"plans": often}, 120.0) == {"why": "ValueError: recurs"}
     finally:
         worker.close()
 
