@@ -63,13 +63,16 @@ class PlanRun(Run):
         plan = self._plan()
         return (plan.name,) if plan else (), {self.job.which}
 
+    def first(self) -> list[Trial]:
+        return list(self._trials(self._policy, self._policy)) if self.tuned else []
+
     def outcomes(self) -> Iterator[Outcome]:
         if not self.tuned:
             return
         self.times: dict[Launched, Result] = {}
         best = self._policy
         # The policy's plan is measured whatever the budget: everything is compared with it.
-        self._time(self._trials(best, best), inf)
+        self._time(self.first(), inf)
         if failed := [result["why"] for result in self.times.values() if "why" in result]:
             yield Outcome(self.job, self.progress, why=failed[0])
             return

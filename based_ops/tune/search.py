@@ -7,7 +7,7 @@ rounds go on until no change helps, then with two choices at a time, for as long
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice, zip_longest
 from time import monotonic
@@ -29,13 +29,15 @@ MOST_CHANGES = 2
 class Search(Tools):
     """Runs jobs, one after the other."""
 
-    def prepare(self, jobs: Iterable[Job], deadline: float) -> None:
+    def prepare(self, jobs: Collection[Job], deadline: float) -> None:
         """Check the policy's choices of all jobs at once: one by one, each would wait for its own kernels.
 
-        Launch plans are left out, as they start from what the jobs before them find.
+        A launch plan is left out where programs are tuned first: it starts from what is found for them.
         """
-        runs = [ProgramRun(self, job, deadline, lambda progress: None, {}) for job in jobs if not job.plan]
-        trials = [(run, run.policy_trial()) for run in runs]
+        programs = {(job.spec, job.dtype) for job in jobs if not job.plan}
+        first = [job for job in jobs if not job.plan or (job.spec, job.dtype) not in programs]
+        runs = [self._run(job, deadline, lambda progress: None, {}) for job in first]
+        trials = [(run, trial) for run in runs for trial in run.first()]
         unknown = [(run, trial) for run, trial in trials if self.journal.get(trial.key) is None]
         self.check([run.task(trial, "check") for run, trial in unknown], deadline)
 
@@ -50,8 +52,13 @@ class Search(Tools):
 
         `found` are schedules of this layer from jobs before this one.
         """
+        return self._run(job, deadline, report, found).outcomes()
+
+    def _run(
+        self, job: Job, deadline: float, report: Callable[[Progress], None], found: Mapping[str, Schedule]
+    ) -> Run:
         kind = PlanRun if job.plan else ProgramRun
-        return kind(self, job, deadline, report, found).outcomes()
+        return kind(self, job, deadline, report, found)
 
 
 class ProgramRun(Run):
@@ -63,7 +70,7 @@ class ProgramRun(Run):
 
     def outcomes(self) -> Iterator[Outcome]:
         # The policy's choice is measured whatever the budget: everything is compared with it.
-        ((_, result),) = self.measured([self.policy_trial()], float("inf"))
+        ((_, result),) = self.measured(self.first(), float("inf"))
         if "why" in result:
             yield Outcome(self.job, self.progress, why=result["why"])
             return
@@ -75,9 +82,8 @@ class ProgramRun(Run):
         if best is not self.base:
             yield self._confirmed(best)
 
-    def policy_trial(self) -> Trial:
-        """What everything is compared with."""
-        return self._trial(self.base)
+    def first(self) -> list[Trial]:
+        return [self._trial(self.base)]
 
     def _improvements(self, best: Schedules, result: Result) -> Iterator[tuple[Schedules, Result]]:
         """Ever better schedules until no change helps or the budget is spent."""

@@ -149,6 +149,10 @@ class Run(ABC):
         """The names of what is tuned, and the passes that have to be right after it."""
 
     @abstractmethod
+    def first(self) -> list[Trial]:
+        """Trials of the policy's choice, with which everything is compared."""
+
+    @abstractmethod
     def outcomes(self) -> Iterator[Outcome]:
         """The policy's outcome and then every better one; the last is confirmed by measuring again."""
 

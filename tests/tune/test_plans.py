@@ -210,6 +210,20 @@ def test_the_choice_is_the_best_of_all_legal_plans(
     assert chosen(last) == wanted.settings[made.dtype].constants
 
 
+def test_plans_that_are_tuned_alone_are_checked_together(tmp_path: Path) -> None:
+    """Others start from programs that are not found yet."""
+    stub, plans = Stub(), [job(TAYLOR, "forward"), job(TAYLOR, "backward"), job(WINDOW, "forward")]
+    tools = Search(stub, Worker(), Journal(tmp_path / "j"), MACHINE, tmp_path)
+    tools.prepare(plans, monotonic() + 60)
+    assert len(stub.checked) == 3
+    program = replace(plans[0], plan=False, shapes=SHAPES[:1])
+    stub.checked.clear()
+    Search(stub, Worker(), Journal(tmp_path / "j"), MACHINE, tmp_path).prepare(
+        [program, *plans], monotonic() + 60
+    )
+    assert len(stub.checked) == 2, "the program's, and that of the plan of the other layer"
+
+
 # Which plan is tuned
 
 
@@ -275,7 +289,7 @@ def test_a_plan_reaches_launches_only_through_its_function(name: str) -> None:
 def test_a_worker_launches_by_the_plan_of_its_task(tmp_path: Path) -> None:
     """Checked and timed are a module's passes with the constants at hand, whatever is printed."""
     search = started(job(LINEAR, "forward", (Shape(1, 1, 300),)), tmp_path)
-    (trial,) = search._trials(search._policy, search._policy)
+    (trial,) = search.first()
     worker, task = Worker(), search.task(trial, "clock")
     try:
         assert worker.ask(task, 120.0)["ms"] > 0

@@ -53,7 +53,8 @@ def task(tmp_path: Path) -> dict[str, Any]:
     """What the search would send to a worker for the policy's own choice."""
     tools = Search(Pool(1), Worker(), Journal(tmp_path / "j"), MACHINE, tmp_path)
     run = ProgramRun(tools, job(), 0.0, lambda progress: None, {})
-    return run.task(run.policy_trial(), "check")
+    (trial,) = run.first()
+    return run.task(trial, "check")
 
 
 def changed(task: dict[str, Any], do: str, suffix: str) -> dict[str, Any]:
