@@ -9,7 +9,7 @@ would launch.  All plans share one module, so no kernel is compiled for them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from inspect import signature
 from itertools import islice
@@ -52,12 +52,15 @@ def has_plan(spec: LayerSpec, which: str, backend: str, dtype: str) -> bool:
     return any(portable(p.name) == which and dtype in policy(spec, p, backend).settings for p in plans)
 
 
+@dataclass(eq=False)
 class PlanRun(Run):
     """The search for the launch plan of a pass, at several shapes.
 
     The best plan has the least geometric mean of times among those with which no shape takes much longer than
     with the policy's: somebody who calls only that shape gains nothing by the others.
     """
+
+    _times: dict[Launched, Result] = field(default_factory=dict, init=False)
 
     def subject(self) -> tuple[tuple[str, ...], set[str]]:
         plan = self._plan()
@@ -69,11 +72,10 @@ class PlanRun(Run):
     def outcomes(self) -> Iterator[Outcome]:
         if not self.tuned:
             return
-        self.times: dict[Launched, Result] = {}
         best = self._policy
         # The policy's plan is measured whatever the budget: everything is compared with it.
         self._time(self.first(), inf)
-        if failed := [result["why"] for result in self.times.values() if "why" in result]:
+        if failed := [result["why"] for result in self._times.values() if "why" in result]:
             yield Outcome(self.job, self.progress, why=failed[0])
             return
         yield self._outcome(best)
@@ -122,7 +124,7 @@ class PlanRun(Run):
 
     def _unmeasured(self) -> Iterator[Trial]:
         """A trial for everything that some candidate launches, once."""
-        asked = set(self.times)
+        asked = set(self._times)
         for plan in self._candidates:
             yield from self._trials(plan, [launched for launched in plan if launched not in asked])
             asked.update(plan)
@@ -146,7 +148,7 @@ class PlanRun(Run):
 
     def _time(self, trials: Iterable[Trial], deadline: float) -> None:
         for trial, result in self.measured(trials, deadline):
-            self.times[self._of(trial)] = result
+            self._times[self._of(trial)] = result
 
     def _of(self, trial: Trial) -> Launched:
         (name,) = self.tuned
@@ -164,7 +166,7 @@ class PlanRun(Run):
     def _score(self, plan: Launches) -> float:
         """Time relative to the policy's plan; infinite if it is not known, or much longer at some shape."""
         ratios = [
-            self.times.get(now, {}).get("ms", inf) / self.times[before]["ms"]
+            self._times.get(now, {}).get("ms", inf) / self._times[before]["ms"]
             for now, before in zip(plan, self._policy, strict=True)
         ]
         return geometric_mean(ratios) if max(ratios) <= SLOWER else inf
@@ -178,12 +180,12 @@ class PlanRun(Run):
                 if "why" in again:
                     return Outcome(self.job, self.progress, why=again["why"])
                 launched = self._of(trial)
-                self.times[launched] = min(self.times[launched], again, key=lambda result: result["ms"])
+                self._times[launched] = min(self._times[launched], again, key=lambda result: result["ms"])
         return self._outcome(best if self._score(best) < 1 else self._policy)
 
     def _outcome(self, plan: Launches) -> Outcome:
         def mean(of: Launches, what: str) -> float:
-            return geometric_mean([self.times[launched][what] for launched in of])
+            return geometric_mean([self._times[launched][what] for launched in of])
 
         self.progress.policy_ms = mean(self._policy, "ms")
         return self.outcome(self._schedules(plan), mean(plan, "ms"), mean(plan, "bytes"))

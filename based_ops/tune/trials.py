@@ -120,18 +120,22 @@ class Trial:
     key: str
 
 
+@dataclass(eq=False)
 class Run(ABC):
     """A job at work: what it starts from, and the measurement of its trials."""
 
-    def __init__(
-        self,
-        tools: Tools,
-        job: Job,
-        deadline: float,
-        report: Callable[[Progress], None],
-        found: Mapping[str, Schedule],
-    ) -> None:
-        self.tools, self.job, self.deadline, self.report = tools, job, deadline, report
+    tools: Tools
+    job: Job
+    deadline: float
+    report: Callable[[Progress], None]
+    found: Mapping[str, Schedule]
+    """Schedules of this layer from jobs before this one."""
+    seen: set[str] = field(default_factory=set, init=False)
+    """The keys of trials that have a result."""
+
+    def __post_init__(self) -> None:
+        job, found = self.job, self.found
+        self.progress = Progress(job)
         self.lowered = pipeline.lower(job.spec)
         self.kernels = pipeline.kernels(self.lowered, job.backend)
         self.plans = pipeline.plans_of(self.lowered, job.backend)
@@ -141,8 +145,6 @@ class Run(ABC):
         self.tuned, concerned = self.subject()
         self.concerned = sorted(concerned, key=PASSES.index)
         self.base |= {p.name: policy(job.spec, p, job.backend) for p in programs if p.name in self.tuned}
-        self.progress = Progress(job)
-        self.seen: set[str] = set()
 
     @abstractmethod
     def subject(self) -> tuple[tuple[str, ...], set[str]]:
