@@ -186,7 +186,7 @@ def test_a_record_of_a_plan_changes_by_what_a_pass_launches(
     assert after == before | {torch.bfloat16: before[torch.bfloat16] | sizes} != before
     (plan,) = (plan for plan in pipeline.schedule(lowered, "triton").plans if plan.program == program)
     origins = {dtype: setting.origin for dtype, setting in plan.settings.items()}
-    told = "record sm_90: 0.930 of the policy's time over 2 shapes, 25 % of limit"
+    told = "record sm_90: 0.093 ms over 2 shapes, 25 % of limit"
     assert origins["bfloat16"] == told and origins["float16"] == "policy"
 
 
