@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from based_ops.codegen.schedule.model import Schedule
     from based_ops.codegen.spec.model import LayerSpec
 
-    from ..tune.search import Job, Outcome, Progress, Search
+    from ..tune.search import Search
+    from ..tune.trials import Job, Outcome, Progress
 
 DTYPES = ("bfloat16", "float16", "float32")
 COLUMNS = (
@@ -69,7 +70,16 @@ class Extent(click.ParamType):
     help="Time for all layers and passes together.",
 )
 @click.option("--jobs", type=click.IntRange(min=1), help="Workers that compile.  [default: all cores]")
-@click.option("--shape", type=Extent(), help="What to time, instead of each pass's usual shape.")
+@click.option(
+    "--shape",
+    "shapes",
+    type=Extent(),
+    multiple=True,
+    help="What to time, instead of each pass's usual shape; repeated, for launch plans.",
+)
+@click.option(
+    "--plans-only", is_flag=True, help="Tune launch plans, and leave programs as they are recorded."
+)
 @click.option(
     "--records",
     type=click.Path(file_okay=False, path_type=Path),
@@ -88,19 +98,24 @@ def tune(
     device: str | None,
     budget_minutes: float,
     jobs: int | None,
-    shape: tuple[int, int, int] | None,
+    shapes: tuple[tuple[int, int, int], ...],
+    plans_only: bool,
     records: Path | None,
     journal: Path | None,
 ) -> None:
     """Search the schedules of layers NAME (shipped names or spec files; all shipped if none is given).
 
     Each candidate is compiled, compared with float64 mathematics, run three times for equal bits, and only
-    then timed.  The best become tuning records, which `based-ops generate` reads; they say how fast each pass
-    is and how near to the limit that the memory sets.  Ctrl-C keeps what was found; the same command goes on
-    where it was interrupted.
+    then timed.  After the programs of a pass comes its launch plan: into how many segments a sequence is cut,
+    and when scores are computed directly.  It is judged at several shapes at once.
+
+    The best become tuning records, which `based-ops generate` reads; they say how fast each pass is and how
+    near to the limit that the memory sets.  Ctrl-C keeps what was found; the same command goes on where it
+    was interrupted.
     """
-    from ..tune.measure import default_shape
-    from ..tune.search import Job
+    from ..tune.measure import PLANNED, Shape, default_shape
+    from ..tune.plans import has_plan
+    from ..tune.trials import Job
 
     device = device or _default_device()
     backend = backend or ("triton" if device == "cuda" else "torch")
@@ -109,6 +124,7 @@ def tune(
     if records is None and checkout() is None:
         raise click.UsageError("--records is required: this is an installed package, not a checkout")
     specs = [find_spec(name, None) for name in names] or _shipped()
+    given = tuple(Shape(*shape) for shape in shapes)
     wanted: list[Job] = []
     for spec in specs:
         for dtype in dtypes or ("bfloat16",):
@@ -121,10 +137,13 @@ def tune(
             for which in PASSES:
                 if passes and which not in passes:
                     continue
-                usual = default_shape(spec.mixer, which, device)
-                batch, heads, length = shape or (usual.batch, usual.heads, usual.length)
-                extent = (batch, heads, 1 if which == "step" else length)
-                wanted.append(Job(spec, backend, which, dtype, device, extent))
+                if not plans_only:
+                    usual = given[0] if given else default_shape(spec.mixer, which, device)
+                    one = usual._replace(length=1) if which == "step" else usual
+                    wanted.append(Job(spec, backend, which, dtype, device, (one,)))
+                if has_plan(spec, which, backend, dtype):
+                    several = given or PLANNED[device]
+                    wanted.append(Job(spec, backend, which, dtype, device, several, plan=True))
     _tune(wanted, device, 60 * budget_minutes, jobs or os.cpu_count() or 1, records, journal)
 
 
@@ -138,7 +157,8 @@ def _tune(
     from ..tune import results
     from ..tune.journal import Journal
     from ..tune.pool import Pool, Worker
-    from ..tune.search import CLOCK_SECONDS, Search
+    from ..tune.search import Search
+    from ..tune.trials import CLOCK_SECONDS
 
     records = records or DIRECTORY
     kept = Journal(journal or jit.cache_directory() / "tune.jsonl")
@@ -189,7 +209,7 @@ def _run(search: Search, wanted: list[Job], seconds: float, found: dict[Job, Out
             known = earlier.setdefault((job.spec, job.dtype), {})
             for outcome in search.run(job, deadline, report, known):
                 found[job] = outcome
-            known.update(found[job].schedules)
+            known.update(found[job].schedules if job in found else {})
 
 
 @contextmanager
@@ -230,16 +250,15 @@ def _line(progress: Progress) -> str:
 
 
 def _row(outcome: Outcome, machine: dict[str, Any]) -> tuple[str, ...]:
-    from ..tune.measure import Shape
     from ..tune.results import of_limit
 
     job, progress = outcome.job, outcome.progress
     return (
         job.spec.name,
-        job.which,
+        job.what,
         job.dtype,
         job.backend,
-        str(Shape(*job.shape)),
+        f"{len(job.shapes)} shapes" if job.plan else str(job.shapes[0]),
         f"{outcome.policy_ms:.4g}",
         f"{outcome.ms:.4g}",
         f"{100 * of_limit(outcome, machine):.0f} %",

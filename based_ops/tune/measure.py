@@ -5,9 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,8 +27,7 @@ class Unsteady(Exception):
     """Runs on the same inputs differ."""
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """Batch, heads and tokens of a representative call."""
 
     batch: int
@@ -50,6 +48,16 @@ SHAPES = {
 }
 """What is measured on a GPU unless a shape is given."""
 ON_A_CPU = Shape(1, 4, 1024)
+PLANNED = {
+    "cuda": tuple(
+        Shape(batch, heads, length)
+        for batch, heads in ((1, 1), (1, 16), (4, 16), (16, 16))
+        for length in (512, 2048, 8192, 32768)
+        if batch * heads * length <= 2**21
+    ),
+    "cpu": tuple(Shape(1, heads, length) for heads in (1, 8) for length in (256, 1024, 4096)),
+}
+"""What launch plans are judged at unless shapes are given: few rows and many, of short sequences and long."""
 
 
 def default_shape(mixer: str, which: str, device: str) -> Shape:

@@ -13,8 +13,7 @@ from based_ops.codegen.schedule.policy import policy
 from based_ops.codegen.schedule.record_file import Entry
 from based_ops.codegen.schedule.records import layer_facts
 
-from .measure import Shape
-from .search import Outcome
+from .trials import Outcome
 
 VERSIONS = {"triton": ("torch", "triton"), "tilelang": ("torch", "tilelang"), "torch": ("torch",)}
 """Packages whose versions a measurement of each backend depends on."""
@@ -28,29 +27,34 @@ def of_limit(outcome: Outcome, machine: Mapping[str, Any]) -> float:
 
 
 def entries(outcome: Outcome, machine: Mapping[str, Any], today: date) -> list[Entry]:
-    """One record for each program that was tuned, whether or not it is the policy's choice."""
+    """One record for each program or plan that was tuned, whether or not it is the policy's choice."""
     job = outcome.job
     lowered = pipeline.lower(job.spec)
     kernels = pipeline.kernels(lowered, job.backend)
-    keep = space.fixed(kernels)
+    shapes = [str(shape) for shape in job.shapes]
     measured = {
         "ms": _rounded(outcome.ms),
         "policy_ms": _rounded(outcome.policy_ms),
         "of_limit": _rounded(of_limit(outcome, machine)),
         "layer": job.spec.name,
-        "shape": str(Shape(*job.shape)),
+        **({"shapes": shapes} if job.plan else {"shape": shapes[0]}),
         "device": machine["device"],
         **{name: machine[name] for name in VERSIONS[job.backend]},
         "date": today,
     }
     found = []
-    for program in kernels:
+    for program in (*kernels, *pipeline.plans_of(lowered, job.backend)):
         if program.name not in outcome.schedules:
             continue
         chosen = outcome.schedules[program.name]
         setting = chosen.settings[job.dtype]
-        open_choices = space.choices(program, chosen.only(job.dtype), keep)
         default = policy(job.spec, program, job.backend)
+        keep = (
+            space.fixed_in_plan(program, kernels, default.only(job.dtype))
+            if program.is_plan
+            else space.fixed(kernels)
+        )
+        open_choices = space.choices(program, chosen.only(job.dtype), keep)
         found.append(
             Entry(
                 _facts(outcome) | {"program": program.name, "dtype": job.dtype},
@@ -69,7 +73,7 @@ def write(directory: Path, found: list[Outcome], machine: Mapping[str, Any], tod
     """Put the records of these outcomes into the architecture's file; its path, or None if there are none.
 
     They replace all records of the same pass in the same dtype on the same backend, stale ones too, but for
-    programs that were not tuned because others run in their place.
+    the launch plan where programs were tuned, programs where it was, and those in whose place others run.
     """
     if not found:
         return None
@@ -77,8 +81,9 @@ def write(directory: Path, found: list[Outcome], machine: Mapping[str, Any], tod
     book = record_file.load(path)
     for outcome in found:
         replaces = [*_facts(outcome), "dtype"]
-        kernels = pipeline.kernels(pipeline.lower(outcome.job.spec), outcome.job.backend)
-        untouched = {program.name for program in kernels} - {*outcome.schedules}
+        lowered, backend = pipeline.lower(outcome.job.spec), outcome.job.backend
+        known = (*pipeline.kernels(lowered, backend), *pipeline.plans_of(lowered, backend))
+        untouched = {program.name for program in known} - {*outcome.schedules}
         book = record_file.merged(book, entries(outcome, machine, today), replaces, untouched)
     directory.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")

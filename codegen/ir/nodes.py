@@ -333,6 +333,11 @@ class Program:
         default_factory=dict, hash=False
     )  # static extent that a constant must cover
 
+    @property
+    def is_plan(self) -> bool:
+        """Whether this is no kernel, but what a pass plans its launches by: only constants."""
+        return not self.tensors
+
     def tensor(self, name: str) -> Tensor:
         return next(t for t in self.tensors if t.name == name)
 

@@ -25,8 +25,12 @@ WINDOW_TILES = WARPGROUP_TILES | {"QK": 64}
 """The same for windows, whose tiles of queries and keys are as wide as those of values."""
 LONGEST_WINDOW = {"outputs": 128, "gradients": 64}
 """Keys of a window of which such a program holds all tiles of products in registers."""
+ALL_SCORES = 1 << 62
+"""More scores than any sequence has: a pass that computes as many directly never recurs."""
 FEWEST_STAGES = 2
 """Chunks that such a kernel has room for: one at work, the others on their way."""
+WHOLE = (("SEGMENT", "CHUNK"), ("SEGMENT", "KEYS"), ("SEGMENT", "QUERIES"), ("LENGTH", "SEGMENT"))
+"""Constants of which the first is a multiple of the second."""
 COPIED = 8
 """Columns that one asynchronous copy moves, of two bytes each."""
 
@@ -39,7 +43,8 @@ def require_legal(program: Program, schedule: Schedule) -> None:
     """Raise `IllegalSchedule` unless every size is legal for the program.
 
     A constant that a program uses for a whole dimension covers it, a segment is made of whole chunks and
-    tiles, and blocks that are written out are the same for all dtypes, which share the text.
+    tiles, no pass recurs where it has no recurrence, and blocks that are written out are the same for all
+    dtypes, which share the text.
     """
     for stmt in statements(program.body):
         if isinstance(stmt, Blocks) and len(schedule.values(stmt.step)) != 1:
@@ -55,10 +60,17 @@ def require_legal(program: Program, schedule: Schedule) -> None:
             raise IllegalSchedule(
                 f"{program.name} {dtype}: {setting.stages} stages, fewer than {FEWEST_STAGES}"
             )
-        for name in ("CHUNK", "KEYS", "QUERIES"):
-            if "SEGMENT" in sizes and sizes["SEGMENT"] % sizes.get(name, 1):
-                what = f"SEGMENT={sizes['SEGMENT']} is no multiple of {name}={sizes[name]}"
+        for whole, part in WHOLE:
+            if whole in sizes and sizes[whole] % sizes.get(part, 1):
+                what = f"{whole}={sizes[whole]} is no multiple of {part}={sizes[part]}"
                 raise IllegalSchedule(f"{program.name} {dtype}: {what}")
+        if sizes.get("SCORES", ALL_SCORES) < ALL_SCORES and not recurs(schedule.backend, dtype):
+            raise IllegalSchedule(f"{program.name} {dtype}: SCORES={sizes['SCORES']}, but nothing recurs")
+
+
+def recurs(backend: str, dtype: str) -> bool:
+    """Whether there is a recurrence: in float32 its state would fill the registers of a GPU."""
+    return backend not in ("triton", "tilelang") or dtype != "float32"
 
 
 def exchanges(spec: LayerSpec, dtype: str) -> bool:

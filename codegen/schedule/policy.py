@@ -11,11 +11,13 @@ from ..ir.nodes import Program
 from ..names import PASSES, RECURRENCE, WINDOW_PROGRAMS, is_on_warpgroups, portable
 from ..spec.model import LayerSpec, LinearAttention, SlidingWindow
 from .legal import (
+    ALL_SCORES,
     WARPGROUP,
     WARPGROUP_TILES,
     WINDOW_TILES,
     exchanges,
     gradients_exchange,
+    recurs,
     window_streams,
 )
 from .model import HOST_C, Schedule, Setting
@@ -28,8 +30,6 @@ REGISTER_ROWS = 192
 """Rows of a state, 64 values wide, that four warps hold in registers beside their operands."""
 RESIDENT_PROGRAMS = 264
 """Programs of four full warps that a Hopper GPU runs at once: two on each of 132 multiprocessors."""
-ALL_SCORES = 1 << 62
-"""More scores than any sequence has."""
 FEW_SCORES = 1 << 26
 """Scores, over batch and heads, that are computed faster than a recurrence takes its steps.
 
@@ -58,14 +58,14 @@ def policy(spec: LayerSpec, program: Program, backend: str) -> Schedule:
     """The schedule of one program."""
     dtypes = (*spec.dtypes, "float64") if backend == "torch" else spec.dtypes
     choose = {"triton": _warps, "tilelang": _tensor_cores, "torch": _whole, HOST_C: _small}[backend]
-    if program.name == RECURRENCE and backend in ("triton", "tilelang"):
-        dtypes = tuple(dtype for dtype in dtypes if dtype != "float32")  # its state fills the registers
+    if program.name == RECURRENCE:
+        dtypes = tuple(dtype for dtype in dtypes if recurs(backend, dtype))
     if is_on_warpgroups(program.name):
         return _on_warpgroups(spec, program, backend)
-    if not program.body:
-        settings = {dtype: _launch_plan(spec, program, backend, dtype) for dtype in dtypes}
-    else:
-        settings = {dtype: choose(spec, program, dtype) for dtype in dtypes}
+    if program.is_plan:
+        plans = {dtype: _launch_plan(spec, program, backend, dtype) for dtype in dtypes}
+        return Schedule(program.name, backend, plans)
+    settings = {dtype: choose(spec, program, dtype) for dtype in dtypes}
     rewrites = ("gather_by_product",) if backend in ("triton", "torch") else ()
     return Schedule(program.name, backend, settings, rewrites)
 
@@ -109,15 +109,15 @@ def _launch_plan(spec: LayerSpec, program: Program, backend: str, dtype: str) ->
         "PROGRAMS": RESIDENT_PROGRAMS // value_blocks,
         "FEWEST": FEWEST_SEGMENTS,
     }
-    if _recurs(spec, backend, dtype):
+    if _recurs_well(spec, backend, dtype):
         fast = backend == "triton" and exchanges(spec, dtype)
         sizes |= {"SCORES": FEW_SCORES // 2 if fast else FEW_SCORES, "LENGTH": LONGEST_DIRECT}
     return Setting(_pick(program, sizes))
 
 
-def _recurs(spec: LayerSpec, backend: str, dtype: str) -> bool:
+def _recurs_well(spec: LayerSpec, backend: str, dtype: str) -> bool:
     """Whether long sequences run as a recurrence: on a GPU, where the state fits its registers."""
-    return backend in ("triton", "tilelang") and dtype != "float32" and _rows(spec) <= REGISTER_ROWS
+    return backend in ("triton", "tilelang") and recurs(backend, dtype) and _rows(spec) <= REGISTER_ROWS
 
 
 def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:

@@ -49,6 +49,7 @@ MEASURED: dict[str, type | tuple[type, ...]] = {
     "of_limit": (float, int),
     "layer": str,
     "shape": str,
+    "shapes": list,
     "device": str,
     "torch": str,
     "triton": str,
@@ -56,7 +57,8 @@ MEASURED: dict[str, type | tuple[type, ...]] = {
     "date": date,
 }
 """How an entry was measured: medians of the whole pass in milliseconds, with this entry and with the policy;
-the fraction of the speed at which the pass would only move its inputs and outputs; where and when."""
+the fraction of the speed at which the pass would only move its inputs and outputs; where and when.  Over
+several `shapes` they are geometric means."""
 
 HEADER = "# Measured choices, written by `based-ops tune`.  Their format: codegen/schedule/record_file.py.\n"
 

@@ -97,8 +97,8 @@ def require_current(
             raise _stale(architecture, entry, f"the layer {spec.name} has no program of that name")
         if part is None:
             continue
-        of_pass = (*launched.get(part, ()), *launched.get(on_warpgroups(part), ()), part)
-        if program not in of_pass:
+        both = (part, on_warpgroups(part))  # passes, and launch plans of the same names
+        if program not in both and not any(program in launched.get(name, ()) for name in both):
             raise _stale(architecture, entry, f"the pass {part} of the layer {spec.name} has no such program")
 
 
@@ -130,7 +130,9 @@ def _origin(entry: Entry, architecture: str) -> str:
     measured = entry.measured
     told = []
     if "ms" in measured:
-        told.append(f"{measured['ms']:.3g} ms" + (f" at {measured['shape']}" if "shape" in measured else ""))
+        several = f" over {len(measured['shapes'])} shapes" if "shapes" in measured else ""
+        one = f" at {measured['shape']}" if "shape" in measured else ""
+        told.append(f"{measured['ms']:.3g} ms{one}{several}")
     if "of_limit" in measured:
         told.append(f"{100 * measured['of_limit']:.0f} % of limit")
     if versions := [

@@ -7,7 +7,7 @@ of matrix products) narrows them, and `candidates` lists what is left, nearest t
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 
@@ -17,36 +17,32 @@ from ..ir.nodes import Blocks, For, Let, Load, Program, Span, Store, Var
 from ..ir.rewrite import rewritten
 from ..names import RECURRENCE, WINDOW_PROGRAMS, is_on_warpgroups, portable
 from .budget import fits
-from .legal import is_legal, miscompiled, products
+from .legal import ALL_SCORES, is_legal, miscompiled, products
 from .model import Schedule, Setting
-from .policy import MATRIX_UNIT
+from .policy import MATRIX_UNIT, RESIDENT_PROGRAMS
 
 
-@dataclass(frozen=True)
-class Range:
+def _powers(least: int, most: int) -> tuple[int, ...]:
     """Powers of two from `least` to `most`, both included."""
-
-    least: int
-    most: int
-
-    def __iter__(self) -> Iterator[int]:
-        size = self.least
-        while size <= self.most:
-            yield size
-            size *= 2
+    return tuple(1 << n for n in range(least.bit_length() - 1, most.bit_length()))
 
 
 SIZES = {
-    "CHUNK": Range(16, 256),  # tokens whose results one block computes
-    "KEYS": Range(16, 256),  # keys that it reads at a time
-    "QUERIES": Range(16, 256),  # queries that it reads at a time
-    "FEATURES": Range(4, 256),  # rows of the state at a time
-    "VALUES": Range(16, 256),  # columns of the state: less than all of them is a value split
-    "SEGMENT": Range(32, 256),  # tokens of which a segment has a multiple
-    "LENGTH": Range(128, 4096),  # tokens of a segment
+    "CHUNK": _powers(16, 256),  # tokens whose results one block computes
+    "KEYS": _powers(16, 256),  # keys that it reads at a time
+    "QUERIES": _powers(16, 256),  # queries that it reads at a time
+    "FEATURES": _powers(4, 256),  # rows of the state at a time
+    "VALUES": _powers(16, 256),  # columns of the state: less than all of them is a value split
+    "SEGMENT": _powers(32, 256),  # tokens of which a segment has a multiple
+    # Of launch plans:
+    "SCORES": (*_powers(1 << 20, 1 << 30), ALL_SCORES),  # computed directly, without a recurrence
+    "LENGTH": _powers(128, 4096),  # tokens of a segment
+    "SHORTEST": _powers(128, 2048),  # tokens of a segment at least
+    "PROGRAMS": tuple(RESIDENT_PROGRAMS * n // 12 for n in (1, 2, 3, 4, 6, 8, 12, 18, 24, 36, 48)),
+    "FEWEST": (1, 2, 3, 4, 6, 8),  # segments at least, else there is one
 }
-OTHERS = Range(1, 4096)
-"""Constants that the table does not know: numbers of a launch plan, or of a program that is new."""
+OTHERS = _powers(1, 4096)
+"""Constants that the table does not know, of a program that is new."""
 
 WARPS = {"triton": (1, 2, 4, 8), "tilelang": (4, 8)}
 STAGES = {"triton": (1, 2, 3, 4)}
@@ -61,6 +57,9 @@ OF_THE_LAYER = frozenset({"SEGMENT"})
 DECIDING = frozenset({RECURRENCE, "query_gradients", *WINDOW_PROGRAMS.values()})
 """Programs whose version for warpgroups decides for its whole pass: where it is not used, nor are others."""
 
+OF_RECURRENCES = frozenset({"SCORES", "SHORTEST", "PROGRAMS", "FEWEST"})
+"""Constants of a forward pass's launch plan that say when it recurs, and in how many segments."""
+
 Choice = int | bool | tuple[str, ...]
 Choices = dict[str, tuple[Choice, ...]]
 
@@ -70,6 +69,23 @@ def fixed(programs: Collection[Program]) -> frozenset[str]:
     return frozenset(
         name for name in OF_THE_LAYER if sum(name in program.constants for program in programs) > 1
     )
+
+
+def decides(program: str) -> bool:
+    """Whether a program may be left unused, and with it its whole pass on warpgroups."""
+    return is_on_warpgroups(program) and portable(program) in DECIDING
+
+
+def fixed_in_plan(plan: Program, kernels: Collection[Program], default: Schedule) -> frozenset[str]:
+    """Constants of a launch plan that are no choice: tiles, which are the kernels', and what it never reads.
+
+    `default` is the policy's plan for one dtype.  Where that never recurs there is no recurrence, or none
+    whose state the registers hold.
+    """
+    (setting,) = default.settings.values()
+    tiles = {name for kernel in kernels for name in kernel.constants}
+    unread = OF_RECURRENCES if setting.constants.get("SCORES") == ALL_SCORES else frozenset()
+    return frozenset(name for name in plan.constants if name in tiles | unread)
 
 
 def choices(program: Program, start: Schedule, keep: Collection[str] = ()) -> Choices:
@@ -86,19 +102,18 @@ def choices(program: Program, start: Schedule, keep: Collection[str] = ()) -> Ch
     for name in program.constants:
         if name in program.bounds or name in blocks or name in keep:
             continue
-        known = SIZES.get(name, OTHERS)
-        least = max(known.least, MATRIX_UNIT) if name in sides else known.least
-        sizes = set(Range(least, known.most)) | {setting.constants[name]}
+        least = MATRIX_UNIT if name in sides else 1
+        sizes = {size for size in SIZES.get(name, OTHERS) if size >= least} | {setting.constants[name]}
         if extent := _extent(program, name):
             enough = min(size for size in (*sizes, 1 << (extent - 1).bit_length()) if size >= extent)
             sizes = {size for size in sizes if size <= enough} | {setting.constants[name]}
         found[name] = tuple(sorted(sizes))
     if start.backend in WARPS and program.body:
         found["warps"] = WARPS[start.backend]
-    if is_on_warpgroups(program.name) and portable(program.name) in DECIDING:
+    if decides(program.name):
         found["used"] = (False, True)
     loads_ahead = is_on_warpgroups(program.name) or any(isinstance(s, For) for s in statements(program.body))
-    if start.backend in STAGES and loads_ahead:
+    if start.backend in STAGES and loads_ahead and not program.is_plan:
         found["stages"] = STAGES[start.backend]
     plain = _rewritten(program, replace(start, rewrites=()))
     sets = {

@@ -105,6 +105,16 @@ def test_records_say_which_backend_serves(install: Install, spec: LayerSpec) -> 
         ({"program": "outputs", "pass": "step"}, "the pass step of the layer taylor2_qk16_v64 has no such"),
         ({"program": "outputs", "GONE": 3}, "the program has no GONE, only .*CHUNK"),
         ({"program": "outputs", "QK": 8}, "does not admit it: .*QK=8 does not cover 16"),
+        (
+            {"program": "forward", "pass": "backward"},
+            "the pass backward of the layer taylor2_qk16_v64 has no",
+        ),
+        ({"program": "forward", "CHUNK": 64}, "the program has no CHUNK, only SCORES, LENGTH, .*FEWEST"),
+        (
+            {"program": "forward", "dtype": "float32", "SCORES": 1 << 26},
+            "does not admit it: .*nothing recurs",
+        ),
+        ({"program": "backward", "LENGTH": 192}, "LENGTH=192 is no multiple of SEGMENT=128"),
     ],
     ids=str,
 )
@@ -149,6 +159,38 @@ def test_a_record_can_say_that_the_portable_program_is_faster(install: Install) 
 
 
 @pytest.mark.parametrize(
+    ("name", "program", "part", "sizes"),
+    [
+        (NAME, "forward", "forward", {"SCORES": 1 << 23, "FEWEST": 2}),
+        (NAME, on_warpgroups("backward"), "backward", {"SHORTEST": 256, "PROGRAMS": 528}),
+        ("window64_d64", on_warpgroups("backward"), "backward", {"PROGRAMS": 132}),
+    ],
+)
+def test_a_record_of_a_plan_changes_by_what_a_pass_launches(
+    install: Install, name: str, program: str, part: str, sizes: dict[str, int]
+) -> None:
+    spec = pipeline.load(SPECS, [name])[name]
+    lowered = pipeline.lower(spec)
+
+    def table() -> dict[torch.dtype, dict[str, int]]:
+        module = import_text(pipeline.emit(pipeline.schedule(lowered, "triton")), "planned")
+        found: dict[torch.dtype, dict[str, int]] = module.SCHEDULE[program]
+        return found
+
+    install()
+    before = table()
+    facts = records.layer_facts(spec) | {"backend": "triton", "pass": part, "program": program}
+    measured = {"ms": 0.093, "policy_ms": 0.1, "of_limit": 0.25, "shapes": ["B1 H1 T512", "B1 H16 T2048"]}
+    install(facts | {"dtype": "bfloat16", "measured": measured} | sizes)
+    after = table()
+    assert after == before | {torch.bfloat16: before[torch.bfloat16] | sizes} != before
+    (plan,) = (plan for plan in pipeline.schedule(lowered, "triton").plans if plan.program == program)
+    origins = {dtype: setting.origin for dtype, setting in plan.settings.items()}
+    told = "record sm_90: 0.093 ms over 2 shapes, 25 % of limit"
+    assert origins["bfloat16"] == told and origins["float16"] == "policy"
+
+
+@pytest.mark.parametrize(
     ("data", "message"),
     [
         ([], "must be a mapping"),
@@ -165,6 +207,7 @@ def test_a_record_can_say_that_the_portable_program_is_faster(install: Install) 
         ({"settings": [{"v": "64"}]}, "v: '64' must be of type int"),
         ({"settings": [{"measured": {"mss": 1.0}}]}, "did you mean `ms`"),
         ({"settings": [{"measured": {"ms": "1"}}]}, "ms: '1' is of the wrong type"),
+        ({"settings": [{"measured": {"shapes": "B1 H1 T512"}}]}, "shapes: 'B1 H1 T512' is of the wrong type"),
     ],
     ids=str,
 )
@@ -210,13 +253,13 @@ def test_committed_records_are_current_sorted_and_of_use(path: Path) -> None:
     used: set[str] = set()
     for spec in pipeline.load(SPECS).values():
         for target in (t for t, a in records.ARCHITECTURE.items() if a == path.stem):
-            for part in pipeline.schedule(pipeline.lower(spec), target).programs:
-                settings = part.schedule.settings.items()
+            layer = pipeline.schedule(pipeline.lower(spec), target)
+            for schedule in (*(part.schedule for part in layer.programs), *layer.plans):
                 used |= {
                     str(entry)
-                    for dtype, setting in settings
+                    for dtype, setting in schedule.settings.items()
                     for entry in book.entries
                     if setting.origin != "policy"
-                    and records.applies(entry, spec, target, part.program.name, dtype)
+                    and records.applies(entry, spec, target, schedule.program, dtype)
                 }
     assert used == {str(entry) for entry in book.entries}

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from based_ops.codegen import pipeline
 from based_ops.codegen.names import BACKENDS
+from based_ops.codegen.schedule import space
 from based_ops.codegen.schedule.choose import choose
 from based_ops.codegen.schedule.legal import IllegalSchedule, require_legal
 from based_ops.codegen.schedule.model import HOST_C
@@ -83,6 +84,31 @@ def test_every_schedule_of_linear_attention_computes_the_same(data: st.DataObjec
 
 
 @given(data=st.data())
+def test_every_plan_computes_the_same(data: st.DataObject) -> None:
+    """Whatever the numbers that plans may have, on a sequence of a few segments."""
+    spec = data.draw(st.sampled_from(LINEAR), "spec")
+    names = [
+        f"{plan.name}.{name}"
+        for plan in pipeline.lower(spec).plans
+        for name in plan.constants
+        if name != "SEGMENT"
+    ]
+    options = {name: st.sampled_from(space.SIZES[name.partition(".")[2]]) for name in names}
+    sizes = tuple(data.draw(st.fixed_dictionaries(options), "sizes").items())
+    made = call(spec, data.draw(st.integers(257, 1100), "length"), 4)
+    results = []
+    for module in (build(spec, "torch", sizes), build(spec, "torch")):
+        layer = linear.Layer(spec, module, made)
+        (q, k, v), do, initial = layer.qkv(), layer.output_gradient(), layer.earlier()
+        forward = layer.forward(q, k, v, initial)
+        results.append(
+            [*forward, *layer.backward(do, layer.random_like(initial, 6), q, k, v, forward, initial)]
+        )
+    for i, (found, wanted) in enumerate(zip(*results, strict=True)):
+        assert_close(f"result {i}", found, wanted, BACKWARD[torch.float64], torch.ones(1))
+
+
+@given(data=st.data())
 def test_value_blocks_compute_the_same(data: st.DataObject) -> None:
     """Programs that need not hold whole rows of values may cut them."""
     spec = data.draw(st.sampled_from(LINEAR), "spec")
@@ -135,7 +161,8 @@ def _specs() -> list[LayerSpec]:
 def test_chosen_schedules_are_legal(spec: LayerSpec, target: str) -> None:
     """What the policy and the records choose binds every constant and keeps the programs' own conditions."""
     segments: dict[str, set[int]] = {}
-    for program in pipeline.lower(spec).programs:
+    lowered = pipeline.lower(spec)
+    for program in (*lowered.programs, *lowered.plans):
         schedule = choose(spec, program, target)
         require_legal(program, schedule)
         on_gpu = target in ("triton", "tilelang")
@@ -148,11 +175,11 @@ def test_chosen_schedules_are_legal(spec: LayerSpec, target: str) -> None:
             assert list(sizes) == list(program.constants)
             if "SEGMENT" in sizes:
                 segments.setdefault(dtype, set()).add(sizes["SEGMENT"])
-            if target == "triton":
+            if target == "triton" and not program.is_plan:
                 assert all(size & (size - 1) == 0 for size in sizes.values()), sizes
                 assert setting.warps in (1, 2, 4, 8, 16)
     assert all(len(chosen) == 1 for chosen in segments.values()), (
-        "all programs of a layer share one segment length"
+        "all programs and plans of a layer share one segment length"
     )
 
 

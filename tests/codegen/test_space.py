@@ -17,7 +17,7 @@ from based_ops.codegen.ir.nodes import Program
 from based_ops.codegen.names import RECURRENCE, on_warpgroups
 from based_ops.codegen.schedule import budget, space
 from based_ops.codegen.schedule.choose import choose
-from based_ops.codegen.schedule.legal import miscompiled, require_legal
+from based_ops.codegen.schedule.legal import ALL_SCORES, miscompiled, require_legal
 from based_ops.codegen.schedule.model import Schedule, Setting
 from based_ops.codegen.schedule.policy import policy
 from based_ops.codegen.spec.model import LayerSpec
@@ -103,6 +103,42 @@ def test_warpgroups_are_a_choice_where_a_layer_suits_them(name: str, deciding: s
             found = list(space.candidates(program, start, most_changes=1))
             assert [s.settings["bfloat16"].used for s in found].count(False) == 1
     assert offered == {on_warpgroups(program) for program in deciding}
+
+
+# Launch plans
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", sorted(LAYERS))
+def test_plans_have_few_legal_choices_of_their_own(name: str, backend: str) -> None:
+    """Not tiles, which their kernels have too, nor warps and stages, nor numbers that a pass never reads."""
+    spec, lowered = LAYERS[name], pipeline.lower(LAYERS[name])
+    kernels = pipeline.kernels(lowered, backend)
+    for plan in pipeline.plans_of(lowered, backend):
+        chosen = policy(spec, plan, backend)
+        for dtype in chosen.settings:
+            start = chosen.only(dtype)
+            keep = space.fixed_in_plan(plan, kernels, start)
+            options = space.choices(plan, start, keep)
+            assert options and all(1 < len(values) <= 12 for values in options.values())
+            assert options.keys() <= {"SCORES", "LENGTH", "SHORTEST", "PROGRAMS", "FEWEST"}
+            if start.values(next(iter(plan.constants))) == {ALL_SCORES}:
+                assert options.keys() == {"LENGTH"}
+            for schedule in space.candidates(plan, start, keep, most_changes=1):
+                require_legal(plan, schedule)
+                after = schedule.settings[dtype].constants
+                assert all(
+                    size == start.settings[dtype].constants[name] or name in options
+                    for name, size in after.items()
+                )
+
+
+def test_a_plan_may_compute_all_scores_directly_or_few() -> None:
+    spec = LAYERS["taylor2_qk16_v64"]
+    plan = pipeline.plans_of(pipeline.lower(spec), "triton")[0]
+    options = space.choices(plan, policy(spec, plan, "triton").only("bfloat16"))
+    assert options["SCORES"] == (*(1 << n for n in range(20, 31)), ALL_SCORES)
+    assert options["FEWEST"] == (1, 2, 3, 4, 6, 8)
 
 
 def test_an_unknown_constant_and_an_empty_program_have_choices() -> None:

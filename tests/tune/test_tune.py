@@ -19,10 +19,11 @@ from based_ops.codegen.schedule import record_file, records
 from based_ops.codegen.schedule.record_file import Book, Entry
 from based_ops.codegen.schedule.records import launches
 from based_ops.codegen.spec.model import LayerSpec
-from based_ops.tune import search
 from based_ops.tune.journal import Journal
+from based_ops.tune.measure import Shape
 from based_ops.tune.pool import Pool, Worker
-from based_ops.tune.search import Job, Outcome, Search, tuned_programs
+from based_ops.tune.search import ProgramRun, Search, tuned_programs
+from based_ops.tune.trials import Job, Outcome
 from tests.conftest import SPECS
 from tests.kernels.runners import interpreting
 
@@ -31,13 +32,13 @@ pytestmark = pytest.mark.skipif(interpreting(), reason="tunes the torch backend,
 NAME = "window16_d64"
 SPEC = pipeline.load(SPECS, [NAME])[NAME]
 LINEAR = pipeline.load(SPECS, ["taylor1_qk16_v64"])["taylor1_qk16_v64"]
-SHAPE = (1, 1, 64)
+SHAPE = Shape(1, 1, 64)
 TIMEOUT = 120.0
 MACHINE = {"bandwidth": 1e10, "architecture": "cpu", "device": "here", "torch": "2.0"}
 
 
 def job(which: str = "forward", spec: LayerSpec = SPEC) -> Job:
-    return Job(spec, "torch", which, "float32", "cpu", SHAPE)
+    return Job(spec, "torch", which, "float32", "cpu", (SHAPE,))
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +51,10 @@ def worker() -> Iterator[Worker]:
 @pytest.fixture
 def task(tmp_path: Path) -> dict[str, Any]:
     """What the search would send to a worker for the policy's own choice."""
-    run = search._Run(
-        Search(Pool(1), Worker(), Journal(tmp_path / "j"), MACHINE, tmp_path), job(), 0.0, lambda p: None, {}
-    )
-    return run._trial(run.base).task("check", run)
+    tools = Search(Pool(1), Worker(), Journal(tmp_path / "j"), MACHINE, tmp_path)
+    run = ProgramRun(tools, job(), 0.0, lambda progress: None, {})
+    (trial,) = run.first()
+    return run.task(trial, "check")
 
 
 def changed(task: dict[str, Any], do: str, suffix: str) -> dict[str, Any]:
