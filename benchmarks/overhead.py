@@ -27,7 +27,7 @@ from based_ops import dispatch
 from based_ops.variant import Variant
 
 VARIANTS = ("taylor2_qk16_v64", "window64_d64")
-CALLS, ROUNDS = 100, 50
+CALLS, ROUNDS = 100, 20
 
 
 def host_microseconds(function: Callable[[], Any]) -> float:

@@ -25,6 +25,8 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from .warpgroups import widened
+
 # Elementwise on registers, two bfloat16 in each, as PTX has them; gradients are float32.
 
 
@@ -184,7 +186,7 @@ def back_of_halves(x, LAYOUT: gl.constexpr):
 @gluon.jit
 def wider(x, LAYOUT: gl.constexpr):
     """x in float32, in a product's layout."""
-    return gl.convert_layout(x, LAYOUT, assert_trivial=True).to(gl.float32)
+    return gl.convert_layout(widened(x), LAYOUT, assert_trivial=True)
 
 
 @gluon.jit
