@@ -68,9 +68,15 @@ def rounded(x):
 def in_bfloat16(tile, LEFT: gl.constexpr):
     """A shared tile of float16 rounded to bfloat16 in its place, and the same as a left operand."""
     x = rounded(tile.load(LEFT).to(gl.float32))
-    same = tile._reinterpret(gl.bfloat16, tile.shape, tile.layout)
+    same = as_dtype(tile, gl.bfloat16)
     same.store(x)  # where each warp has read
     return same, x
+
+
+@gluon.jit
+def as_dtype(tile, DTYPE: gl.constexpr):
+    """A shared tile's memory for numbers of another dtype, of as many bytes."""
+    return tile._reinterpret(DTYPE, tile.shape, tile.layout)
 
 
 # Tiles of rows on their way from and to global memory.  Where a row begins is calculated each time: kept for
