@@ -134,27 +134,34 @@ def four(a, b, c, d, LAYOUT: gl.constexpr):
 @gluon.jit
 def left_of_wide(x, LAYOUT: gl.constexpr):
     """The first 64 columns of `wide`."""
-    x_1 = partners_by_lane(exchanged(x, 1), 1)
-    x_2 = partners_by_lane(exchanged(x, 2), 2)
-    x_3 = partners_by_lane(exchanged(x, 3), 2)
-    return four(product(x, x), product(x, x_1), product(x, x_2), product(x, x_3), LAYOUT)
+    x_1 = exchanged(x, 1)
+    x_2 = exchanged(x, 2)
+    x_3 = exchanged(x, 3)
+    return beside(
+        beside(product(x, x), product(x, partners_by_lane(x_1, 1)), LAYOUT),
+        beside(product(x, partners_by_lane(x_2, 2)), product(x, partners_by_lane(x_3, 2)), LAYOUT),
+        LAYOUT,
+    )
 
 
 @gluon.jit
 def right_of_wide(x, LAYOUT: gl.constexpr):
     """The other 64."""
-    x_0 = partners_of_halves(x)
-    x_1 = partners_of_halves(exchanged(x, 1))
-    x_2 = partners_of_halves(exchanged(x, 2))
-    x_3 = partners_of_halves(exchanged(x, 3))
-    return four(product(x, x_0), product(x, x_1), product(x, x_2), product(x, x_3), LAYOUT)
+    x_1 = exchanged(x, 1)
+    x_2 = exchanged(x, 2)
+    x_3 = exchanged(x, 3)
+    return beside(
+        beside(product(x, partners_of_halves(x)), product(x, partners_of_halves(x_1)), LAYOUT),
+        beside(product(x, partners_of_halves(x_2)), product(x, partners_of_halves(x_3)), LAYOUT),
+        LAYOUT,
+    )
 
 
 @gluon.jit
 def features(x, LAYOUT: gl.constexpr):
     """Φ(x) by exchange, without weights: `wide` and `narrow`; x is a left operand in registers."""
-    wide = beside(left_of_wide(x, LAYOUT), right_of_wide(x, LAYOUT), LAYOUT)
-    return wide, beside(neighbours_and_constant(x), x, LAYOUT)
+    left, right = left_of_wide(x, LAYOUT), right_of_wide(x, LAYOUT)
+    return beside(left, right, LAYOUT), beside(neighbours_and_constant(x), x, LAYOUT)
 
 
 # The way back.

@@ -65,6 +65,23 @@ def rounded(x):
 
 
 @gluon.jit
+def in_float32(x):
+    """x, of bfloat16, in float32.
+
+    ptxas keeps pairs apart that it has seen taken apart, and puts them together again for every use; of these
+    it sees nothing.
+    """
+    return gl.inline_asm_elementwise(
+        "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;",
+        "=&r,=r,r",
+        [x],
+        dtype=gl.float32,
+        is_pure=True,
+        pack=2,
+    )
+
+
+@gluon.jit
 def in_bfloat16(tile, LEFT: gl.constexpr):
     """A shared tile of float16 rounded to bfloat16 in its place, and the same as a left operand."""
     x = rounded(tile.load(LEFT).to(gl.float32))

@@ -293,6 +293,7 @@ def _neighbours_and_constant(x: Tensor) -> Tensor:
 
 LOGICAL = {
     "rounded": lambda x: x.to(torch.bfloat16),
+    "in_float32": lambda x: x.to(torch.float32),
     "exchanged": _exchanged,
     "partners_by_lane": _partners_by_lane,
     "partners_of_halves": _partners_of_halves,

@@ -18,7 +18,7 @@ from based_ops.codegen.emit.warpgroups.wide import ROUNDS
 from based_ops.codegen.names import RECURRENCE, is_on_warpgroups, on_warpgroups
 from based_ops.codegen.spec.model import HeadDims, LinearAttention, TaylorExp
 from based_ops.state import LinearAttentionState, feature_count
-from based_ops.support import exchange, exchange_wide
+from based_ops.support import exchange, exchange_wide, warpgroups
 from based_ops.support.host import cdiv
 from tests.kernels.gluon import LOGICAL, meanings, run
 from tests.kernels.linear import expected_gradients
@@ -275,6 +275,8 @@ def execute(text: str, inputs: list[np.ndarray], outputs: int) -> list[np.ndarra
         x = [get(argument) for argument in arguments]
         if op.startswith("mov"):
             values[into] = x[0]
+        elif op == "shl.b32":
+            values[into] = x[0] << x[1] & 0xFFFFFFFF
         elif op == "and.b32":
             values[into] = x[0] & x[1]
         elif op in ("setp.ne.u32", "setp.eq.u32"):
@@ -327,6 +329,20 @@ def test_ptx_does_what_it_says(name: str, operands: int, more: list[tuple[int, .
     function = FunctionType(kernel.__code__, names, name, kernel.__defaults__)
     for extra in more:
         assert torch.equal(function(*tiles, *extra), LOGICAL[name](*tiles, *extra)), extra
+
+
+def test_both_halves_of_a_register_become_float32() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(16, 16).bfloat16()
+
+    def inline(text: str, constraints: str, args: list[Tensor], **_: Any) -> list[list[np.ndarray]]:
+        return [execute(text, [register], 2) for register in registers(args[0])]
+
+    names = {"gl": SimpleNamespace(inline_asm_elementwise=inline, float32=torch.float32)}
+    found = np.array(FunctionType(warpgroups.in_float32.fn.__code__, names)(x))
+    bits = x.float().view(torch.int32).numpy().astype(np.int64) & 0xFFFFFFFF
+    assert (found[:, 0] == bits[ROWS, COLUMNS]).all()
+    assert (found[:, 1] == bits[ROWS, COLUMNS + 1]).all()
 
 
 def wide_columns(names: dict[str, Any], x: Tensor, d: int) -> tuple[Tensor, Tensor]:

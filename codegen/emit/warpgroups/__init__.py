@@ -63,6 +63,7 @@ IMPORTS = {
         "fetch_existing",
         "fetch_numbers",
         "in_bfloat16",
+        "in_float32",
         "on_warpgroups",
         "read",
         "rounded",
@@ -81,7 +82,6 @@ IMPORTS = {
         "rows_of_narrow",
         "rows_of_wide",
         "store_state",
-        "wider",
     ),
     "exchange_wide": ("crossed", "doubled", "rows_of_crossed", "rows_of_singles", "singles"),
     "quadratic": (

@@ -241,8 +241,8 @@ class WideRecurrence(StateKernel):
         if self.normalize:
             self.print("""
                 N = warpgroup_mma_wait(1, [N])
-                N = gl.convert_layout(gl.sum(N * wider(Q, NARROW), 1), gl.SliceLayout(1, SUMS))
-                N += count + (t0 - start)
+                N *= gl.convert_layout(in_float32(Q), NARROW, assert_trivial=True)
+                N = gl.convert_layout(gl.sum(N, 1), gl.SliceLayout(1, SUMS)) + (count + (t0 - start))
             """)
         self.w.line("R = warpgroup_mma_wait(0, [R])")
         self._weights("0")
@@ -264,6 +264,7 @@ class WideRecurrence(StateKernel):
                 N_own = gl.full([CHUNK, 8], 0.0, gl.float32, SUMS)
                 N_own = warpgroup_mma(A_0, eighths, N_own, use_acc=False, is_async=True)
                 N_own = warpgroup_mma(A_64, eighths, N_own, is_async=True)
+                Z, z = add_sums(K, Z, z, PAIRS)
             """)
         for n, part in enumerate(self.parts):
             for i, piece in enumerate(part.pieces):
@@ -318,12 +319,10 @@ class WideRecurrence(StateKernel):
         return ", ".join(f"S_{self.index[part]}" for part in parts)
 
     def _into_state(self, parts: tuple[Part, ...]) -> None:
-        """Products that are issued, and for the normaliser those that are made meanwhile."""
+        """Issue the products that add to these parts."""
         for part in parts:
             n = self.index[part]
             self.w.line(f"S_{n} = warpgroup_mma(V.permute((1, 0)), K_{part.tile}, S_{n}, is_async=True)")
-        if self.normalize and parts is self.rounds[0]:
-            self.w.line("Z, z = add_sums(K, Z, z, PAIRS)")
 
     def _scores(self, first: str) -> None:
         self.print(f"""
