@@ -25,7 +25,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from .warpgroups import widened
+from .warpgroups import in_float32
 
 # Elementwise on registers, two bfloat16 in each, as PTX has them; gradients are float32.
 
@@ -128,22 +128,42 @@ def beside(x, y, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def features(x, LAYOUT: gl.constexpr):
-    """Φ(x) by exchange, without weights: `wide` and `narrow`; x is a left operand in registers."""
+def four(a, b, c, d, LAYOUT: gl.constexpr):
+    """Four tiles beside each other."""
+    return beside(beside(a, b, LAYOUT), beside(c, d, LAYOUT), LAYOUT)
+
+
+@gluon.jit
+def left_of_wide(x, LAYOUT: gl.constexpr):
+    """The first 64 columns of `wide`."""
     x_1 = exchanged(x, 1)
     x_2 = exchanged(x, 2)
     x_3 = exchanged(x, 3)
-    by_lane = beside(
+    return beside(
         beside(product(x, x), product(x, partners_by_lane(x_1, 1)), LAYOUT),
         beside(product(x, partners_by_lane(x_2, 2)), product(x, partners_by_lane(x_3, 2)), LAYOUT),
         LAYOUT,
     )
-    of_halves = beside(
+
+
+@gluon.jit
+def right_of_wide(x, LAYOUT: gl.constexpr):
+    """The other 64."""
+    x_1 = exchanged(x, 1)
+    x_2 = exchanged(x, 2)
+    x_3 = exchanged(x, 3)
+    return beside(
         beside(product(x, partners_of_halves(x)), product(x, partners_of_halves(x_1)), LAYOUT),
         beside(product(x, partners_of_halves(x_2)), product(x, partners_of_halves(x_3)), LAYOUT),
         LAYOUT,
     )
-    return beside(by_lane, of_halves, LAYOUT), beside(neighbours_and_constant(x), x, LAYOUT)
+
+
+@gluon.jit
+def features(x, LAYOUT: gl.constexpr):
+    """Φ(x) by exchange, without weights: `wide` and `narrow`; x is a left operand in registers."""
+    left, right = left_of_wide(x, LAYOUT), right_of_wide(x, LAYOUT)
+    return beside(left, right, LAYOUT), beside(neighbours_and_constant(x), x, LAYOUT)
 
 
 # The way back.
@@ -186,7 +206,7 @@ def back_of_halves(x, LAYOUT: gl.constexpr):
 @gluon.jit
 def wider(x, LAYOUT: gl.constexpr):
     """x in float32, in a product's layout."""
-    return gl.convert_layout(widened(x), LAYOUT, assert_trivial=True)
+    return gl.convert_layout(in_float32(x), LAYOUT, assert_trivial=True)
 
 
 @gluon.jit
@@ -247,21 +267,23 @@ def row_of_pair(a, c, D: gl.constexpr):
 
 
 @gluon.jit
-def rows_of_wide(f, D: gl.constexpr):
-    """The state's rows of the columns f of `wide`."""
+def rows_of_wide(f, D: gl.constexpr, FIRST: gl.constexpr = 0):
+    """The state's rows of the columns f of `wide`, made of the 16 columns from FIRST on."""
     c = f % 16
     tile = f // 16
     bit = gl.where(tile < 2, c // 2, gl.where(tile < 4, c // 4, c // 8)) % 2
-    return row_of_pair(c, c ^ gl.where(tile == 0, 0, 2 * tile + bit), D)
+    return row_of_pair(FIRST + c, FIRST + (c ^ gl.where(tile == 0, 0, 2 * tile + bit)), D)
 
 
 @gluon.jit
-def rows_of_narrow(f, D: gl.constexpr):
-    """The state's rows of the columns f of `narrow`."""
+def rows_of_narrow(f, D: gl.constexpr, FIRST: gl.constexpr = 0):
+    """The state's rows of the columns f of `narrow`; the constant's is there once."""
     PRODUCTS: gl.constexpr = D * (D + 1) // 2
     NONE: gl.constexpr = PRODUCTS + D + 1
-    neighbours = gl.where(f % 2 == 0, row_of_pair(f % 16, f % 16 ^ 1, D), gl.where(f == 1, NONE - 1, NONE))
-    return gl.where(f < 16, neighbours, gl.where(f < 16 + D, PRODUCTS + f - 16, NONE))
+    CONSTANT: gl.constexpr = NONE - 1 if FIRST == 0 else NONE
+    c = FIRST + f % 16
+    neighbours = gl.where(f % 2 == 0, row_of_pair(c, c ^ 1, D), gl.where(f == 1, CONSTANT, NONE))
+    return gl.where(f < 16, neighbours, gl.where(c < D, PRODUCTS + c, NONE))
 
 
 @gluon.jit

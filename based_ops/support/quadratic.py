@@ -11,16 +11,23 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mma_v2
 
 from .exchange import row_of_pair
-from .warpgroups import afresh, widened
+from .warpgroups import afresh, in_float32
 
 
 @gluon.jit
-def load_sums(normalizer, D: gl.constexpr, SQUARES: gl.constexpr, PAIRS: gl.constexpr):
-    """Z, z and the count from a stored normaliser, in which squares weigh SQUARES."""
+def load_sums(
+    normalizer,
+    D: gl.constexpr,
+    SQUARES: gl.constexpr,
+    PAIRS: gl.constexpr,
+    QK: gl.constexpr = 16,
+    ROWS: gl.constexpr = 64,
+):
+    """Z, z in ROWS equal rows, and the count, from a stored normaliser in which squares weigh SQUARES."""
     PRODUCTS: gl.constexpr = D * (D + 1) // 2
-    a = gl.arange(0, 16, gl.SliceLayout(1, PAIRS))[:, None]
-    c = gl.arange(0, 16, gl.SliceLayout(0, PAIRS))[None, :]
-    t = gl.arange(0, 64, gl.SliceLayout(1, PAIRS))[:, None]
+    a = gl.arange(0, QK, gl.SliceLayout(1, PAIRS))[:, None]
+    c = gl.arange(0, QK, gl.SliceLayout(0, PAIRS))[None, :]
+    t = gl.arange(0, ROWS, gl.SliceLayout(1, PAIRS))[:, None]
     Z = gl.load(normalizer + row_of_pair(a, c, D), mask=(a < D) & (c < D), other=0.0).to(gl.float32)
     z = gl.load(normalizer + (PRODUCTS + c + 0 * t), mask=(c < D) & (t >= 0), other=0.0).to(gl.float32)
     Z = gl.where(a == c, Z / SQUARES, Z)
@@ -31,9 +38,9 @@ def load_sums(normalizer, D: gl.constexpr, SQUARES: gl.constexpr, PAIRS: gl.cons
 def store_sums(normalizer, Z, z, count, D: gl.constexpr, SQUARES: gl.constexpr, PAIRS: gl.constexpr):
     """The same the other way."""
     PRODUCTS: gl.constexpr = D * (D + 1) // 2
-    a = afresh(gl.arange(0, 16, gl.SliceLayout(1, PAIRS)))[:, None]
-    c = afresh(gl.arange(0, 16, gl.SliceLayout(0, PAIRS)))[None, :]
-    t = gl.arange(0, 64, gl.SliceLayout(1, PAIRS))[:, None]
+    a = afresh(gl.arange(0, Z.shape[0], gl.SliceLayout(1, PAIRS)))[:, None]
+    c = afresh(gl.arange(0, Z.shape[0], gl.SliceLayout(0, PAIRS)))[None, :]
+    t = gl.arange(0, z.shape[0], gl.SliceLayout(1, PAIRS))[:, None]
     gl.store(normalizer + row_of_pair(a, c, D), gl.where(a == c, Z * SQUARES, Z), mask=(a <= c) & (c < D))
     gl.store(normalizer + (PRODUCTS + c + 0 * t), z, mask=(c < D) & (t < 1))
     gl.store(normalizer + PRODUCTS + D, count)
@@ -53,7 +60,7 @@ def _times(x, Z, PAIRS: gl.constexpr):
 @gluon.jit
 def quadratic_form(x, Z, z, PAIRS: gl.constexpr):
     """z·x + xᵀ Z x / 2 of each row."""
-    rows = gl.convert_layout(widened(x), PAIRS, assert_trivial=True)
+    rows = gl.convert_layout(in_float32(x), PAIRS, assert_trivial=True)
     return gl.sum(rows * (_times(x, Z, PAIRS) * 0.5 + z), 1)
 
 
@@ -66,7 +73,7 @@ def quadratic_form_back(x, Z, z, PAIRS: gl.constexpr):
 @gluon.jit
 def _add(tile, columns, Z, z, PAIRS: gl.constexpr):
     LEFT: gl.constexpr = gl.DotOperandLayout(0, PAIRS, 2)
-    ones = gl.full([64, 64], 1.0, gl.bfloat16, LEFT)
+    ones = gl.full([z.shape[0], tile.shape[0]], 1.0, gl.bfloat16, LEFT)
     return mma_v2(tile.permute((1, 0)).load(LEFT), columns, Z), mma_v2(ones, columns, z)
 
 

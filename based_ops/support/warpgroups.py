@@ -65,14 +65,15 @@ def rounded(x):
 
 
 @gluon.jit
-def widened(x):
+def in_float32(x):
     """x in float32.
 
-    Where compilers take bfloat16 apart they go on with halves of registers, and join them for every use.
+    ptxas keeps pairs of bfloat16 apart that it has seen taken apart, and joins them again for every use; of
+    these it sees nothing.
     """
     if x.dtype == gl.bfloat16:
         return gl.inline_asm_elementwise(
-            "{ shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000; }",
+            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;",
             "=&r,=r,r",
             [x],
             dtype=gl.float32,
@@ -94,9 +95,15 @@ def where_bits(x, bits):
 def in_bfloat16(tile, LEFT: gl.constexpr):
     """A shared tile of float16 rounded to bfloat16 in its place, and the same as a left operand."""
     x = rounded(tile.load(LEFT).to(gl.float32))
-    same = tile._reinterpret(gl.bfloat16, tile.shape, tile.layout)
+    same = as_dtype(tile, gl.bfloat16)
     same.store(x)  # where each warp has read
     return same, x
+
+
+@gluon.jit
+def as_dtype(tile, DTYPE: gl.constexpr):
+    """A shared tile's memory for numbers of another dtype, of as many bytes."""
+    return tile._reinterpret(DTYPE, tile.shape, tile.layout)
 
 
 # Tiles of rows on their way from and to global memory.  Where a row begins is calculated each time: kept for

@@ -12,9 +12,6 @@ from ..spec.model import LayerSpec, LinearAttention, SlidingWindow
 from .feature_maps import feature_map
 
 BACKWARD = on_warpgroups("backward")
-IN_FORWARD = (RECURRENCE, "states")
-"""Programs of the forward pass that have a version for warpgroups."""
-
 Steps = tuple[Line | Allocate | Launch, ...]
 
 
@@ -28,10 +25,12 @@ def passes(spec: LayerSpec, portable: tuple[Pass, ...], names: Collection[str]) 
     found = []
     for part in portable:
         body = part.body
-        if part.name == "forward":
+        if part.name == "forward" and on_warpgroups("states") not in names:
+            body = _faster(_planned_apart(body), names)
+        elif part.name == "forward":
             planned = next(i for i, step in enumerate(body) if not isinstance(step, Line))
             choice = _choice("fast = (recurrent or summed) and ", RECURRENCE, "q, k, v")
-            body = (*body[:planned], choice, *_faster(body[planned:]))
+            body = (*body[:planned], choice, *_faster(body[planned:], names))
         if part.name == "backward" and on_warpgroups("query_gradients") in names:
             rows = "q, k, v, do, o" if spec.normalize else "q, k, v, do"
             choice = _choice("if ", "query_gradients", rows)
@@ -63,11 +62,26 @@ def _window(part: Pass, names: Collection[str]) -> Pass:
     return replace(part, body=body)
 
 
-def _faster(body: Steps) -> Steps:
+def _planned_apart(body: Steps) -> Steps:
+    """Where only warpgroups run a recurrence: the same steps, with a plan for each case."""
+    portable = 'SCHEDULE["forward"][q.dtype]'
+    either = f'SCHEDULE["{on_warpgroups("forward")}" if fast else "forward"][q.dtype]'
+    return tuple(
+        part
+        for step in body
+        for part in (
+            (_choice("fast = ", RECURRENCE, "q, k, v"), Line(step.text.replace(portable, either)))
+            if isinstance(step, Line) and portable in step.text
+            else (step,)
+        )
+    )
+
+
+def _faster(body: Steps, names: Collection[str]) -> Steps:
     """The same steps, with both versions of the launches that have two."""
     found: list[Line | Allocate | Launch] = []
     for step in body:
-        if isinstance(step, Launch) and step.program in IN_FORWARD:
+        if isinstance(step, Launch) and on_warpgroups(step.program) in names:
             found += [
                 replace(
                     step,
@@ -86,6 +100,8 @@ def plans(spec: LayerSpec, names: Collection[str]) -> tuple[Program, ...]:
     """By what the passes for warpgroups cut a sequence, where the portable ones do not."""
     decides: dict[str, str] = {"backward": "query_gradients"}
     constants: tuple[str, ...] = ("SHORTEST", "PROGRAMS", "FEWEST")
+    if on_warpgroups("states") not in names:
+        decides, constants = {"forward": RECURRENCE}, ("SCORES", "LENGTH", *constants)
     if isinstance(spec, SlidingWindow):
         decides, constants = WINDOW_PROGRAMS, ("CHUNK", "PROGRAMS")
     return tuple(

@@ -21,6 +21,8 @@ EXCHANGED = 16
 """Columns of a warpgroup's left operand that four neighbouring lanes hold, and can exchange."""
 WARPGROUP_TILES = {"CHUNK": 64, "VALUES": 64}
 """Tiles of a kernel whose text is laid out for one warpgroup."""
+WIDE_TILES = {"CHUNK": 128, "VALUES": 64}
+"""The same for two, over two operands' worth of such columns."""
 WINDOW_TILES = WARPGROUP_TILES | {"QK": 64}
 """The same for windows, whose tiles of queries and keys are as wide as those of values."""
 LONGEST_WINDOW = {"outputs": 128, "gradients": 64}
@@ -75,10 +77,18 @@ def recurs(backend: str, dtype: str) -> bool:
 
 def exchanges(spec: LayerSpec, dtype: str) -> bool:
     """Whether a layer's features can be made by exchanging columns among lanes (`emit/warpgroups/`)."""
+    return _exchanges(spec, dtype) and spec.head_dims.qk <= EXCHANGED
+
+
+def halves_exchange(spec: LayerSpec, dtype: str) -> bool:
+    """Whether they can be made of two operands' worth of columns."""
+    return _exchanges(spec, dtype) and EXCHANGED < spec.head_dims.qk <= 2 * EXCHANGED
+
+
+def _exchanges(spec: LayerSpec, dtype: str) -> bool:
     return (
         isinstance(spec, LinearAttention)
         and spec.feature_map == TaylorExp(order=2)
-        and spec.head_dims.qk <= EXCHANGED
         and spec.head_dims.qk % COPIED == 0
         and spec.head_dims.v % COPIED == 0
         and dtype in ("bfloat16", "float16")

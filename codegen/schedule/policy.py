@@ -14,9 +14,11 @@ from .legal import (
     ALL_SCORES,
     WARPGROUP,
     WARPGROUP_TILES,
+    WIDE_TILES,
     WINDOW_TILES,
     exchanges,
     gradients_exchange,
+    halves_exchange,
     recurs,
     window_streams,
 )
@@ -82,6 +84,20 @@ def _on_warpgroups(spec: LayerSpec, program: Program, backend: str) -> Schedule:
             {"SHORTEST": SHORTEST_BACKWARD, "PROGRAMS": RESIDENT_PROGRAMS, "FEWEST": FEWEST_BACKWARD}
         )
         serves = partial(gradients_exchange, spec)
+    elif any(halves_exchange(spec, d) for d in spec.dtypes):
+        setting = Setting({"SEGMENT": GRAIN} | WIDE_TILES, warps=2 * WARPGROUP, stages=2)
+        if name == "forward":  # one program fills a multiprocessor
+            value_blocks = -(-spec.head_dims.v // WIDE_TILES["VALUES"])
+            setting = Setting(
+                {
+                    "SCORES": FEW_SCORES,
+                    "LENGTH": _segment(spec),
+                    "SHORTEST": GRAIN,
+                    "PROGRAMS": RESIDENT_PROGRAMS // 2 // value_blocks,
+                    "FEWEST": FEWEST_SEGMENTS,
+                }
+            )
+        serves = partial(halves_exchange, spec)
     else:
         stages = 2 if "gradients" in name else 3
         setting = Setting({"SEGMENT": GRAIN} | WARPGROUP_TILES, warps=WARPGROUP, stages=stages)

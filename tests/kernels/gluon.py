@@ -22,7 +22,7 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.runtime.jit import JITFunction
 
-from based_ops.support import exchange, quadratic, warpgroups
+from based_ops.support import exchange, exchange_wide, quadratic, warpgroups
 
 
 class Pointer:
@@ -101,6 +101,15 @@ class Shared:
         part.place = self.place
         return part
 
+    def _reinterpret(self, dtype: torch.dtype, shape: Any, layout: Any) -> Shared:
+        same = Shared(self.block, self.data.view(dtype))
+        same.place = self.place
+        return same
+
+    @property
+    def layout(self) -> None:
+        return None
+
     def in_bfloat16(self) -> tuple[Shared, Tensor]:
         """Rounded in its place: the same warps read and write the same rows."""
         x = self.load(None).to(torch.bfloat16)
@@ -172,11 +181,12 @@ def meanings(program: int = 0) -> dict[str, Any]:
     found["async_copy"] = SimpleNamespace(
         async_copy_global_to_shared=copy, commit_group=block.commit_group, wait_group=block.wait_group
     )
-    for name, value in (vars(warpgroups) | vars(exchange) | vars(quadratic)).items():
+    modules = (warpgroups, exchange, exchange_wide, quadratic)
+    for name, value in (item for module in modules for item in vars(module).items()):
         if isinstance(value, gl.constexpr):
             found.setdefault(name, value.value)
         if isinstance(value, JITFunction):
-            found.setdefault(name, FunctionType(value.fn.__code__, found, name))
+            found.setdefault(name, FunctionType(value.fn.__code__, found, name, value.fn.__defaults__))
     return found
 
 
@@ -288,11 +298,14 @@ def _neighbours_and_constant(x: Tensor) -> Tensor:
 
 LOGICAL = {
     "rounded": lambda x: x.to(torch.bfloat16),
-    "widened": lambda x: x.float(),
+    "in_float32": lambda x: x.float(),
     "where_bits": lambda x, bits: torch.where(bits != 0, x, torch.zeros_like(x)),
     "exchanged": _exchanged,
     "partners_by_lane": _partners_by_lane,
     "partners_of_halves": _partners_of_halves,
+    "swapped": lambda x: x[:, torch.arange(16) ^ 1],
+    "flipped": lambda x: x[:, torch.arange(16) ^ 8],
+    "doubled": lambda x: x[:, torch.arange(16) % 8],
     "product": lambda x, y: x * y,
     "neighbours_and_constant": _neighbours_and_constant,
     "afresh": lambda x, pack=1: x,

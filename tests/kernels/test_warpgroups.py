@@ -14,10 +14,11 @@ from torch import Tensor
 from based_ops import reference
 from based_ops.aot import compile_triton
 from based_ops.codegen import pipeline
+from based_ops.codegen.emit.warpgroups.wide import ROUNDS
 from based_ops.codegen.names import RECURRENCE, is_on_warpgroups, on_warpgroups
 from based_ops.codegen.spec.model import HeadDims, LinearAttention, TaylorExp
 from based_ops.state import LinearAttentionState, feature_count
-from based_ops.support import exchange, warpgroups
+from based_ops.support import exchange, exchange_wide, warpgroups
 from based_ops.support.host import cdiv
 from tests.kernels.gluon import LOGICAL, meanings, run
 from tests.kernels.linear import expected_gradients
@@ -35,6 +36,12 @@ LAYERS = (
 NARROW = (
     LinearAttention("narrow", TaylorExp(2), HeadDims(8, 40), state_dtype="bfloat16"),
     LinearAttention("plain", TaylorExp(2), HeadDims(16, 64), normalize=False),
+)
+WIDE = (
+    LinearAttention("wide24", TaylorExp(2), HeadDims(24, 64)),
+    LinearAttention("wide32", TaylorExp(2), HeadDims(32, 64)),
+    LinearAttention("wide24_two_blocks", TaylorExp(2), HeadDims(24, 72), state_dtype="bfloat16"),
+    LinearAttention("wide32_plain", TaylorExp(2), HeadDims(32, 40), normalize=False, state_dtype="bfloat16"),
 )
 SCALE = 0.3
 LENGTHS = (1, 64, 65, 333, 640)
@@ -58,10 +65,11 @@ class Call:
         initial: tuple[Tensor, ...],
         before: tuple[Tensor, ...],
         final: bool,
+        module: ModuleType | None = None,
         **other: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """o, the final state and its normaliser; `other` replaces settings of the schedule."""
-        module = build(self.spec, "triton")
+        module = module or build(self.spec, "triton")
         q, k, v = self.qkv
         o = torch.full_like(v, float("nan"))
         n = torch.full((B, H, self.length), float("nan"))
@@ -114,7 +122,7 @@ class Call:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("spec", LAYERS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", LAYERS + WIDE, ids=lambda spec: spec.name)
 @pytest.mark.parametrize("continued", [False, True], ids=["from nothing", "from a state"])
 def test_one_segment(spec: LinearAttention, dtype: torch.dtype, length: int, continued: bool) -> None:
     call = Call(spec, dtype, length)
@@ -131,7 +139,7 @@ def test_one_segment(spec: LinearAttention, dtype: torch.dtype, length: int, con
 
 @pytest.mark.parametrize("stages", [2, 3, 4])
 @pytest.mark.parametrize("segments", [2, 3])
-@pytest.mark.parametrize("spec", LAYERS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", LAYERS + WIDE, ids=lambda spec: spec.name)
 def test_several_segments(spec: LinearAttention, segments: int, stages: int) -> None:
     call = Call(spec, torch.bfloat16, 333)
     found, _, _ = call.launch(segments, (), call.states_before(segments), final=False, STAGES=stages)
@@ -183,6 +191,17 @@ def test_no_wait_is_forgotten_and_none_too_many(program: str) -> None:
     )
 
 
+@pytest.mark.parametrize("spec", WIDE[:2], ids=lambda spec: spec.name)
+def test_no_wait_of_the_wide_recurrence_is_forgotten(spec: LinearAttention) -> None:
+    def compute(module: ModuleType) -> None:
+        call = Call(spec, torch.bfloat16, 400)
+        assert call.launch(1, (), (), final=True, module=module)[0].isfinite().all()
+
+    module = build(spec, "triton")
+    compute(module)
+    fails_without_any_wait(module, on_warpgroups(RECURRENCE), 10, compute)
+
+
 def compute_gradients(spec: LinearAttention, module: ModuleType) -> None:
     """Forward and backward in two segments; fails unless all that is found is finite."""
     call = Call(spec, torch.bfloat16, 200)
@@ -198,7 +217,7 @@ def noise_like(x: Tensor | None) -> Tensor | None:
 
 @pytest.mark.skipif(interpreting(), reason="under the interpreter nothing is compiled")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("spec", (LAYERS[1], *NARROW), ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", (LAYERS[1], *NARROW, *WIDE[2:]), ids=lambda spec: spec.name)
 def test_rows_of_16_bytes_suffice(spec: LinearAttention, dtype: torch.dtype) -> None:
     """Kernels compile with strides of which Triton knows nothing, from nothing and in the middle."""
     module = build(spec, "triton")
@@ -303,7 +322,10 @@ def inline(text: str, constraints: str, args: list[Tensor], dtype: Any, is_pure:
         ("partners_of_halves", 1, [()]),
         ("product", 2, [()]),
         ("neighbours_and_constant", 1, [()]),
-        ("widened", 1, [()]),
+        ("swapped", 1, [()]),
+        ("flipped", 1, [()]),
+        ("doubled", 1, [()]),
+        ("in_float32", 1, [()]),
         ("where_bits", 2, [()]),
     ],
 )
@@ -315,27 +337,41 @@ def test_ptx_does_what_it_says(name: str, operands: int, more: list[tuple[int, .
     language = SimpleNamespace(inline_asm_elementwise=inline, bfloat16=torch.bfloat16, float32=torch.float32)
     names: dict[str, Any] = {"gl": language}
     names |= {key: getattr(exchange, key) for key in ("_shuffle", "_neighbour_where")}
-    kernel = vars(warpgroups).get(name, vars(exchange).get(name)).fn
+    kernel = (vars(warpgroups) | vars(exchange) | vars(exchange_wide))[name].fn
     function = FunctionType(kernel.__code__, names, name, kernel.__defaults__)
     for extra in more:
         assert torch.equal(function(*tiles, *extra), LOGICAL[name](*tiles, *extra)), extra
 
 
-@pytest.mark.parametrize("d", [8, 16])
+def wide_columns(names: dict[str, Any], x: Tensor, d: int) -> tuple[Tensor, Tensor]:
+    """All features of `d` columns that the kernel makes, and the state's rows where it puts their sums."""
+    low, high = x[:, :16], x[:, 16:]
+    known = names | {"low": low, "high": high, "LEFT": None}
+    found, places = [], []
+    for part in (part for parts in ROUNDS[d] for part in parts):
+        found += [eval(piece, known) for piece in part.pieces]
+        places.append(eval(part.rows.format(f="f"), names | {"f": torch.arange(part.columns)}))
+    return torch.cat(found, 1), torch.cat(places)
+
+
+def columns(names: dict[str, Any], x: Tensor, d: int) -> tuple[Tensor, Tensor]:
+    """The same for up to 16 columns."""
+    wide, narrow = torch.arange(128), torch.arange(32)
+    places = [names["rows_of_wide"](wide, d), names["rows_of_narrow"](narrow, d)]
+    return torch.cat(names["features"](x, None), 1), torch.cat(places)
+
+
+@pytest.mark.parametrize("d", [8, 16, 24, 32])
 def test_every_feature_has_one_column(d: int) -> None:
     """The sums of a column stand in the row of the state that its features belong to."""
     torch.manual_seed(0)
-    names = meanings()
-    x = torch.zeros(64, 16).bfloat16()
+    x = torch.zeros(64, 16 if d <= 16 else 32).bfloat16()
     x[:, :d] = torch.randn(64, d).bfloat16()
-    found = torch.cat(names["features"](x, None), 1)
-    places = torch.cat(
-        [names["rows_of_wide"](torch.arange(128), d), names["rows_of_narrow"](torch.arange(32), d)]
-    )
+    found, places = (columns if d <= 16 else wide_columns)(meanings(), x, d)
     rows = (d + 1) * (d + 2) // 2
     inside = places < rows
     assert sorted(places[inside].tolist()) == list(range(rows))
-    assert not found[:, ~inside].any()
+    assert (found[:, ~inside] == found[:, ~inside].round()).all()  # nothing, or the constant again
     products, f = d * (d + 1) // 2, places[inside]
     with_one = torch.cat([x[:, :d], torch.ones(64, 1).bfloat16()], 1)
     first = torch.where(f < products, f % d, f - products)

@@ -3,7 +3,7 @@
 The algorithms are those of `lower/`.  They are written out here, because all that makes
 them fast is places and times, of which a tile program says nothing:
 
-* features are made in registers, by exchange, and so are their gradients (`based_ops/support/exchange.py`);
+* features are made in registers, by exchange, and so are their gradients (`based_ops/support/exchange*.py`);
   what products read on the left enters from there, what they read on the right from shared memory;
 * a state is kept transposed in registers, and rounded once a chunk into shared memory;
 * rows are copied ahead in the background, and products are waited for where their results are needed.
@@ -19,19 +19,33 @@ from ...ir.nodes import Program
 from ...lower.feature_maps import feature_map
 from ...lower.linear_attention_parts import Layer
 from ...names import RECURRENCE, on_warpgroups
-from ...schedule.legal import WARPGROUP_TILES, exchanges, gradients_exchange, window_streams
-from ...spec.model import LayerSpec, SlidingWindow
+from ...schedule.legal import (
+    EXCHANGED,
+    WARPGROUP_TILES,
+    WIDE_TILES,
+    exchanges,
+    gradients_exchange,
+    halves_exchange,
+    window_streams,
+)
+from ...spec.model import LayerSpec, LinearAttention, SlidingWindow
 from ..layer import ScheduledProgram
 from ..writer import Writer
 from .gradients import KeyGradients, QueryGradients, key_gradients, query_gradients
 from .kernel import WarpgroupKernel
 from .recurrence import Recurrence
 from .states import States
+from .wide import WideRecurrence
 from .window import WindowGradients, WindowOutputs
 from .window import program as window_program
 
+
+def _recurrence(spec: LinearAttention, scheduled: ScheduledProgram) -> WarpgroupKernel:
+    return (Recurrence if spec.head_dims.qk <= EXCHANGED else WideRecurrence)(spec, scheduled)
+
+
 KERNELS: dict[str, Callable[[Any, ScheduledProgram], WarpgroupKernel]] = {
-    on_warpgroups(RECURRENCE): Recurrence,
+    on_warpgroups(RECURRENCE): _recurrence,
     on_warpgroups("states"): States,
     on_warpgroups("query_states"): States,
     on_warpgroups("query_gradients"): QueryGradients,
@@ -43,11 +57,13 @@ KERNELS: dict[str, Callable[[Any, ScheduledProgram], WarpgroupKernel]] = {
 IMPORTS = {
     "warpgroups": (
         "afresh",
+        "as_dtype",
         "barrier",
         "fetch",
         "fetch_existing",
         "fetch_numbers",
         "in_bfloat16",
+        "in_float32",
         "on_warpgroups",
         "read",
         "rounded",
@@ -55,14 +71,20 @@ IMPORTS = {
         "write",
     ),
     "exchange": (
+        "beside",
         "features",
         "features_back",
         "features_back_rest",
+        "four",
+        "halves",
+        "left_of_wide",
         "load_state",
+        "right_of_wide",
         "rows_of_narrow",
         "rows_of_wide",
         "store_state",
     ),
+    "exchange_wide": ("crossed", "doubled", "rows_of_crossed", "rows_of_singles", "singles"),
     "quadratic": (
         "add_sums",
         "add_weighted_sums",
@@ -91,6 +113,8 @@ def programs(spec: LayerSpec, portable: tuple[Program, ...]) -> tuple[Program, .
             for program in portable
             if any(window_streams(spec, program.name, dtype) for dtype in spec.dtypes)
         )
+    if any(halves_exchange(spec, dtype) for dtype in spec.dtypes):
+        return tuple(_in_place_of(program, WIDE_TILES) for program in portable if program.name == RECURRENCE)
     if not any(exchanges(spec, dtype) for dtype in spec.dtypes):
         return ()
     layer = Layer(spec, feature_map(spec))
@@ -104,7 +128,7 @@ def programs(spec: LayerSpec, portable: tuple[Program, ...]) -> tuple[Program, .
     return tuple(found)
 
 
-def _in_place_of(program: Program) -> Program:
+def _in_place_of(program: Program, tiles: dict[str, int] = WARPGROUP_TILES) -> Program:
     return replace(
         program,
         name=on_warpgroups(program.name),
@@ -113,7 +137,7 @@ def _in_place_of(program: Program) -> Program:
         constants=("SEGMENT", "CHUNK", "VALUES"),
         body=(),
         flags=program.flags or ("ALL",),  # sums of segments have none of their own
-        bounds=dict(WARPGROUP_TILES),
+        bounds=dict(tiles),
     )
 
 

@@ -50,7 +50,7 @@ class Stream:
     def allocate(self) -> str:
         """The tiles."""
         shape = f"[{self.slots}, CHUNK, {self.width}]"
-        layout = {"ROWS_16": "BYTES_32", "ROWS_64": "BYTES_128"}[self.layout]
+        layout = {"ROWS_16": "BYTES_32", "ROWS_32": "BYTES_64", "ROWS_64": "BYTES_128"}[self.layout]
         return f"{self.tiles} = gl.allocate_shared_memory({self.dtype}, {shape}, {layout})"
 
     def fetch(self, slot: str, t: str, stop: str) -> str:
@@ -78,6 +78,7 @@ class Numbers:
 class WarpgroupKernel:
     """Prints one kernel."""
 
+    layouts = LAYOUTS
     streams: tuple[Stream | Numbers, ...] = ()
     backwards = False
     """Whether it goes from the last chunk to the first."""
@@ -103,7 +104,7 @@ class WarpgroupKernel:
         with w.indented():
             w.line(f'"""{kernel.summary}"""')
             self._where(w)
-            for line in _layouts(self.w.text()):
+            for line in _named(self.layouts, self.w.text()):
                 w.line(line)
             for line in self.w.text().splitlines():
                 w.line(line)
@@ -219,10 +220,10 @@ class WarpgroupKernel:
         self.w.line("slot = gl.where(slot == STAGES - 1, 0, slot + 1)")
 
 
-def _layouts(body: str) -> list[str]:
-    """The layouts that a body names, as assignments."""
+def _named(layouts: dict[str, str], body: str) -> list[str]:
+    """Those layouts that a body names, as assignments."""
     found: list[str] = []
-    for name, layout in reversed(LAYOUTS.items()):
+    for name, layout in reversed(layouts.items()):
         if re.search(rf"\b{name}\b", "\n".join([body, *found])):
             found.insert(0, f"{name}: gl.constexpr = {layout}")
     return found
