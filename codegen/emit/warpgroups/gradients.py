@@ -181,7 +181,7 @@ class QueryGradients(_Gradients):
         self.w.line("async_copy.wait_group(0)")
 
     def _operands(self) -> None:
-        self.keys_and_values()
+        self.key_features()
         self.store_features("K")
         if self.normalize:
             self.print("""

@@ -21,11 +21,7 @@ class Recurrence(StateKernel):
         features = {f"K_{name}": tile for name, tile in FEATURE_TILES.items()}
         self.tiles(**features, **STATE_TILES, out=("[CHUNK, VALUES]", "BYTES_128"))
         if self.normalize:
-            self.print("""
-                # A row's sum as a product: eight equal columns, an eighth of it each.
-                eighth = gl.full([CHUNK, 8], 0.125, gl.bfloat16, ONES)
-                eighths = gl.allocate_shared_memory(gl.bfloat16, [CHUNK, 8], PLAIN, eighth)
-            """)
+            self.eighths("CHUNK")
         self.w.blank()
         self._start()
         self.w.line(self.loop())
@@ -34,7 +30,7 @@ class Recurrence(StateKernel):
             self.fetch_ahead()
             if self.hidden:
                 self.hide_addresses()
-            self.keys_and_values()
+            self.key_features()
             self.store_features("K")
             self.show()
             self._queries()
@@ -42,14 +38,7 @@ class Recurrence(StateKernel):
         self._end()
 
     def _start(self) -> None:
-        self.print("""
-            q_rows = q + b * q_b + h * q_h
-            k_rows = k + b * k_b + h * k_h
-            v_rows = v + b * v_b + h * v_h@FIRST@
-            o_rows = o + (b * T * H + h) * @V@@FIRST@
-        """)
-        if self.normalize:
-            self.w.line("n_row = n + (b * H + h) * T")
+        self.forward_rows()
         self.fetch_first()
         self.print("""
             i = gl.arange(0, CHUNK, gl.SliceLayout(1, SQUARE))

@@ -45,10 +45,29 @@ class StateKernel(WarpgroupKernel):
         }
         super().__init__(scheduled, facts)
 
+    def forward_rows(self) -> None:
+        """Where the rows of the forward pass begin."""
+        self.print("""
+            q_rows = q + b * q_b + h * q_h
+            k_rows = k + b * k_b + h * k_h
+            v_rows = v + b * v_b + h * v_h@FIRST@
+            o_rows = o + (b * T * H + h) * @V@@FIRST@
+        """)
+        if self.normalize:
+            self.w.line("n_row = n + (b * H + h) * T")
+
+    def eighths(self, tokens: str) -> None:
+        """What makes sums of rows of a product."""
+        self.print(f"""
+            # A row's sum as a product: eight equal columns, an eighth of it each.
+            eighth = gl.full([{tokens}, 8], 0.125, gl.bfloat16, ONES)
+            eighths = gl.allocate_shared_memory(gl.bfloat16, [{tokens}, 8], PLAIN, eighth)
+        """)
+
     # Pieces of a chunk
 
     def keys_and_values(self) -> None:
-        """Tiles of keys and values, and their features, as operands."""
+        """Tiles of keys and values, and the keys `x`, as operands."""
         self.print("""
             K = keys.index(slot)
             V = values.index(slot)
@@ -57,8 +76,12 @@ class StateKernel(WarpgroupKernel):
                 V, _ = in_bfloat16(V, LEFT)
             else:
                 x = K.load(LEFT)
-            wide, narrow = features(x, LEFT)
         """)
+
+    def key_features(self) -> None:
+        """The same, and their features."""
+        self.keys_and_values()
+        self.w.line("wide, narrow = features(x, LEFT)")
 
     def store_features(self, side: str) -> None:
         """A chunk's features, and the state, as what products read."""

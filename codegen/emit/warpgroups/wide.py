@@ -128,11 +128,7 @@ class WideRecurrence(StateKernel):
             tiles |= dict.fromkeys(("Z_operand", "z_operand"), ("[@QK@, @QK@]", "BYTES_64"))
         self.tiles(**tiles)
         if self.normalize:
-            self.print("""
-                # A row's sum as a product: eight equal columns, an eighth of it each.
-                eighth = gl.full([64, 8], 0.125, gl.bfloat16, ONES)
-                eighths = gl.allocate_shared_memory(gl.bfloat16, [64, 8], PLAIN, eighth)
-            """)
+            self.eighths("64")
         self.w.blank()
         self._start()
         self.w.line(self.loop())
@@ -146,14 +142,7 @@ class WideRecurrence(StateKernel):
         self._end()
 
     def _start(self) -> None:
-        self.print("""
-            q_rows = q + b * q_b + h * q_h
-            k_rows = k + b * k_b + h * k_h
-            v_rows = v + b * v_b + h * v_h@FIRST@
-            o_rows = o + (b * T * H + h) * @V@@FIRST@
-        """)
-        if self.normalize:
-            self.w.line("n_row = n + (b * H + h) * T")
+        self.forward_rows()
         self.fetch_first()
         self.print("""
             i = gl.arange(0, CHUNK, gl.SliceLayout(1, SQUARE))
@@ -181,16 +170,8 @@ class WideRecurrence(StateKernel):
 
     def _operands(self) -> None:
         """What products read on the right, round by round; and products into the state, but the last."""
-        self.print("""
-            K = keys.index(slot)
-            V = values.index(slot)
-            if IO == gl.float16:  # sums leave its range, so products are of bfloat16
-                K, x = in_bfloat16(K, LEFT)
-                V, _ = in_bfloat16(V, LEFT)
-            else:
-                x = K.load(LEFT)
-            low, high = halves(x, LEFT)
-        """)
+        self.keys_and_values()
+        self.w.line("low, high = halves(x, LEFT)")
         first, *later = self.rounds
         for part in first:
             self._make(part)
