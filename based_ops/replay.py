@@ -155,7 +155,9 @@ class Replays:
             with launcher.recording() as record:
                 results = function(*tensors)
             known = self._known.get(name, [])
-            if len(known) < KINDS and _complete(tensors, results, record):
+            # Tensors that were cast for every call are of a kind that is known, but that calls never have.
+            fresh = len(known) < KINDS and _matching(known, tensors, launcher.current_device()) is None
+            if fresh and _complete(tensors, results, record):
                 if len(self._known) >= KEPT:
                     self._known.clear()
                 replay = Replay(guard, tensors, results, record, launcher, derive, changed)

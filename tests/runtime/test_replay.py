@@ -317,6 +317,14 @@ def test_a_gradient_is_never_lost(variant: Variant) -> None:
                 assert variant(q, k, v)[0].requires_grad == (requires_grad and mode is torch.enable_grad)
 
 
+def test_what_is_cast_for_every_call_is_remembered_once(variant: Variant) -> None:
+    inputs = qkv(variant)
+    with torch.autocast("cpu", dtype=BF16):
+        for _ in range(5):
+            variant(*inputs)
+    assert [len(known) for known in variant._replays._known.values()] == [1]
+
+
 def test_memory_is_bounded(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "KEPT", 3)
     monkeypatch.setattr(replay, "KINDS", 2)
