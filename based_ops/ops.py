@@ -123,8 +123,17 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def needs_gradient(*args: Any) -> bool:
-    """Whether autograd must record a call with these arguments."""
+    """Whether autograd must record a call with these arguments, or refuse it: it has no forward mode."""
+    if has_forward_gradients():
+        tensors = (x for x in args if isinstance(x, torch.Tensor))
+        if any(torch.autograd.forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+            return True
     return torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
+
+
+def has_forward_gradients() -> bool:
+    """Whether tensors may have tangents now."""
+    return torch.autograd.forward_ad._current_level >= 0
 
 
 def call(op: OpOverload, *args: Any) -> Any:
@@ -140,7 +149,7 @@ def call(op: OpOverload, *args: Any) -> Any:
 
 def call_step(op: OpOverload, state: tuple[torch.Tensor | None, ...], *args: Any) -> Any:
     """The same for a step, of which the caller knows that no argument requires a gradient."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or has_forward_gradients():
         return op(*args)
     mark_written(state)
     with torch._C._AutoDispatchBelowAutograd():

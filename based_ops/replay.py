@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .ops import has_forward_gradients
+
 if TYPE_CHECKING:
     from .support.triton import Record
 
@@ -212,9 +214,10 @@ def recordable(kernel: str, *tensors: Tensor) -> bool:
 
 
 def _watched() -> bool:
-    """Whether somebody wants to see operators."""
+    """Whether somebody wants to see operators, or must be refused."""
     return (
-        torch._C._len_torch_dispatch_stack() != 0
+        has_forward_gradients()
+        or torch._C._len_torch_dispatch_stack() != 0
         or torch._C._len_torch_function_stack() != 0
         or torch.autograd._profiler_enabled()
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.testing import assert_close
 
 import based_ops
+from based_ops import errors
 from based_ops.variant import Variant
 
 from .inputs import leaves, qkv
@@ -55,6 +57,20 @@ def test_gradient_from_a_part_of_the_final_state(linear: Variant, only: str) -> 
         results.append(torch.autograd.grad(loss, [q, k, v], allow_unused=True, materialize_grads=True))
     for got, want in zip(*results, strict=True):
         assert_close(got, want, **CLOSE)
+
+
+def test_forward_mode_is_refused(variant: Variant) -> None:
+    q, k, v = qkv(variant)
+    first = [x[:, :1] for x in (q, k, v)]
+    state = variant.init_state(2, 2)
+    with forward_ad.dual_level():
+        variant(q, k, v)
+        variant.step(*first, state)
+        tangent = forward_ad.make_dual(v, torch.ones_like(v))
+        with pytest.raises(NotImplementedError, match="forward mode"):
+            variant(q, k, tangent)
+        with pytest.raises(errors.GradientError, match="not differentiable"):
+            variant.step(*first[:2], tangent[:, :1], state)
 
 
 def test_pieces_are_the_whole(variant: Variant) -> None:
