@@ -40,7 +40,7 @@ def device() -> Iterator[Driver]:
         patch.setattr(support, "_launches", {})
         patch.setenv("BASED_OPS_BACKEND", "triton")
         dispatch._kernel.cache_clear()
-        for name in representatives():
+        for name in based_ops.names():
             patch.setattr(based_ops.get(name), "_replays", replay.Replays())
         yield fake
     dispatch._kernel.cache_clear()
@@ -117,7 +117,7 @@ def run(variant: Variant, call: dict[str, Any]) -> Callable[[], list[Tensor]]:
     length = 1 if call["step"] else call["length"]
     inputs = qkv(variant, length=length, heads=call["heads"], dtype=call["dtype"])
     q, k, v = (LAYOUTS[call["layout"]](x).requires_grad_(requires_grad) for x in inputs)
-    state = variant.init_state(2, call["heads"], dtype=call["dtype"])
+    state = variant.init_state(2, call["heads"], dtype=BF16 if call["autocast"] else call["dtype"])
 
     def function() -> list[Tensor]:
         with call["mode"](), torch.autocast("cpu", dtype=BF16, enabled=call["autocast"]):
