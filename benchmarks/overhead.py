@@ -4,9 +4,8 @@
 "operator": the same the long way, through checks, choice of backend and PyTorch's dispatcher; "no kernel":
 with kernels that do nothing.  "pass": the generated function alone, with its launches as they are, as Triton
 itself makes them, and left out.  "training": forward and backward, beside an `autograd.Function` that does
-nothing.
-Only what has no kernel runs without a GPU.
-Shapes are so small that the device keeps up, and its time is not counted.
+nothing.  Only what has no kernel runs without a GPU.  Shapes are so small that the device keeps up, and its
+time is not counted.
 """
 
 from __future__ import annotations

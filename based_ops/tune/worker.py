@@ -90,7 +90,8 @@ TASKS = {"machine": machine, "check": check, "clock": clock}
 def _variant(task: Task) -> tuple[Variant, Record]:
     """The candidate as a registered variant: a package of its own with one backend's module.
 
-    Its launch plans are set anew, so that candidates that differ in these alone share their kernels.
+    Its launch plans are set anew, so that candidates that differ in these alone share their kernels; and what
+    it remembers of calls by other plans is forgotten.
     """
     name, directory = task["name"], Path(task["directory"])
     for path, text in task["files"].items():
@@ -107,7 +108,9 @@ def _variant(task: Task) -> tuple[Variant, Record]:
     known = record(name)
     for plan, constants in task["plans"].items():
         known.module(task["backend"]).SCHEDULE[plan][dtype_named(task["dtype"])] = constants
-    return get(name), known
+    variant = get(name)
+    variant._replays.forget()
+    return variant, known
 
 
 def main() -> None:

@@ -335,6 +335,16 @@ def test_memory_is_bounded(variant: Variant, monkeypatch: pytest.MonkeyPatch) ->
         assert max(map(len, variant._replays._known.values())) == 2
 
 
+def test_what_is_forgotten_is_recorded_anew(variant: Variant, long_ones: list[str]) -> None:
+    inputs = qkv(variant, dtype=BF16)
+    for _ in range(2):
+        variant(*inputs)
+    long_ones.clear()
+    variant._replays.forget()
+    variant(*inputs)
+    assert long_ones
+
+
 def test_only_launches_are_replayed(long_ones: list[str]) -> None:
     def no_launch(x: Tensor) -> list[Tensor]:
         return [x + 1]

@@ -22,7 +22,7 @@ from based_ops.codegen.names import on_warpgroups
 from based_ops.codegen.schedule import record_file, records
 from based_ops.codegen.schedule.model import Schedule
 from based_ops.codegen.schedule.policy import policy
-from based_ops.tune import results
+from based_ops.tune import results, worker
 from based_ops.tune.journal import Journal
 from based_ops.tune.measure import Shape
 from based_ops.tune.plans import FUNCTIONS, SLOWER, Launched, PlanRun, has_plan
@@ -290,12 +290,12 @@ def test_a_worker_launches_by_the_plan_of_its_task(tmp_path: Path) -> None:
     """Checked and timed are a module's passes with the constants at hand, whatever is printed."""
     search = started(job(LINEAR, "forward", (Shape(1, 1, 300),)), tmp_path)
     (trial,) = search.first()
-    worker, task = Worker(), search.task(trial, "clock")
+    asked, task = Worker(), search.task(trial, "clock")
     try:
-        assert worker.ask(task, 120.0)["ms"] > 0
+        assert asked.ask(task, 120.0)["ms"] > 0
         wrong = task | {"plans": {"forward": {"GONE": 1}}}
-        assert "forward_plan() got an unexpected keyword argument 'GONE'" in worker.ask(wrong, 120.0)["why"]
-        assert worker.ask(task | {"do": "check"}, 120.0) == {}
+        assert "forward_plan() got an unexpected keyword argument 'GONE'" in asked.ask(wrong, 120.0)["why"]
+        assert asked.ask(task | {"do": "check"}, 120.0) == {}
 
         # Cases are short: those that would be computed directly recur as well, if longer ones do.
         broken = f"{task['name']}_broken"
@@ -305,11 +305,22 @@ def test_a_worker_launches_by_the_plan_of_its_task(tmp_path: Path) -> None:
             "\n\ndef recurrence(*arguments, **sizes):\n    raise ValueError('recurs')\n"
         )
         task |= {"do": "check", "name": broken, "directory": f"{task['directory']}_broken", "files": files}
-        assert worker.ask(task, 120.0) == {}
+        assert asked.ask(task, 120.0) == {}
         often = {"forward": task["plans"]["forward"] | {"SCORES": 1 << 40}}
-        assert worker.ask(task | {"plans": often}, 120.0) == {"why": "ValueError: recurs"}
+        assert asked.ask(task | {"plans": often}, 120.0) == {"why": "ValueError: recurs"}
     finally:
-        worker.close()
+        asked.close()
+
+
+def test_no_task_replays_calls_of_the_one_before(tmp_path: Path) -> None:
+    """They may be by another plan, or of another function that stands in a generated one's place."""
+    search = started(job(LINEAR, "forward", (Shape(1, 1, 300),)), tmp_path)
+    (trial,) = search.first()
+    task = search.task(trial, "clock")
+    variant, _ = worker._variant(task)
+    variant._replays._known["a call"] = []
+    assert worker._variant(task)[0] is variant
+    assert not variant._replays._known
 
 
 def test_from_the_command_to_the_host_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
