@@ -13,6 +13,8 @@ from types import ModuleType
 
 from based_ops.codegen import pipeline
 from based_ops.codegen.emit.layer import ScheduledLayer, ScheduledProgram
+from based_ops.codegen.ir.rewrite import REWRITES
+from based_ops.codegen.schedule import orders
 from based_ops.codegen.schedule.choose import choose
 from based_ops.codegen.schedule.model import Schedule
 from based_ops.codegen.spec.model import (
@@ -73,15 +75,16 @@ WINDOWS = (
 def build(
     spec: LayerSpec, target: str, sizes: Sizes = (), rewrites: tuple[str, ...] | None = None
 ) -> ModuleType:
-    """The generated module of a layer; `rewrites` replaces the schedule's."""
+    """The generated module of a layer; `rewrites` replaces the schedule's, program by program what it has."""
     lowered = pipeline.lower(spec)
     programs = []
     for program in pipeline.kernels(lowered, target):
         chosen = choose(spec, program, target)
         if program.body:  # the others are written by an emitter, for sizes and dtypes of its own
             chosen = in_every_dtype(spec, resized(chosen, dict(sizes)))
-            if rewrites is not None:
-                chosen = replace(chosen, rewrites=rewrites)
+        if rewrites is not None:
+            known = REWRITES if program.body else orders.known(program)
+            chosen = replace(chosen, rewrites=tuple(name for name in rewrites if name in known))
         programs.append(ScheduledProgram.of(program, chosen))
     plans = tuple(
         resized(choose(spec, plan, target), dict(sizes)) for plan in pipeline.plans_of(lowered, target)

@@ -9,6 +9,7 @@ from ..ir.fuse import statements
 from ..ir.nodes import Add, Blocks, Dim, Dot, Let, Program, Set
 from ..names import is_on_warpgroups
 from ..spec.model import LayerSpec, LinearAttention, SlidingWindow, TaylorExp
+from . import orders
 from .model import Schedule, Setting
 
 WARPGROUP = 4
@@ -45,9 +46,12 @@ def require_legal(program: Program, schedule: Schedule) -> None:
     """Raise `IllegalSchedule` unless every size is legal for the program.
 
     A constant that a program uses for a whole dimension covers it, a segment is made of whole chunks and
-    tiles, no pass recurs where it has no recurrence, and blocks that are written out are the same for all
-    dtypes, which share the text.
+    tiles, no pass recurs where it has no recurrence, blocks that are written out are the same for all dtypes,
+    which share the text, and a kernel's order names pieces that it has.
     """
+    if is_on_warpgroups(program.name):
+        if unknown := set(schedule.rewrites) - orders.known(program).keys():
+            raise IllegalSchedule(f"{program.name}: has no {', '.join(sorted(unknown))}")
     for stmt in statements(program.body):
         if isinstance(stmt, Blocks) and len(schedule.values(stmt.step)) != 1:
             raise IllegalSchedule(f"{program.name}: {stmt.step} differs between dtypes, but is written out")

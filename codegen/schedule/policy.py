@@ -10,6 +10,7 @@ from functools import partial
 from ..ir.nodes import Program
 from ..names import PASSES, RECURRENCE, WINDOW_PROGRAMS, is_on_warpgroups, portable
 from ..spec.model import LayerSpec, LinearAttention, SlidingWindow
+from . import orders
 from .legal import (
     ALL_SCORES,
     WARPGROUP,
@@ -102,7 +103,8 @@ def _on_warpgroups(spec: LayerSpec, program: Program, backend: str) -> Schedule:
         stages = 2 if "gradients" in name else 3
         setting = Setting({"SEGMENT": GRAIN} | WARPGROUP_TILES, warps=WARPGROUP, stages=stages)
         serves = partial(exchanges if name in (RECURRENCE, "states") else gradients_exchange, spec)
-    return Schedule(program.name, backend, {d: setting for d in spec.dtypes if serves(d)})
+    settings = {d: setting for d in spec.dtypes if serves(d)}
+    return Schedule(program.name, backend, settings, orders.measured(program, spec.head_dims.qk))
 
 
 def _launch_plan(spec: LayerSpec, program: Program, backend: str, dtype: str) -> Setting:

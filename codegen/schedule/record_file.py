@@ -26,6 +26,7 @@ from ..errors import nearest_name
 from ..ir.rewrite import REWRITES
 from ..names import BACKENDS, PASSES
 from ..spec.model import DTYPES, MIXERS
+from . import orders
 from .model import HOST_C
 
 FACTS: dict[str, type | tuple[object, ...]] = {
@@ -144,7 +145,7 @@ def entry(data: object, where: str) -> Entry:
         if not isinstance(rewrites, list):
             raise RecordError(f"{where}: rewrites: {rewrites!r} must be a list")
         for name in rewrites:
-            _value(f"{where}: rewrites", name, tuple(REWRITES))
+            _value(f"{where}: rewrites", name, (*REWRITES, *sorted(orders.NAMES)))
     used = data.get("used")
     if used is not None:
         _value(f"{where}: used", used, bool)

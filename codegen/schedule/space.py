@@ -16,6 +16,7 @@ from ..ir.fuse import statements
 from ..ir.nodes import Blocks, For, Let, Load, Program, Span, Store, Var
 from ..ir.rewrite import rewritten
 from ..names import RECURRENCE, WINDOW_PROGRAMS, is_on_warpgroups, portable
+from . import orders
 from .budget import fits
 from .legal import ALL_SCORES, is_legal, miscompiled, products
 from .model import Schedule, Setting
@@ -60,7 +61,7 @@ DECIDING = frozenset({RECURRENCE, "query_gradients", *WINDOW_PROGRAMS.values()})
 OF_RECURRENCES = frozenset({"SCORES", "SHORTEST", "PROGRAMS", "FEWEST"})
 """Constants of a forward pass's launch plan that say when it recurs, and in how many segments."""
 
-Choice = int | bool | tuple[str, ...]
+Choice = int | bool | str | tuple[str, ...]
 Choices = dict[str, tuple[Choice, ...]]
 
 
@@ -123,6 +124,7 @@ def choices(program: Program, start: Schedule, keep: Collection[str] = ()) -> Ch
     }
     if sets:
         found["rewrites"] = tuple(sorted({*REWRITE_SETS[start.backend], start.rewrites}))
+    found |= orders.pieces(program)
     return {name: options for name, options in found.items() if len(options) > 1}
 
 
@@ -136,11 +138,11 @@ def candidates(
     """
     yield start
     options = choices(program, start, keep)
-    moves = {name: _moves(start, name, values) for name, values in options.items()}
+    moves = {name: _moves(program, start, name, values) for name, values in options.items()}
     for changes in range(1, most_changes + 1):
         ring: list[tuple[int, Schedule]] = []
         for names in combinations(moves, changes):
-            ring += _changed(start, [(name, moves[name]) for name in names])
+            ring += _changed(program, start, [(name, moves[name]) for name in names])
         ring.sort(key=lambda entry: entry[0])
         yield from filter(partial(_allowed, program), (schedule for _, schedule in ring))
 
@@ -156,15 +158,17 @@ def _allowed(program: Program, schedule: Schedule) -> bool:
     return fits(kernel, types, schedule.backend, dtype, setting)
 
 
-def _moves(start: Schedule, name: str, options: tuple[Choice, ...]) -> list[tuple[int, Choice]]:
+def _moves(
+    program: Program, start: Schedule, name: str, options: tuple[Choice, ...]
+) -> list[tuple[int, Choice]]:
     """The other options of one choice, each with its distance from the present one."""
-    now = _get(start, name)
+    now = _get(program, start, name)
     place = options.index(now) if now in options else 0
     return [(abs(i - place) or 1, option) for i, option in enumerate(options) if option != now]
 
 
 def _changed(
-    start: Schedule, changes: list[tuple[str, list[tuple[int, Choice]]]]
+    program: Program, start: Schedule, changes: list[tuple[str, list[tuple[int, Choice]]]]
 ) -> Iterator[tuple[int, Schedule]]:
     """Every schedule that differs from `start` in exactly these choices, with its distance."""
     if not changes:
@@ -172,12 +176,14 @@ def _changed(
         return
     (name, moves), rest = changes[0], changes[1:]
     for distance, option in moves:
-        for further, schedule in _changed(_set(start, name, option), rest):
+        for further, schedule in _changed(program, _set(program, start, name, option), rest):
             yield distance + further, schedule
 
 
-def _get(schedule: Schedule, name: str) -> Choice:
+def _get(program: Program, schedule: Schedule, name: str) -> Choice:
     (setting,) = schedule.settings.values()
+    if name in orders.pieces(program):
+        return orders.chosen(program, schedule.rewrites)[name]
     if name == "rewrites":
         return schedule.rewrites
     if name in ("warps", "stages", "used"):
@@ -185,8 +191,11 @@ def _get(schedule: Schedule, name: str) -> Choice:
     return setting.constants[name]
 
 
-def _set(schedule: Schedule, name: str, option: Choice) -> Schedule:
+def _set(program: Program, schedule: Schedule, name: str, option: Choice) -> Schedule:
     ((dtype, setting),) = schedule.settings.items()
+    if isinstance(option, str):
+        places = orders.chosen(program, schedule.rewrites) | {name: option}
+        return replace(schedule, rewrites=orders.names(program, places))
     if isinstance(option, tuple):
         return replace(schedule, rewrites=option)
     changed: Setting

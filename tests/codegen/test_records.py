@@ -144,6 +144,14 @@ def test_one_program_has_one_set_of_rewrites(install: Install, spec: LayerSpec, 
         choose(spec, outputs, "triton")
 
 
+def test_a_record_can_change_the_order_of_a_printed_kernel(install: Install, spec: LayerSpec) -> None:
+    name = on_warpgroups("recurrence")
+    install({"program": name, "dtype": "bfloat16", "rewrites": ["mask_bits"]})
+    layer = pipeline.schedule(pipeline.lower(spec), "triton")
+    assert layer.find(name).schedule.rewrites == ("mask_bits",)
+    assert "where_bits(A, bits.load(LEFT))" in pipeline.emit(layer)
+
+
 def test_a_record_can_say_that_the_portable_program_is_faster(install: Install) -> None:
     spec = pipeline.load(SPECS, ["window64_d64"])["window64_d64"]
     name = on_warpgroups("outputs")

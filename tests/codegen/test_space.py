@@ -15,17 +15,22 @@ from based_ops.codegen import pipeline
 from based_ops.codegen.emit.layer import ScheduledLayer, ScheduledProgram
 from based_ops.codegen.ir.nodes import Program
 from based_ops.codegen.names import RECURRENCE, on_warpgroups
-from based_ops.codegen.schedule import budget, space
+from based_ops.codegen.schedule import budget, orders, space
 from based_ops.codegen.schedule.choose import choose
-from based_ops.codegen.schedule.legal import ALL_SCORES, miscompiled, require_legal
+from based_ops.codegen.schedule.legal import ALL_SCORES, IllegalSchedule, miscompiled, require_legal
 from based_ops.codegen.schedule.model import Schedule, Setting
 from based_ops.codegen.schedule.policy import policy
-from based_ops.codegen.spec.model import LayerSpec
+from based_ops.codegen.spec.model import HeadDims, LayerSpec, LinearAttention, TaylorExp
 from tests.conftest import ROOT, SPECS
 from tests.kernels.runners import interpreting
 from tests.layers import import_text
 
 LAYERS = pipeline.load(SPECS)
+ORDERED = (
+    LAYERS["taylor2_qk16_v64"],
+    LinearAttention("plain", TaylorExp(2), HeadDims(16, 64), normalize=False),
+    LinearAttention("wide", TaylorExp(2), HeadDims(32, 64)),
+)
 BACKENDS = ("triton", "tilelang", "torch")
 MEASURED: dict[str, Any] = yaml.safe_load((ROOT / "tests/budgets/sm_90.yaml").read_text(encoding="utf-8"))
 
@@ -66,6 +71,31 @@ def test_two_changes_come_after_one() -> None:
     single = list(space.candidates(program, start, most_changes=1))
     double = list(space.candidates(program, start, most_changes=2))
     assert double[: len(single)] == single and len(double) > 2 * len(single)
+
+
+@pytest.mark.parametrize("spec", ORDERED, ids=lambda spec: spec.name)
+def test_the_order_of_a_printed_kernel_is_a_choice(spec: LinearAttention) -> None:
+    kernels = pipeline.kernels(pipeline.lower(spec), "triton")
+    program = next(kernel for kernel in kernels if kernel.name == on_warpgroups(RECURRENCE))
+    start = policy(spec, program, "triton").only("bfloat16")
+    now, pieces = orders.chosen(program, start.rewrites), orders.pieces(program)
+    assert ("sums" in pieces) == (spec.normalize and spec.head_dims.qk <= 16)
+    assert orders.names(program, now) == start.rewrites
+    found = {schedule.rewrites for schedule in space.candidates(program, start, most_changes=1)}
+    for piece, options in pieces.items():
+        for place in options:
+            assert orders.names(program, now | {piece: place}) in found
+    assert len(found) == 1 + sum(len(options) - 1 for options in pieces.values())
+
+
+def test_an_order_of_nothing_is_illegal() -> None:
+    spec = LAYERS["taylor2_qk16_v64"]
+    for program in pipeline.kernels(pipeline.lower(spec), "triton"):
+        if program.name == on_warpgroups("states"):
+            with pytest.raises(IllegalSchedule, match="has no copies_in_flight"):
+                require_legal(
+                    program, replace(policy(spec, program, "triton"), rewrites=("copies_in_flight",))
+                )
 
 
 def test_sizes_end_where_a_tile_covers_its_dimension() -> None:

@@ -96,10 +96,13 @@ class _Gradients(StateKernel):
         self.load("INITIAL", "initial_", "b * H + h", of_queries)
         self.load("SEGMENTED", "", self.facts["INDEX"], of_queries)
 
-    def through_features(self, left: str, x: str, side: str, enters: str, meanwhile: str = "") -> None:
+    def through_features(
+        self, left: str, x: str, side: str, enters: str, meanwhile: str = "", last: str = ""
+    ) -> None:
         """Add to a chunk's gradient that of x through its features; and let the chunk enter the state.
 
-        Gradients of features are products of `left` with the state.
+        Gradients of features are products of `left` with the state.  What is done `meanwhile`, and `last`, is
+        done while the first and the last of the products are in flight.
         """
         upper = f"{left}, S_wide_operand.slice(64, 64, 1)"
         into = self.gradient
@@ -116,6 +119,9 @@ class _Gradients(StateKernel):
             upper = warpgroup_mma({upper}, zeros, use_acc=False, is_async=True)
             S_wide = warpgroup_mma({enters}.permute((1, 0)), {side}_wide, S_wide, is_async=True)
             S_narrow = warpgroup_mma({enters}.permute((1, 0)), {side}_narrow, S_narrow, is_async=True)
+        """)
+        self.print(last)
+        self.print(f"""
             parts = features_back(lower, narrow, {x}, COLUMNS, NARROW)
             upper = warpgroup_mma_wait(2, [upper])
             {into} += features_back_rest(upper, {x}, parts, COLUMNS, NARROW)
@@ -183,6 +189,7 @@ class QueryGradients(_Gradients):
     def _operands(self) -> None:
         self.key_features()
         self.store_features("K")
+        self.store_state()
         if self.normalize:
             self.print("""
                 dO = gradients.index(slot).load(LEFT).to(gl.float32)
@@ -269,7 +276,8 @@ class KeyGradients(_Gradients):
             self.hide_addresses()
             self._operands()
             self._products()
-            self.through_features("V", "K", "U", "G", meanwhile=WRITE_VALUES)
+            sums = "Z, z = add_weighted_sums(U, factors.index(slot), Z, z, PAIRS)" if self.normalize else ""
+            self.through_features("V", "K", "U", "G", WRITE_VALUES, sums)
             self.finish()
         self.print("""
             async_copy.wait_group(0)
@@ -281,6 +289,7 @@ class KeyGradients(_Gradients):
             self.store("total_", "state", "b * H + h", of_queries=True)
 
     def _operands(self) -> None:
+        self.store_state()
         self.print("""
             V = values.index(slot)
             G = gradients.index(slot)
@@ -305,7 +314,6 @@ class KeyGradients(_Gradients):
         if self.normalize:
             self.print("""
                 dK = gl.convert_layout(quadratic_form_back(K, Z, z, PAIRS), COLUMNS, assert_trivial=True)
-                Z, z = add_weighted_sums(U, factors.index(slot), Z, z, PAIRS)
                 if TOTAL:
                     terms += factors.index(slot).load(TOKENS)
             """)

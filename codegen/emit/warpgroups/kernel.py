@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from textwrap import dedent
 
+from ...schedule import orders
 from ..layer import ScheduledProgram
 from ..writer import Writer
 
@@ -93,6 +94,7 @@ class WarpgroupKernel:
 
     def __init__(self, scheduled: ScheduledProgram, facts: dict[str, str]) -> None:
         self.w, self.kernel, self.facts = Writer(), scheduled.program, facts
+        self.order = orders.chosen(scheduled.program, scheduled.schedule.rewrites)
 
     def emit(self, w: Writer, parameters: list[str]) -> None:
         """The function; `parameters` are tensors, strides, sizes and scalars, as in other kernels."""
@@ -192,6 +194,11 @@ class WarpgroupKernel:
         """)
         for name in self.once:
             self.w.line(f"{name} = {name}_memory.index(zero)")
+
+    def copies(self, place: str) -> None:
+        """Begin to copy a later chunk, if the order says that it is now."""
+        if self.order["copies"] == place:
+            self.fetch_ahead()
 
     def fetch_ahead(self) -> None:
         """Begin to copy a later chunk, into tiles that the one before this chunk had."""

@@ -16,8 +16,9 @@ class Recurrence(StateKernel):
 
     streams = (QUERIES, KEYS, VALUES)
 
+    hidden = False
+
     def body(self) -> None:
-        self.hidden = self.normalize  # without the normaliser there are registers to spare
         features = {f"K_{name}": tile for name, tile in FEATURE_TILES.items()}
         self.tiles(**features, **STATE_TILES, out=("[CHUNK, VALUES]", "BYTES_128"))
         if self.normalize:
@@ -27,13 +28,18 @@ class Recurrence(StateKernel):
         self.w.line(self.loop())
         with self.w.indented():
             self.next_chunk()
-            self.fetch_ahead()
-            if self.hidden:
-                self.hide_addresses()
+            self.copies("arrived")
+            if self.order["state"] == "early":
+                self.store_state()
             self.key_features()
             self.store_features("K")
+            if self.order["state"] == "late":
+                self.store_state()
             self.show()
+            self.copies("shown")
             self._queries()
+            self._products()
+            self.copies("in_flight")
             self._results()
         self._end()
 
@@ -44,14 +50,10 @@ class Recurrence(StateKernel):
             i = gl.arange(0, CHUNK, gl.SliceLayout(1, SQUARE))
             j = gl.arange(0, CHUNK, gl.SliceLayout(0, SQUARE))
         """)
-        if self.normalize:
+        if self.order["mask"] == "bits":
             self.print("""
-                # Two ways to leave later keys out.  This one has fewer instructions, but the order that ptxas
-                # gives to all of them made it 20 % slower than comparisons in the cases left to those.
-                IN_BITS: gl.constexpr = IO == gl.bfloat16 and not FINAL
-                if IN_BITS:
-                    seen = gl.where(i[:, None] >= j[None, :], -1, 0).to(gl.int16)
-                    bits = gl.allocate_shared_memory(gl.int16, [CHUNK, CHUNK], BYTES_128, seen)
+                seen = gl.where(i[:, None] >= j[None, :], -1, 0).to(gl.int16)
+                bits = gl.allocate_shared_memory(gl.int16, [CHUNK, CHUNK], BYTES_128, seen)
             """)
         self.columns()
         self.weights()
@@ -64,33 +66,36 @@ class Recurrence(StateKernel):
         self.w.line("slot = 0")
 
     def _queries(self) -> None:
+        """Features of queries, and weights of the chunk's own keys."""
+        add_sums = "Z, z = add_sums(K, Z, z, PAIRS)"
         self.w.blank()
-        self.w.line("Q = rounded(queries.index(slot).load(LEFT).to(gl.float32) * scale)")
+        self.w.line(f"Q = rounded({self._widened('queries.index(slot).load(LEFT)')} * scale)")
         if self.normalize:
-            self.print("""
-                N = quadratic_form(Q, Z, z, PAIRS) + (count + (t0 - start))
-                Z, z = add_sums(K, Z, z, PAIRS)
-            """)
+            self.w.line("N = quadratic_form(Q, Z, z, PAIRS) + (count + (t0 - start))")
+            if self.order["sums"] == "early":
+                self.w.line(add_sums)
         self.print("""
             R = warpgroup_mma(Q, K.permute((1, 0)), zeros, use_acc=False, is_async=True)
             wide, narrow = features(Q, LEFT)
-            R = warpgroup_mma_wait(0, [R])
         """)
-        weights = """
-            A = rounded(gl.where(i[:, None] >= j[None, :], @SEEN@, 0.0))
-            A = gl.convert_layout(A, LEFT, assert_trivial=True)
-        """
-        if self.normalize:
+        if self.normalize and self.order["sums"] == "late":
+            self.w.line(add_sums)
+        self.w.line("R = warpgroup_mma_wait(0, [R])")
+        if self.order["mask"] == "bits":
             self.print("""
-                if IN_BITS:
-                    A = gl.convert_layout(rounded(@SEEN@), LEFT, assert_trivial=True)
-                    A = where_bits(A, bits.load(LEFT))
-                else:
+                A = gl.convert_layout(rounded(@SEEN@), LEFT, assert_trivial=True)
+                A = where_bits(A, bits.load(LEFT))
             """)
-            with self.w.indented():
-                self.print(weights)
         else:
-            self.print(weights)
+            self.print("""
+                A = rounded(gl.where(i[:, None] >= j[None, :], @SEEN@, 0.0))
+                A = gl.convert_layout(A, LEFT, assert_trivial=True)
+            """)
+
+    def _widened(self, x: str) -> str:
+        return f"in_float32({x})" if self.order["scaling"] == "shifted" else f"{x}.to(gl.float32)"
+
+    def _products(self) -> None:
         self.w.blank()
         self.print("""
             # Older keys through the state, the chunk's own directly; then these enter the state.

@@ -84,10 +84,15 @@ class StateKernel(WarpgroupKernel):
         self.w.line("wide, narrow = features(x, LEFT)")
 
     def store_features(self, side: str) -> None:
-        """A chunk's features, and the state, as what products read."""
+        """A chunk's features as what products read."""
         self.print(f"""
             {side}_wide.store(wide)
             {side}_narrow.store(narrow)
+        """)
+
+    def store_state(self) -> None:
+        """The state likewise."""
+        self.print("""
             S_wide_operand.store((S_wide * weight[None, :]).to(gl.bfloat16))
             S_narrow_operand.store(S_narrow.to(gl.bfloat16))
         """)

@@ -39,6 +39,8 @@ LAYOUTS = {
     "ONES": "gl.BlockedLayout([1, 8], [32, 1], [8, 1], [1, 0])",
 }
 
+LOAD_QUERIES = "Q = rounded(queries.index(slot).load(LEFT).to(gl.float32) * scale)"
+
 
 @dataclass(frozen=True)
 class Part:
@@ -138,6 +140,7 @@ class WideRecurrence(StateKernel):
             self._operands()
             self._queries()
             self._outputs()
+            self.copies("in_flight")
             self._results()
         self._end()
 
@@ -170,25 +173,20 @@ class WideRecurrence(StateKernel):
 
     def _operands(self) -> None:
         """What products read on the right, round by round; and products into the state, but the last."""
+        if self.order["state"] == "early":
+            self._round_state()
         self.keys_and_values()
         self.w.line("low, high = halves(x, LEFT)")
         first, *later = self.rounds
         for part in first:
             self._make(part)
             self._store(part)
-        for n, part in enumerate(self.parts):
-            rounded = f"S_{n}"
-            if part.weight:
-                self.w.line(f"weight = {part.weight.format(f=f'f_{n}')}")
-                rounded = f"(S_{n} * weight[None, :])"
-            self.w.line(f"S_{n}_operand.store({rounded}.to(gl.bfloat16))")
-        if self.normalize:
-            self.print("""
-                Z_operand.store((Z * 0.5).to(gl.bfloat16))
-                z_operand.store(z.to(gl.bfloat16))
-            """)
+        if self.order["state"] == "late":
+            self._round_state()
+        if self.order["queries"] == "early" and not later:
+            self.w.line(LOAD_QUERIES)
         self.show()
-        self.fetch_ahead()
+        self.copies("shown")
         for before, parts in zip(self.rounds, later, strict=False):
             self._into_state(before)
             self.w.line("low, high = halves(K.load(LEFT), LEFT)")
@@ -201,15 +199,30 @@ class WideRecurrence(StateKernel):
             """)
             for part in parts:
                 self._store(part)
+            if self.order["queries"] == "early" and parts == later[-1]:
+                self.w.line(LOAD_QUERIES)
             self.show()
+
+    def _round_state(self) -> None:
+        """The state as what products read, and the normaliser's sums."""
+        for n, part in enumerate(self.parts):
+            rounded = f"S_{n}"
+            if part.weight:
+                self.w.line(f"weight = {part.weight.format(f=f'f_{n}')}")
+                rounded = f"(S_{n} * weight[None, :])"
+            self.w.line(f"S_{n}_operand.store({rounded}.to(gl.bfloat16))")
+        if self.normalize:
+            self.print("""
+                Z_operand.store((Z * 0.5).to(gl.bfloat16))
+                z_operand.store(z.to(gl.bfloat16))
+            """)
 
     def _queries(self) -> None:
         """Weights of the chunk's own keys; the last products into the state are under way with them."""
         self.w.blank()
-        self.print("""
-            Q = rounded(queries.index(slot).load(LEFT).to(gl.float32) * scale)
-            low, high = halves(Q, LEFT)
-        """)
+        if self.order["queries"] == "late":
+            self.w.line(LOAD_QUERIES)
+        self.w.line("low, high = halves(Q, LEFT)")
         if self.normalize:
             self.print("""
                 # z has equal rows, so each of them counts as one of as many.
@@ -224,6 +237,7 @@ class WideRecurrence(StateKernel):
                 N = warpgroup_mma_wait(1, [N])
                 N *= gl.convert_layout(in_float32(Q), NARROW, assert_trivial=True)
                 N = gl.convert_layout(gl.sum(N, 1), gl.SliceLayout(1, SUMS)) + (count + (t0 - start))
+                Z, z = add_sums(K, Z, z, PAIRS)
             """)
         self.w.line("R = warpgroup_mma_wait(0, [R])")
         self._weights("0")
@@ -245,7 +259,6 @@ class WideRecurrence(StateKernel):
                 N_own = gl.full([CHUNK, 8], 0.0, gl.float32, SUMS)
                 N_own = warpgroup_mma(A_0, eighths, N_own, use_acc=False, is_async=True)
                 N_own = warpgroup_mma(A_64, eighths, N_own, is_async=True)
-                Z, z = add_sums(K, Z, z, PAIRS)
             """)
         for n, part in enumerate(self.parts):
             for i, piece in enumerate(part.pieces):
