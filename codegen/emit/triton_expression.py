@@ -44,8 +44,9 @@ def formula(expr: Expr, outer: int = 0, language: str = "tl") -> str:
         case Unary("tanh", x):
             return f"(2.0 * {part(Unary('sigmoid', 2.0 * x), PRECEDENCE['mul'] + 1)} - 1.0)"
         case Unary("sigmoid", x) if language == "gl":  # which has none
-            inner = f"1.0 / (1.0 + gl.exp(-{part(x, TIGHT)}))"
-            return f"({inner})" if outer > PRECEDENCE["mul"] else inner
+            return part(Const(1.0) / (1.0 + Unary("exp", Unary("neg", x))), outer)
+        case Unary("exp", x) if language == "gl":
+            return f"exponential({part(x)})"
         case Unary(op, x):
             return f"{language}.{op}({part(x)})"
         case Binary(op, x, y) if op in SYMBOLS:

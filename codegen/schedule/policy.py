@@ -12,13 +12,14 @@ from ..names import PASSES, RECURRENCE, WINDOW_PROGRAMS, is_on_warpgroups, porta
 from ..spec.model import LayerSpec, LinearAttention, SlidingWindow
 from .legal import (
     ALL_SCORES,
+    SQUARE_TILES,
     WARPGROUP,
     WARPGROUP_TILES,
     WIDE_TILES,
-    WINDOW_TILES,
     exchanges,
     gradients_exchange,
     halves_exchange,
+    maps_squares,
     recurs,
     window_streams,
 )
@@ -76,8 +77,8 @@ def _on_warpgroups(spec: LayerSpec, program: Program, backend: str) -> Schedule:
     """A warpgroup a program, and as many chunks ahead as let two programs share a multiprocessor's memory."""
     name = portable(program.name)
     if isinstance(spec, SlidingWindow):
-        plan = {"CHUNK": WINDOW_TILES["CHUNK"], "PROGRAMS": RESIDENT_PROGRAMS}
-        setting = Setting(dict(WINDOW_TILES) if name not in PASSES else plan, warps=WARPGROUP, stages=2)
+        plan = {"CHUNK": SQUARE_TILES["CHUNK"], "PROGRAMS": RESIDENT_PROGRAMS}
+        setting = Setting(dict(SQUARE_TILES) if name not in PASSES else plan, warps=WARPGROUP, stages=2)
         serves = partial(window_streams, spec, WINDOW_PROGRAMS.get(name, name))
     elif name == "backward":  # a launch plan
         setting = Setting(
@@ -87,22 +88,29 @@ def _on_warpgroups(spec: LayerSpec, program: Program, backend: str) -> Schedule:
     elif any(halves_exchange(spec, d) for d in spec.dtypes):
         setting = Setting({"SEGMENT": GRAIN} | WIDE_TILES, warps=2 * WARPGROUP, stages=2)
         if name == "forward":  # one program fills a multiprocessor
-            value_blocks = -(-spec.head_dims.v // WIDE_TILES["VALUES"])
-            setting = Setting(
-                {
-                    "SCORES": FEW_SCORES,
-                    "LENGTH": _segment(spec),
-                    "SHORTEST": GRAIN,
-                    "PROGRAMS": RESIDENT_PROGRAMS // 2 // value_blocks,
-                    "FEWEST": FEWEST_SEGMENTS,
-                }
-            )
+            setting = Setting(_recurrent_plan(spec, RESIDENT_PROGRAMS // 2, _segment(spec)))
         serves = partial(halves_exchange, spec)
+    elif any(maps_squares(spec, d) for d in spec.dtypes):
+        setting = Setting({"SEGMENT": GRAIN} | SQUARE_TILES, warps=WARPGROUP, stages=3)
+        if name == "forward":
+            setting = Setting(_recurrent_plan(spec, RESIDENT_PROGRAMS, LONGEST_DIRECT))
+        serves = partial(maps_squares, spec)
     else:
         stages = 2 if "gradients" in name else 3
         setting = Setting({"SEGMENT": GRAIN} | WARPGROUP_TILES, warps=WARPGROUP, stages=stages)
         serves = partial(exchanges if name in (RECURRENCE, "states") else gradients_exchange, spec)
     return Schedule(program.name, backend, {d: setting for d in spec.dtypes if serves(d)})
+
+
+def _recurrent_plan(spec: LayerSpec, programs: int, length: int) -> dict[str, int]:
+    """A forward pass that recurs, `programs` at once; few scores are computed directly, in such lengths."""
+    return {
+        "SCORES": FEW_SCORES,
+        "LENGTH": length,
+        "SHORTEST": GRAIN,
+        "PROGRAMS": programs // -(-spec.head_dims.v // STATE_COLUMNS),
+        "FEWEST": FEWEST_SEGMENTS,
+    }
 
 
 def _launch_plan(spec: LayerSpec, program: Program, backend: str, dtype: str) -> Setting:
