@@ -7,14 +7,7 @@ from math import prod
 from ..ir.check import infer, walk
 from ..ir.fuse import expressions, statements
 from ..ir.nodes import (
-    ACC,
-    INDEX,
-    IO,
-    OPERAND,
-    STATE,
     Add,
-    Binary,
-    Cast,
     Comment,
     Const,
     Dim,
@@ -22,7 +15,6 @@ from ..ir.nodes import (
     Expand,
     Expr,
     For,
-    Full,
     Let,
     Load,
     Max,
@@ -33,33 +25,15 @@ from ..ir.nodes import (
     Store,
     Sum,
     Tensor,
-    Transpose,
-    Unary,
     Var,
     When,
-    Where,
     uses_operands,
 )
-from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
+from ..ir.printer import TIGHT
 from .bounds import Bounds
 from .layer import ScheduledProgram
+from .triton_expression import cast_suffix, formula
 from .writer import Writer
-
-FUNCTIONS = {
-    "exp": "tl.exp",
-    "exp2": "tl.exp2",
-    "log": "tl.log",
-    "log2": "tl.log2",
-    "sqrt": "tl.sqrt",
-    "abs": "tl.abs",
-    "sigmoid": "tl.sigmoid",
-    "sin": "tl.sin",
-    "cos": "tl.cos",
-    "erf": "tl.erf",
-    "cdiv": "tl.cdiv",
-    "min": "tl.minimum",
-    "max": "tl.maximum",
-}
 
 
 def parameters(program: Program) -> list[str]:
@@ -133,7 +107,7 @@ class Kernel:
         rest = "program"
         self.w.line("program = tl.program_id(0)")
         for axis in reversed(self.program.grid[1:]):
-            extent = self.expr(axis.extent)
+            extent = formula(axis.extent)
             wide = ".to(tl.int64)" if axis.batch else ""
             self.w.line(
                 f"{axis.name} = ({rest} % {extent}){wide}" if wide else f"{axis.name} = {rest} % {extent}"
@@ -158,7 +132,7 @@ class Kernel:
             case Let(name, value) | Set(name, value):
                 w.line(f"{name} = {self._right_side(value)}")
             case Add(name, Dot(x, y)):
-                w.line(f'{name} = tl.dot({self.expr(x)}, {self.expr(y)}, {name}, input_precision="ieee")')
+                w.line(f'{name} = tl.dot({formula(x)}, {formula(y)}, {name}, input_precision="ieee")')
             case Add(name, value):
                 w.line(f"{name} += {self._right_side(value)}")
             case Store(tensor, index, value):
@@ -168,10 +142,10 @@ class Kernel:
                 self.read.discard((tensor, index))
                 pointer, mask = self._address(tensor, index)
                 mask = " & ".join(part for part in (mask, self.condition) if part)
-                arguments = [pointer, self.expr(value), *([f"mask={mask}"] if mask else [])]
+                arguments = [pointer, formula(value), *([f"mask={mask}"] if mask else [])]
                 w.call("tl.store(", arguments)
             case For(var, start, stop, step, body):
-                w.line(f"for {var} in range({self.expr(start)}, {self.expr(stop)}, {self.expr(step)}):")
+                w.line(f"for {var} in range({formula(start)}, {formula(stop)}, {formula(step)}):")
                 with w.indented():
                     self._block(body)
             case When(Var(flag), body):
@@ -181,7 +155,7 @@ class Kernel:
             case When(condition, body):
                 # As a mask: Triton 3.7 cannot load ahead across branches on Blackwell.
                 assert all(isinstance(inner, Store) for inner in body)
-                self.condition = f"({self.expr(condition)})"
+                self.condition = f"({formula(condition)})"
                 self._block(body)
                 self.condition = ""
             case Comment(words):
@@ -191,7 +165,7 @@ class Kernel:
         self.read.add((load.tensor, load.index))
         pointer, mask = self._address(load.tensor, load.index)
         guard = [f"mask={mask}", f"other={load.fill}"] if mask else []
-        self.w.call(f"{name} = tl.load(", [pointer, *guard], f"){self._cast_suffix(load.dtype)}")
+        self.w.call(f"{name} = tl.load(", [pointer, *guard], f"){cast_suffix(load.dtype)}")
         if name in self.rows and uses_operands(self.program):
             # Triton would load the vector anew for each column that a thread has of a product; what comes
             # out of a reduction it hands on through shared memory.
@@ -209,21 +183,21 @@ class Kernel:
         for entry, extent, stride in zip(index, tensor.dims, strides, strict=True):
             if not self._rank(entry):
                 if entry != Const(0):
-                    base.append(_times(self.expr(entry, TIGHT), stride))
+                    base.append(_times(formula(entry, TIGHT), stride))
                 continue
             position = tiles.index(entry)
             side = "" if len(tiles) == 1 else ("[:, None]" if position == 0 else "[None, :]")
             span = self.bounds.span(entry)
             if span is None:
-                offsets.append(_times(f"{self.expr(entry)}{side}", stride))
+                offsets.append(_times(f"{formula(entry)}{side}", stride))
             else:
                 if span.start != Const(0):
-                    base.append(_times(f"tl.cast({self.expr(span.start)}, tl.int64)", stride))
+                    base.append(_times(f"tl.cast({formula(span.start)}, tl.int64)", stride))
                 offsets.append(_times(f"tl.arange(0, {span.size}){side}", stride))
             if span is not None and span.before:
-                masks.append(f"({self.expr(entry)} >= 0){side}")
+                masks.append(f"({formula(entry)} >= 0){side}")
             if not self.bounds.inside(entry, extent):
-                masks.append(f"({self.expr(entry)} < {extent}){side}")
+                masks.append(f"({formula(entry)} < {extent}){side}")
         pointer = " + ".join(base)
         if offsets:
             pointer += f" + ({' + '.join(offsets)})" if len(offsets) > 1 else f" + {offsets[0]}"
@@ -248,57 +222,13 @@ class Kernel:
     def _right_side(self, value: Expr) -> str:
         match value:
             case Dot(x, y):
-                return f'tl.dot({self.expr(x)}, {self.expr(y)}, input_precision="ieee")'
+                return f'tl.dot({formula(x)}, {formula(y)}, input_precision="ieee")'
             case Sum(x, axis):
                 return f"tl.sum({x.name}, {axis})"
             case Max(x, axis):
                 return f"tl.max({x.name}, {axis})"
             case _:
-                return self.expr(value)
-
-    def _cast_suffix(self, dtype: str) -> str:
-        return {OPERAND: ".to(OPERAND)", ACC: ".to(tl.float32)", INDEX: ""}[dtype]
-
-    def expr(self, expr: Expr, outer: int = 0) -> str:
-        match expr:
-            case Const(value):
-                return repr(value)
-            case Var(name):
-                return name
-            case Span(start, size):
-                offset = "" if start == Const(0) else f"{self.expr(start, PRECEDENCE['add'])} + "
-                return f"{offset}tl.arange(0, {size})"
-            case Unary("neg", x):
-                return f"-{self.expr(x, TIGHT)}"
-            case Unary("tanh", x):
-                return f"(2.0 * tl.sigmoid(2.0 * {self.expr(x, TIGHT)}) - 1.0)"
-            case Unary(op, x):
-                return f"{FUNCTIONS[op]}({self.expr(x)})"
-            case Binary(op, x, y) if op in SYMBOLS:
-                level = PRECEDENCE[op]
-                # Python's & binds tighter than its comparisons, and comparisons do not chain here.
-                inside = PRECEDENCE["add"] if level <= PRECEDENCE["lt"] else level
-                inner = f"{self.expr(x, inside)} {SYMBOLS[op]} {self.expr(y, max(inside, level + 1))}"
-                return f"({inner})" if level < outer else inner
-            case Binary(op, x, y):
-                return f"{FUNCTIONS[op]}({self.expr(x)}, {self.expr(y)})"
-            case Where(condition, x, y):
-                return f"tl.where({self.expr(condition)}, {self.expr(x)}, {self.expr(y)})"
-            case Cast(x, dtype) if dtype in (IO, STATE):
-                return self.expr(x, outer)  # a store converts to the tensor's own dtype
-            case Cast(x, dtype):
-                return f"{self.expr(x, TIGHT)}{self._cast_suffix(dtype)}"
-            case Expand(x, axis):
-                return f"{self.expr(x, TIGHT)}[{'None, :' if axis == 0 else ':, None'}]"
-            case Full((), value, _):
-                return repr(value)
-            case Full(shape, value, _):
-                sizes = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
-                return f"tl.full(({sizes}), {value!r}, tl.float32)"
-            case Transpose(x):
-                return f"tl.trans({x.name})"
-            case _:
-                raise TypeError(f"no Triton for {type(expr).__name__}")
+                return formula(value)
 
 
 def stride_names(tensor: Tensor) -> list[str]:

@@ -235,7 +235,12 @@ class ElementwiseMap:
         parsed = elementwise_map.parse(source)
         self._map = elementwise_map.to_tree(parsed)
         self._slope = elementwise_map.to_tree(elementwise_map.derivative(parsed))
-        self._keeps_zero = value_at(self._map, 0.0) == 0.0
+        self.keeps_zero = value_at(self._map, 0.0) == 0.0
+        """Whether φ(0) is 0, so that what lies outside a tensor, loaded as 0, adds nothing."""
+
+    def of(self, x: Expr) -> Expr:
+        """φ(x)."""
+        return expression(self._map, x)
 
     def load(self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...]) -> tuple[Var, Var]:
         tile = b.let(name, Load(tensor, index, ACC))
@@ -246,8 +251,8 @@ class ElementwiseMap:
         return b.let(f"{name}_features", Cast(self._mapped(tile, index) * SCALE, OPERAND))
 
     def _mapped(self, tile: Var, index: tuple[Expr, ...]) -> Expr:
-        mapped = expression(self._map, tile)
-        if self._keeps_zero:
+        mapped = self.of(tile)
+        if self.keeps_zero:
             return mapped
         # What lies outside the tensor is loaded as 0 and must stay out of every product.
         _, t, _, d = index
@@ -294,7 +299,7 @@ class ElementwiseMap:
         self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...], f: Var, selection: tuple[Var, ...]
     ) -> Var:
         values = b.let(f"{name}_values", Load(tensor, (*index, f), ACC))
-        return b.let(name, Where(f < self.qk, expression(self._map, values), wrap(0.0)))
+        return b.let(name, Where(f < self.qk, self.of(values), wrap(0.0)))
 
 
 def _times(scale: Expr, product: Expr) -> Expr:

@@ -8,7 +8,7 @@ from ..ir.check import Types, infer
 from ..ir.fuse import statements
 from ..ir.nodes import Add, Blocks, Dim, Dot, Let, Program, Set
 from ..names import is_on_warpgroups
-from ..spec.model import LayerSpec, LinearAttention, SlidingWindow, TaylorExp
+from ..spec.model import Elementwise, LayerSpec, LinearAttention, SlidingWindow, TaylorExp
 from . import orders
 from .model import Schedule, Setting
 
@@ -24,8 +24,8 @@ WARPGROUP_TILES = {"CHUNK": 64, "VALUES": 64}
 """Tiles of a kernel whose text is laid out for one warpgroup."""
 WIDE_TILES = {"CHUNK": 128, "VALUES": 64}
 """The same for two, over two operands' worth of such columns."""
-WINDOW_TILES = WARPGROUP_TILES | {"QK": 64}
-"""The same for windows, whose tiles of queries and keys are as wide as those of values."""
+SQUARE_TILES = WARPGROUP_TILES | {"QK": 64}
+"""The same where tiles of queries and keys are as wide as those of values."""
 LONGEST_WINDOW = {"outputs": 128, "gradients": 64}
 """Keys of a window of which such a program holds all tiles of products in registers."""
 ALL_SCORES = 1 << 62
@@ -91,9 +91,24 @@ def halves_exchange(spec: LayerSpec, dtype: str) -> bool:
 
 def _exchanges(spec: LayerSpec, dtype: str) -> bool:
     return (
+        isinstance(spec, LinearAttention) and spec.feature_map == TaylorExp(order=2) and _copies(spec, dtype)
+    )
+
+
+def maps_squares(spec: LayerSpec, dtype: str) -> bool:
+    """Whether a layer's features are its columns, each mapped, and a tile of them is a warpgroup's."""
+    return (
         isinstance(spec, LinearAttention)
-        and spec.feature_map == TaylorExp(order=2)
-        and spec.head_dims.qk % COPIED == 0
+        and isinstance(spec.feature_map, Elementwise)
+        and spec.head_dims.qk <= SQUARE_TILES["QK"]
+        and _copies(spec, dtype)
+    )
+
+
+def _copies(spec: LayerSpec, dtype: str) -> bool:
+    """Whether rows can be copied asynchronously."""
+    return (
+        spec.head_dims.qk % COPIED == 0
         and spec.head_dims.v % COPIED == 0
         and dtype in ("bfloat16", "float16")
     )
@@ -109,11 +124,9 @@ def window_streams(spec: LayerSpec, program: str, dtype: str) -> bool:
     return (
         isinstance(spec, SlidingWindow)
         and spec.window <= LONGEST_WINDOW.get(program, 0)
-        and spec.head_dims.qk <= WINDOW_TILES["QK"]
-        and spec.head_dims.v <= WINDOW_TILES["VALUES"]
-        and spec.head_dims.qk % COPIED == 0
-        and spec.head_dims.v % COPIED == 0
-        and dtype in ("bfloat16", "float16")
+        and spec.head_dims.qk <= SQUARE_TILES["QK"]
+        and spec.head_dims.v <= SQUARE_TILES["VALUES"]
+        and _copies(spec, dtype)
     )
 
 

@@ -32,8 +32,9 @@ MASK = ("compared", "bits")
 PIECES: dict[str, dict[str, tuple[str, ...]]] = {
     "recurrence": {"copies": COPIES, "state": STATE, "sums": SUMS, "scaling": SCALING, "mask": MASK},
     "wide": {"copies": COPIES[1:], "state": STATE, "queries": QUERIES},
+    "square": {"copies": COPIES},
 }
-"""The alternatives of a recurrence, and of one over more columns."""
+"""The alternatives of a recurrence, of one over more columns, and of one with elementwise maps."""
 NAMES = frozenset(
     f"{piece}_{place}" for kind in PIECES.values() for piece, places in kind.items() for place in places
 )
@@ -47,6 +48,8 @@ MEASURED = {
     (RECURRENCE, False): ("copies_shown", "state_early", "scaling_shifted", "mask_bits"),
     ("wide", 24): ("queries_early",),
     ("wide", 32): ("copies_in_flight", "state_early"),
+    ("square", True): ("copies_in_flight",),
+    ("square", False): ("copies_in_flight",),
 }
 """The fastest on an H200: with and without a normaliser; by columns of queries (docs/performance.md)."""
 
@@ -93,4 +96,6 @@ def _sums(program: Program) -> bool:
 def _kind(program: Program) -> str:
     if program.name != on_warpgroups(RECURRENCE):
         return ""
+    if "QK" in program.bounds:
+        return "square"
     return "wide" if program.bounds["CHUNK"] > TOKENS else RECURRENCE

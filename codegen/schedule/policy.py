@@ -13,13 +13,14 @@ from ..spec.model import LayerSpec, LinearAttention, SlidingWindow
 from . import orders
 from .legal import (
     ALL_SCORES,
+    SQUARE_TILES,
     WARPGROUP,
     WARPGROUP_TILES,
     WIDE_TILES,
-    WINDOW_TILES,
     exchanges,
     gradients_exchange,
     halves_exchange,
+    maps_squares,
     recurs,
     window_streams,
 )
@@ -41,6 +42,8 @@ LONGEST_DIRECT = 2048
 """Tokens of a segment that is computed directly because its scores are few."""
 FEWEST_SEGMENTS = 4
 """Segments below which the launches that find their states cost more than a fuller GPU gains."""
+SHORTEST_SEGMENT = 256
+"""Tokens below which a segment of a recurrence is not worth its place in the running sum of states."""
 FEWEST_BACKWARD = 3
 """The same for gradients on warpgroups, which take longer."""
 SHORTEST_BACKWARD = 512
@@ -77,8 +80,8 @@ def _on_warpgroups(spec: LayerSpec, program: Program, backend: str) -> Schedule:
     """A warpgroup a program, and as many chunks ahead as let two programs share a multiprocessor's memory."""
     name = portable(program.name)
     if isinstance(spec, SlidingWindow):
-        plan = {"CHUNK": WINDOW_TILES["CHUNK"], "PROGRAMS": RESIDENT_PROGRAMS}
-        setting = Setting(dict(WINDOW_TILES) if name not in PASSES else plan, warps=WARPGROUP, stages=2)
+        plan = {"CHUNK": SQUARE_TILES["CHUNK"], "PROGRAMS": RESIDENT_PROGRAMS}
+        setting = Setting(dict(SQUARE_TILES) if name not in PASSES else plan, warps=WARPGROUP, stages=2)
         serves = partial(window_streams, spec, WINDOW_PROGRAMS.get(name, name))
     elif name == "backward":  # a launch plan
         setting = Setting(
@@ -88,23 +91,30 @@ def _on_warpgroups(spec: LayerSpec, program: Program, backend: str) -> Schedule:
     elif any(halves_exchange(spec, d) for d in spec.dtypes):
         setting = Setting({"SEGMENT": GRAIN} | WIDE_TILES, warps=2 * WARPGROUP, stages=2)
         if name == "forward":  # one program fills a multiprocessor
-            value_blocks = -(-spec.head_dims.v // WIDE_TILES["VALUES"])
-            setting = Setting(
-                {
-                    "SCORES": FEW_SCORES,
-                    "LENGTH": _segment(spec),
-                    "SHORTEST": GRAIN,
-                    "PROGRAMS": RESIDENT_PROGRAMS // 2 // value_blocks,
-                    "FEWEST": FEWEST_SEGMENTS,
-                }
-            )
+            setting = Setting(_recurrent_plan(spec, RESIDENT_PROGRAMS // 2, _segment(spec)))
         serves = partial(halves_exchange, spec)
+    elif any(maps_squares(spec, d) for d in spec.dtypes):
+        setting = Setting({"SEGMENT": GRAIN} | SQUARE_TILES, warps=WARPGROUP, stages=3)
+        if name == "forward":
+            setting = Setting(_recurrent_plan(spec, RESIDENT_PROGRAMS, LONGEST_DIRECT))
+        serves = partial(maps_squares, spec)
     else:
         stages = 2 if "gradients" in name else 3
         setting = Setting({"SEGMENT": GRAIN} | WARPGROUP_TILES, warps=WARPGROUP, stages=stages)
         serves = partial(exchanges if name in (RECURRENCE, "states") else gradients_exchange, spec)
     settings = {d: setting for d in spec.dtypes if serves(d)}
     return Schedule(program.name, backend, settings, orders.measured(program, spec.head_dims.qk))
+
+
+def _recurrent_plan(spec: LayerSpec, programs: int, length: int) -> dict[str, int]:
+    """A forward pass that recurs, `programs` at once; few scores are computed directly, in such lengths."""
+    return {
+        "SCORES": FEW_SCORES,
+        "LENGTH": length,
+        "SHORTEST": SHORTEST_SEGMENT,
+        "PROGRAMS": programs // -(-spec.head_dims.v // STATE_COLUMNS),
+        "FEWEST": FEWEST_SEGMENTS,
+    }
 
 
 def _launch_plan(spec: LayerSpec, program: Program, backend: str, dtype: str) -> Setting:
@@ -129,7 +139,8 @@ def _launch_plan(spec: LayerSpec, program: Program, backend: str, dtype: str) ->
     }
     if _recurs_well(spec, backend, dtype):
         fast = backend == "triton" and exchanges(spec, dtype)
-        sizes |= {"SCORES": FEW_SCORES // 2 if fast else FEW_SCORES, "LENGTH": LONGEST_DIRECT}
+        scores = FEW_SCORES // 2 if fast else FEW_SCORES
+        sizes |= {"SCORES": scores, "LENGTH": LONGEST_DIRECT, "SHORTEST": SHORTEST_SEGMENT}
     return Setting(_pick(program, sizes))
 
 

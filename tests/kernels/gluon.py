@@ -249,8 +249,9 @@ def _language(block: Block, program: int) -> SimpleNamespace:
         where=where,
         sum=torch.sum,
         max=torch.amax,
-        exp2=torch.exp2,
-        log2=torch.log2,
+        **{
+            name: getattr(torch, name) for name in ("exp2", "log2", "log", "sqrt", "abs", "sin", "cos", "erf")
+        },
         multiple_of=lambda x, _: x,
         arange=lambda start, stop, layout: torch.arange(start, stop),
         full=lambda shape, value, dtype, layout: torch.full(shape, value, dtype=dtype),
@@ -299,6 +300,7 @@ def _neighbours_and_constant(x: Tensor) -> Tensor:
 LOGICAL = {
     "rounded": lambda x: x.to(torch.bfloat16),
     "in_float32": lambda x: x.float(),
+    "exponential": torch.exp,
     "where_bits": lambda x, bits: torch.where(bits != 0, x, torch.zeros_like(x)),
     "exchanged": _exchanged,
     "partners_by_lane": _partners_by_lane,

@@ -11,23 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from based_ops import reference
 from based_ops.aot import compile_triton
 from based_ops.codegen import pipeline
 from based_ops.codegen.emit.warpgroups.wide import ROUNDS
 from based_ops.codegen.names import RECURRENCE, is_on_warpgroups, on_warpgroups
-from based_ops.codegen.spec.model import HeadDims, LinearAttention, TaylorExp
-from based_ops.state import LinearAttentionState, feature_count
+from based_ops.codegen.spec.model import Elementwise, HeadDims, LinearAttention, TaylorExp
+from based_ops.state import LinearAttentionState
 from based_ops.support import exchange, exchange_wide, warpgroups
-from based_ops.support.host import cdiv
-from tests.kernels.gluon import LOGICAL, meanings, run
+from tests.kernels.gluon import LOGICAL, meanings
 from tests.kernels.linear import expected_gradients
 from tests.kernels.runners import interpreting
-from tests.kernels.warpgroups import fails_without_any_wait, passes
+from tests.kernels.warpgroups import SCALE, Call, fails_without_any_wait, passes
 from tests.layers import build
 from tests.tolerance import BACKWARD, FORWARD, assert_close
 
-B, H = 2, 2
 LAYERS = (
     LinearAttention("taylor2", TaylorExp(2), HeadDims(16, 64)),
     LinearAttention("two_blocks", TaylorExp(2), HeadDims(8, 72)),
@@ -43,86 +40,24 @@ WIDE = (
     LinearAttention("wide24_two_blocks", TaylorExp(2), HeadDims(24, 72), state_dtype="bfloat16"),
     LinearAttention("wide32_plain", TaylorExp(2), HeadDims(32, 40), normalize=False, state_dtype="bfloat16"),
 )
-SCALE = 0.3
+MAPS = (
+    LinearAttention("elu", Elementwise("elu(x) + 1"), HeadDims(64, 64)),
+    LinearAttention(
+        "sigmoid_two_blocks", Elementwise("sigmoid(x)"), HeadDims(48, 72), state_dtype="bfloat16"
+    ),
+    LinearAttention("relu", Elementwise("relu(x)"), HeadDims(32, 40)),
+    LinearAttention("identity", Elementwise("x"), HeadDims(64, 64), normalize=False),
+    LinearAttention(
+        "infinite_at_0", Elementwise("log(x**2)"), HeadDims(24, 40), normalize=False, state_dtype="bfloat16"
+    ),
+)
 LENGTHS = (1, 64, 65, 333, 640)
 DTYPES = (torch.bfloat16, torch.float16)
 
 
-class Call:
-    """One launch of the kernel."""
-
-    def __init__(self, spec: LinearAttention, dtype: torch.dtype, length: int) -> None:
-        torch.manual_seed(length)
-        d, v = spec.head_dims.qk, spec.head_dims.v
-        self.spec, self.dtype, self.length = spec, dtype, length
-        self.qkv = tuple(torch.randn(B, length, H, width).to(dtype) for width in (d, d, v))
-        self.rows = feature_count(spec)
-        self.kept = getattr(torch, spec.state_dtype)
-
-    def launch(
-        self,
-        segments: int,
-        initial: tuple[Tensor, ...],
-        before: tuple[Tensor, ...],
-        final: bool,
-        module: ModuleType | None = None,
-        **other: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """o, the final state and its normaliser; `other` replaces settings of the schedule."""
-        module = module or build(self.spec, "triton")
-        q, k, v = self.qkv
-        o = torch.full_like(v, float("nan"))
-        n = torch.full((B, H, self.length), float("nan"))
-        state = torch.full((B, H, self.rows, v.shape[-1]), float("nan"), dtype=self.kept)
-        normalizer = torch.full((B, H, self.rows), float("nan"), dtype=self.kept)
-        present = {"initial_state": initial[:1], "initial_normalizer": initial[1:]}
-        present |= {"state": before[:1], "normalizer": before[1:]}
-        present |= {"final_state": (state,) * final, "final_normalizer": (normalizer,) * final}
-        kernel = getattr(module, on_warpgroups(RECURRENCE))
-        always = {"q": q, "k": k, "v": v, "o": o, "n": n}
-        tensors = [
-            always.get(name, next(iter(present.get(name, ())), None))
-            for name in kernel.arg_names[: kernel.arg_names.index("q_b")]
-        ]
-        strides = [stride for x in (q, k, v) for stride in x.stride()[:-1]]
-        settings = module.SCHEDULE[on_warpgroups(RECURRENCE)][self.dtype] | other
-        constants = [value for name, value in settings.items() if name != "num_warps"]
-        flags = (bool(initial), bool(before), final)
-        blocks = cdiv(v.shape[-1], 64)
-        numbers = (*strides, B, self.length, H, segments, SCALE, *flags, *constants)
-        run(kernel, B * H * segments * blocks, tensors, *numbers)
-        return o, state, normalizer
-
-    def expected(self, initial: LinearAttentionState | None) -> tuple[Tensor, LinearAttentionState]:
-        q, k, v = (x.double() for x in self.qkv)
-        wide = initial and LinearAttentionState(*(None if x is None else x.double() for x in initial))
-        return reference.linear_attention(self.spec, q, k, v, SCALE, wide)
-
-    def earlier(self, tokens: int) -> LinearAttentionState:
-        """The state after some random tokens, as it is kept."""
-        d, v = self.spec.head_dims.qk, self.spec.head_dims.v
-        k, values = torch.randn(B, tokens, H, d).double(), torch.randn(B, tokens, H, v).double()
-        state, normalizer = reference.linear_attention(self.spec, k, k, values, SCALE)[1]
-        return LinearAttentionState(
-            state.to(self.kept), None if normalizer is None else normalizer.to(self.kept)
-        )
-
-    def states_before(self, segments: int) -> tuple[Tensor, ...]:
-        """The state before each segment, and its normaliser."""
-        length = cdiv(cdiv(self.length, 128), segments) * 128
-        _, k, v = (x.double() for x in self.qkv)
-        states = [
-            reference.linear_attention(self.spec, k[:, :end], k[:, :end], v[:, :end], SCALE)[1]
-            for end in range(0, segments * length, length)
-        ]
-        state = torch.stack([s.state for s in states], 2).bfloat16()
-        normalizers = [s.normalizer for s in states if s.normalizer is not None]
-        return (state, torch.stack(normalizers, 2).float()) if normalizers else (state,)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("spec", LAYERS + WIDE, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", LAYERS + WIDE + MAPS, ids=lambda spec: spec.name)
 @pytest.mark.parametrize("continued", [False, True], ids=["from nothing", "from a state"])
 def test_one_segment(spec: LinearAttention, dtype: torch.dtype, length: int, continued: bool) -> None:
     call = Call(spec, dtype, length)
@@ -139,7 +74,7 @@ def test_one_segment(spec: LinearAttention, dtype: torch.dtype, length: int, con
 
 @pytest.mark.parametrize("stages", [2, 3, 4])
 @pytest.mark.parametrize("segments", [2, 3])
-@pytest.mark.parametrize("spec", LAYERS + WIDE, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", LAYERS + WIDE + MAPS, ids=lambda spec: spec.name)
 def test_several_segments(spec: LinearAttention, segments: int, stages: int) -> None:
     call = Call(spec, torch.bfloat16, 333)
     found, _, _ = call.launch(segments, (), call.states_before(segments), final=False, STAGES=stages)
@@ -191,15 +126,19 @@ def test_no_wait_is_forgotten_and_none_too_many(program: str) -> None:
     )
 
 
-@pytest.mark.parametrize("spec", WIDE[:2], ids=lambda spec: spec.name)
-def test_no_wait_of_the_wide_recurrence_is_forgotten(spec: LinearAttention) -> None:
+@pytest.mark.parametrize(
+    ("spec", "least"),
+    [(WIDE[0], 10), (WIDE[1], 10), (MAPS[0], 7), (MAPS[3], 7)],
+    ids=lambda x: getattr(x, "name", ""),
+)
+def test_no_wait_of_other_recurrences_is_forgotten(spec: LinearAttention, least: int) -> None:
     def compute(module: ModuleType) -> None:
-        call = Call(spec, torch.bfloat16, 400)
+        call = Call(spec, torch.float16, 400)
         assert call.launch(1, (), (), final=True, module=module)[0].isfinite().all()
 
     module = build(spec, "triton")
     compute(module)
-    fails_without_any_wait(module, on_warpgroups(RECURRENCE), 10, compute)
+    fails_without_any_wait(module, on_warpgroups(RECURRENCE), least, compute)
 
 
 def compute_gradients(spec: LinearAttention, module: ModuleType) -> None:
@@ -217,7 +156,7 @@ def noise_like(x: Tensor | None) -> Tensor | None:
 
 @pytest.mark.skipif(interpreting(), reason="under the interpreter nothing is compiled")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("spec", (LAYERS[1], *NARROW, *WIDE[2:]), ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", (LAYERS[1], *NARROW, *WIDE[2:], *MAPS), ids=lambda spec: spec.name)
 def test_rows_of_16_bytes_suffice(spec: LinearAttention, dtype: torch.dtype) -> None:
     """Kernels compile with strides of which Triton knows nothing, from nothing and in the middle."""
     module = build(spec, "triton")
@@ -341,6 +280,16 @@ def test_ptx_does_what_it_says(name: str, operands: int, more: list[tuple[int, .
     function = FunctionType(kernel.__code__, names, name, kernel.__defaults__)
     for extra in more:
         assert torch.equal(function(*tiles, *extra), LOGICAL[name](*tiles, *extra)), extra
+
+
+def test_exponential() -> None:
+    language = SimpleNamespace(
+        inline_asm_elementwise=lambda text, _, x, **__: {"ex2.approx.ftz.f32 $0, $1;": torch.exp2}[text](*x),
+        float32=torch.float32,
+    )
+    names: dict[str, Any] = {"gl": language, "LOG2_E": warpgroups.LOG2_E.value}
+    x = torch.linspace(-20, 20, 100)
+    torch.testing.assert_close(FunctionType(warpgroups.exponential.fn.__code__, names)(x), torch.exp(x))
 
 
 def wide_columns(names: dict[str, Any], x: Tensor, d: int) -> tuple[Tensor, Tensor]:

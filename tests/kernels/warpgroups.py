@@ -1,4 +1,4 @@
-"""Passes of generated modules whose kernels for warpgroups run as Python: see `gluon.py`."""
+"""Kernels for warpgroups, alone and in passes of generated modules, that run as Python: see `gluon.py`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,90 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from based_ops import reference
+from based_ops.codegen.names import RECURRENCE, on_warpgroups
+from based_ops.codegen.spec.model import LinearAttention
+from based_ops.state import LinearAttentionState, feature_count
+from based_ops.support.host import cdiv
 from tests.kernels.gluon import run
-from tests.layers import import_text
+from tests.layers import build, import_text
+
+B, H = 2, 2
+SCALE = 0.3
+
+
+class Call:
+    """One launch of a recurrence."""
+
+    def __init__(self, spec: LinearAttention, dtype: torch.dtype, length: int) -> None:
+        torch.manual_seed(length)
+        d, v = spec.head_dims.qk, spec.head_dims.v
+        self.spec, self.dtype, self.length = spec, dtype, length
+        self.qkv = tuple(torch.randn(B, length, H, width).to(dtype) for width in (d, d, v))
+        self.rows = feature_count(spec)
+        self.kept = getattr(torch, spec.state_dtype)
+
+    def launch(
+        self,
+        segments: int,
+        initial: tuple[Tensor, ...],
+        before: tuple[Tensor, ...],
+        final: bool,
+        module: ModuleType | None = None,
+        **other: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """o, the final state and its normaliser; `other` replaces settings of the schedule."""
+        module = module or build(self.spec, "triton")
+        q, k, v = self.qkv
+        o = torch.full_like(v, float("nan"))
+        n = torch.full((B, H, self.length), float("nan"))
+        state = torch.full((B, H, self.rows, v.shape[-1]), float("nan"), dtype=self.kept)
+        normalizer = torch.full((B, H, self.rows), float("nan"), dtype=self.kept)
+        present = {"initial_state": initial[:1], "initial_normalizer": initial[1:]}
+        present |= {"state": before[:1], "normalizer": before[1:]}
+        present |= {"final_state": (state,) * final, "final_normalizer": (normalizer,) * final}
+        kernel = getattr(module, on_warpgroups(RECURRENCE))
+        always = {"q": q, "k": k, "v": v, "o": o, "n": n}
+        tensors = [
+            always.get(name, next(iter(present.get(name, ())), None))
+            for name in kernel.arg_names[: kernel.arg_names.index("q_b")]
+        ]
+        strides = [stride for x in (q, k, v) for stride in x.stride()[:-1]]
+        settings = module.SCHEDULE[on_warpgroups(RECURRENCE)][self.dtype] | other
+        constants = [value for name, value in settings.items() if name != "num_warps"]
+        flags = (bool(initial), bool(before), final)
+        blocks = cdiv(v.shape[-1], 64)
+        numbers = (*strides, B, self.length, H, segments, SCALE, *flags, *constants)
+        run(kernel, B * H * segments * blocks, tensors, *numbers)
+        return o, state, normalizer
+
+    def expected(self, initial: LinearAttentionState | None) -> tuple[Tensor, LinearAttentionState]:
+        q, k, v = (x.double() for x in self.qkv)
+        wide = initial and LinearAttentionState(*(None if x is None else x.double() for x in initial))
+        return reference.linear_attention(self.spec, q, k, v, SCALE, wide)
+
+    def earlier(self, tokens: int) -> LinearAttentionState:
+        """The state after some random tokens, as it is kept."""
+        d, v = self.spec.head_dims.qk, self.spec.head_dims.v
+        k, values = torch.randn(B, tokens, H, d).double(), torch.randn(B, tokens, H, v).double()
+        state, normalizer = reference.linear_attention(self.spec, k, k, values, SCALE)[1]
+        return LinearAttentionState(
+            state.to(self.kept), None if normalizer is None else normalizer.to(self.kept)
+        )
+
+    def states_before(self, segments: int) -> tuple[Tensor, ...]:
+        """The state before each segment, and its normaliser."""
+        length = cdiv(cdiv(self.length, 128), segments) * 128
+        _, k, v = (x.double() for x in self.qkv)
+        states = [
+            reference.linear_attention(self.spec, k[:, :end], k[:, :end], v[:, :end], SCALE)[1]
+            for end in range(0, segments * length, length)
+        ]
+        state = torch.stack([s.state for s in states], 2).bfloat16()
+        normalizers = [s.normalizer for s in states if s.normalizer is not None]
+        return (state, torch.stack(normalizers, 2).float()) if normalizers else (state,)
 
 
 def passes(module: ModuleType, segments: int) -> tuple[Any, Any]:

@@ -1,4 +1,6 @@
-"""Linear attention with a second-order Taylor map, and sliding windows, on Hopper's warpgroups, in Gluon.
+"""Linear attention with second-order Taylor or elementwise maps, and sliding windows, on Hopper's warpgroups.
+
+The language is Gluon.
 
 The algorithms are those of `lower/`.  They are written out here, because all that makes
 them fast is places and times, of which a tile program says nothing:
@@ -21,16 +23,19 @@ from ...lower.linear_attention_parts import Layer
 from ...names import RECURRENCE, on_warpgroups
 from ...schedule.legal import (
     EXCHANGED,
+    SQUARE_TILES,
     WARPGROUP_TILES,
     WIDE_TILES,
     exchanges,
     gradients_exchange,
     halves_exchange,
+    maps_squares,
     window_streams,
 )
-from ...spec.model import LayerSpec, LinearAttention, SlidingWindow
+from ...spec.model import Elementwise, LayerSpec, LinearAttention, SlidingWindow
 from ..layer import ScheduledProgram
 from ..writer import Writer
+from .elementwise import ElementwiseRecurrence
 from .gradients import KeyGradients, QueryGradients, key_gradients, query_gradients
 from .kernel import WarpgroupKernel
 from .recurrence import Recurrence
@@ -41,6 +46,8 @@ from .window import program as window_program
 
 
 def _recurrence(spec: LinearAttention, scheduled: ScheduledProgram) -> WarpgroupKernel:
+    if isinstance(spec.feature_map, Elementwise):
+        return ElementwiseRecurrence(spec, scheduled)
     return (Recurrence if spec.head_dims.qk <= EXCHANGED else WideRecurrence)(spec, scheduled)
 
 
@@ -59,6 +66,7 @@ IMPORTS = {
         "afresh",
         "as_dtype",
         "barrier",
+        "exponential",
         "fetch",
         "fetch_existing",
         "fetch_numbers",
@@ -113,8 +121,9 @@ def programs(spec: LayerSpec, portable: tuple[Program, ...]) -> tuple[Program, .
             for program in portable
             if any(window_streams(spec, program.name, dtype) for dtype in spec.dtypes)
         )
-    if any(halves_exchange(spec, dtype) for dtype in spec.dtypes):
-        return tuple(_in_place_of(program, WIDE_TILES) for program in portable if program.name == RECURRENCE)
+    for serves, tiles in ((halves_exchange, WIDE_TILES), (maps_squares, SQUARE_TILES)):
+        if any(serves(spec, dtype) for dtype in spec.dtypes):
+            return tuple(_in_place_of(program, tiles) for program in portable if program.name == RECURRENCE)
     if not any(exchanges(spec, dtype) for dtype in spec.dtypes):
         return ()
     layer = Layer(spec, feature_map(spec))
@@ -134,7 +143,7 @@ def _in_place_of(program: Program, tiles: dict[str, int] = WARPGROUP_TILES) -> P
         name=on_warpgroups(program.name),
         summary=f"{program.summary.removesuffix('.')}, on Hopper's warpgroups.",
         grid=tuple(axis for axis in program.grid if axis.name != "feature_block"),
-        constants=("SEGMENT", "CHUNK", "VALUES"),
+        constants=("SEGMENT", *tiles),
         body=(),
         flags=program.flags or ("ALL",),  # sums of segments have none of their own
         bounds=dict(tiles),

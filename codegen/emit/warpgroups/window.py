@@ -18,7 +18,7 @@ from ...ir.nodes import Axis, Program, Var
 from ...lower.sliding_window import HIDDEN
 from ...lower.sliding_window_parts import BATCH_AXES, LOG2_E
 from ...names import on_warpgroups
-from ...schedule.legal import WINDOW_TILES
+from ...schedule.legal import SQUARE_TILES
 from ...spec.model import SlidingWindow
 from ..layer import ScheduledProgram
 from .kernel import Numbers, Stream, WarpgroupKernel
@@ -39,9 +39,9 @@ def program(portable: Program) -> Program:
         grid=(*BATCH_AXES, Axis("segment", Var("segments"))),
         sizes=(*portable.sizes, "segments"),
         flags=("PADDED",),
-        constants=tuple(WINDOW_TILES),
+        constants=tuple(SQUARE_TILES),
         body=(),
-        bounds=dict(WINDOW_TILES),
+        bounds=dict(SQUARE_TILES),
     )
 
 
@@ -56,7 +56,7 @@ class _WindowKernel(WarpgroupKernel):
     """The first token that has a key."""
 
     def __init__(self, spec: SlidingWindow, scheduled: ScheduledProgram) -> None:
-        chunk, self.window = WINDOW_TILES["CHUNK"], spec.window
+        chunk, self.window = SQUARE_TILES["CHUNK"], spec.window
         self.older = -(-spec.window // chunk)  # tiles before the own
         self.short = spec.window < chunk
         facts = {
@@ -123,7 +123,7 @@ class _WindowKernel(WarpgroupKernel):
 
     def masked(self, condition: str, lines: list[str]) -> None:
         """Lines that hide keys: under the condition, where otherwise every place of the ring is seen."""
-        full = self.window == self.older * WINDOW_TILES["CHUNK"]
+        full = self.window == self.older * SQUARE_TILES["CHUNK"]
         if full:
             self.print(f"if {condition}:  # otherwise every place of the ring is seen")
         with self.w.indented() if full else nullcontext():

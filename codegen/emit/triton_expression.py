@@ -1,0 +1,81 @@
+"""Print expressions as Triton or Gluon, which have the same functions under their own names."""
+
+from __future__ import annotations
+
+from ..ir.nodes import (
+    ACC,
+    INDEX,
+    IO,
+    OPERAND,
+    STATE,
+    Binary,
+    Cast,
+    Const,
+    Expand,
+    Expr,
+    Full,
+    Span,
+    Transpose,
+    Unary,
+    Var,
+    Where,
+)
+from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
+
+RENAMED = {"min": "minimum", "max": "maximum"}
+
+
+def formula(expr: Expr, outer: int = 0, language: str = "tl") -> str:
+    """The expression as text, parenthesised where what surrounds it binds tighter."""
+
+    def part(x: Expr, outer: int = 0) -> str:
+        return formula(x, outer, language)
+
+    match expr:
+        case Const(value):
+            return repr(value)
+        case Var(name):
+            return name
+        case Span(start, size):
+            offset = "" if start == Const(0) else f"{part(start, PRECEDENCE['add'])} + "
+            return f"{offset}{language}.arange(0, {size})"
+        case Unary("neg", x):
+            return f"-{part(x, TIGHT)}"
+        case Unary("tanh", x):
+            return f"(2.0 * {part(Unary('sigmoid', 2.0 * x), PRECEDENCE['mul'] + 1)} - 1.0)"
+        case Unary("sigmoid", x) if language == "gl":  # which has none
+            return part(Const(1.0) / (1.0 + Unary("exp", Unary("neg", x))), outer)
+        case Unary("exp", x) if language == "gl":
+            return f"exponential({part(x)})"
+        case Unary(op, x):
+            return f"{language}.{op}({part(x)})"
+        case Binary(op, x, y) if op in SYMBOLS:
+            level = PRECEDENCE[op]
+            # Python's & binds tighter than its comparisons, and comparisons do not chain here.
+            inside = PRECEDENCE["add"] if level <= PRECEDENCE["lt"] else level
+            inner = f"{part(x, inside)} {SYMBOLS[op]} {part(y, max(inside, level + 1))}"
+            return f"({inner})" if level < outer else inner
+        case Binary(op, x, y):
+            return f"{language}.{RENAMED.get(op, op)}({part(x)}, {part(y)})"
+        case Where(condition, x, y):
+            return f"{language}.where({part(condition)}, {part(x)}, {part(y)})"
+        case Cast(x, dtype) if dtype in (IO, STATE):
+            return part(x, outer)  # a store converts to the tensor's own dtype
+        case Cast(x, dtype):
+            return f"{part(x, TIGHT)}{cast_suffix(dtype)}"
+        case Expand(x, axis):
+            return f"{part(x, TIGHT)}[{'None, :' if axis == 0 else ':, None'}]"
+        case Full((), value, _):
+            return repr(value)
+        case Full(shape, value, _):
+            sizes = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
+            return f"tl.full(({sizes}), {value!r}, tl.float32)"
+        case Transpose(x):
+            return f"tl.trans({x.name})"
+        case _:
+            raise TypeError(f"no Triton for {type(expr).__name__}")
+
+
+def cast_suffix(dtype: str) -> str:
+    """What converts a Triton tile to a dtype."""
+    return {OPERAND: ".to(OPERAND)", ACC: ".to(tl.float32)", INDEX: ""}[dtype]
