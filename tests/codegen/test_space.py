@@ -120,7 +120,8 @@ def test_constants_of_a_whole_layer_stay_where_several_programs_share_them() -> 
         ("taylor2_qk16_v64", {RECURRENCE, "query_gradients"}),
         ("window64_d64", {"outputs", "gradients"}),
         ("window128_d64", {"outputs"}),
-        ("pos_elu_qk64_v64", set()),
+        ("pos_elu_qk64_v64", {RECURRENCE}),
+        ("taylor1_qk16_v64", set()),
     ],
 )
 def test_warpgroups_are_a_choice_where_a_layer_suits_them(name: str, deciding: set[str]) -> None:

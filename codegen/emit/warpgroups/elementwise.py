@@ -62,7 +62,7 @@ class ElementwiseRecurrence(StateKernel):
             self._products()
             self.copies("in_flight")
             self._results()
-        self._end()
+        self.final_state()
 
     def _start(self) -> None:
         self.forward_rows()
@@ -82,9 +82,7 @@ class ElementwiseRecurrence(StateKernel):
                 no_sums = gl.full([CHUNK, 8], 0.0, gl.float32, SUMS)
                 z = gl.full([QK, 8], 0.0, gl.float32, SUMS)
             """)
-        self.load("INITIAL", "initial_", "b * H + h")
-        self.load("SEGMENTED", "", self.facts["INDEX"])
-        self.w.line("slot = 0")
+        self.first_state()
 
     # A chunk
 
@@ -147,25 +145,10 @@ class ElementwiseRecurrence(StateKernel):
         found = ", ".join(self.sums)
         self.w.line(f"{found} = warpgroup_mma_wait(0, [{found}])")
         if self.normalize:
-            self.print("""
-                N = gl.sum(N, 1)
-                gl.store(n_row + t0 + i_sums, N, mask=i_sums < stop - t0)
-                O = O * (1.0 / (gl.convert_layout(N, gl.SliceLayout(1, SQUARE)) + @EPS@))[:, None]
-            """)
-        self.print("""
-            out.store(O.to(IO))
-            barrier()
-            write(out, o_rows, t0, H * @V@, stop, @COLUMNS@, ROWS_64)
-        """)
+            self.w.line("N = gl.sum(N, 1)")
+            self.divide("i_sums")
+        self.write_outputs()
         self.advance()
-
-    def _end(self) -> None:
-        self.print("""
-            async_copy.wait_group(0)
-            if FINAL:
-        """)
-        with self.w.indented():
-            self.store("final_", "state", "b * H + h")
 
     # The state
 

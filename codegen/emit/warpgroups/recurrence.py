@@ -41,7 +41,7 @@ class Recurrence(StateKernel):
             self._products()
             self.copies("in_flight")
             self._results()
-        self._end()
+        self.final_state(*(["count += stop - start"] if self.normalize else []))
 
     def _start(self) -> None:
         self.forward_rows()
@@ -61,9 +61,7 @@ class Recurrence(StateKernel):
         self.no_state()
         if self.normalize:
             self.w.line("i_pairs = gl.arange(0, CHUNK, gl.SliceLayout(1, PAIRS))")
-        self.load("INITIAL", "initial_", "b * H + h")
-        self.load("SEGMENTED", "", self.facts["INDEX"])
-        self.w.line("slot = 0")
+        self.first_state()
 
     def _queries(self) -> None:
         """Features of queries, and weights of the chunk's own keys."""
@@ -118,25 +116,12 @@ class Recurrence(StateKernel):
             self.print("""
                 O, N_own = warpgroup_mma_wait(2, [O, N_own])
                 N += gl.convert_layout(gl.sum(N_own, 1), gl.SliceLayout(1, PAIRS))
-                gl.store(n_row + t0 + i_pairs, N, mask=i_pairs < stop - t0)
-                O = O * (1.0 / (gl.convert_layout(N, gl.SliceLayout(1, SQUARE)) + @EPS@))[:, None]
             """)
+            self.divide("i_pairs")
         else:
             self.w.line("O = warpgroup_mma_wait(2, [O])")
+        self.write_outputs()
         self.print("""
-            out.store(O.to(IO))
-            barrier()
-            write(out, o_rows, t0, H * @V@, stop, @COLUMNS@, ROWS_64)
             S_wide, S_narrow = warpgroup_mma_wait(0, [S_wide, S_narrow])
         """)
         self.advance()
-
-    def _end(self) -> None:
-        self.print("""
-            async_copy.wait_group(0)
-            if FINAL:
-        """)
-        with self.w.indented():
-            if self.normalize:
-                self.w.line("count += stop - start")
-            self.store("final_", "state", "b * H + h")

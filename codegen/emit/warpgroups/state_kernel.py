@@ -64,6 +64,23 @@ class StateKernel(WarpgroupKernel):
             eighths = gl.allocate_shared_memory(gl.bfloat16, [{tokens}, 8], PLAIN, eighth)
         """)
 
+    def first_state(self) -> None:
+        """The state before the segment, where there is one."""
+        self.load("INITIAL", "initial_", "b * H + h")
+        self.load("SEGMENTED", "", self.facts["INDEX"])
+        self.w.line("slot = 0")
+
+    def final_state(self, *before: str) -> None:
+        """The state after the last chunk, where it is asked for; `before` it is stored come other lines."""
+        self.print("""
+            async_copy.wait_group(0)
+            if FINAL:
+        """)
+        with self.w.indented():
+            for line in before:
+                self.w.line(line)
+            self.store("final_", "state", "b * H + h")
+
     # Pieces of a chunk
 
     def keys_and_values(self) -> None:
@@ -95,6 +112,21 @@ class StateKernel(WarpgroupKernel):
         self.print("""
             S_wide_operand.store((S_wide * weight[None, :]).to(gl.bfloat16))
             S_narrow_operand.store(S_narrow.to(gl.bfloat16))
+        """)
+
+    def divide(self, rows: str) -> None:
+        """Write the normaliser, and outputs divided by it; `rows` are indices in the layout of N."""
+        self.print(f"""
+            gl.store(n_row + t0 + {rows}, N, mask={rows} < stop - t0)
+            O = O * (1.0 / (gl.convert_layout(N, gl.SliceLayout(1, SQUARE)) + @EPS@))[:, None]
+        """)
+
+    def write_outputs(self) -> None:
+        """Through a shared tile."""
+        self.print("""
+            out.store(O.to(IO))
+            barrier()
+            write(out, o_rows, t0, H * @V@, stop, @COLUMNS@, ROWS_64)
         """)
 
     # The state

@@ -142,7 +142,7 @@ class WideRecurrence(StateKernel):
             self._outputs()
             self.copies("in_flight")
             self._results()
-        self._end()
+        self.final_state(*(["count += stop - start"] if self.normalize else []))
 
     def _start(self) -> None:
         self.forward_rows()
@@ -165,9 +165,7 @@ class WideRecurrence(StateKernel):
                 count = 0.0
                 i_sums = gl.arange(0, CHUNK, gl.SliceLayout(1, SUMS))
             """)
-        self.load("INITIAL", "initial_", "b * H + h")
-        self.load("SEGMENTED", "", self.facts["INDEX"])
-        self.w.line("slot = 0")
+        self.first_state()
 
     # A chunk
 
@@ -274,30 +272,13 @@ class WideRecurrence(StateKernel):
         self.w.blank()
         self.w.line(f"{found} = warpgroup_mma_wait(0, [{found}])")
         if self.normalize:
-            self.print("""
-                N += gl.sum(N_own, 1)
-                gl.store(n_row + t0 + i_sums, N, mask=i_sums < stop - t0)
-                O = O * (1.0 / (gl.convert_layout(N, gl.SliceLayout(1, SQUARE)) + @EPS@))[:, None]
-            """)
+            self.w.line("N += gl.sum(N_own, 1)")
+            self.divide("i_sums")
         if any(part.tile == 1 for part in self.rounds[-1]):
             self.w.line("barrier()  # all products have read the features whose place outputs take")
-        self.print("""
-            out = as_dtype(K_1.slice(0, VALUES, 1), IO)
-            out.store(O.to(IO))
-            barrier()
-            write(out, o_rows, t0, H * @V@, stop, @COLUMNS@, ROWS_64)
-        """)
+        self.w.line("out = as_dtype(K_1.slice(0, VALUES, 1), IO)")
+        self.write_outputs()
         self.advance()
-
-    def _end(self) -> None:
-        self.print("""
-            async_copy.wait_group(0)
-            if FINAL:
-        """)
-        with self.w.indented():
-            if self.normalize:
-                self.w.line("count += stop - start")
-            self.store("final_", "state", "b * H + h")
 
     # Pieces of it
 
