@@ -30,6 +30,8 @@ LONGEST_WINDOW = {"outputs": 128, "gradients": 64}
 """Keys of a window of which such a program holds all tiles of products in registers."""
 ALL_SCORES = 1 << 62
 """More scores than any sequence has: a pass that computes as many directly never recurs."""
+NO_SCORES = 1
+"""Fewer than any sequence has of more than a token: a pass that always recurs."""
 FEWEST_STAGES = 2
 """Chunks that such a kernel has room for: one at work, the others on their way."""
 WHOLE = (("SEGMENT", "CHUNK"), ("SEGMENT", "KEYS"), ("SEGMENT", "QUERIES"), ("LENGTH", "SEGMENT"))

@@ -13,6 +13,7 @@ from ..spec.model import LayerSpec, LinearAttention, SlidingWindow
 from . import orders
 from .legal import (
     ALL_SCORES,
+    NO_SCORES,
     SQUARE_TILES,
     WARPGROUP,
     WARPGROUP_TILES,
@@ -96,7 +97,8 @@ def _on_warpgroups(spec: LayerSpec, program: Program, backend: str) -> Schedule:
     elif any(maps_squares(spec, d) for d in spec.dtypes):
         setting = Setting({"SEGMENT": GRAIN} | SQUARE_TILES, warps=WARPGROUP, stages=3)
         if name == "forward":
-            setting = Setting(_recurrent_plan(spec, RESIDENT_PROGRAMS, LONGEST_DIRECT))
+            plan = _recurrent_plan(spec, RESIDENT_PROGRAMS, LONGEST_DIRECT)
+            setting = Setting(plan | {"SCORES": NO_SCORES})
         serves = partial(maps_squares, spec)
     else:
         stages = 2 if "gradients" in name else 3

@@ -18,7 +18,7 @@ from ..ir.rewrite import rewritten
 from ..names import RECURRENCE, WINDOW_PROGRAMS, is_on_warpgroups, portable
 from . import orders
 from .budget import fits
-from .legal import ALL_SCORES, is_legal, miscompiled, products
+from .legal import ALL_SCORES, NO_SCORES, is_legal, miscompiled, products
 from .model import Schedule, Setting
 from .policy import MATRIX_UNIT, RESIDENT_PROGRAMS
 
@@ -36,7 +36,7 @@ SIZES = {
     "VALUES": _powers(16, 256),  # columns of the state: less than all of them is a value split
     "SEGMENT": _powers(32, 256),  # tokens of which a segment has a multiple
     # Of launch plans:
-    "SCORES": (*_powers(1 << 20, 1 << 30), ALL_SCORES),  # computed directly, without a recurrence
+    "SCORES": (NO_SCORES, *_powers(1 << 20, 1 << 29), ALL_SCORES),  # computed directly, without a recurrence
     "LENGTH": _powers(128, 4096),  # tokens of a segment
     "SHORTEST": _powers(128, 2048),  # tokens of a segment at least
     "PROGRAMS": tuple(RESIDENT_PROGRAMS * n // 12 for n in (1, 2, 3, 4, 6, 8, 12, 18, 24, 36, 48)),
