@@ -41,8 +41,6 @@ NAMES = frozenset(
 """All rewrites that say so."""
 OF_NORMALISERS = frozenset({"sums"})
 """Pieces that only kernels with a normaliser have."""
-
-
 MEASURED = {
     (RECURRENCE, True): ("copies_in_flight", "sums_late"),
     (RECURRENCE, False): ("copies_shown", "state_early", "scaling_shifted", "mask_bits"),

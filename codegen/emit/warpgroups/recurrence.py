@@ -15,7 +15,6 @@ class Recurrence(StateKernel):
     """The outputs of one segment."""
 
     streams = (QUERIES, KEYS, VALUES)
-
     hidden = False
 
     def body(self) -> None:
@@ -121,7 +120,5 @@ class Recurrence(StateKernel):
         else:
             self.w.line("O = warpgroup_mma_wait(2, [O])")
         self.write_outputs()
-        self.print("""
-            S_wide, S_narrow = warpgroup_mma_wait(0, [S_wide, S_narrow])
-        """)
+        self.w.line("S_wide, S_narrow = warpgroup_mma_wait(0, [S_wide, S_narrow])")
         self.advance()
