@@ -18,16 +18,19 @@ from based_ops.variant import Variant
 
 from .inputs import qkv
 
+CALLS = 20
+"""Calls in a row: less than a millisecond, which is less than a process is given at a time."""
+
 
 def microseconds(function: Callable[[], Any]) -> float:
-    """Time per call: the best average over 100 calls, so that other processes do not count."""
+    """Time per call: the best average over so few that other processes seldom come between them."""
     best = float("inf")
-    for _ in range(50):
+    for _ in range(250):
         start = time.perf_counter()
-        for _ in range(100):
+        for _ in range(CALLS):
             function()
         best = min(best, time.perf_counter() - start)
-    return best * 1e4
+    return best / CALLS * 1e6
 
 
 def test_a_call_without_its_kernel(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
