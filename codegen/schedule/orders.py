@@ -13,9 +13,6 @@ from collections.abc import Collection, Mapping
 from ..ir.nodes import Program
 from ..names import RECURRENCE, on_warpgroups
 
-TOKENS = 64
-"""Tokens of a chunk of one warpgroup."""
-
 COPIES = ("arrived", "shown", "in_flight")
 """A later chunk is copied from when this one has arrived, is shown to products, or its last are in flight."""
 STATE = ("late", "early")
@@ -30,7 +27,7 @@ MASK = ("compared", "bits")
 """Later keys are left out by comparing positions, or by a tile of bits."""
 
 PIECES: dict[str, dict[str, tuple[str, ...]]] = {
-    "recurrence": {"copies": COPIES, "state": STATE, "sums": SUMS, "scaling": SCALING, "mask": MASK},
+    RECURRENCE: {"copies": COPIES, "state": STATE, "sums": SUMS, "scaling": SCALING, "mask": MASK},
     "wide": {"copies": COPIES[1:], "state": STATE, "queries": QUERIES},
     "square": {"copies": COPIES},
 }
@@ -96,4 +93,5 @@ def _kind(program: Program) -> str:
         return ""
     if "QK" in program.bounds:
         return "square"
-    return "wide" if program.bounds["CHUNK"] > TOKENS else RECURRENCE
+    # A chunk of two warpgroups has more tokens than a block has values.
+    return "wide" if program.bounds["CHUNK"] > program.bounds["VALUES"] else RECURRENCE
