@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,8 +111,8 @@ def tune(
     and when scores are computed directly.  It is judged at several shapes at once.
 
     The best become tuning records, which `based-ops generate` reads; they say how fast each pass is and how
-    near to the limit that the memory sets.  Ctrl-C keeps what was found; the same command goes on where it
-    was interrupted.
+    near to the limit that the memory sets.  Ctrl-C and SIGTERM keep what was found; the same command goes on
+    where it was interrupted.
     """
     from ..tune.measure import PLANNED, Shape, default_shape
     from ..tune.plans import has_plan
@@ -172,7 +173,8 @@ def _tune(
         with tempfile.TemporaryDirectory(prefix="based_ops_tune_") as directory:
             search = Search(workers, timer, kept, machine, Path(directory))
             try:
-                _run(search, wanted, seconds, found)
+                with _terminated_like_interrupted():
+                    _run(search, wanted, seconds, found)
             except KeyboardInterrupt:
                 interrupted = True
             finally:
@@ -196,6 +198,16 @@ def _tune(
         raise SystemExit(130)
     if not good:
         fail("nothing could be tuned", code=1)
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Schedulers of clusters send SIGTERM where a person presses Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(search: Search, wanted: list[Job], seconds: float, found: dict[Job, Outcome]) -> None:

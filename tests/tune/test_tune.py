@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -288,11 +289,14 @@ def test_from_the_command_to_what_generate_chooses(tmp_path: Path, monkeypatch: 
     assert chosen.origin in shown and "policy" in shown
 
 
-def test_an_interrupt_keeps_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_what_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: signal.Signals
+) -> None:
     def interrupted(self: Search, wanted: Job, *rest: Any) -> Iterator[Outcome]:
         made = Search(Stub(1), Clock(), Journal(tmp_path / "j"), MACHINE, tmp_path)
         yield next(iter(original(made, wanted, *rest)))
-        raise KeyboardInterrupt
+        signal.raise_signal(which)
 
     original = Search.run
     monkeypatch.setattr(Search, "run", interrupted)
