@@ -30,15 +30,14 @@ Sizes = tuple[tuple[str, int], ...]
 """Tile sizes that replace a schedule's own, by a constant's name or by ``program.CONSTANT``."""
 FORMS: dict[str, Sizes] = {
     "direct": (
-        ("forward.SCORES", 1 << 62),
-        ("forward_warpgroups.SCORES", 1 << 62),
+        ("LONGEST", 1 << 62),
+        ("TOKENS", 1 << 62),
         ("backward.LENGTH", 1),
     ),
     "recurrent": (
-        ("forward.SCORES", 1),
+        ("LONGEST", 1),
         ("forward.PROGRAMS", 10),
         ("forward.FEWEST", 1),
-        ("forward_warpgroups.SCORES", 1),
         ("forward_warpgroups.PROGRAMS", 10),
         ("forward_warpgroups.FEWEST", 1),
         ("backward.SHORTEST", 1),

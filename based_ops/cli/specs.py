@@ -80,14 +80,14 @@ def _schedules(lowered: Lowered) -> None:
     """Every choice of every generated module, one program and dtype a row; and which backend serves."""
     from based_ops.codegen import pipeline
     from based_ops.codegen.schedule import records
-    from based_ops.codegen.schedule.legal import ALL_SCORES
+    from based_ops.codegen.schedule.legal import ALL_TOKENS
 
     rows = []
     for target in pipeline.EMITTERS:
         layer = pipeline.schedule(lowered, target)
         for schedule in (*(program.schedule for program in layer.programs), *layer.plans):
             for dtype, setting in schedule.settings.items():
-                sizes = {n: "all" if size == ALL_SCORES else size for n, size in setting.constants.items()}
+                sizes = {n: "all" if size == ALL_TOKENS else size for n, size in setting.constants.items()}
                 tiles = " ".join(f"{name}={size}" for name, size in sizes.items())
                 launched = target in ("triton", "tilelang") and schedule not in layer.plans
                 threads = (str(setting.warps), str(setting.stages)) if launched else ("-", "-")

@@ -20,26 +20,29 @@ def operand_dtype(x: Tensor) -> torch.dtype:
 
 @functools.lru_cache(maxsize=4096)
 def forward_plan(
-    T: int, rows: int, SCORES: int, LENGTH: int, SHORTEST: int, PROGRAMS: int, FEWEST: int
+    T: int, rows: int, LONGEST: int, TOKENS: int, LENGTH: int, SHORTEST: int, PROGRAMS: int, FEWEST: int
 ) -> tuple[int, bool]:
     """How a forward pass over T tokens of `rows` (batch times heads) runs: segments, and whether recurrent.
 
-    Up to SCORES scores (T x T for each row) are computed directly, in segments of LENGTH tokens.  Beyond, the
-    pass is a recurrence (in segments of `segment_plan`).
+    Scores are computed directly, in segments of LENGTH tokens, up to LONGEST tokens, which the last program
+    reads one after the other, and up to TOKENS of all rows, which take programs beside each other.  Beyond,
+    the pass is a recurrence (in segments of `segment_plan`).
     """
-    if T * T * rows <= SCORES:
+    if T <= LONGEST and T * rows <= TOKENS:
         return cdiv(T, LENGTH), False
     return segment_plan(T, rows, SHORTEST, PROGRAMS, FEWEST), True
 
 
 @functools.lru_cache(maxsize=4096)
 def segment_plan(T: int, rows: int, SHORTEST: int, PROGRAMS: int, FEWEST: int) -> int:
-    """The segments of a sequence that programs go through side by side, as many as give the GPU
-    PROGRAMS programs and none below SHORTEST tokens.
+    """The segments of a sequence that programs go through side by side: as many as give the GPU PROGRAMS
+    programs, two on each multiprocessor.
 
-    One if that would be less than FEWEST.
+    None is below SHORTEST tokens; nor below twice as many where two programs share a multiprocessor, which
+    each take longer for that.  One if that would be less than FEWEST.
     """
-    segments = min(cdiv(T, SHORTEST), PROGRAMS // rows)
+    alone = min(cdiv(T, SHORTEST), PROGRAMS // 2 // rows)
+    segments = min(max(alone, cdiv(T, 2 * SHORTEST)), PROGRAMS // rows)
     return segments if segments >= FEWEST else 1
 
 

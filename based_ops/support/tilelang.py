@@ -32,6 +32,9 @@ PASSES = {"tl.disable_warp_specialized": True, "tl.disable_tma_lower": True}
 VECTOR = 16
 """Bytes that one thread moves at once where addresses allow it."""
 
+ROUNDS = 4
+"""Rounds of a loop that load together, where rounds may load before earlier ones store."""
+
 
 def tensor(dims: Sequence[Any], dtype: str, present: bool = True) -> Any:
     """The type of a tensor parameter: any strides but a dense last dimension, 64-bit offsets.
@@ -59,6 +62,14 @@ def coordinates(program: Any, grid: Sequence[Any]) -> tuple[Any, ...]:
         result.append(tl.alloc_var("int32", init=tl.truncmod(program, extent)))
         program = tl.truncdiv(program, extent)
     return (tl.alloc_var("int32", init=program), *reversed(result))
+
+
+def ahead(*bounds: Any) -> Any:
+    """``tl.serial`` for a loop whose rounds may load before earlier ones store.
+
+    nvcc writes out several rounds, and takes their loads together, since no buffers overlap.
+    """
+    return tl.unroll(*bounds, annotations={"pragma_unroll_factor": ROUNDS})
 
 
 def gathering(*extents: Any) -> Any:

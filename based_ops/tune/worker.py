@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from based_ops.codegen.schedule.legal import ALL_SCORES
+from based_ops.codegen.schedule.legal import ALL_TOKENS, ONE_TOKEN
 
 from ..jit import import_package
 from ..registry import Record, get, record
@@ -66,12 +66,12 @@ def check(task: Task) -> dict[str, Any]:
 def _forms(task: Task) -> list[Task]:
     """What a check consists of: the task, and a forward pass that recurs where only longer ones would.
 
-    The cases are short, and few scores are computed directly.
+    The cases are short, and short sequences are computed directly.
     """
     forward = task["plans"].get("forward", {})
-    if "forward" not in task["passes"] or forward.get("SCORES", ALL_SCORES) == ALL_SCORES:
+    if "forward" not in task["passes"] or forward.get("LONGEST", ALL_TOKENS) == ALL_TOKENS:
         return [task]
-    plans = task["plans"] | {"forward": forward | {"SCORES": 1}}
+    plans = task["plans"] | {"forward": forward | {"LONGEST": ONE_TOKEN}}
     return [task, task | {"plans": plans, "passes": ["forward"]}]
 
 

@@ -17,7 +17,7 @@ from .tilelang_kernel import emit_kernel
 from .tilelang_target import Target, passed_sizes
 from .writer import Writer, header
 
-KERNEL_HELPERS = ("aligned", "coordinates", "dot", "gathering", "kernel", "tensor")
+KERNEL_HELPERS = ("ahead", "aligned", "coordinates", "dot", "gathering", "kernel", "tensor")
 
 
 def emit(layer: ScheduledLayer) -> str:

@@ -169,13 +169,13 @@ class _Kernel:
                 self._add(name, value)
             case Store(tensor, index, value):
                 self._store(tensor, index, value)
-            case For(var, start, stop, step, body):
+            case For(var, start, stop, step, body, ahead):
                 bounds = (
                     [self.expr(stop)]
                     if (start, step) == (Const(0), Const(1))
                     else map(self.expr, (start, stop, step))
                 )
-                w.call(f"for {var} in tl.serial(", [*bounds], "):")
+                w.call(f"for {var} in {self.target.rounds(ahead)}(", [*bounds], "):")
                 with w.indented():
                     self._block(body)
             case When(condition, body):

@@ -31,6 +31,10 @@ class Target:
             return f"tl.grid({sizes})" if len(extents) > 1 else f"tl.serial({sizes})"
         return f"gathering({sizes})" if gathers else f"tl.Parallel({sizes})"
 
+    def rounds(self, ahead: bool) -> str:
+        """The iterator of a loop; `ahead`: its rounds may load before earlier ones store."""
+        return "ahead" if ahead and not self.on_host else "tl.serial"
+
 
 def c_name(tensor: str) -> str:
     return f"{tensor}_" if tensor in C_KEYWORDS else tensor

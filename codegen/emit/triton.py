@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..ir.nodes import Binary, Const, Expr, Var, uses_operands
+from ..ir.nodes import Binary, Const, Expr, Var, loads_ahead, uses_operands
 from ..names import is_on_warpgroups
 from . import warpgroups
 from .host import emit_passes, emit_schedule, used_helpers
@@ -46,15 +46,14 @@ def emit(layer: ScheduledLayer) -> str:
 
 def _setting(layer: ScheduledLayer, scheduled: ScheduledProgram, dtype: str) -> list[str]:
     setting = scheduled.schedule.settings[dtype]
+    program, warps = scheduled.program, f"num_warps={setting.warps}"
     constants = [f"{name}={value}" for name, value in setting.constants.items()]
-    if is_on_warpgroups(scheduled.program.name):
-        return [*constants, f"STAGES={setting.stages}", f"num_warps={setting.warps}"]
-    operand = (
-        [f"OPERAND=operand(tl.{operand_dtype(layer.spec, dtype)})"]
-        if uses_operands(scheduled.program)
-        else []
-    )
-    return [*constants, *operand, f"num_warps={setting.warps}", f"num_stages={setting.stages}"]
+    on_warpgroups = is_on_warpgroups(program.name)
+    if uses_operands(program) and not on_warpgroups:
+        constants.append(f"OPERAND=operand(tl.{operand_dtype(layer.spec, dtype)})")
+    if on_warpgroups or loads_ahead(program):  # the text says itself what is loaded ahead
+        return [*constants, f"STAGES={setting.stages}", warps]
+    return [*constants, warps, f"num_stages={setting.stages}"]
 
 
 def _launch(w: Writer, scheduled: ScheduledProgram, arguments: dict[str, str]) -> None:

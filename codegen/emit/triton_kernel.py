@@ -27,6 +27,7 @@ from ..ir.nodes import (
     Tensor,
     Var,
     When,
+    loads_ahead,
     uses_operands,
 )
 from ..ir.printer import TIGHT
@@ -93,6 +94,7 @@ class Kernel:
                 *(f"{flag}: tl.constexpr" for flag in program.flags),
                 *(f"{name}: tl.constexpr" for name in program.constants),
                 *(["OPERAND: tl.constexpr"] if uses_operands(program) else []),
+                *(["STAGES: tl.constexpr"] if loads_ahead(program) else []),
             ],
             "):",
         )
@@ -144,8 +146,11 @@ class Kernel:
                 mask = " & ".join(part for part in (mask, self.condition) if part)
                 arguments = [pointer, formula(value), *([f"mask={mask}"] if mask else [])]
                 w.call("tl.store(", arguments)
-            case For(var, start, stop, step, body):
-                w.line(f"for {var} in range({formula(start)}, {formula(stop)}, {formula(step)}):")
+            case For(var, start, stop, step, body, ahead):
+                bounds = ", ".join(formula(bound) for bound in (start, stop, step))
+                # By itself Triton loads ahead only for products.
+                rounds = f"tl.range({bounds}, num_stages=STAGES)" if ahead else f"range({bounds})"
+                w.line(f"for {var} in {rounds}:")
                 with w.indented():
                     self._block(body)
             case When(Var(flag), body):

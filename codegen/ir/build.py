@@ -35,11 +35,13 @@ class Builder:
         self._blocks[-1].append(Comment(text))
 
     @contextmanager
-    def loop(self, var: str, start: Operand, stop: Operand, step: Operand = 1) -> Iterator[Var]:
+    def loop(
+        self, var: str, start: Operand, stop: Operand, step: Operand = 1, ahead: bool = False
+    ) -> Iterator[Var]:
         self._blocks.append([])
         yield Var(var)
         body = tuple(self._blocks.pop())
-        self._blocks[-1].append(For(var, wrap(start), wrap(stop), wrap(step), body))
+        self._blocks[-1].append(For(var, wrap(start), wrap(stop), wrap(step), body, ahead))
 
     @contextmanager
     def blocks(self, var: str, extent: int, step: str, tiles: tuple[str, ...]) -> Iterator[Var]:

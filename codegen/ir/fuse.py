@@ -108,9 +108,9 @@ class _Fuser:
                 return Store(
                     tensor, tuple(substitute(entry, bindings) for entry in index), substitute(value, bindings)
                 )
-            case For(var, start, stop, step, body):
+            case For(_, start, stop, step, body):
                 start, stop, step = (substitute(bound, bindings) for bound in (start, stop, step))
-                return For(var, start, stop, step, self.block(body, bindings))
+                return replace(stmt, start=start, stop=stop, step=step, body=self.block(body, bindings))
             case When(condition, body):
                 return When(substitute(condition, bindings), self.block(body, bindings))
             case _:

@@ -250,13 +250,17 @@ class Store(Stmt):
 
 @dataclass(frozen=True)
 class For(Stmt):
-    """Count ``var`` from ``start`` up to, not including, ``stop``."""
+    """Count ``var`` from ``start`` up to, not including, ``stop``.
+
+    `ahead`: no round reads what another writes, so later ones may load before it stores.
+    """
 
     var: str
     start: Expr
     stop: Expr
     step: Expr
     body: tuple[Stmt, ...]
+    ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -375,3 +379,8 @@ def column(x: Expr) -> Expr:
 def uses_operands(program: Program) -> bool:
     """Whether anything in the program is a matrix operand."""
     return "'operand'" in repr(program.body)
+
+
+def loads_ahead(program: Program) -> bool:
+    """Whether the program has a loop whose rounds may load before earlier ones store."""
+    return any(isinstance(stmt, For) and stmt.ahead for stmt in program.body)

@@ -102,8 +102,9 @@ def _block(body: tuple[Stmt, ...], depth: int) -> list[str]:
                 lines.append(f"{pad}{name} += {text(value)}")
             case Store(tensor, index, value):
                 lines.append(f"{pad}store {tensor}[{', '.join(map(text, index))}] = {text(value)}")
-            case For(var, start, stop, step, inner):
-                lines.append(f"{pad}for {var} in {text(start)} .. {text(stop)} step {text(step)}:")
+            case For(var, start, stop, step, inner, ahead):
+                how = ", loading ahead" if ahead else ""
+                lines.append(f"{pad}for {var} in {text(start)} .. {text(stop)} step {text(step)}{how}:")
                 lines += _block(inner, depth + 1)
             case Blocks(var, extent, step, inner, tiles):
                 lines.append(

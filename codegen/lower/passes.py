@@ -24,7 +24,7 @@ def plans(spec: LayerSpec) -> tuple[Program, ...]:
     match spec:
         case LinearAttention():
             return (
-                _plan("forward", "SCORES", "LENGTH", "SHORTEST", "PROGRAMS", "FEWEST"),
+                _plan("forward", "LONGEST", "TOKENS", "LENGTH", "SHORTEST", "PROGRAMS", "FEWEST"),
                 _plan("backward", "SEGMENT", "LENGTH", "SHORTEST", "PROGRAMS"),
             )
         case SlidingWindow():

@@ -9,14 +9,12 @@ from ..ir.nodes import (
     STATE,
     Axis,
     Cast,
-    Expr,
     Full,
     Load,
     Program,
     Span,
     Var,
     cdiv,
-    minimum,
     wrap,
 )
 from .linear_attention_parts import BATCH_AXES, SIZES, B, H, Layer
@@ -37,24 +35,14 @@ def prefix(layer: Layer, name: str, reverse: bool) -> Program:
         b.set(running, b.let("S_initial", Load("initial_state", (B, H, f, u), ACC)))
         if z:
             b.set(z, b.let("z_initial", Load("initial_normalizer", (B, H, f), ACC)))
-
-    def segment(i: Expr) -> Expr:
-        return Var("segments") - 1 - i if reverse else i
-
-    b.comment("One segment is read ahead, so that a load need not wait for the stores before it.")
-    first = b.let("start", segment(wrap(0)))
-    ahead = b.let("S_ahead", Load("sums", (B, H, first, f, u), ACC))
-    z_ahead = b.let("z_ahead", Load("normalizer_sums", (B, H, first, f), ACC)) if z else None
-    with b.loop("i", 0, "segments") as i:
-        added = b.let("S_added", ahead)
-        z_added = b.let("z_added", z_ahead) if z_ahead else None
-        upcoming = b.let("upcoming", segment(minimum(i + 1, Var("segments") - 1)))
-        b.set(ahead, Load("sums", (B, H, upcoming, f, u), ACC))
-        b.store("state", (B, H, segment(i), f, u), Cast(running, OPERAND))
+    with b.loop("i", 0, "segments", ahead=True) as i:
+        segment = b.let("segment", Var("segments") - 1 - i) if reverse else i
+        added = b.let("S_added", Load("sums", (B, H, segment, f, u), ACC))
+        b.store("state", (B, H, segment, f, u), Cast(running, OPERAND))
         b.add(running, added)
-        if z and z_ahead and z_added:
-            b.set(z_ahead, Load("normalizer_sums", (B, H, upcoming, f), ACC))
-            b.store("normalizer", (B, H, segment(i), f), z)
+        if z:
+            z_added = b.let("z_added", Load("normalizer_sums", (B, H, segment, f), ACC))
+            b.store("normalizer", (B, H, segment, f), z)
             b.add(z, z_added)
     with b.when("TOTAL"):
         b.store("total_state", (B, H, f, u), Cast(running, STATE))

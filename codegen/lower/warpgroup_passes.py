@@ -101,7 +101,7 @@ def plans(spec: LayerSpec, names: Collection[str]) -> tuple[Program, ...]:
     decides: dict[str, str] = {"backward": "query_gradients"}
     constants: tuple[str, ...] = ("SHORTEST", "PROGRAMS", "FEWEST")
     if on_warpgroups("states") not in names:
-        decides, constants = {"forward": RECURRENCE}, ("SCORES", "LENGTH", *constants)
+        decides, constants = {"forward": RECURRENCE}, ("LONGEST", "TOKENS", "LENGTH", *constants)
     if isinstance(spec, SlidingWindow):
         decides, constants = WINDOW_PROGRAMS, ("CHUNK", "PROGRAMS")
     return tuple(

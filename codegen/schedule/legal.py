@@ -28,10 +28,12 @@ SQUARE_TILES = WARPGROUP_TILES | {"QK": 64}
 """The same where tiles of queries and keys are as wide as those of values."""
 LONGEST_WINDOW = {"outputs": 128, "gradients": 64}
 """Keys of a window of which such a program holds all tiles of products in registers."""
-ALL_SCORES = 1 << 62
-"""More scores than any sequence has: a pass that computes as many directly never recurs."""
-NO_SCORES = 1
-"""Fewer than any sequence has of more than a token: a pass that always recurs."""
+DIRECT = ("LONGEST", "TOKENS")
+"""Constants of a launch plan that say when scores are computed directly, without a recurrence."""
+ALL_TOKENS = 1 << 62
+"""More tokens than there are: a pass that computes as many directly never recurs."""
+ONE_TOKEN = 1
+"""A pass that computes no longer sequence directly always recurs."""
 FEWEST_STAGES = 2
 """Chunks that such a kernel has room for: one at work, the others on their way."""
 WHOLE = (("SEGMENT", "CHUNK"), ("SEGMENT", "KEYS"), ("SEGMENT", "QUERIES"), ("LENGTH", "SEGMENT"))
@@ -72,8 +74,9 @@ def require_legal(program: Program, schedule: Schedule) -> None:
             if whole in sizes and sizes[whole] % sizes.get(part, 1):
                 what = f"{whole}={sizes[whole]} is no multiple of {part}={sizes[part]}"
                 raise IllegalSchedule(f"{program.name} {dtype}: {what}")
-        if sizes.get("SCORES", ALL_SCORES) < ALL_SCORES and not recurs(schedule.backend, dtype):
-            raise IllegalSchedule(f"{program.name} {dtype}: SCORES={sizes['SCORES']}, but nothing recurs")
+        for name in DIRECT if not recurs(schedule.backend, dtype) else ():
+            if sizes.get(name, ALL_TOKENS) < ALL_TOKENS:
+                raise IllegalSchedule(f"{program.name} {dtype}: {name}={sizes[name]}, but nothing recurs")
 
 
 def recurs(backend: str, dtype: str) -> bool:

@@ -12,8 +12,9 @@ from ..names import PASSES, RECURRENCE, WINDOW_PROGRAMS, is_on_warpgroups, porta
 from ..spec.model import LayerSpec, LinearAttention, SlidingWindow
 from . import orders
 from .legal import (
-    ALL_SCORES,
-    NO_SCORES,
+    ALL_TOKENS,
+    DIRECT,
+    ONE_TOKEN,
     SQUARE_TILES,
     WARPGROUP,
     WARPGROUP_TILES,
@@ -35,20 +36,14 @@ REGISTER_ROWS = 192
 """Rows of a state, 64 values wide, that four warps hold in registers beside their operands."""
 RESIDENT_PROGRAMS = 264
 """Programs of four full warps that a Hopper GPU runs at once: two on each of 132 multiprocessors."""
-FEW_SCORES = 1 << 26
-"""Scores, over batch and heads, that are computed faster than a recurrence takes its steps.
-
-Half as many where it exchanges columns."""
-LONGEST_DIRECT = 2048
-"""Tokens of a segment that is computed directly because its scores are few."""
+FEW = {"LONGEST": 1 << 11, "TOKENS": 1 << 16}
+"""Tokens of a sequence, and of all, whose scores are computed faster than a recurrence takes its steps."""
+FEWER = {"LONGEST": 1 << 10, "TOKENS": 1 << 14}
+"""The same where it exchanges columns, and its steps are short: tokens of one round of programs."""
 FEWEST_SEGMENTS = 4
 """Segments below which the launches that find their states cost more than a fuller GPU gains."""
-SHORTEST_SEGMENT = 256
-"""Tokens below which a segment of a recurrence is not worth its place in the running sum of states."""
 FEWEST_BACKWARD = 3
 """The same for gradients on warpgroups, which take longer."""
-SHORTEST_BACKWARD = 512
-"""Tokens below which a segment of gradients on warpgroups is not worth the launches that find its state."""
 SHORTEST_SPAN = 1024
 """Tokens below which a program that walks over states is not worth another launch."""
 STATE_ROWS = STATE_COLUMNS = 64
@@ -85,9 +80,7 @@ def _on_warpgroups(spec: LayerSpec, program: Program, backend: str) -> Schedule:
         setting = Setting(dict(SQUARE_TILES) if name not in PASSES else plan, warps=WARPGROUP, stages=2)
         serves = partial(window_streams, spec, WINDOW_PROGRAMS.get(name, name))
     elif name == "backward":  # a launch plan
-        setting = Setting(
-            {"SHORTEST": SHORTEST_BACKWARD, "PROGRAMS": RESIDENT_PROGRAMS, "FEWEST": FEWEST_BACKWARD}
-        )
+        setting = Setting({"SHORTEST": GRAIN, "PROGRAMS": RESIDENT_PROGRAMS, "FEWEST": FEWEST_BACKWARD})
         serves = partial(gradients_exchange, spec)
     elif any(halves_exchange(spec, d) for d in spec.dtypes):
         setting = Setting({"SEGMENT": GRAIN} | WIDE_TILES, warps=2 * WARPGROUP, stages=2)
@@ -97,8 +90,8 @@ def _on_warpgroups(spec: LayerSpec, program: Program, backend: str) -> Schedule:
     elif any(maps_squares(spec, d) for d in spec.dtypes):
         setting = Setting({"SEGMENT": GRAIN} | SQUARE_TILES, warps=WARPGROUP, stages=3)
         if name == "forward":
-            plan = _recurrent_plan(spec, RESIDENT_PROGRAMS, LONGEST_DIRECT)
-            setting = Setting(plan | {"SCORES": NO_SCORES})
+            plan = _recurrent_plan(spec, RESIDENT_PROGRAMS, FEW["LONGEST"])
+            setting = Setting(plan | {"LONGEST": ONE_TOKEN})
         serves = partial(maps_squares, spec)
     else:
         stages = 2 if "gradients" in name else 3
@@ -111,9 +104,9 @@ def _on_warpgroups(spec: LayerSpec, program: Program, backend: str) -> Schedule:
 def _recurrent_plan(spec: LayerSpec, programs: int, length: int) -> dict[str, int]:
     """A forward pass that recurs, `programs` at once; few scores are computed directly, in such lengths."""
     return {
-        "SCORES": FEW_SCORES,
+        **FEW,
         "LENGTH": length,
-        "SHORTEST": SHORTEST_SEGMENT,
+        "SHORTEST": GRAIN,
         "PROGRAMS": programs // -(-spec.head_dims.v // STATE_COLUMNS),
         "FEWEST": FEWEST_SEGMENTS,
     }
@@ -132,17 +125,15 @@ def _launch_plan(spec: LayerSpec, program: Program, backend: str, dtype: str) ->
         }
         return Setting(_pick(program, sizes))
     length = {"torch": 128, HOST_C: 64}.get(backend, _segment(spec))
-    sizes = {
-        "SCORES": ALL_SCORES,
+    sizes = dict.fromkeys(DIRECT, ALL_TOKENS) | {
         "LENGTH": length,
         "SHORTEST": GRAIN,
         "PROGRAMS": RESIDENT_PROGRAMS // value_blocks,
         "FEWEST": FEWEST_SEGMENTS,
     }
     if _recurs_well(spec, backend, dtype):
-        fast = backend == "triton" and exchanges(spec, dtype)
-        scores = FEW_SCORES // 2 if fast else FEW_SCORES
-        sizes |= {"SCORES": scores, "LENGTH": LONGEST_DIRECT, "SHORTEST": SHORTEST_SEGMENT}
+        few = FEWER if backend == "triton" and exchanges(spec, dtype) else FEW
+        sizes |= few | {"LENGTH": FEW["LONGEST"]}
     return Setting(_pick(program, sizes))
 
 
@@ -184,7 +175,7 @@ def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
         sizes |= {"FEATURES": 64, "CHUNK": 64, "VALUES": 64}
         return Setting(_pick(program, sizes), warps=4, stages=3)
     if program.name in RUNNING_SUMS:
-        return Setting(_pick(program, sizes | {"FEATURES": max(1, 512 // values)}), warps=2, stages=1)
+        return Setting(_pick(program, sizes | {"FEATURES": max(1, 128 // values)}), warps=1, stages=8)
     if program.name == "token":
         rows = max(MATRIX_UNIT, min(64, 2048 // max(values, qk)))
         return Setting(_pick(program, sizes | {"FEATURES": rows, "KEYS": rows}), warps=4, stages=2)

@@ -13,12 +13,12 @@ from itertools import combinations
 
 from ..ir.check import check
 from ..ir.fuse import statements
-from ..ir.nodes import Blocks, For, Let, Load, Program, Span, Store, Var
+from ..ir.nodes import Blocks, For, Let, Load, Program, Span, Store, Var, loads_ahead
 from ..ir.rewrite import rewritten
 from ..names import RECURRENCE, WINDOW_PROGRAMS, is_on_warpgroups, portable
 from . import orders
 from .budget import fits
-from .legal import ALL_SCORES, NO_SCORES, is_legal, miscompiled, products
+from .legal import ALL_TOKENS, DIRECT, ONE_TOKEN, is_legal, miscompiled, products
 from .model import Schedule, Setting
 from .policy import MATRIX_UNIT, RESIDENT_PROGRAMS
 
@@ -36,7 +36,8 @@ SIZES = {
     "VALUES": _powers(16, 256),  # columns of the state: less than all of them is a value split
     "SEGMENT": _powers(32, 256),  # tokens of which a segment has a multiple
     # Of launch plans:
-    "SCORES": (NO_SCORES, *_powers(1 << 20, 1 << 29), ALL_SCORES),  # computed directly, without a recurrence
+    "LONGEST": (ONE_TOKEN, *_powers(1 << 8, 1 << 13), ALL_TOKENS),  # computed directly, one sequence
+    "TOKENS": (*_powers(1 << 12, 1 << 18), ALL_TOKENS),  # and all of them
     "LENGTH": _powers(128, 4096),  # tokens of a segment
     "SHORTEST": _powers(128, 2048),  # tokens of a segment at least
     "PROGRAMS": tuple(RESIDENT_PROGRAMS * n // 12 for n in (1, 2, 3, 4, 6, 8, 12, 18, 24, 36, 48)),
@@ -47,6 +48,8 @@ OTHERS = _powers(1, 4096)
 
 WARPS = {"triton": (1, 2, 4, 8), "tilelang": (4, 8)}
 STAGES = {"triton": (1, 2, 3, 4)}
+ROUNDS = {"triton": (1, 2, 4, 8, 16)}
+"""Of a loop that says that its rounds load ahead: how many do."""
 REWRITE_SETS: dict[str, tuple[tuple[str, ...], ...]] = {
     "triton": (("gather_by_product",),),  # has no gather of its own
     "tilelang": ((), ("gather_by_product",)),
@@ -58,7 +61,7 @@ OF_THE_LAYER = frozenset({"SEGMENT"})
 DECIDING = frozenset({RECURRENCE, "query_gradients", *WINDOW_PROGRAMS.values()})
 """Programs whose version for warpgroups decides for its whole pass: where it is not used, nor are others."""
 
-OF_RECURRENCES = frozenset({"SCORES", "SHORTEST", "PROGRAMS", "FEWEST"})
+OF_RECURRENCES = frozenset({*DIRECT, "SHORTEST", "PROGRAMS", "FEWEST"})
 """Constants of a forward pass's launch plan that say when it recurs, and in how many segments."""
 
 Choice = int | bool | str | tuple[str, ...]
@@ -85,7 +88,8 @@ def fixed_in_plan(plan: Program, kernels: Collection[Program], default: Schedule
     """
     (setting,) = default.settings.values()
     tiles = {name for kernel in kernels for name in kernel.constants}
-    unread = OF_RECURRENCES if setting.constants.get("SCORES") == ALL_SCORES else frozenset()
+    never = all(setting.constants.get(name) == ALL_TOKENS for name in DIRECT)
+    unread = OF_RECURRENCES if never else frozenset()
     return frozenset(name for name in plan.constants if name in tiles | unread)
 
 
@@ -113,9 +117,9 @@ def choices(program: Program, start: Schedule, keep: Collection[str] = ()) -> Ch
         found["warps"] = WARPS[start.backend]
     if decides(program.name):
         found["used"] = (False, True)
-    loads_ahead = is_on_warpgroups(program.name) or any(isinstance(s, For) for s in statements(program.body))
-    if start.backend in STAGES and loads_ahead and not program.is_plan:
-        found["stages"] = STAGES[start.backend]
+    loops = is_on_warpgroups(program.name) or any(isinstance(s, For) for s in statements(program.body))
+    if start.backend in STAGES and loops and not program.is_plan:
+        found["stages"] = (ROUNDS if loads_ahead(program) else STAGES)[start.backend]
     plain = _rewritten(program, replace(start, rewrites=()))
     sets = {
         rewrites

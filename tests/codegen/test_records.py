@@ -109,9 +109,9 @@ def test_records_say_which_backend_serves(install: Install, spec: LayerSpec) -> 
             {"program": "forward", "pass": "backward"},
             "the pass backward of the layer taylor2_qk16_v64 has no",
         ),
-        ({"program": "forward", "CHUNK": 64}, "the program has no CHUNK, only SCORES, LENGTH, .*FEWEST"),
+        ({"program": "forward", "CHUNK": 64}, "the program has no CHUNK, only LONGEST, TOKENS, .*FEWEST"),
         (
-            {"program": "forward", "dtype": "float32", "SCORES": 1 << 26},
+            {"program": "forward", "dtype": "float32", "TOKENS": 1 << 16},
             "does not admit it: .*nothing recurs",
         ),
         ({"program": "backward", "LENGTH": 192}, "LENGTH=192 is no multiple of SEGMENT=128"),
@@ -169,7 +169,7 @@ def test_a_record_can_say_that_the_portable_program_is_faster(install: Install) 
 @pytest.mark.parametrize(
     ("name", "program", "part", "sizes"),
     [
-        (NAME, "forward", "forward", {"SCORES": 1 << 23, "FEWEST": 2}),
+        (NAME, "forward", "forward", {"TOKENS": 1 << 13, "FEWEST": 2}),
         (NAME, on_warpgroups("backward"), "backward", {"SHORTEST": 256, "PROGRAMS": 528}),
         ("window64_d64", on_warpgroups("backward"), "backward", {"PROGRAMS": 132}),
     ],

@@ -17,7 +17,7 @@ from based_ops.codegen.ir.nodes import Program
 from based_ops.codegen.names import RECURRENCE, on_warpgroups
 from based_ops.codegen.schedule import budget, orders, space
 from based_ops.codegen.schedule.choose import choose
-from based_ops.codegen.schedule.legal import ALL_SCORES, IllegalSchedule, miscompiled, require_legal
+from based_ops.codegen.schedule.legal import ALL_TOKENS, DIRECT, IllegalSchedule, miscompiled, require_legal
 from based_ops.codegen.schedule.model import Schedule, Setting
 from based_ops.codegen.schedule.policy import policy
 from based_ops.codegen.spec.model import HeadDims, LayerSpec, LinearAttention, TaylorExp
@@ -152,8 +152,8 @@ def test_plans_have_few_legal_choices_of_their_own(name: str, backend: str) -> N
             keep = space.fixed_in_plan(plan, kernels, start)
             options = space.choices(plan, start, keep)
             assert options and all(1 < len(values) <= 12 for values in options.values())
-            assert options.keys() <= {"SCORES", "LENGTH", "SHORTEST", "PROGRAMS", "FEWEST"}
-            if start.values(next(iter(plan.constants))) == {ALL_SCORES}:
+            assert options.keys() <= {*DIRECT, "LENGTH", "SHORTEST", "PROGRAMS", "FEWEST"}
+            if {*DIRECT} <= {*plan.constants} and all(start.values(name) == {ALL_TOKENS} for name in DIRECT):
                 assert options.keys() == {"LENGTH"}
             for schedule in space.candidates(plan, start, keep, most_changes=1):
                 require_legal(plan, schedule)
@@ -164,11 +164,12 @@ def test_plans_have_few_legal_choices_of_their_own(name: str, backend: str) -> N
                 )
 
 
-def test_a_plan_may_compute_all_scores_directly_or_few() -> None:
+def test_a_plan_may_compute_all_sequences_directly_or_none() -> None:
     spec = LAYERS["taylor2_qk16_v64"]
     plan = pipeline.plans_of(pipeline.lower(spec), "triton")[0]
     options = space.choices(plan, policy(spec, plan, "triton").only("bfloat16"))
-    assert options["SCORES"] == (1, *(1 << n for n in range(20, 30)), ALL_SCORES)
+    assert options["LONGEST"] == (1, *(1 << n for n in range(8, 14)), ALL_TOKENS)
+    assert options["TOKENS"] == (*(1 << n for n in range(12, 19)), ALL_TOKENS)
     assert options["FEWEST"] == (1, 2, 3, 4, 6, 8)
 
 

@@ -80,6 +80,17 @@ def test_kernels_keep_to_their_budgets(
     assert not over, f"{over}; if that is intended: pytest {__file__} --update-budgets"
 
 
+@pytest.mark.skipif(interpreting(), reason="under the interpreter nothing is compiled")
+@pytest.mark.parametrize("program", ["prefix", "suffix"])
+def test_running_sums_load_ahead(program: str) -> None:
+    """Tiles on their way lie in shared memory: without them each round would wait for its own."""
+    name = "taylor2_qk16_v64"
+    spec, module = pipeline.load(SPECS, [name])[name], record_of(name).module("triton")
+    sizes = module.SCHEDULE[program][torch.bfloat16]
+    found = compile_triton(spec, module, program, torch.bfloat16)
+    assert found.shared >= (sizes["STAGES"] - 1) * sizes["FEATURES"] * sizes["VALUES"] * 4 > 0
+
+
 def test_budgets_name_shipped_layers() -> None:
     budgets = recorded(BUDGETS.read_text(encoding="utf-8"))
     assert list(budgets) == ["triton", "tilelang"]

@@ -37,16 +37,20 @@ def test_nothing_is_one_span(rows: int) -> None:
     assert backward_plan(0, rows, SEGMENT=128, LENGTH=512, SHORTEST=1024, PROGRAMS=88) == (0, False, 1)
 
 
-@given(T=LENGTHS, rows=ROWS, scores=st.integers(0, 1 << 40))
-def test_short_sequences_run_directly_and_long_ones_fill_the_device(T: int, rows: int, scores: int) -> None:
+@given(T=LENGTHS, rows=ROWS, longest=st.integers(0, 1 << 20), tokens=st.integers(0, 1 << 30))
+def test_few_short_sequences_run_directly_and_others_fill_the_device(
+    T: int, rows: int, longest: int, tokens: int
+) -> None:
     segments, recurrent = forward_plan(
-        T, rows, SCORES=scores, LENGTH=2048, SHORTEST=128, PROGRAMS=264, FEWEST=4
+        T, rows, LONGEST=longest, TOKENS=tokens, LENGTH=2048, SHORTEST=128, PROGRAMS=264, FEWEST=4
     )
-    assert recurrent == (T * T * rows > scores)
+    assert recurrent == (T > longest or T * rows > tokens)
     if not recurrent:
         assert segments == cdiv(T, 2048)
     else:
         assert segments == 1 or (4 <= segments and segments * rows <= 264 and (segments - 1) * 128 < T)
+        # Two programs share a multiprocessor only for segments that are longer.
+        assert segments * rows <= 132 or segments == 1 or (segments - 1) * 256 < T
 
 
 @given(T=LENGTHS, rows=ROWS)

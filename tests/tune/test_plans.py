@@ -98,25 +98,22 @@ def chosen(outcome: Outcome) -> dict[str, int]:
 
 
 def by_form(limit: int) -> Time:
-    """Up to `limit` scores a direct pass takes one millisecond, beyond a recurrence; the other takes two."""
+    """A sequence of up to `limit` tokens takes a millisecond directly, a longer one recurrently; else two."""
 
     def time(launched: Launched) -> float:
-        (batch, heads, length), (_, recurrent) = launched
-        return 1.0 if (length * length * batch * heads > limit) == recurrent else 2.0
+        (_, _, length), (_, recurrent) = launched
+        return 1.0 if (length > limit) == recurrent else 2.0
 
     return time
 
 
 def test_a_plan_learns_when_to_recur_and_then_knows(tmp_path: Path) -> None:
     made = job(TAYLOR, "forward")
-    outcomes, clock, stub = run(made, "forward", by_form(1 << 23), tmp_path)
+    outcomes, clock, stub = run(made, "forward", by_form(600), tmp_path)
     last, default = outcomes[-1], chosen(outcomes[0])
-    scores = chosen(last)["SCORES"]
-    scores_of = sorted(shape.batch * shape.heads * shape.length**2 for shape in SHAPES)
-    below = max(n for n in scores_of if n <= 1 << 23)
-    above = min(n for n in scores_of if n > 1 << 23)
-    assert below <= scores < above <= default["SCORES"]
-    assert chosen(last) == default | {"SCORES": scores}, "others stay"
+    longest = chosen(last)["LONGEST"]
+    assert longest < SHAPES[0].length <= default["LONGEST"]
+    assert chosen(last) == default | {"LONGEST": longest}, "others stay"
     assert "float32" in last.schedules["forward"].settings, "other dtypes stay"
     assert last.ms == pytest.approx(1.0) and last.policy_ms > 1.1 and last.bytes == pytest.approx(1000)
     once, confirmed = clock.asked[: last.progress.tried], clock.asked[last.progress.tried :]
@@ -125,7 +122,7 @@ def test_a_plan_learns_when_to_recur_and_then_knows(tmp_path: Path) -> None:
     assert len(stub.checked) == len(set(stub.checked)) <= len(once), "a plan is checked once"
     assert len(clock.modules) == 1
 
-    again, clock, _ = run(made, "forward", by_form(1 << 23), tmp_path)
+    again, clock, _ = run(made, "forward", by_form(600), tmp_path)
     assert chosen(again[-1]) == chosen(last)
     assert clock.asked == confirmed, "only the confirmation is timed again"
 
@@ -133,7 +130,7 @@ def test_a_plan_learns_when_to_recur_and_then_knows(tmp_path: Path) -> None:
 @pytest.mark.parametrize("takes", [SLOWER - 0.01, SLOWER + 0.01])
 def test_no_shape_pays_for_another(tmp_path: Path, takes: float) -> None:
     """Segments halve the time of one call and lengthen that of another, which no plan can tell from it."""
-    one, other = shapes = Shape(1, 8, 1000), Shape(2, 4, 1000)
+    one, other = shapes = Shape(1, 8, 250), Shape(2, 4, 250)
 
     def time(launched: Launched) -> float:
         shape, segments = launched
@@ -145,12 +142,12 @@ def test_no_shape_pays_for_another(tmp_path: Path, takes: float) -> None:
         assert len(outcomes) == 1
     else:
         assert outcomes[-1].ms == pytest.approx((0.5 * takes) ** 0.5)
-        assert first | {"SHORTEST": 256} == last, "as near as can be"
+        assert first | {"FEWEST": 2} == last, "as near as can be"
 
 
 def test_a_gain_by_chance_is_not_confirmed(tmp_path: Path) -> None:
     """What was fast once and is not when it is measured again beside the policy's plan."""
-    shape = Shape(1, 8, 1000)
+    shape = Shape(1, 8, 250)
     seen: set[Launched] = set()
 
     def time(launched: Launched) -> float:
@@ -166,7 +163,7 @@ def test_a_gain_by_chance_is_not_confirmed(tmp_path: Path) -> None:
 
 def test_a_spent_budget_leaves_what_was_found(tmp_path: Path) -> None:
     made = job(TAYLOR, "forward")
-    clock = Clock("forward", by_form(1 << 23))
+    clock = Clock("forward", by_form(600))
     tools = Search(Stub(), clock, Journal(tmp_path / "journal.jsonl"), MACHINE, tmp_path)
     (outcome,) = tools.run(made, monotonic() - 1, lambda progress: None)
     assert len(clock.asked) == len(SHAPES) and outcome.ms == outcome.policy_ms
@@ -308,7 +305,7 @@ def test_a_worker_launches_by_the_plan_of_its_task(tmp_path: Path) -> None:
         )
         task |= {"do": "check", "name": broken, "directory": f"{task['directory']}_broken", "files": files}
         assert asked.ask(task, 120.0) == {}
-        often = {"forward": task["plans"]["forward"] | {"SCORES": 1 << 40}}
+        often = {"forward": task["plans"]["forward"] | {"LONGEST": 1 << 40, "TOKENS": 1 << 40}}
         assert asked.ask(task | {"plans": often}, 120.0) == {"why": "ValueError: recurs"}
     finally:
         asked.close()
