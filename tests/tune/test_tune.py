@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -289,14 +289,18 @@ def test_from_the_command_to_what_generate_chooses(tmp_path: Path, monkeypatch: 
     assert chosen.origin in shown and "policy" in shown
 
 
-@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def interrupt() -> None:
+    raise KeyboardInterrupt  # SIGINT itself may be ignored here, as it is in a shell's background
+
+
+@pytest.mark.parametrize("end", [interrupt, partial(signal.raise_signal, signal.SIGTERM)], ids=["C", "TERM"])
 def test_an_interrupt_keeps_what_was_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: signal.Signals
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: Callable[[], None]
 ) -> None:
     def interrupted(self: Search, wanted: Job, *rest: Any) -> Iterator[Outcome]:
         made = Search(Stub(1), Clock(), Journal(tmp_path / "j"), MACHINE, tmp_path)
         yield next(iter(original(made, wanted, *rest)))
-        signal.raise_signal(which)
+        end()
 
     original = Search.run
     monkeypatch.setattr(Search, "run", interrupted)
