@@ -122,7 +122,11 @@ def _schedules(lowered: Lowered) -> None:
 @click.option("--qk", type=int, help="Width of queries and keys.  [default: 16 for Taylor maps, else 64]")
 @click.option("--v", type=int, default=64, show_default=True, help="Width of values.")
 @click.option("--window", type=int, help="Keys that a query of a sliding window sees.  [default: 64]")
-@specs_option
+@click.option(
+    "--specs",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory of specs, made if it is not there.  [default: the shipped ones]",
+)
 def new(
     name: str,
     mixer: str,
@@ -150,6 +154,7 @@ def new(
         fail(str(errors))
     path = specs / f"{name}.yaml"
     try:
+        specs.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
         if not (specs / SCHEMA_FILE).exists():

@@ -84,6 +84,14 @@ def test_new_refuses_and_writes_nothing(run: Run, tmp_path: Path, words: tuple[s
     assert not list(tmp_path.iterdir())
 
 
+def test_new_makes_the_directory_of_specs(run: Run, tmp_path: Path) -> None:
+    """As the README's commands for a project of one's own need it."""
+    run("new", "my_layer", "--map", "relu(x)**2", "--specs", tmp_path / "my" / "specs")
+    assert load_file(tmp_path / "my" / "specs" / "my_layer.yaml").name == "my_layer"
+    run("new", "class", "--specs", tmp_path / "other", code=2)
+    assert not (tmp_path / "other").exists(), "a name that cannot be writes nothing"
+
+
 def test_new_does_not_overwrite(run: Run, specs: Path) -> None:
     before = (specs / "first_layer.yaml").read_text()
     assert "already exists" in run("new", "first_layer", "--specs", specs, code=2).stderr
