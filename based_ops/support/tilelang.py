@@ -32,9 +32,6 @@ PASSES = {"tl.disable_warp_specialized": True, "tl.disable_tma_lower": True}
 VECTOR = 16
 """Bytes that one thread moves at once where addresses allow it."""
 
-ROUNDS = 4
-"""Rounds of a loop that load together, where rounds may load before earlier ones store."""
-
 
 def tensor(dims: Sequence[Any], dtype: str, present: bool = True) -> Any:
     """The type of a tensor parameter: any strides but a dense last dimension, 64-bit offsets.
@@ -64,12 +61,12 @@ def coordinates(program: Any, grid: Sequence[Any]) -> tuple[Any, ...]:
     return (tl.alloc_var("int32", init=program), *reversed(result))
 
 
-def ahead(*bounds: Any) -> Any:
+def ahead(rounds: int, *bounds: Any) -> Any:
     """``tl.serial`` for a loop whose rounds may load before earlier ones store.
 
-    nvcc writes out several rounds, and takes their loads together, since no buffers overlap.
+    nvcc writes out so many rounds, and takes their loads together, since no buffers overlap.
     """
-    return tl.unroll(*bounds, annotations={"pragma_unroll_factor": ROUNDS})
+    return tl.unroll(*bounds, annotations={"pragma_unroll_factor": rounds})
 
 
 def gathering(*extents: Any) -> Any:

@@ -7,7 +7,7 @@ schedules, that is in tile sizes and in where the tiles live.
 from __future__ import annotations
 
 from ..ir.fuse import fuse, statements
-from ..ir.nodes import IO, Program, Store, uses_operands
+from ..ir.nodes import Store
 from ..schedule.model import HOST_C
 from ..schedule.scopes import scopes
 from ..spec.model import LinearAttention
@@ -25,7 +25,7 @@ def emit(layer: ScheduledLayer) -> str:
     state_dtype = layer.spec.state_dtype if isinstance(layer.spec, LinearAttention) else "float32"
     target = Target(on_host=layer.backend == HOST_C, state_dtype=state_dtype)
     body = Writer()
-    emit_schedule(body, layer, lambda scheduled, dtype: _setting(layer, scheduled, dtype))
+    emit_schedule(body, layer, lambda scheduled, dtype: _setting(target, layer, scheduled, dtype))
     for scheduled in layer.programs:
         fused = fuse(scheduled.program, scheduled.types)
         stores = dict.fromkeys(stmt.tensor for stmt in statements(fused) if isinstance(stmt, Store))
@@ -52,19 +52,13 @@ def emit(layer: ScheduledLayer) -> str:
     return w.text() + "\n" + text
 
 
-def _setting(layer: ScheduledLayer, scheduled: ScheduledProgram, dtype: str) -> list[str]:
+def _setting(target: Target, layer: ScheduledLayer, scheduled: ScheduledProgram, dtype: str) -> list[str]:
     setting = scheduled.schedule.settings[dtype]
-    on_host = layer.backend == HOST_C
-    constants = [f"{name}={value}" for name, value in setting.constants.items()]
-    io = ["IO=" + ('"float32"' if on_host else f'"{dtype}"')] if uses_io(scheduled.program) else []
-    operand = "float32" if on_host else operand_dtype(layer.spec, dtype)
-    operands = [f'OPERAND="{operand}"'] if uses_operands(scheduled.program) else []
-    return [*constants, *io, *operands, f"THREADS={1 if on_host else 32 * setting.warps}"]
-
-
-def uses_io(program: Program) -> bool:
-    """Whether any tensor of the program has the dtype that the user passes."""
-    return any(tensor.dtype == IO for tensor in program.tensors)
+    io, operand = ("float32",) * 2 if target.on_host else (dtype, operand_dtype(layer.spec, dtype))
+    values = {"IO": f'"{io}"', "OPERAND": f'"{operand}"', "STAGES": setting.stages}
+    constants = setting.constants | {name: values[name] for name in target.constants(scheduled.program)}
+    threads = 1 if target.on_host else 32 * setting.warps
+    return [*(f"{name}={value}" for name, value in constants.items()), f"THREADS={threads}"]
 
 
 def _launch(w: Writer, scheduled: ScheduledProgram, arguments: dict[str, str]) -> None:

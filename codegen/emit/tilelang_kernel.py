@@ -7,7 +7,6 @@ from ..ir.fuse import expressions, statements
 from ..ir.nodes import (
     ACC,
     BOOL,
-    IO,
     OPERAND,
     Add,
     Binary,
@@ -35,7 +34,6 @@ from ..ir.nodes import (
     Var,
     When,
     Where,
-    uses_operands,
 )
 from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
 from ..schedule.scopes import EXPRESSION, FRAGMENT, SCALAR
@@ -93,8 +91,7 @@ class _Kernel:
             f"def {program.name}(",
             [
                 *program.constants,
-                *(["IO"] if any(t.dtype == IO for t in program.tensors) else []),
-                *(["OPERAND"] if uses_operands(program) else []),
+                *self.target.constants(program),
                 "THREADS",
                 *program.flags,
                 *([] if self.target.on_host else ["ALIGNED"]),
@@ -175,7 +172,7 @@ class _Kernel:
                     if (start, step) == (Const(0), Const(1))
                     else map(self.expr, (start, stop, step))
                 )
-                w.call(f"for {var} in {self.target.rounds(ahead)}(", [*bounds], "):")
+                w.call(f"for {var} in {self.target.rounds(ahead)}", [*bounds], "):")
                 with w.indented():
                     self._block(body)
             case When(condition, body):

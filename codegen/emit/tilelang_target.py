@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..ir.nodes import ACC, INDEX, IO, OPERAND, STATE, Dim, Program
+from ..ir.nodes import ACC, INDEX, IO, OPERAND, STATE, Dim, Program, loads_ahead, uses_operands
 
 WHOLE_VECTORS = 8
 """Rows that are a multiple of this many elements may be moved in 16-byte pieces, in any dtype."""
@@ -24,6 +24,15 @@ class Target:
         state = "float32" if self.on_host else self.state_dtype
         return {IO: "IO", OPERAND: "OPERAND", ACC: '"float32"', STATE: f'"{state}"', INDEX: '"int32"'}[role]
 
+    def constants(self, program: Program) -> list[str]:
+        """What a kernel is made for besides sizes of tiles and a number of threads."""
+        used = {
+            "IO": any(tensor.dtype == IO for tensor in program.tensors),
+            "OPERAND": uses_operands(program),
+            "STAGES": loads_ahead(program) and not self.on_host,
+        }
+        return [name for name in used if used[name]]
+
     def loop(self, extents: tuple[Dim, ...], gathers: bool) -> str:
         """The iterator over the elements of a tile; `gathers`: it reads columns that an index tile names."""
         sizes = ", ".join(map(str, extents))
@@ -32,8 +41,8 @@ class Target:
         return f"gathering({sizes})" if gathers else f"tl.Parallel({sizes})"
 
     def rounds(self, ahead: bool) -> str:
-        """The iterator of a loop; `ahead`: its rounds may load before earlier ones store."""
-        return "ahead" if ahead and not self.on_host else "tl.serial"
+        """How the iterator of a loop begins; `ahead`: its rounds may load before earlier ones store."""
+        return "ahead(STAGES, " if ahead and not self.on_host else "tl.serial("
 
 
 def c_name(tensor: str) -> str:

@@ -226,6 +226,7 @@ def _tensor_cores(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     }
     if program.name in RUNNING_SUMS:
         sizes |= {"FEATURES": max(1, 1024 // values)}
+        return Setting(_pick(program, sizes), warps=4 * groups, stages=4)
     if program.name == "token":
         rows = max(MATRIX_UNIT, min(64, 4096 // values))
         sizes |= {"FEATURES": rows, "KEYS": rows}

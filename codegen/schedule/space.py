@@ -48,7 +48,7 @@ OTHERS = _powers(1, 4096)
 
 WARPS = {"triton": (1, 2, 4, 8), "tilelang": (4, 8)}
 STAGES = {"triton": (1, 2, 3, 4)}
-ROUNDS = {"triton": (1, 2, 4, 8, 16)}
+ROUNDS = {"triton": (1, 2, 4, 8, 16), "tilelang": (1, 2, 4, 8)}
 """Of a loop that says that its rounds load ahead: how many do."""
 REWRITE_SETS: dict[str, tuple[tuple[str, ...], ...]] = {
     "triton": (("gather_by_product",),),  # has no gather of its own
@@ -118,8 +118,9 @@ def choices(program: Program, start: Schedule, keep: Collection[str] = ()) -> Ch
     if decides(program.name):
         found["used"] = (False, True)
     loops = is_on_warpgroups(program.name) or any(isinstance(s, For) for s in statements(program.body))
-    if start.backend in STAGES and loops and not program.is_plan:
-        found["stages"] = (ROUNDS if loads_ahead(program) else STAGES)[start.backend]
+    stages = (ROUNDS if loads_ahead(program) else STAGES).get(start.backend)
+    if stages and loops and not program.is_plan:
+        found["stages"] = stages
     plain = _rewritten(program, replace(start, rewrites=()))
     sets = {
         rewrites
