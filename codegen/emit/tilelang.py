@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ..ir.fuse import fuse, statements
 from ..ir.nodes import Store
+from ..schedule.budget import WARP
 from ..schedule.model import HOST_C
 from ..schedule.scopes import scopes
 from ..spec.model import LinearAttention
@@ -54,10 +55,11 @@ def emit(layer: ScheduledLayer) -> str:
 
 def _setting(target: Target, layer: ScheduledLayer, scheduled: ScheduledProgram, dtype: str) -> list[str]:
     setting = scheduled.schedule.settings[dtype]
-    io, operand = ("float32",) * 2 if target.on_host else (dtype, operand_dtype(layer.spec, dtype))
+    io = "float32" if target.on_host else dtype
+    operand = "float32" if target.on_host else operand_dtype(layer.spec, dtype)
     values = {"IO": f'"{io}"', "OPERAND": f'"{operand}"', "STAGES": setting.stages}
     constants = setting.constants | {name: values[name] for name in target.constants(scheduled.program)}
-    threads = 1 if target.on_host else 32 * setting.warps
+    threads = 1 if target.on_host else WARP * setting.warps
     return [*(f"{name}={value}" for name, value in constants.items()), f"THREADS={threads}"]
 
 
