@@ -2,7 +2,7 @@
 
 The cache is `$BASED_OPS_CACHE`, else `based_ops` below `$XDG_CACHE_HOME` (`~/.cache`).  Python imports what
 lies there, so the directory must belong to the user and nobody else may write to it.  An entry is one
-generated package, `<name>_<build>`, where the build hashes the spec and the compiler; it is generated beside
+generated package, `<name>_<key>`, where the key hashes the spec and the compiler; it is generated beside
 its place and renamed into it, so it is there completely or not at all, and processes that compile the same
 spec at once do no harm: the first to finish wins, the others take what it made.
 """
@@ -34,17 +34,17 @@ _lock = threading.Lock()
 def load(path: str | os.PathLike[str]) -> Variant:
     """The variant that a spec file describes; equal specs give the same object.
 
-    Its operators are called `<name>_<build>_forward` and so on, so a user's spec never meets a shipped one of
+    Its operators are called `<name>_<key>_forward` and so on, so a user's spec never meets a shipped one of
     the same name. Raises `based_ops.codegen.errors.SpecErrors` with every fault of the spec, or `CacheError`
     if the cache directory is not private.
     """
-    from based_ops.codegen.pipeline import build_hash
+    from based_ops.codegen.pipeline import cache_key
     from based_ops.codegen.spec.load import load_file
 
     if not isinstance(path, (str, os.PathLike)):
         raise ArgumentTypeError(message("path", type(path).__name__, "the path of a spec file"))
     spec = load_file(Path(path))
-    name = f"{spec.name}_{build_hash(spec)}"
+    name = f"{spec.name}_{cache_key(spec)}"
     with _lock:
         if name not in names():
             import_package(name, _compiled(spec, name))

@@ -23,7 +23,7 @@ _BUILD = re.compile(r"[0-9a-f]{8}", re.ASCII)
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """One generated variant: `package.name` holds its modules, `build` hashes its spec and compiler."""
+    """One generated variant: `package.name` holds its modules, `build` hashes its spec and its modules."""
 
     name: str
     package: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -26,6 +27,20 @@ class Changes:
 
     def __bool__(self) -> bool:
         return bool(self.missing or self.stale or self.orphaned)
+
+
+def hashed(*texts: str) -> str:
+    """Eight hexadecimal digits of some texts."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:8]
+
+
+def signed(text: str) -> str:
+    """The text of a generated file with a second line that hashes the others.
+
+    A file so changes only if its own content does, and one that was edited can be told.
+    """
+    first, _, rest = text.partition("\n")
+    return f"{first}\n# build: {hashed(text)}\n{rest}"
 
 
 def module_name(target: str) -> str:

@@ -92,12 +92,12 @@ def schedule(lowered: Lowered, target: str) -> ScheduledLayer:
     require_current(lowered.spec, (*found, *planned), run, target)
     programs = tuple(ScheduledProgram.of(p, choose(lowered.spec, p, target)) for p in found)
     chosen = tuple(choose(lowered.spec, plan, target) for plan in planned)
-    return ScheduledLayer(lowered.spec, target, build_hash(lowered.spec), programs, run, chosen)
+    return ScheduledLayer(lowered.spec, target, programs, run, chosen)
 
 
 def emit(layer: ScheduledLayer) -> str:
     """The source text of one generated module."""
-    return EMITTERS[layer.backend](layer)
+    return artifacts.signed(EMITTERS[layer.backend](layer))
 
 
 def sources(spec: LayerSpec, directory: str | None = None) -> dict[str, str]:
@@ -108,7 +108,8 @@ def sources(spec: LayerSpec, directory: str | None = None) -> dict[str, str]:
         str(variant_file(directory, artifacts.module_name(target))): emit(schedule(lowered, target))
         for target in EMITTERS
     }
-    return {str(variant_file(directory, "__init__")): registry.variant(spec, build_hash(spec))} | files
+    build = artifacts.hashed(_text(spec), *files.values())
+    return {str(variant_file(directory, "__init__")): artifacts.signed(registry.variant(spec, build))} | files
 
 
 def plan(
@@ -151,17 +152,22 @@ def compare(
     return artifacts.compare(out, plan(specs, names, out, progress), look_for_others=not names)
 
 
-def generate_one(spec: LayerSpec, out: Path, variant: str) -> str:
-    """Generate one layer as the package `out`, registered as `variant`; returns its build hash."""
+def generate_one(spec: LayerSpec, out: Path, variant: str) -> None:
+    """Generate one layer as the package `out`, registered as `variant`."""
     files = {"__init__.py": registry.package([variant])} | sources(spec, directory=variant)
     artifacts.write(out, files, remove_others=False)
-    return build_hash(spec)
 
 
-def build_hash(spec: LayerSpec) -> str:
-    """Eight hexadecimal digits that change whenever the spec's meaning or the compiler does."""
-    text = json.dumps(spec_to_dict(spec), sort_keys=True)
-    return hashlib.sha256(f"{compiler_hash()}\n{text}".encode()).hexdigest()[:8]
+def cache_key(spec: LayerSpec) -> str:
+    """Eight hexadecimal digits that change whenever the spec's meaning or the compiler does.
+
+    They are known before anything is generated; a layer's *build*, which hashes what was generated, is not.
+    """
+    return artifacts.hashed(compiler_hash(), _text(spec))
+
+
+def _text(spec: LayerSpec) -> str:
+    return json.dumps(spec_to_dict(spec), sort_keys=True)
 
 
 @functools.cache

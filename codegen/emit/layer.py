@@ -38,7 +38,6 @@ class ScheduledLayer:
 
     spec: LayerSpec
     backend: str
-    build: str
     programs: tuple[ScheduledProgram, ...]
     passes: tuple[Pass, ...]
     plans: tuple[Schedule, ...] = ()

@@ -75,7 +75,7 @@ def emit(layer: ScheduledLayer) -> str:
     emit_passes(body, layer, _launch)
 
     w = Writer()
-    header(w, layer.spec.name, "torch", layer.build, f"{layer.spec.name} as batched PyTorch expressions.")
+    header(w, layer.spec.name, "torch", f"{layer.spec.name} as batched PyTorch expressions.")
     w.line("import torch")
     w.blank()
     w.line(f"from based_ops.support.host import {used_helpers(body.text())}")

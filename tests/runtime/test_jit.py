@@ -15,7 +15,7 @@ from torch.testing import assert_close
 import based_ops
 from based_ops import errors, jit
 from based_ops.codegen.errors import SpecErrors
-from based_ops.codegen.pipeline import build_hash
+from based_ops.codegen.pipeline import cache_key
 from based_ops.codegen.spec.load import load_file
 
 SPEC = """\
@@ -126,7 +126,7 @@ def test_a_faster_process_wins(cache: Path, tmp_path: Path, monkeypatch: pytest.
 
 def test_foreign_content_is_refused(cache: Path, tmp_path: Path) -> None:
     path = write(tmp_path, 1.5)
-    name = f"mine_{build_hash(load_file(path))}"
+    name = f"mine_{cache_key(load_file(path))}"
     (cache / name).mkdir(parents=True, mode=0o700)
     cache.chmod(0o700)
     with pytest.raises(errors.CacheError, match="delete this directory"):
