@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import _register_namedtuple
 
 if TYPE_CHECKING:
-    from based_ops.codegen.spec.model import LinearAttention
+    from based_ops.codegen.mixers.linear_attention import LinearAttention
 
 
 class LinearAttentionState(NamedTuple):

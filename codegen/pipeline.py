@@ -16,14 +16,13 @@ from .ir.check import check
 from .ir.host import Pass
 from .ir.nodes import Program
 from .ir.rewrite import drop_unused
-from .lower import linear_attention, sliding_window, warpgroup_passes
-from .lower.passes import passes, plans
+from .lower import warpgroup_passes
 from .names import is_on_warpgroups, variant_file
 from .schedule.choose import choose
 from .schedule.model import HOST_C
 from .schedule.records import require_current
 from .spec.load import load_dir
-from .spec.model import LayerSpec, LinearAttention, SlidingWindow, spec_to_dict
+from .spec.model import LayerSpec, spec_to_dict
 
 EMITTERS: dict[str, Callable[[ScheduledLayer], str]] = {
     "triton": triton.emit,
@@ -52,14 +51,10 @@ def load(specs: Path, names: Iterable[str] = ()) -> dict[str, LayerSpec]:
 
 def lower(spec: LayerSpec) -> Lowered:
     """The tile programs of a layer, checked."""
-    match spec:
-        case LinearAttention():
-            programs = linear_attention.programs(spec)
-        case SlidingWindow():
-            programs = sliding_window.programs(spec)
+    programs = spec.programs()
     for program in programs:
         check(program)
-    return Lowered(spec, tuple(map(drop_unused, programs)), passes(spec), plans(spec))
+    return Lowered(spec, tuple(map(drop_unused, programs)), spec.passes(), spec.plans())
 
 
 def kernels(lowered: Lowered, target: str) -> tuple[Program, ...]:

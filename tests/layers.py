@@ -14,17 +14,12 @@ from types import ModuleType
 from based_ops.codegen import pipeline
 from based_ops.codegen.emit.layer import ScheduledLayer, ScheduledProgram
 from based_ops.codegen.ir.rewrite import REWRITES
+from based_ops.codegen.mixers.linear_attention import LinearAttention
+from based_ops.codegen.mixers.sliding_window import SlidingWindow
 from based_ops.codegen.schedule import orders
 from based_ops.codegen.schedule.choose import choose
 from based_ops.codegen.schedule.model import Schedule
-from based_ops.codegen.spec.model import (
-    Elementwise,
-    HeadDims,
-    LayerSpec,
-    LinearAttention,
-    SlidingWindow,
-    TaylorExp,
-)
+from based_ops.codegen.spec.model import Elementwise, HeadDims, LayerSpec, TaylorExp
 
 Sizes = tuple[tuple[str, int], ...]
 """Tile sizes that replace a schedule's own, by a constant's name or by ``program.CONSTANT``."""
@@ -96,7 +91,7 @@ def build(
         resized(choose(spec, plan, target), dict(sizes)) for plan in pipeline.plans_of(lowered, target)
     )
     passes = pipeline.passes_of(lowered, target)
-    layer = ScheduledLayer(spec, target, "00000000", tuple(programs), passes, plans)
+    layer = ScheduledLayer(spec, target, tuple(programs), passes, plans)
     return import_text(pipeline.emit(layer), f"{spec.name}_{target}")
 
 

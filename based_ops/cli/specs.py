@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,24 +24,17 @@ def list_specs(specs: Path | None) -> None:
     """List the layers that have a spec."""
     from based_ops.codegen.errors import SpecErrors
     from based_ops.codegen.spec.load import load_dir
-    from based_ops.codegen.spec.model import LinearAttention, TaylorExp
 
     try:
         layers = load_dir(specs or shipped_specs())
     except SpecErrors as errors:
         fail(str(errors))
 
-    def weights(spec: LayerSpec) -> str:
-        if not isinstance(spec, LinearAttention):
-            return f"softmax over {spec.window} keys"
-        if isinstance(spec.feature_map, TaylorExp):
-            return f"Taylor, order {spec.feature_map.order}"
-        return spec.feature_map.expression
-
     rows = []
     for name, spec in layers.items():
-        widths = str(spec.head_dims.qk), str(spec.head_dims.v)
-        rows.append((name, spec.mixer, weights(spec), *widths, ", ".join(spec.dtypes)))
+        facts = spec.facts()
+        widths = (str(facts.get(width, "-")) for width in ("qk", "v"))
+        rows.append((name, spec.mixer, spec.describe(), *widths, ", ".join(spec.dtypes)))
     table(("name", "mixer", "weights", "qk", "v", "dtypes"), rows)
 
 
@@ -108,10 +101,10 @@ def _schedules(lowered: Lowered) -> None:
 @click.argument("name")
 @click.option(
     "--mixer",
-    type=click.Choice(("linear_attention", "sliding_window")),
+    metavar="MIXER",
     default="linear_attention",
     show_default=True,
-    help="What the layer is.",
+    help="What the layer is: the name of a mixer.",
 )
 @click.option(
     "--map",
@@ -120,8 +113,11 @@ def _schedules(lowered: Lowered) -> None:
     help="Of a linear attention: taylor1, taylor2 or an expression such as 'elu(x) + 1'.  [default: taylor2]",
 )
 @click.option("--qk", type=int, help="Width of queries and keys.  [default: 16 for Taylor maps, else 64]")
-@click.option("--v", type=int, default=64, show_default=True, help="Width of values.")
+@click.option("--v", type=int, help="Width of values.  [default: 64]")
 @click.option("--window", type=int, help="Keys that a query of a sliding window sees.  [default: 64]")
+@click.option(
+    "--set", "fields", metavar="FIELD=VALUE", multiple=True, help="Any other field of the spec; repeatable."
+)
 @click.option(
     "--specs",
     type=click.Path(file_okay=False, path_type=Path),
@@ -130,26 +126,32 @@ def _schedules(lowered: Lowered) -> None:
 def new(
     name: str,
     mixer: str,
-    feature_map: str | None,
-    qk: int | None,
-    v: int,
-    window: int | None,
     specs: Path | None,
+    fields: tuple[str, ...],
+    **options: str | int | None,
 ) -> None:
     """Write a commented spec NAME.yaml into the directory of specs."""
-    from based_ops.codegen.errors import SpecErrors
+    from based_ops.codegen.errors import SpecErrors, nearest_name
+    from based_ops.codegen.mixers import mixers
     from based_ops.codegen.spec.schema import SCHEMA_FILE, schema_text
     from based_ops.codegen.spec.template import new_spec_text
 
-    foreign, value = ("--map", feature_map) if mixer == "sliding_window" else ("--window", window)
-    if value is not None:
-        raise click.UsageError(f"{foreign} means nothing for the mixer {mixer}")
+    if mixer not in mixers():
+        near = nearest_name(mixer, mixers())
+        hint = f"; did you mean {near}?" if near else ""
+        raise click.UsageError(f"--mixer: {mixer} is none of {', '.join(mixers())}{hint}")
+    given: dict[str, Any] = {option: value for option, value in options.items() if value is not None}
+    for option in given:
+        if option not in mixers()[mixer].template_options:
+            flag = "map" if option == "feature_map" else option
+            raise click.UsageError(f"--{flag} means nothing for the mixer {mixer}")
+    given |= dict(map(_assignment, fields))
     if specs is None:
         if checkout() is None:
             raise click.UsageError("--specs is required: this is an installed package, not a checkout")
         specs = shipped_specs()
     try:
-        text = new_spec_text(name, mixer, feature_map or "taylor2", qk, v, 64 if window is None else window)
+        text = new_spec_text(name, mixer, **given)
     except SpecErrors as errors:
         fail(str(errors))
     path = specs / f"{name}.yaml"
@@ -164,3 +166,16 @@ def new(
     except OSError as error:
         fail(f"{path}: {error.strerror}")
     click.echo(f"{path}: written; edit it, then see what it becomes: based-ops show {path} --stage program")
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    """``field=value`` apart; the value as YAML reads it."""
+    import yaml
+
+    field, equals, value = text.partition("=")
+    try:
+        if equals:
+            return field.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        pass
+    raise click.UsageError(f"--set: {text} is not FIELD=VALUE")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from based_ops.codegen.spec.model import LinearAttention
+    from based_ops.codegen.mixers.linear_attention import LinearAttention
 
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "neg": torch.neg,

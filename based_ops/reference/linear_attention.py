@@ -11,7 +11,7 @@ from ..state import LinearAttentionState
 from .feature_maps import elementwise, key_features, query_features
 
 if TYPE_CHECKING:
-    from based_ops.codegen.spec.model import LinearAttention
+    from based_ops.codegen.mixers.linear_attention import LinearAttention
 
 
 def weights(spec: LinearAttention, q: Tensor, k: Tensor, scale: float) -> Tensor:

@@ -15,7 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from based_ops.codegen import pipeline
+from based_ops.codegen import artifacts, pipeline
 from based_ops.codegen.emit import registry
 from based_ops.codegen.emit.layer import ScheduledLayer, ScheduledProgram
 from based_ops.codegen.ir.nodes import Program
@@ -34,8 +34,6 @@ GAIN = 0.99
 """A candidate replaces the best so far if it needs less than this fraction of its time."""
 CHECK_SECONDS, CLOCK_SECONDS = 300.0, 120.0
 """After which a candidate counts as hung."""
-NO_BUILD = "00000000"
-"""Stands for the build in a trial's text, so that equal texts are equal trials."""
 
 Schedules = dict[str, Schedule]
 """By the name of a program or of a launch plan."""
@@ -163,7 +161,7 @@ class Run(ABC):
         programs = tuple(ScheduledProgram.of(p, schedules[p.name]) for p in self.kernels)
         plans = tuple(schedules[plan.name] for plan in self.plans)
         job = self.job
-        return pipeline.emit(ScheduledLayer(job.spec, job.backend, NO_BUILD, programs, self.passes, plans))
+        return pipeline.emit(ScheduledLayer(job.spec, job.backend, programs, self.passes, plans))
 
     def trial(self, schedules: Schedules, shape: Shape, text: str, *further: object) -> Trial:
         """A trial, whose time depends on the module's text and on what else is given."""
@@ -205,11 +203,11 @@ class Run(ABC):
 
     def task(self, trial: Trial, do: str) -> Task:
         """What a worker needs to check or time a trial."""
-        job, build = self.job, hashlib.sha256(trial.text.encode()).hexdigest()[:8]
+        job, build = self.job, artifacts.hashed(trial.text)
         plans = {plan.name: trial.schedules[plan.name].settings.get(job.dtype) for plan in self.plans}
         name = f"{job.spec.name}_{build}"
         files = {
-            f"{name}/{job.backend}.py": trial.text.replace(NO_BUILD, build),
+            f"{name}/{job.backend}.py": trial.text,
             f"{name}/__init__.py": registry.variant(job.spec, build),
             "__init__.py": registry.package([name]),
         }

@@ -12,7 +12,6 @@ from itertools import groupby
 from ..ir.host import Allocate, Launch, Line, Pass
 from ..ir.nodes import ACC, IO, OPERAND, STATE
 from ..schedule.model import HOST_C
-from ..spec.model import LinearAttention
 from .layer import ScheduledLayer, ScheduledProgram
 from .writer import Writer
 
@@ -110,7 +109,7 @@ def _dtype(layer: ScheduledLayer, role: str) -> str:
     if role == OPERAND and layer.backend not in ("torch", HOST_C):  # where operands are as wide as sums
         return "operand_dtype(q)"
     assert role in (ACC, OPERAND, STATE)
-    fixed = layer.spec.state_dtype if role == STATE and isinstance(layer.spec, LinearAttention) else "float32"
+    fixed = layer.spec.kept_dtype if role == STATE else "float32"
     return (
         f"torch.float64 if q.dtype == torch.float64 else torch.{fixed}"
         if layer.backend == "torch"

@@ -10,7 +10,7 @@ from ..ir.nodes import Program
 from ..ir.rewrite import rewritten
 from ..schedule.legal import require_legal
 from ..schedule.model import Schedule
-from ..spec.model import LayerSpec, LinearAttention
+from ..spec.model import LayerSpec
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,3 @@ class ScheduledLayer:
 
     def find(self, program: str) -> ScheduledProgram:
         return next(p for p in self.programs if p.program.name == program)
-
-
-def operand_dtype(spec: LayerSpec, dtype: str) -> str:
-    """What the matrix units read.
-
-    Linear attention sums without a softmax: its kernel values and states leave float16's range on long
-    sequences, so float16 inputs meet bfloat16 operands.
-    """
-    if dtype == "float16" and isinstance(spec, LinearAttention):
-        return "bfloat16"
-    return dtype

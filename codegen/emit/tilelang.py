@@ -11,9 +11,8 @@ from ..ir.nodes import Store
 from ..schedule.budget import WARP
 from ..schedule.model import HOST_C
 from ..schedule.scopes import scopes
-from ..spec.model import LinearAttention
 from .host import HELPERS, emit_passes, emit_schedule, used_helpers
-from .layer import ScheduledLayer, ScheduledProgram, operand_dtype
+from .layer import ScheduledLayer, ScheduledProgram
 from .tilelang_kernel import emit_kernel
 from .tilelang_target import Target, passed_sizes
 from .writer import Writer, header
@@ -23,8 +22,7 @@ KERNEL_HELPERS = ("ahead", "aligned", "coordinates", "dot", "gathering", "kernel
 
 def emit(layer: ScheduledLayer) -> str:
     """The TileLang module of a layer."""
-    state_dtype = layer.spec.state_dtype if isinstance(layer.spec, LinearAttention) else "float32"
-    target = Target(on_host=layer.backend == HOST_C, state_dtype=state_dtype)
+    target = Target(on_host=layer.backend == HOST_C, state_dtype=layer.spec.kept_dtype)
     body = Writer()
     emit_schedule(body, layer, lambda scheduled, dtype: _setting(target, layer, scheduled, dtype))
     for scheduled in layer.programs:
@@ -56,7 +54,7 @@ def emit(layer: ScheduledLayer) -> str:
 def _setting(target: Target, layer: ScheduledLayer, scheduled: ScheduledProgram, dtype: str) -> list[str]:
     setting = scheduled.schedule.settings[dtype]
     io = "float32" if target.on_host else dtype
-    operand = "float32" if target.on_host else operand_dtype(layer.spec, dtype)
+    operand = "float32" if target.on_host else layer.spec.operand_dtype(dtype)
     values = {"IO": f'"{io}"', "OPERAND": f'"{operand}"', "STAGES": setting.stages}
     constants = setting.constants | {name: values[name] for name in target.constants(scheduled.program)}
     threads = 1 if target.on_host else WARP * setting.warps

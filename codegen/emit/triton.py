@@ -6,7 +6,7 @@ from ..ir.nodes import Binary, Const, Expr, Var, loads_ahead, uses_operands
 from ..names import is_on_warpgroups
 from . import warpgroups
 from .host import emit_passes, emit_schedule, used_helpers
-from .layer import ScheduledLayer, ScheduledProgram, operand_dtype
+from .layer import ScheduledLayer, ScheduledProgram
 from .triton_kernel import Kernel, parameters
 from .writer import Writer, header
 
@@ -50,7 +50,7 @@ def _setting(layer: ScheduledLayer, scheduled: ScheduledProgram, dtype: str) -> 
     constants = [f"{name}={value}" for name, value in setting.constants.items()]
     on_warpgroups = is_on_warpgroups(program.name)
     if uses_operands(program) and not on_warpgroups:
-        constants.append(f"OPERAND=operand(tl.{operand_dtype(layer.spec, dtype)})")
+        constants.append(f"OPERAND=operand(tl.{layer.spec.operand_dtype(dtype)})")
     if on_warpgroups or loads_ahead(program):  # the text says itself what is loaded ahead
         return [*constants, f"STAGES={setting.stages}", warps]
     return [*constants, warps, f"num_stages={setting.stages}"]

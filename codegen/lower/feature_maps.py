@@ -33,8 +33,9 @@ from ..ir.nodes import (
     row,
     wrap,
 )
+from ..mixers.linear_attention import LinearAttention
 from ..spec import feature_map as elementwise_map
-from ..spec.model import Elementwise, LinearAttention, TaylorExp
+from ..spec.model import Elementwise, TaylorExp
 from .expression import expression, value_at
 
 SCALE = Var("scale")

@@ -40,7 +40,7 @@ from ..ir.nodes import (
     row,
     wrap,
 )
-from ..spec.model import LinearAttention
+from ..mixers.linear_attention import LinearAttention
 from .feature_maps import feature_map
 from .linear_attention_backward import key_gradients, query_gradients
 from .linear_attention_parts import BATCH_AXES, CHUNK_AXIS, ROWS, B, H, Layer, T

@@ -21,7 +21,7 @@ from ..ir.nodes import (
     maximum,
     row,
 )
-from ..spec.model import LinearAttention
+from ..mixers.linear_attention import LinearAttention
 from .feature_maps import FeatureMap
 
 B, H, T = Var("b"), Var("h"), Var("T")

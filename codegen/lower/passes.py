@@ -6,36 +6,25 @@ from dataclasses import replace
 
 from ..ir.host import Allocate, Launch, Line, Pass
 from ..ir.nodes import ACC, IO, OPERAND, STATE, Program
-from ..spec.model import LayerSpec, LinearAttention, SlidingWindow
+from ..mixers.linear_attention import LinearAttention
+from ..mixers.sliding_window import SlidingWindow
 from .feature_maps import feature_map
 
 
-def passes(spec: LayerSpec) -> tuple[Pass, ...]:
-    """forward, backward and step of a layer."""
-    match spec:
-        case LinearAttention():
-            return _linear_attention(spec)
-        case SlidingWindow():
-            return _sliding_window(spec)
-
-
-def plans(spec: LayerSpec) -> tuple[Program, ...]:
+def linear_attention_plans() -> tuple[Program, ...]:
     """The numbers by which passes choose what they launch; `based_ops.support.host` says what they mean."""
-    match spec:
-        case LinearAttention():
-            return (
-                _plan("forward", "LONGEST", "TOKENS", "LENGTH", "SHORTEST", "PROGRAMS", "FEWEST"),
-                _plan("backward", "SEGMENT", "LENGTH", "SHORTEST", "PROGRAMS"),
-            )
-        case SlidingWindow():
-            return ()
+    return (
+        _plan("forward", "LONGEST", "TOKENS", "LENGTH", "SHORTEST", "PROGRAMS", "FEWEST"),
+        _plan("backward", "SEGMENT", "LENGTH", "SHORTEST", "PROGRAMS"),
+    )
 
 
 def _plan(name: str, *constants: str) -> Program:
     return Program(name, f"How a {name} pass is launched.", (), (), (), (), (), constants, ())
 
 
-def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
+def linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
+    """forward, backward and step of linear attention."""
     qk, v, rows = spec.head_dims.qk, spec.head_dims.v, feature_map(spec).rows
     normalize = spec.normalize
     sizes = Line("B, T, H, _ = q.shape")
@@ -171,7 +160,8 @@ def _linear_attention(spec: LinearAttention) -> tuple[Pass, ...]:
     return forward, backward, step
 
 
-def _sliding_window(spec: SlidingWindow) -> tuple[Pass, ...]:
+def sliding_window(spec: SlidingWindow) -> tuple[Pass, ...]:
+    """forward, backward and step of a sliding window."""
     qk, v = str(spec.head_dims.qk), str(spec.head_dims.v)
     sizes = Line("B, T, H, _ = q.shape")
 

@@ -42,7 +42,7 @@ from ..ir.nodes import (
     row,
     wrap,
 )
-from ..spec.model import SlidingWindow
+from ..mixers.sliding_window import SlidingWindow
 from .sliding_window_backward import gradients
 from .sliding_window_parts import (
     BATCH_AXES,

@@ -9,7 +9,7 @@ from math import log
 
 from ..ir.build import Builder
 from ..ir.nodes import INDEX, IO, OPERAND, Axis, Expr, Load, Program, Span, Tensor, Var, maximum, row, wrap
-from ..spec.model import SlidingWindow
+from ..mixers.sliding_window import SlidingWindow
 
 B, H, T, TK = Var("b"), Var("h"), Var("T"), Var("Tk")
 BATCH_AXES = (Axis("b", Var("B"), batch=True), Axis("h", Var("H"), batch=True))

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 from ..ir.host import Allocate, Launch, Line, Pass
 from ..ir.nodes import ACC, IO, OPERAND, STATE, Program
+from ..mixers.linear_attention import LinearAttention
+from ..mixers.sliding_window import SlidingWindow
 from ..names import RECURRENCE, WINDOW_PROGRAMS, on_warpgroups
-from ..spec.model import LayerSpec, LinearAttention, SlidingWindow
+from ..spec.model import LayerSpec
 from .feature_maps import feature_map
 
 BACKWARD = on_warpgroups("backward")
@@ -22,6 +24,7 @@ def passes(spec: LayerSpec, portable: tuple[Pass, ...], names: Collection[str]) 
     """
     if isinstance(spec, SlidingWindow):
         return tuple(_window(part, names) for part in portable)
+    assert isinstance(spec, LinearAttention)
     found = []
     for part in portable:
         body = part.body

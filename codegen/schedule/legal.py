@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from ..ir.check import Types, infer
 from ..ir.fuse import statements
 from ..ir.nodes import Add, Blocks, Dim, Dot, Let, Program, Set
+from ..mixers.linear_attention import LinearAttention
+from ..mixers.sliding_window import SlidingWindow
 from ..names import is_on_warpgroups
-from ..spec.model import Elementwise, LayerSpec, LinearAttention, SlidingWindow, TaylorExp
+from ..spec.model import Elementwise, LayerSpec, TaylorExp
 from . import orders
 from .model import Schedule, Setting
 
@@ -86,18 +88,19 @@ def recurs(backend: str, dtype: str) -> bool:
 
 def exchanges(spec: LayerSpec, dtype: str) -> bool:
     """Whether a layer's features can be made by exchanging columns among lanes (`emit/warpgroups/`)."""
-    return _exchanges(spec, dtype) and spec.head_dims.qk <= EXCHANGED
+    return isinstance(spec, LinearAttention) and _exchanges(spec, dtype) and spec.head_dims.qk <= EXCHANGED
 
 
 def halves_exchange(spec: LayerSpec, dtype: str) -> bool:
     """Whether they can be made of two operands' worth of columns."""
-    return _exchanges(spec, dtype) and EXCHANGED < spec.head_dims.qk <= 2 * EXCHANGED
-
-
-def _exchanges(spec: LayerSpec, dtype: str) -> bool:
+    narrow, wide = EXCHANGED, 2 * EXCHANGED
     return (
-        isinstance(spec, LinearAttention) and spec.feature_map == TaylorExp(order=2) and _copies(spec, dtype)
+        isinstance(spec, LinearAttention) and _exchanges(spec, dtype) and narrow < spec.head_dims.qk <= wide
     )
+
+
+def _exchanges(spec: LinearAttention, dtype: str) -> bool:
+    return spec.feature_map == TaylorExp(order=2) and _copies(spec, dtype)
 
 
 def maps_squares(spec: LayerSpec, dtype: str) -> bool:
@@ -110,7 +113,7 @@ def maps_squares(spec: LayerSpec, dtype: str) -> bool:
     )
 
 
-def _copies(spec: LayerSpec, dtype: str) -> bool:
+def _copies(spec: LinearAttention | SlidingWindow, dtype: str) -> bool:
     """Whether rows can be copied asynchronously."""
     return (
         spec.head_dims.qk % COPIED == 0
@@ -119,7 +122,7 @@ def _copies(spec: LayerSpec, dtype: str) -> bool:
     )
 
 
-def gradients_exchange(spec: LayerSpec, dtype: str) -> bool:
+def gradients_exchange(spec: LinearAttention, dtype: str) -> bool:
     """Whether its gradients can, too: those of queries and keys sum over all values, that are one tile."""
     return exchanges(spec, dtype) and spec.head_dims.v <= WARPGROUP_TILES["VALUES"]
 

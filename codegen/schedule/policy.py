@@ -6,10 +6,13 @@ Tuning records (`records.py`) override what is chosen here, program by program.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from ..ir.nodes import Program
+from ..mixers.linear_attention import LinearAttention
+from ..mixers.sliding_window import SlidingWindow
 from ..names import PASSES, RECURRENCE, WINDOW_PROGRAMS, is_on_warpgroups, portable
-from ..spec.model import LayerSpec, LinearAttention, SlidingWindow
+from ..spec.model import LayerSpec
 from . import orders
 from .legal import (
     ALL_TOKENS,
@@ -72,7 +75,7 @@ def policy(spec: LayerSpec, program: Program, backend: str) -> Schedule:
     return Schedule(program.name, backend, settings, rewrites)
 
 
-def _on_warpgroups(spec: LayerSpec, program: Program, backend: str) -> Schedule:
+def _on_warpgroups(spec: Any, program: Program, backend: str) -> Schedule:
     """A warpgroup a program, and as many chunks ahead as let two programs share a multiprocessor's memory."""
     name = portable(program.name)
     if isinstance(spec, SlidingWindow):
@@ -101,7 +104,7 @@ def _on_warpgroups(spec: LayerSpec, program: Program, backend: str) -> Schedule:
     return Schedule(program.name, backend, settings, orders.measured(program, spec.head_dims.qk))
 
 
-def _recurrent_plan(spec: LayerSpec, programs: int, length: int) -> dict[str, int]:
+def _recurrent_plan(spec: Any, programs: int, length: int) -> dict[str, int]:
     """A forward pass that recurs, `programs` at once; few scores are computed directly, in such lengths."""
     return {
         **FEW,
@@ -112,7 +115,7 @@ def _recurrent_plan(spec: LayerSpec, programs: int, length: int) -> dict[str, in
     }
 
 
-def _launch_plan(spec: LayerSpec, program: Program, backend: str, dtype: str) -> Setting:
+def _launch_plan(spec: Any, program: Program, backend: str, dtype: str) -> Setting:
     """By what a pass of linear attention chooses what it launches."""
     value_blocks = -(-spec.head_dims.v // STATE_COLUMNS)
     if program.name == "backward":
@@ -137,12 +140,12 @@ def _launch_plan(spec: LayerSpec, program: Program, backend: str, dtype: str) ->
     return Setting(_pick(program, sizes))
 
 
-def _recurs_well(spec: LayerSpec, backend: str, dtype: str) -> bool:
+def _recurs_well(spec: Any, backend: str, dtype: str) -> bool:
     """Whether long sequences run as a recurrence: on a GPU, where the state fits its registers."""
     return backend in ("triton", "tilelang") and recurs(backend, dtype) and _rows(spec) <= REGISTER_ROWS
 
 
-def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
+def _warps(spec: Any, program: Program, dtype: str) -> Setting:
     """Tiles for Triton: blocks of two warps, or of one warpgroup where every product has 64 columns.
 
     Two warps are below the four that make a warpgroup, so products stay on the instructions that a single
@@ -198,7 +201,7 @@ def _warpgroup(program: Program, qk: int, values: int, wide: bool) -> Setting:
     return Setting(_pick(program, sizes), warps=8 if wide else 4, stages=1)
 
 
-def _tensor_cores(spec: LayerSpec, program: Program, dtype: str) -> Setting:
+def _tensor_cores(spec: Any, program: Program, dtype: str) -> Setting:
     """Tiles for TileLang on a GPU: blocks of one warpgroup, or of two where accumulators are wide.
 
     Columns of a product are a multiple of 16 for each warpgroup, or TileLang leaves the warpgroup's
@@ -233,7 +236,7 @@ def _tensor_cores(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     return Setting(_pick(program, sizes), warps=4 * groups, stages=1)
 
 
-def _whole(spec: LayerSpec, program: Program, dtype: str) -> Setting:
+def _whole(spec: Any, program: Program, dtype: str) -> Setting:
     """Tiles for batched PyTorch expressions: no padding, few and large."""
     rows = _rows(spec)
     chunk = 128 if isinstance(spec, LinearAttention) else max(64, min(256, _power_of_two(spec.window)))
@@ -251,7 +254,7 @@ def _whole(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     return Setting(_pick(program, sizes))
 
 
-def _small(spec: LayerSpec, program: Program, dtype: str) -> Setting:
+def _small(spec: Any, program: Program, dtype: str) -> Setting:
     """Tiles that fit a host thread's stack and first-level cache."""
     sizes = {
         "QK": spec.head_dims.qk,
@@ -265,7 +268,7 @@ def _small(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     return Setting(_pick(program, sizes))
 
 
-def _segment(spec: LayerSpec) -> int:
+def _segment(spec: Any) -> int:
     """Segments about as long as the state has rows.
 
     A token's direct part costs half a segment of keys, its part of the state the state's rows, read as matrix
@@ -284,7 +287,7 @@ def _grain(backend: str, dtype: str) -> int:
     return 32 if (backend, dtype) == ("triton", "float32") else GRAIN
 
 
-def _kept(spec: LayerSpec) -> int:
+def _kept(spec: Any) -> int:
     """Tokens between two states that a backward pass keeps: the largest power of two up to the state's rows.
 
     So states take less than twice the bytes of the values, however wide the queries are, and a token meets
@@ -293,7 +296,7 @@ def _kept(spec: LayerSpec) -> int:
     return max(GRAIN, _power_of_two(_rows(spec) + 1) // 2)
 
 
-def _rows(spec: LayerSpec) -> int:
+def _rows(spec: Any) -> int:
     if isinstance(spec, SlidingWindow):
         return spec.window
     from ..lower.feature_maps import feature_map

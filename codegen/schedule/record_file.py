@@ -24,19 +24,20 @@ import yaml
 
 from ..errors import nearest_name
 from ..ir.rewrite import REWRITES
+from ..mixers import mixers
 from ..names import BACKENDS, PASSES
-from ..spec.model import DTYPES, MIXERS
+from ..spec.model import DTYPES
 from . import orders
 from .model import HOST_C
 
+_OF_LAYERS: list[tuple[str, type | tuple[object, ...]]] = [
+    item for cls in mixers().values() for item in cls.fact_types.items()
+]
 FACTS: dict[str, type | tuple[object, ...]] = {
     "name": str,
-    "mixer": tuple(MIXERS),
-    "map": str,
-    "normalize": bool,
-    "window": int,
-    "qk": int,
-    "v": int,
+    "mixer": tuple(mixers()),
+    # What several mixers have comes last.
+    **dict(sorted(_OF_LAYERS, key=lambda item: _OF_LAYERS.count(item))),
     "backend": (*BACKENDS, HOST_C),
     "pass": PASSES,
     "program": str,
@@ -114,11 +115,11 @@ def book(data: object, where: str) -> Book:
         _known(where, key, ("serves", "why", "settings"))
     serves = data.get("serves") or {}
     for mixer, backend in serves.items():
-        _known(f"{where}: serves", mixer, MIXERS)
+        _known(f"{where}: serves", mixer, mixers())
         _value(f"{where}: serves: {mixer}", backend, BACKENDS)
     why = data.get("why") or {}
     for mixer, reason in why.items():
-        _known(f"{where}: why", mixer, MIXERS)
+        _known(f"{where}: why", mixer, mixers())
         _value(f"{where}: why: {mixer}", reason, str)
     settings = data.get("settings") or []
     if not isinstance(settings, list):

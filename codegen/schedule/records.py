@@ -16,7 +16,7 @@ from typing import Any
 from ..ir.host import Launch, Pass
 from ..ir.nodes import Program
 from ..names import on_warpgroups
-from ..spec.model import LayerSpec, LinearAttention, TaylorExp
+from ..spec.model import LayerSpec
 from .legal import IllegalSchedule, require_legal
 from .model import HOST_C, Schedule, Setting
 from .record_file import Book, Entry, RecordError, load
@@ -39,12 +39,7 @@ def serves(spec: LayerSpec) -> dict[str, str]:
 
 def layer_facts(spec: LayerSpec) -> dict[str, Any]:
     """What decides which programs a layer has and how large their tensors are."""
-    widths = {"qk": spec.head_dims.qk, "v": spec.head_dims.v}
-    if not isinstance(spec, LinearAttention):
-        return {"mixer": spec.mixer, "window": spec.window} | widths
-    feature_map = spec.feature_map
-    name = f"taylor{feature_map.order}" if isinstance(feature_map, TaylorExp) else feature_map.expression
-    return {"mixer": spec.mixer, "map": name, "normalize": spec.normalize} | widths
+    return {"mixer": spec.mixer, **spec.facts()}
 
 
 def apply(spec: LayerSpec, program: Program, schedule: Schedule) -> Schedule:

@@ -1,34 +1,28 @@
 """What a layer is: frozen dataclasses that hold meaning only, and no tile size.
 
-The runtime imports this module, so it needs neither YAML nor sympy.
+`LayerSpec` is what every mixer answers; the mixers themselves are the modules of `codegen.mixers`.  The
+runtime imports this module and theirs, so they need neither YAML nor sympy, and import lowerings only when
+asked.
 """
 
 from __future__ import annotations
 
-import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from .fields import (
-    Choice,
-    Choices,
-    Expression,
-    Flag,
-    Integer,
-    Name,
-    Number,
-    Record,
-    Tagged,
-    spec_field,
-    spec_fields,
-)
+from .fields import Expression, Integer, Record, Tagged, kind_of, spec_field, spec_fields
+
+if TYPE_CHECKING:
+    from ..ir.host import Pass
+    from ..ir.nodes import Program
 
 DTYPES = ("bfloat16", "float16", "float32")
-MAX_WINDOW = 4096
 
 QK_DOC = "Width of a query and of a key."
 V_DOC = "Width of a value."
+NAME_DOC = "Name of the layer and of its operators; equal to the name of the file."
 DTYPES_DOC = "Dtypes of the inputs that this layer serves."
 
 
@@ -60,102 +54,105 @@ FeatureMap = TaylorExp | Elementwise
 FEATURE_MAPS: dict[str, type[FeatureMap]] = {cls.kind: cls for cls in (TaylorExp, Elementwise)}
 
 
-@dataclass(frozen=True)
-class LinearAttention:
-    """o_i = Σ_{j ≤ i} A_ij v_j / (Σ_{j ≤ i} A_ij + eps), or without the denominator."""
+class LayerSpec(ABC):
+    """A layer of some mixer.  A subclass is all that the compiler knows of a mixer: nobody asks which it is.
 
-    mixer: ClassVar[str] = "linear_attention"
-    summary: ClassVar[str] = (
-        "Causal linear attention: a recurrent state of fixed size instead of a key-value cache."
-    )
+    A subclass is a frozen dataclass whose fields are those of a spec file, `name` first and `dtypes` last.
+    """
 
-    name: str = spec_field(Name(), "Name of the layer and of its operators; equal to the name of the file.")
-    feature_map: FeatureMap = spec_field(
-        Tagged("kind", FEATURE_MAPS), "How a query and a key become a weight."
-    )
-    head_dims: HeadDims = spec_field(
-        Record(HeadDims, {"qk": Integer(8, 64), "v": Integer(16, 256)}), "Widths of one head."
-    )
-    normalize: bool = spec_field(Flag(), "Divide by the sum of the weights.", True)
-    eps: float = spec_field(Number(0.0, 1.0), "Added to the sum of the weights before the division.", 1e-6)
-    scale: float | None = spec_field(
-        Number(0.0, 1e6, above=True, optional=True),
-        "Factor on q·k; null means 1/sqrt(qk) for taylor_exp and 1 for elementwise.",
-        None,
-    )
-    state_dtype: str = spec_field(
-        Choice(("float32", "bfloat16", "float16")), "Dtype in which the recurrent state is kept.", "float32"
-    )
-    dtypes: tuple[str, ...] = spec_field(Choices(DTYPES), DTYPES_DOC, DTYPES)
+    mixer: ClassVar[str]
+    """The mixer's name in specs, and that of its modules."""
+    summary: ClassVar[str]
+    """One line for whoever reads a generated package or a list."""
+    fact_types: ClassVar[Mapping[str, type]]
+    """What `facts` gives: a tuning record can name these."""
+    template_options: ClassVar[tuple[str, ...]]
+    """What `template` takes."""
 
-    def default_scale(self) -> float:
-        """The factor on q·k that is used when a call gives none."""
-        if self.scale is not None:
-            return self.scale
-        return 1.0 / math.sqrt(self.head_dims.qk) if isinstance(self.feature_map, TaylorExp) else 1.0
+    name: str
+    dtypes: tuple[str, ...]
 
+    @property
+    def kept_dtype(self) -> str:
+        """The dtype of the state that a user holds between calls, where inputs are not float64."""
+        return "float32"
 
-@dataclass(frozen=True)
-class SlidingWindow:
-    """Causal softmax attention over the last `window` keys, the query's own included."""
+    def operand_dtype(self, dtype: str) -> str:
+        """What the matrix units read for inputs of `dtype`."""
+        return dtype
 
-    mixer: ClassVar[str] = "sliding_window"
-    summary: ClassVar[str] = "Causal softmax attention in which a query sees the last keys only."
+    @abstractmethod
+    def describe(self) -> str:
+        """A few words that tell this layer from others of its mixer."""
 
-    name: str = spec_field(Name(), "Name of the layer and of its operators; equal to the name of the file.")
-    window: int = spec_field(Integer(1, MAX_WINDOW), "Number of keys that a query sees, its own included.")
-    head_dims: HeadDims = spec_field(
-        Record(HeadDims, {"qk": Integer(8, 128), "v": Integer(16, 256)}), "Widths of one head."
-    )
-    scale: float | None = spec_field(
-        Number(0.0, 1e6, above=True, optional=True), "Factor on q·k; null means 1/sqrt(qk).", None
-    )
-    dtypes: tuple[str, ...] = spec_field(Choices(DTYPES), DTYPES_DOC, DTYPES)
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What decides which programs the layer has and how large their tensors are, besides the mixer."""
 
-    def default_scale(self) -> float:
-        """The factor on q·k that is used when a call gives none."""
-        return self.scale if self.scale is not None else 1.0 / math.sqrt(self.head_dims.qk)
+    @classmethod
+    @abstractmethod
+    def template(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a new spec but its name, some of them as `given`."""
 
+    @abstractmethod
+    def programs(self) -> tuple[Program, ...]:
+        """Every kernel of the layer, in the order in which they run."""
 
-LayerSpec = LinearAttention | SlidingWindow
-MIXERS: dict[str, type[LayerSpec]] = {cls.mixer: cls for cls in (LinearAttention, SlidingWindow)}
+    @abstractmethod
+    def passes(self) -> tuple[Pass, ...]:
+        """The host functions that launch them: forward, backward and step."""
+
+    def plans(self) -> tuple[Program, ...]:
+        """The numbers by which passes choose what they launch."""
+        return ()
 
 
 def spec_to_dict(spec: LayerSpec) -> dict[str, Any]:
-    """The spec as plain data, in the order of a spec file.  A scale that is the default is left out."""
+    """The spec as plain data, in the order of a spec file.  A null that is the default is left out."""
     data: dict[str, Any] = {"name": spec.name, "mixer": spec.mixer}
-    for name in spec_fields(type(spec)):
+    for name, item in spec_fields(type(spec)).items():
         value = getattr(spec, name)
-        if isinstance(value, TaylorExp | Elementwise):
-            data[name] = {"kind": value.kind} | {
-                inner: getattr(value, inner) for inner in spec_fields(type(value))
-            }
-        elif isinstance(value, HeadDims):
-            data[name] = {"qk": value.qk, "v": value.v}
-        elif isinstance(value, tuple):
-            data[name] = list(value)
-        elif value is not None:
-            data[name] = value
+        match kind_of(item):
+            case Tagged(tag=tag):
+                data[name] = {tag: getattr(value, tag)} | _plain(value)
+            case Record():
+                data[name] = _plain(value)
+            case _ if isinstance(value, tuple):
+                data[name] = list(value)
+            case _ if value is not None or item.default is not None:
+                data[name] = value
     return data
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    return {inner: getattr(value, inner) for inner in spec_fields(type(value))}
 
 
 def spec_from_dict(data: Mapping[str, Any]) -> LayerSpec:
     """The inverse of `spec_to_dict`.  It trusts `data`; text from a user goes through `load` instead."""
+    from ..mixers import mixer
+
+    cls = mixer(data["mixer"])
     values = {name: value for name, value in data.items() if name != "mixer"}
-    values["head_dims"] = HeadDims(**values["head_dims"])
-    if "dtypes" in values:
-        values["dtypes"] = tuple(values["dtypes"])
-    if "feature_map" in values:
-        inner = dict(values["feature_map"])
-        values["feature_map"] = FEATURE_MAPS[inner.pop("kind")](**inner)
-    return MIXERS[data["mixer"]](**values)
+    for name, item in spec_fields(cls).items():
+        match kind_of(item):
+            case Tagged(tag=tag, types=types) if name in values:
+                inner = dict(values[name])
+                values[name] = types[inner.pop(tag)](**inner)
+            case Record(type=record) if name in values:
+                values[name] = record(**values[name])
+            case _ if isinstance(values.get(name), list):
+                values[name] = tuple(values[name])
+    return cls(**values)
 
 
 _YAML_WORDS = frozenset({"yes", "no", "on", "off", "true", "false", "null"})
 
 
-def yaml_scalar(value: bool | int | float | str) -> str:
+def yaml_scalar(value: bool | int | float | str | None) -> str:
     """One value as YAML 1.1 reads it back: its floats need a point, and some of its words are not text."""
+    if value is None:
+        return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
@@ -168,12 +165,16 @@ def yaml_scalar(value: bool | int | float | str) -> str:
 
 def dump_yaml(spec: LayerSpec) -> str:
     """The spec as the text of a spec file; loading it gives an equal spec."""
+    in_one_line = {
+        name for name, item in spec_fields(type(spec)).items() if isinstance(kind_of(item), Record)
+    }
     lines = []
     for name, value in spec_to_dict(spec).items():
         if isinstance(value, list):
             lines.append(f"{name}: [{', '.join(map(yaml_scalar, value))}]")
-        elif name == "head_dims":
-            lines.append(f"{name}: {{qk: {value['qk']}, v: {value['v']}}}")
+        elif name in in_one_line:
+            inner = ", ".join(f"{key}: {yaml_scalar(item)}" for key, item in value.items())
+            lines.append(f"{name}: {{{inner}}}")
         elif isinstance(value, dict):
             lines += [f"{name}:", *(f"  {inner}: {yaml_scalar(item)}" for inner, item in value.items())]
         else:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import names
+from ..mixers import mixers
 from . import fields as k
 from .feature_map import MAX_LENGTH
-from .model import MIXERS
 
 SCHEMA_FILE = "schema.json"
 
@@ -20,8 +20,8 @@ def schema_text() -> str:
     schema = {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "A based_ops layer",
-        "description": "Generated from codegen/spec/model.py; do not edit.",
-        "oneOf": [_layer(mixer, cls) for mixer, cls in MIXERS.items()],
+        "description": "Generated from codegen/mixers/; do not edit.",
+        "oneOf": [_layer(mixer, cls) for mixer, cls in mixers().items()],
     }
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 

@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
+from ..mixers import mixers
 from .fields import Choice, Choices, Expression, Integer, Kind, Record, Tagged, doc_of, kind_of, spec_fields
 from .load import parse_spec
-from .model import MIXERS, LinearAttention, SlidingWindow, spec_to_dict, yaml_scalar
+from .model import LayerSpec, spec_to_dict, yaml_scalar
 from .schema import SCHEMA_FILE
 
-_TAYLOR = re.compile(r"taylor([0-9]+)", re.ASCII)
 
-
-def new_spec_text(
-    name: str,
-    mixer: str = LinearAttention.mixer,
-    feature_map: str = "taylor2",
-    qk: int | None = None,
-    v: int = 64,
-    window: int = 64,
-) -> str:
+def new_spec_text(name: str, mixer: str = "linear_attention", **given: Any) -> str:
     """A commented spec file that loads.
 
-    `feature_map` is ``taylor1``, ``taylor2`` or an expression in x, and serves linear attention alone;
-    `window` serves a sliding window alone.  `qk` is 16 for a Taylor map unless given, else 64.  Raises
-    SpecErrors for values that no spec may hold.
+    `given` holds some of the mixer's `template_options`, by name, or fields of the spec.  Raises SpecErrors
+    for values that no spec may hold.
     """
-    taylor = _TAYLOR.fullmatch(feature_map.strip())
-    data: dict[str, Any] = {"name": name, "mixer": mixer}
-    if mixer == SlidingWindow.mixer:
-        data["window"] = window
-    else:
-        mapped = {"kind": "taylor_exp", "order": int(taylor[1])} if taylor else None
-        data["feature_map"] = mapped or {"kind": "elementwise", "expression": feature_map}
-    if qk is None:
-        qk = 16 if taylor and mixer == LinearAttention.mixer else 64
-    data["head_dims"] = {"qk": qk, "v": v}
+    cls = mixers()[mixer]
+    fields = {key: value for key, value in given.items() if key not in cls.template_options}
+    data = {"name": name, "mixer": mixer} | cls.template(given) | fields
     # Read once without comments: what is wrong with the values is reported before anything is written.
     spec = parse_spec(_plain(data), f"{name}.yaml")
     return _commented(spec_to_dict(spec), type(spec))
@@ -52,12 +35,14 @@ def _plain(data: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _quoted(value: str | int) -> str:
+def _quoted(value: Any) -> str:
     """A value in single quotes if it is text: whatever a user typed stays one value."""
-    return "'" + value.replace("'", "''").replace("\n", " ") + "'" if isinstance(value, str) else str(value)
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''").replace("\n", " ") + "'"
+    return yaml_scalar(value)
 
 
-def _commented(data: dict[str, Any], cls: type[LinearAttention] | type[SlidingWindow]) -> str:
+def _commented(data: dict[str, Any], cls: type[LayerSpec]) -> str:
     blocks = [f"# yaml-language-server: $schema={SCHEMA_FILE}\n# {cls.summary}"]
     for name, item in spec_fields(cls).items():
         kind = kind_of(item)
@@ -76,7 +61,7 @@ def _commented(data: dict[str, Any], cls: type[LinearAttention] | type[SlidingWi
                 text = f"{name}: {yaml_scalar(data[name]) if name in data else 'null'}"
         blocks.append(note + text)
         if name == "name":
-            blocks.append(f"# What the layer is: {' or '.join(MIXERS)}.\nmixer: {cls.mixer}")
+            blocks.append(f"# What the layer is: {' or '.join(mixers())}.\nmixer: {cls.mixer}")
     return "\n\n".join(blocks) + "\n"
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from .. import names
 from ..errors import ExpressionError, SpecError, nearest_name
+from ..mixers import mixers
 from . import fields as k
-from .model import FEATURE_MAPS, MIXERS, HeadDims, LayerSpec, yaml_scalar
+from .model import LayerSpec, yaml_scalar
 from .source import Mapping, Node, Scalar, Sequence
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)", re.ASCII)
@@ -47,13 +48,13 @@ class Validator:
             self._without_mixer(root, entries)
             return None
         self._unknown_layer_keys(root, mixer)
-        values = self._values(root, entries, MIXERS[mixer], {}, "")
+        values = self._values(root, entries, mixers()[mixer], {}, "")
         if stem is not None and isinstance(name, Scalar) and values.get("name") not in (None, BAD, stem):
             message = f"the name `{values['name']}` differs from the name of the file, `{stem}.yaml`"
             self._report(name, message)
         if self.errors:
             return None
-        return MIXERS[mixer](**values)
+        return mixers()[mixer](**values)
 
     # -- the layer's own mapping --------------------------------------------------------------------------
 
@@ -61,9 +62,9 @@ class Validator:
         if "mixer" not in entries:
             # A misspelt key is reported as such, once.
             if not any(nearest_name(key, ["mixer"]) for key in entries):
-                self._report(root, "`mixer` is missing", tuple(MIXERS))
+                self._report(root, "`mixer` is missing", tuple(mixers()))
             return None
-        value = self._choice(entries["mixer"], tuple(MIXERS), "mixer")
+        value = self._choice(entries["mixer"], tuple(mixers()), "mixer")
         return value if isinstance(value, str) else None
 
     def _without_mixer(self, root: Mapping, entries: Table[str, Node]) -> None:
@@ -79,12 +80,12 @@ class Validator:
             self._report(root, "`name` is missing")
 
     def _unknown_layer_keys(self, root: Mapping, mixer: str) -> None:
-        name, *others_known = k.spec_fields(MIXERS[mixer])
+        name, *others_known = k.spec_fields(mixers()[mixer])
         known = (name, "mixer", *others_known)
         for key, node in self._keys(root):
             if key in known:
                 continue
-            others = [other for other, cls in MIXERS.items() if key in k.spec_fields(cls)]
+            others = [other for other, cls in mixers().items() if key in k.spec_fields(cls)]
             owner = _inner_owner(key)
             if others:
                 message = f"`{key}` is a field of {' and '.join(others)}, not of {mixer}"
@@ -301,17 +302,21 @@ class Validator:
 
 def _fields_of_all_mixers() -> dict[str, Any]:
     fields: dict[str, Any] = {"name": None, "mixer": None}
-    for cls in MIXERS.values():
+    for cls in mixers().values():
         fields.update(k.spec_fields(cls))
     return fields
 
 
 def _inner_owner(key: str) -> str | None:
     """The field that holds `key` one level further in."""
-    if key in k.spec_fields(HeadDims):
-        return "head_dims"
-    if key == "kind" or any(key in k.spec_fields(cls) for cls in FEATURE_MAPS.values()):
-        return "feature_map"
+    for cls in mixers().values():
+        for name, item in k.spec_fields(cls).items():
+            match k.kind_of(item):
+                case k.Record(type=record) if key in k.spec_fields(record):
+                    return name
+                case k.Tagged(tag=tag, types=types):
+                    if key == tag or any(key in k.spec_fields(inner) for inner in types.values()):
+                        return name
     return None
 
 

@@ -8,19 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from based_ops.codegen import pipeline
+from based_ops.codegen.mixers.linear_attention import LinearAttention
+from based_ops.codegen.mixers.sliding_window import SlidingWindow
 from based_ops.codegen.names import BACKENDS
 from based_ops.codegen.schedule import space
 from based_ops.codegen.schedule.choose import choose
 from based_ops.codegen.schedule.legal import IllegalSchedule, require_legal
 from based_ops.codegen.schedule.model import HOST_C
-from based_ops.codegen.spec.model import (
-    Elementwise,
-    HeadDims,
-    LayerSpec,
-    LinearAttention,
-    SlidingWindow,
-    TaylorExp,
-)
+from based_ops.codegen.spec.model import Elementwise, HeadDims, LayerSpec, TaylorExp
 from tests.conftest import SPECS
 from tests.kernels import linear, window
 from tests.kernels.inputs import Call

@@ -14,13 +14,14 @@ from based_ops.aot import compile_triton
 from based_ops.codegen import pipeline
 from based_ops.codegen.emit.layer import ScheduledLayer, ScheduledProgram
 from based_ops.codegen.ir.nodes import Program
+from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.names import RECURRENCE, on_warpgroups
 from based_ops.codegen.schedule import budget, orders, space
 from based_ops.codegen.schedule.choose import choose
 from based_ops.codegen.schedule.legal import ALL_TOKENS, DIRECT, IllegalSchedule, miscompiled, require_legal
 from based_ops.codegen.schedule.model import Schedule, Setting
 from based_ops.codegen.schedule.policy import policy
-from based_ops.codegen.spec.model import HeadDims, LayerSpec, LinearAttention, TaylorExp
+from based_ops.codegen.spec.model import HeadDims, LayerSpec, TaylorExp
 from tests.conftest import ROOT, SPECS
 from tests.kernels.runners import interpreting
 from tests.layers import import_text
@@ -262,7 +263,7 @@ def test_what_the_budget_turns_down_spills_or_does_not_fit(
             rewritten = ScheduledProgram.of(part, chosen)
             assert not budget.fits(rewritten.program, rewritten.types, "triton", "bfloat16", setting)
         programs.append(ScheduledProgram.of(part, chosen))
-    layer = ScheduledLayer(spec, "triton", "00000000", tuple(programs), lowered.passes)
+    layer = ScheduledLayer(spec, "triton", tuple(programs), lowered.passes)
     module = import_text(pipeline.emit(layer), f"absurd_{name}")
     found = compile_triton(spec, module, program, torch.bfloat16)
     assert found.stack > 128 or found.shared > budget.SHARED_MEMORY["sm_90"], found

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from based_ops import reference
-from based_ops.codegen.spec.model import LinearAttention
+from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.state import LinearAttentionState
 from tests.kernels.inputs import Call
 

@@ -13,16 +13,11 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
+from based_ops.codegen.mixers.linear_attention import LinearAttention
+from based_ops.codegen.mixers.sliding_window import SlidingWindow
 from based_ops.codegen.schedule.model import HOST_C
 from based_ops.codegen.spec.feature_map import canonical_text, parse
-from based_ops.codegen.spec.model import (
-    Elementwise,
-    HeadDims,
-    LayerSpec,
-    LinearAttention,
-    SlidingWindow,
-    TaylorExp,
-)
+from based_ops.codegen.spec.model import Elementwise, HeadDims, LayerSpec, TaylorExp
 from tests.layers import FORMS, LINEAR, WINDOW_FORMS, WINDOWS, Sizes, build
 from tests.strategies import expressions, positive_expressions
 

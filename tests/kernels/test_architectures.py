@@ -28,7 +28,7 @@ def test_kernels_compile_for_other_architectures(name: str, architecture: str) -
     spec = pipeline.load(SPECS, [name])[name]
     lowered = pipeline.lower(spec)
     programs = tuple(ScheduledProgram.of(p, policy(spec, p, "triton")) for p in lowered.programs)
-    layer = ScheduledLayer(spec, "triton", "00000000", programs, lowered.passes)
+    layer = ScheduledLayer(spec, "triton", programs, lowered.passes)
     module = import_text(pipeline.emit(layer), f"{name}_{architecture}")
     capability = int(architecture.removeprefix("sm_"))
     found = {

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from based_ops.codegen.spec.model import Elementwise, HeadDims, LinearAttention, SlidingWindow, TaylorExp
+from based_ops.codegen.mixers.linear_attention import LinearAttention
+from based_ops.codegen.mixers.sliding_window import SlidingWindow
+from based_ops.codegen.spec.model import Elementwise, HeadDims, TaylorExp
 from tests.kernels.runners import interpreting
 from tests.layers import build
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from based_ops.codegen.spec.model import HeadDims, LinearAttention, SlidingWindow, TaylorExp
+from based_ops.codegen.mixers.linear_attention import LinearAttention
+from based_ops.codegen.mixers.sliding_window import SlidingWindow
+from based_ops.codegen.spec.model import HeadDims, TaylorExp
 from tests.kernels import linear, window
 from tests.kernels.inputs import Call
 from tests.kernels.runners import LENGTHS_ON_GPU, LOW, Runner

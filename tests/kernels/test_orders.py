@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from based_ops.codegen import pipeline
 from based_ops.codegen.ir.nodes import Program
+from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.names import RECURRENCE, on_warpgroups
 from based_ops.codegen.schedule import orders
-from based_ops.codegen.spec.model import LinearAttention
 from tests.kernels import inputs, linear
 from tests.kernels.test_warpgroups import LAYERS, MAPS, WIDE
 from tests.kernels.warpgroups import Call

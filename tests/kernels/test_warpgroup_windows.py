@@ -9,9 +9,10 @@ import torch
 
 from based_ops.aot import compile_triton
 from based_ops.codegen import pipeline
+from based_ops.codegen.mixers.sliding_window import SlidingWindow
 from based_ops.codegen.names import is_on_warpgroups, on_warpgroups
 from based_ops.codegen.schedule.legal import LONGEST_WINDOW
-from based_ops.codegen.spec.model import HeadDims, SlidingWindow
+from based_ops.codegen.spec.model import HeadDims
 from tests.kernels.inputs import Call
 from tests.kernels.runners import interpreting
 from tests.kernels.warpgroups import fails_without_any_wait, passes

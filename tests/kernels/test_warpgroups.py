@@ -14,8 +14,9 @@ from torch import Tensor
 from based_ops.aot import compile_triton
 from based_ops.codegen import pipeline
 from based_ops.codegen.emit.warpgroups.wide import ROUNDS
+from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.names import RECURRENCE, is_on_warpgroups, on_warpgroups
-from based_ops.codegen.spec.model import Elementwise, HeadDims, LinearAttention, TaylorExp
+from based_ops.codegen.spec.model import Elementwise, HeadDims, TaylorExp
 from based_ops.state import LinearAttentionState
 from based_ops.support import exchange, exchange_wide, warpgroups
 from tests.kernels.gluon import LOGICAL, meanings

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from based_ops import reference
+from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.names import RECURRENCE, on_warpgroups
-from based_ops.codegen.spec.model import LinearAttention
 from based_ops.state import LinearAttentionState, feature_count
 from based_ops.support.host import cdiv
 from tests.kernels.gluon import run

@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from based_ops.codegen.spec.model import SlidingWindow
+from based_ops.codegen.mixers.sliding_window import SlidingWindow
 from tests.kernels.inputs import Call
 
 

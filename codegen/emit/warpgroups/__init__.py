@@ -20,6 +20,8 @@ from typing import Any
 from ...ir.nodes import Program
 from ...lower.feature_maps import feature_map
 from ...lower.linear_attention_parts import Layer
+from ...mixers.linear_attention import LinearAttention
+from ...mixers.sliding_window import SlidingWindow
 from ...names import RECURRENCE, on_warpgroups
 from ...schedule.legal import (
     EXCHANGED,
@@ -32,7 +34,7 @@ from ...schedule.legal import (
     maps_squares,
     window_streams,
 )
-from ...spec.model import Elementwise, LayerSpec, LinearAttention, SlidingWindow
+from ...spec.model import Elementwise, LayerSpec
 from ..layer import ScheduledProgram
 from ..writer import Writer
 from .elementwise import ElementwiseRecurrence
@@ -121,6 +123,8 @@ def programs(spec: LayerSpec, portable: tuple[Program, ...]) -> tuple[Program, .
             for program in portable
             if any(window_streams(spec, program.name, dtype) for dtype in spec.dtypes)
         )
+    if not isinstance(spec, LinearAttention):
+        return ()
     for serves, tiles in ((halves_exchange, WIDE_TILES), (maps_squares, SQUARE_TILES)):
         if any(serves(spec, dtype) for dtype in spec.dtypes):
             return tuple(_in_place_of(program, tiles) for program in portable if program.name == RECURRENCE)

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from ...ir.nodes import Var, Where, row, wrap
 from ...lower.feature_maps import ElementwiseMap, feature_map
-from ...spec.model import LinearAttention
+from ...mixers.linear_attention import LinearAttention
 from ..layer import ScheduledProgram
 from ..triton_expression import formula
 from .state_kernel import KEYS, QUERIES, VALUES, StateKernel

@@ -5,8 +5,8 @@ from __future__ import annotations
 from ...ir.nodes import Var, wrap
 from ...ir.printer import text
 from ...lower.feature_maps import feature_map
+from ...mixers.linear_attention import LinearAttention
 from ...schedule.legal import EXCHANGED
-from ...spec.model import LinearAttention
 from ..layer import ScheduledProgram
 from .kernel import Stream, WarpgroupKernel
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...spec.model import LinearAttention
+from ...mixers.linear_attention import LinearAttention
 from ..layer import ScheduledProgram
 from .kernel import Numbers, Stream
 from .state_kernel import FEATURE_TILES, KEYS, QUERIES, VALUES, StateKernel

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ...spec.model import LinearAttention
+from ...mixers.linear_attention import LinearAttention
 from ..layer import ScheduledProgram
 from .state_kernel import KEYS, QUERIES, VALUES, StateKernel
 

@@ -17,9 +17,9 @@ from math import log
 from ...ir.nodes import Axis, Program, Var
 from ...lower.sliding_window import HIDDEN
 from ...lower.sliding_window_parts import BATCH_AXES, LOG2_E
+from ...mixers.sliding_window import SlidingWindow
 from ...names import on_warpgroups
 from ...schedule.legal import SQUARE_TILES
-from ...spec.model import SlidingWindow
 from ..layer import ScheduledProgram
 from .kernel import Numbers, Stream, WarpgroupKernel
 

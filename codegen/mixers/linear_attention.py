@@ -1,0 +1,113 @@
+"""Linear attention with any feature map."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..spec.fields import Choice, Choices, Flag, Integer, Name, Number, Record, Tagged, spec_field
+from ..spec.model import (
+    DTYPES,
+    DTYPES_DOC,
+    FEATURE_MAPS,
+    NAME_DOC,
+    FeatureMap,
+    HeadDims,
+    LayerSpec,
+    TaylorExp,
+)
+
+if TYPE_CHECKING:
+    from ..ir.host import Pass
+    from ..ir.nodes import Program
+
+_TAYLOR = re.compile(r"taylor([0-9]+)", re.ASCII)
+
+
+@dataclass(frozen=True)
+class LinearAttention(LayerSpec):
+    """o_i = Σ_{j ≤ i} A_ij v_j / (Σ_{j ≤ i} A_ij + eps), or without the denominator."""
+
+    mixer: ClassVar[str] = "linear_attention"
+    summary: ClassVar[str] = (
+        "Causal linear attention: a recurrent state of fixed size instead of a key-value cache."
+    )
+    fact_types: ClassVar[Mapping[str, type]] = {"map": str, "normalize": bool, "qk": int, "v": int}
+    template_options: ClassVar[tuple[str, ...]] = ("feature_map", "qk", "v")
+
+    name: str = spec_field(Name(), NAME_DOC)
+    feature_map: FeatureMap = spec_field(
+        Tagged("kind", FEATURE_MAPS), "How a query and a key become a weight."
+    )
+    head_dims: HeadDims = spec_field(
+        Record(HeadDims, {"qk": Integer(8, 64), "v": Integer(16, 256)}), "Widths of one head."
+    )
+    normalize: bool = spec_field(Flag(), "Divide by the sum of the weights.", True)
+    eps: float = spec_field(Number(0.0, 1.0), "Added to the sum of the weights before the division.", 1e-6)
+    scale: float | None = spec_field(
+        Number(0.0, 1e6, above=True, optional=True),
+        "Factor on q·k; null means 1/sqrt(qk) for taylor_exp and 1 for elementwise.",
+        None,
+    )
+    state_dtype: str = spec_field(
+        Choice(("float32", "bfloat16", "float16")), "Dtype in which the recurrent state is kept.", "float32"
+    )
+    dtypes: tuple[str, ...] = spec_field(Choices(DTYPES), DTYPES_DOC, DTYPES)
+
+    def default_scale(self) -> float:
+        """The factor on q·k that is used when a call gives none."""
+        if self.scale is not None:
+            return self.scale
+        return 1.0 / math.sqrt(self.head_dims.qk) if isinstance(self.feature_map, TaylorExp) else 1.0
+
+    @property
+    def kept_dtype(self) -> str:
+        return self.state_dtype
+
+    def operand_dtype(self, dtype: str) -> str:
+        """There is no softmax: kernel values and states of long sequences leave float16's range."""
+        return "bfloat16" if dtype == "float16" else dtype
+
+    def describe(self) -> str:
+        if isinstance(self.feature_map, TaylorExp):
+            return f"Taylor, order {self.feature_map.order}"
+        return self.feature_map.expression
+
+    def facts(self) -> dict[str, Any]:
+        feature_map = self.feature_map
+        name = f"taylor{feature_map.order}" if isinstance(feature_map, TaylorExp) else feature_map.expression
+        widths = {"qk": self.head_dims.qk, "v": self.head_dims.v}
+        return {"map": name, "normalize": self.normalize} | widths
+
+    @classmethod
+    def template(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """`feature_map` is ``taylor1``, ``taylor2`` (the default) or an expression in x."""
+        text = given.get("feature_map", "taylor2")
+        taylor = _TAYLOR.fullmatch(text.strip())
+        if taylor:
+            feature_map: dict[str, Any] = {"kind": "taylor_exp", "order": int(taylor[1])}
+        else:
+            feature_map = {"kind": "elementwise", "expression": text}
+        widths = {"qk": given.get("qk", 16 if taylor else 64), "v": given.get("v", 64)}
+        return {"feature_map": feature_map, "head_dims": widths}
+
+    def programs(self) -> tuple[Program, ...]:
+        from ..lower import linear_attention
+
+        return linear_attention.programs(self)
+
+    def passes(self) -> tuple[Pass, ...]:
+        from ..lower import passes
+
+        return passes.linear_attention(self)
+
+    def plans(self) -> tuple[Program, ...]:
+        from ..lower import passes
+
+        return passes.linear_attention_plans()
+
+
+MIXER = LinearAttention

@@ -1,0 +1,65 @@
+"""Softmax attention over the last keys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..spec.fields import Choices, Integer, Name, Number, Record, spec_field
+from ..spec.model import DTYPES, DTYPES_DOC, NAME_DOC, HeadDims, LayerSpec
+
+if TYPE_CHECKING:
+    from ..ir.host import Pass
+    from ..ir.nodes import Program
+
+MAX_WINDOW = 4096
+
+
+@dataclass(frozen=True)
+class SlidingWindow(LayerSpec):
+    """Causal softmax attention over the last `window` keys, the query's own included."""
+
+    mixer: ClassVar[str] = "sliding_window"
+    summary: ClassVar[str] = "Causal softmax attention in which a query sees the last keys only."
+    fact_types: ClassVar[Mapping[str, type]] = {"window": int, "qk": int, "v": int}
+    template_options: ClassVar[tuple[str, ...]] = ("window", "qk", "v")
+
+    name: str = spec_field(Name(), NAME_DOC)
+    window: int = spec_field(Integer(1, MAX_WINDOW), "Number of keys that a query sees, its own included.")
+    head_dims: HeadDims = spec_field(
+        Record(HeadDims, {"qk": Integer(8, 128), "v": Integer(16, 256)}), "Widths of one head."
+    )
+    scale: float | None = spec_field(
+        Number(0.0, 1e6, above=True, optional=True), "Factor on q·k; null means 1/sqrt(qk).", None
+    )
+    dtypes: tuple[str, ...] = spec_field(Choices(DTYPES), DTYPES_DOC, DTYPES)
+
+    def default_scale(self) -> float:
+        """The factor on q·k that is used when a call gives none."""
+        return self.scale if self.scale is not None else 1.0 / math.sqrt(self.head_dims.qk)
+
+    def describe(self) -> str:
+        return f"softmax over {self.window} keys"
+
+    def facts(self) -> dict[str, Any]:
+        return {"window": self.window, "qk": self.head_dims.qk, "v": self.head_dims.v}
+
+    @classmethod
+    def template(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        widths = {"qk": given.get("qk", 64), "v": given.get("v", 64)}
+        return {"window": given.get("window", 64), "head_dims": widths}
+
+    def programs(self) -> tuple[Program, ...]:
+        from ..lower import sliding_window
+
+        return sliding_window.programs(self)
+
+    def passes(self) -> tuple[Pass, ...]:
+        from ..lower import passes
+
+        return passes.sliding_window(self)
+
+
+MIXER = SlidingWindow
