@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from based_ops.codegen.dtypes import DTYPES
 from based_ops.codegen.errors import ExpressionError
 from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.mixers.sliding_window import MAX_WINDOW, SlidingWindow
 from based_ops.codegen.names import name_problem
 from based_ops.codegen.spec.feature_map import canonical_text, parse
-from based_ops.codegen.spec.model import DTYPES, Elementwise, HeadDims, LayerSpec, TaylorExp
+from based_ops.codegen.spec.model import Elementwise, HeadDims, LayerSpec, TaylorExp
 
 _SMOOTH = ("tanh", "sigmoid", "softplus", "silu", "gelu", "sin", "cos", "erf")
 _KINKED = ("relu", "elu", "abs")

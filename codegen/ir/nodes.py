@@ -16,13 +16,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..dtypes import ACC as ACC
+from ..dtypes import IO as IO
+from ..dtypes import OPERAND as OPERAND
+from ..dtypes import STATE as STATE
+
 Dim = int | str
 """A static size: a number, or the name of a constant that the schedule binds."""
 
 INDEX, BOOL = "index", "bool"
-IO, OPERAND, ACC, STATE = "io", "operand", "acc", "state"
-"""Roles that stand for a dtype until a call fixes it: of what the user passes, of what the matrix units read,
-of sums, and of the stored recurrent state."""
+"""What a variable may hold besides numbers of some role."""
 
 
 class Expr:

@@ -122,10 +122,10 @@ class Taylor:
 
     block = "FEATURES"
 
-    def __init__(self, order: int, qk: int) -> None:
-        self.order, self.qk = order, qk
-        self.pairs = 0 if order == 1 else qk * (qk + 1) // 2
-        self.rows = self.pairs + qk + 1
+    def __init__(self, spec: TaylorExp, qk: int) -> None:
+        self.order, self.qk = spec.order, qk
+        self.pairs = 0 if spec.order == 1 else qk * (qk + 1) // 2
+        self.rows = spec.features(qk)
 
     def load(self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...]) -> tuple[Var, Var]:
         tile = b.let(name, Load(tensor, index, OPERAND))
@@ -310,7 +310,7 @@ def _times(scale: Expr, product: Expr) -> Expr:
 def feature_map(spec: LinearAttention) -> FeatureMap:
     """The feature map of a layer, ready to be lowered."""
     match spec.feature_map:
-        case TaylorExp(order=order):
-            return Taylor(order, spec.head_dims.qk)
+        case TaylorExp() as taylor:
+            return Taylor(taylor, spec.head_dims.qk)
         case Elementwise(expression=source):
             return ElementwiseMap(source, spec.head_dims.qk)

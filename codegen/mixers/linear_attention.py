@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..dtypes import ACC, DTYPES, STATE
 from ..spec.fields import Choice, Choices, Flag, Integer, Name, Number, Record, Tagged, spec_field
 from ..spec.model import (
-    DTYPES,
     DTYPES_DOC,
     FEATURE_MAPS,
     NAME_DOC,
@@ -19,6 +19,7 @@ from ..spec.model import (
     LayerSpec,
     TaylorExp,
 )
+from ..spec.signature import Argument, Signature
 
 if TYPE_CHECKING:
     from ..ir.host import Pass
@@ -93,6 +94,38 @@ class LinearAttention(LayerSpec):
             feature_map = {"kind": "elementwise", "expression": text}
         widths = {"qk": given.get("qk", 16 if taylor else 64), "v": given.get("v", 64)}
         return {"feature_map": feature_map, "head_dims": widths}
+
+    @property
+    def features(self) -> int:
+        """Rows of the state."""
+        return self.feature_map.features(self.head_dims.qk)
+
+    def signature(self) -> Signature:
+        qk, v, rows, normalize = self.head_dims.qk, self.head_dims.v, self.features, self.normalize
+
+        def state(prefix: str, optional: bool = False) -> tuple[Argument, ...]:
+            sums = "Σ_j Φ(k_j) v_jᵀ over the tokens seen"
+            of_keys = "Σ_j Φ(k_j) over the tokens seen"
+            return (
+                Argument(f"{prefix}state", ("B", "H", rows, v), sums, STATE, optional),
+                Argument(
+                    f"{prefix}normalizer", ("B", "H", rows), of_keys, STATE, optional, present=normalize
+                ),
+            )
+
+        return Signature(
+            inputs=(
+                Argument("q", ("B", "T", "H", qk), "queries"),
+                Argument("k", ("B", "T", "H", qk), "keys"),
+                Argument("v", ("B", "T", "H", v), "values"),
+            ),
+            output=Argument("o", ("B", "T", "H", v), "what is read for each query"),
+            state=state(""),
+            numbers={"scale": self.default_scale()},
+            carried=state("initial_", optional=True),
+            kept=(Argument("n", ("B", "H", "T"), "sums of weights", ACC, present=normalize),),
+            final=state("final_"),
+        )
 
     def programs(self) -> tuple[Program, ...]:
         from ..lower import linear_attention

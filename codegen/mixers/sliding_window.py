@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..dtypes import ACC, DTYPES
 from ..spec.fields import Choices, Integer, Name, Number, Record, spec_field
-from ..spec.model import DTYPES, DTYPES_DOC, NAME_DOC, HeadDims, LayerSpec
+from ..spec.model import DTYPES_DOC, NAME_DOC, HeadDims, LayerSpec
+from ..spec.signature import Argument, Signature
 
 if TYPE_CHECKING:
     from ..ir.host import Pass
@@ -50,6 +52,30 @@ class SlidingWindow(LayerSpec):
     def template(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         widths = {"qk": given.get("qk", 64), "v": given.get("v", 64)}
         return {"window": given.get("window", 64), "head_dims": widths}
+
+    def signature(self) -> Signature:
+        qk, v, window = self.head_dims.qk, self.head_dims.v, self.window
+        # Keys and values of an initial state are put in front of the call's own: Tk tokens.
+        return Signature(
+            inputs=(
+                Argument("q", ("B", "T", "H", qk), "queries"),
+                Argument("k", ("B", "Tk", "H", qk), "keys"),
+                Argument("v", ("B", "Tk", "H", v), "values"),
+            ),
+            output=Argument("o", ("B", "T", "H", v), "means of the values in the window of each query"),
+            state=(
+                Argument("k", ("B", "H", window, qk), "the last keys; position p lies at p mod W"),
+                Argument("v", ("B", "H", window, v), "the last values"),
+                Argument("position", ("B", "H"), "tokens seen", "int32", differentiable=False),
+            ),
+            numbers={"scale": self.default_scale()},
+            carried=(
+                Argument(
+                    "first", ("B", "H"), "the first key that is a token", "int32", True, differentiable=False
+                ),
+            ),
+            kept=(Argument("lse", ("B", "H", "T"), "logarithms of sums of exponentials", ACC),),
+        )
 
     def programs(self) -> tuple[Program, ...]:
         from ..lower import sliding_window

@@ -22,11 +22,11 @@ from typing import Any
 
 import yaml
 
+from ..dtypes import DTYPES
 from ..errors import nearest_name
 from ..ir.rewrite import REWRITES
 from ..mixers import mixers
 from ..names import BACKENDS, PASSES
-from ..spec.model import DTYPES
 from . import orders
 from .model import HOST_C
 

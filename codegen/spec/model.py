@@ -17,8 +17,7 @@ from .fields import Expression, Integer, Record, Tagged, kind_of, spec_field, sp
 if TYPE_CHECKING:
     from ..ir.host import Pass
     from ..ir.nodes import Program
-
-DTYPES = ("bfloat16", "float16", "float32")
+    from .signature import Signature
 
 QK_DOC = "Width of a query and of a key."
 V_DOC = "Width of a value."
@@ -41,6 +40,10 @@ class TaylorExp:
     kind: ClassVar[str] = "taylor_exp"
     order: int = spec_field(Integer(1, 2), "Highest power of q·k that is kept.")
 
+    def features(self, qk: int) -> int:
+        """Features of a key: of order 2 the symmetric square of (k, 1)."""
+        return qk + 1 if self.order == 1 else (qk + 1) * (qk + 2) // 2
+
 
 @dataclass(frozen=True)
 class Elementwise:
@@ -48,6 +51,10 @@ class Elementwise:
 
     kind: ClassVar[str] = "elementwise"
     expression: str = spec_field(Expression(), "The map φ as an expression in x, such as elu(x) + 1.")
+
+    def features(self, qk: int) -> int:
+        """Features of a key: its components, mapped."""
+        return qk
 
 
 FeatureMap = TaylorExp | Elementwise
@@ -93,6 +100,10 @@ class LayerSpec(ABC):
     @abstractmethod
     def template(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of a new spec but its name, some of them as `given`."""
+
+    @abstractmethod
+    def signature(self) -> Signature:
+        """What its operators take and give."""
 
     @abstractmethod
     def programs(self) -> tuple[Program, ...]:

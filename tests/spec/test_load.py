@@ -11,12 +11,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from based_ops.codegen.dtypes import DTYPES
 from based_ops.codegen.errors import SpecErrors
 from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.mixers.sliding_window import SlidingWindow
 from based_ops.codegen.spec.load import load_dir, load_file, parse_spec
 from based_ops.codegen.spec.model import (
-    DTYPES,
     HeadDims,
     LayerSpec,
     TaylorExp,

@@ -1,0 +1,9 @@
+"""Dtypes by name, and the roles that stand for one until a call fixes it."""
+
+from __future__ import annotations
+
+DTYPES = ("bfloat16", "float16", "float32")
+"""Of inputs; the torch backend takes float64 too."""
+
+IO, OPERAND, ACC, STATE = "io", "operand", "acc", "state"
+"""Roles: of what the user passes, of what the matrix units read, of sums, and of the stored state."""
