@@ -126,11 +126,10 @@ _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 def _parameters(spec: LayerSpec, program: Program, dtype: torch.dtype) -> dict[str, str]:
     """Triton's type of every parameter of a kernel that is no constant."""
-    from based_ops.codegen.emit.layer import operand_dtype
     from based_ops.codegen.ir.nodes import ACC, INDEX, IO, OPERAND, STATE
 
     state = getattr(torch, getattr(spec, "state_dtype", "float32"))
-    operand = getattr(torch, operand_dtype(spec, str(dtype).removeprefix("torch.")))
+    operand = getattr(torch, spec.operand_dtype(str(dtype).removeprefix("torch.")))
     roles = {
         IO: f"*{_NAMES[dtype]}",
         OPERAND: f"*{_NAMES[operand]}",
