@@ -128,7 +128,7 @@ def _parameters(spec: LayerSpec, program: Program, dtype: torch.dtype) -> dict[s
     """Triton's type of every parameter of a kernel that is no constant."""
     from based_ops.codegen.ir.nodes import ACC, INDEX, IO, OPERAND, STATE
 
-    state = getattr(torch, getattr(spec, "state_dtype", "float32"))
+    state = getattr(torch, spec.kept_dtype)
     operand = getattr(torch, spec.operand_dtype(str(dtype).removeprefix("torch.")))
     roles = {
         IO: f"*{_NAMES[dtype]}",
