@@ -101,7 +101,6 @@ class _Function:
     def __init__(self, w: Writer, scheduled: ScheduledProgram) -> None:
         self.w, self.scheduled, self.program, self.types = w, scheduled, scheduled.program, scheduled.types
         self.bounds = Bounds(scheduled.program, scheduled.schedule)
-        self.batch = [axis.name for axis in self.program.grid if axis.batch]
         self.like = next(t.name for t in self.program.tensors if t.optional is None)
 
     def emit(self) -> None:
@@ -121,19 +120,22 @@ class _Function:
             w.line(f'"""{program.summary}"""')
             w.line(f"acc = torch.float64 if {self.like}.dtype == torch.float64 else torch.float32")
             for tensor in program.tensors:
-                order = self._batch_first(tensor)
+                first, rest = self._batch_first(tensor)
+                order, text = first + rest, tensor.name
                 if order != sorted(order):
+                    text += f".permute({', '.join(map(str, order))})"
+                if 0 < len(first) < len(program.batch):  # its axes meet those of the tiles by their places
+                    places = (":" if extent in tensor.dims else "None" for extent in program.batch.values())
+                    text += f"[{', '.join(places)}]"
+                if text != tensor.name:
                     guard = f" if {tensor.optional} else None" if tensor.optional else ""
-                    w.line(f"{tensor.name} = {tensor.name}.permute({', '.join(map(str, order))}){guard}")
+                    w.line(f"{tensor.name} = {text}{guard}")
             self._loops([axis for axis in program.grid if not axis.batch])
 
-    def _batch_first(self, tensor: Tensor) -> list[int]:
-        """The order of dimensions that puts the batch axes first; extents tell which dimensions those are."""
-        extents = [
-            axis.extent.name for axis in self.program.grid if axis.batch and isinstance(axis.extent, Var)
-        ]
-        first = [tensor.dims.index(extent) for extent in extents]
-        return first + [i for i in range(len(tensor.dims)) if i not in first]
+    def _batch_first(self, tensor: Tensor) -> tuple[list[int], list[int]]:
+        """The dimensions along which the program is batched, and the others, told apart by their extents."""
+        first = [tensor.dims.index(extent) for extent in self.program.batch.values() if extent in tensor.dims]
+        return first, [i for i in range(len(tensor.dims)) if i not in first]
 
     def _loops(self, axes: list[Axis]) -> None:
         if not axes:
@@ -173,8 +175,8 @@ class _Function:
 
     def _index(self, name: str, index: tuple[Expr, ...]) -> str:
         tensor = self.program.tensor(name)
-        order = self._batch_first(tensor)[len(self.batch) :]
-        entries = [index[i] for i in order]
+        _, rest = self._batch_first(tensor)
+        entries = [index[i] for i in rest]
         texts = [entry.name if isinstance(entry, Var) else self.expr(entry) for entry in entries]
         return f"({', '.join(texts)}{',' if len(texts) == 1 else ''})"
 
@@ -243,12 +245,7 @@ class _Function:
             case Expand(x, axis):
                 return f"{self.expr(x, TIGHT)}[..., {'None, :' if axis == 0 else 'None'}]"
             case Full(shape, value, _):
-                batch = [
-                    axis.extent.name
-                    for axis in self.program.grid
-                    if axis.batch and isinstance(axis.extent, Var)
-                ]
-                extents = [*batch, *map(str, shape)]
+                extents = [*self.program.batch.values(), *map(str, shape)]
                 comma = "," if len(extents) == 1 else ""
                 return f"{self.like}.new_full(({', '.join(extents)}{comma}), {value!r}, dtype=acc)"
             case Transpose(x):

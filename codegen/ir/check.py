@@ -103,6 +103,8 @@ class _Checker:
                 self._assign(name, self.right_side(value))
             case Store(tensor, index, value):
                 place = self._index(tensor, index)
+                if shared := self._shared(tensor):
+                    raise self.fail(f"store to {tensor}, which programs along {', '.join(shared)} share")
                 self._only_elementwise(value)
                 stored = self.infer(value)
                 if not _broadcasts(stored.shape, place):
@@ -149,7 +151,8 @@ class _Checker:
     def right_side(self, value: Expr) -> Type:
         match value:
             case Load(tensor, index, dtype):
-                return Type(dtype, self._index(tensor, index), batched=True)
+                shape = self._index(tensor, index)
+                return Type(dtype, shape, batched=bool(self._shared(tensor, False)))
             case Dot(x, y):
                 return self._dot(x, y)
             case Sum(x, axis) | Max(x, axis):
@@ -191,6 +194,11 @@ class _Checker:
                 raise self.fail(f"index of {tensor} is {kind}")
             shape += kind.shape
         return shape
+
+    def _shared(self, tensor: str, which: bool = True) -> list[str]:
+        """The batch axes along which programs share a tensor; or else those along which each has its own."""
+        dims = self.program.tensor(tensor).dims
+        return [axis for axis, extent in self.program.batch.items() if (extent not in dims) == which]
 
     # Expressions
 

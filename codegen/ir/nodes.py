@@ -304,7 +304,8 @@ class Tensor:
     """A parameter in device memory.
 
     `dims` names each dimension's extent, a runtime size (``"T"``) or a number.  `strided` tensors come from
-    the user with any strides (the last dimension dense); the others are contiguous.
+    the user with any strides (the last dimension dense); the others are contiguous.  One that lacks the
+    extent of a batch axis, such as the weights of a head, is the same for every program along it.
     """
 
     name: str
@@ -347,6 +348,13 @@ class Program:
 
     def tensor(self, name: str) -> Tensor:
         return next(t for t in self.tensors if t.name == name)
+
+    @property
+    def batch(self) -> dict[str, str]:
+        """The batch axes of the grid, and the size that each of them counts."""
+        return {
+            axis.name: axis.extent.name for axis in self.grid if axis.batch and isinstance(axis.extent, Var)
+        }
 
 
 def wrap(value: Operand) -> Expr:

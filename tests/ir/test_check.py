@@ -67,8 +67,8 @@ def program(*body: Stmt) -> Program:
     return Program(
         "sample",
         "A sample.",
-        (Axis("c", Var("T")),),
-        (Tensor("x", ("T", 8), IO), Tensor("y", ("T",), ACC)),
+        (Axis("c", Var("T"), batch=True),),
+        (Tensor("x", ("T", 8), IO), Tensor("y", ("T",), ACC), Tensor("w", (8,), IO)),
         ("T",),
         ("scale",),
         ("FLAG",),
@@ -135,6 +135,7 @@ BAD = (
     (Store("y", (Var("i"),), X), "store to y of a tile of shape .* at .*"),
     (Store("y", (Var("j"),), V), "store to y of a tile of shape .* at .*"),
     (Store("z", (Var("i"),), V), "1 indices into z None"),
+    (Store("w", (Var("j"),), Full(("N",), 0.0)), "store to w, which programs along c share"),
     (Store("y", (Var("i"),), Unary("exp", Sum(X, 1))), "Sum (inside a larger expression|where .*)"),
     (When(Var("OTHER"), ()), "OTHER is used before it is introduced"),
     (When(Var("T"), ()), "statements under a condition that is no plain truth value"),
@@ -175,6 +176,12 @@ def test_types() -> None:
     assert types["Y"] == Type(ACC, ("N", "M"))
     assert types["Z"] == Type(ACC, ("M", "M"), batched=True)
     assert check(program(let(column(V) * 2.0)))["Z"] == Type(ACC, ("M", 1))
+
+
+def test_what_all_programs_of_a_batch_axis_share_is_not_batched() -> None:
+    types = check(program(Let("W", Load("w", (Var("j"),), ACC)), let(X * row(Var("W")))))
+    assert types["W"] == Type(ACC, ("N",))
+    assert types["Z"] == Type(ACC, ("M", "N"), batched=True)
 
 
 def test_a_variable_becomes_batched_by_what_is_added() -> None:
