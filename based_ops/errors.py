@@ -51,8 +51,8 @@ class BackendUnavailable(BasedOpsError, RuntimeError):
     """The backend that was asked for, or the default one, cannot serve this call here."""
 
 
-class GradientError(BasedOpsError, RuntimeError):
-    """A derivative was asked for that does not exist: of a step, or of a backward pass."""
+class GradientError(BasedOpsError, NotImplementedError):
+    """A derivative was asked for that does not exist: of a step, of a backward pass, or in forward mode."""
 
 
 class CacheError(BasedOpsError, RuntimeError):

@@ -7,7 +7,8 @@ A variant has three operators, `<name>_forward`, `<name>_backward` and `<name>_s
   (`"<module>"` or `"<module>-<build>"`; the build is there for the compile caches, which key on arguments);
 - a fake, so that it can be traced;
 - an implementation under the Autograd key that goes straight on when no input needs a gradient, so that the
-  operators are differentiable themselves, and inference pays for no `autograd.Function`.
+  operators are differentiable themselves, and inference pays for no `autograd.Function`;
+- a rule for `torch.vmap`, see `transforms`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 
 from based_ops.codegen.names import NAMESPACE, op_name, qualified_op_name
 
+from . import transforms
 from .errors import GradientError, RegistrationError
 
 if TYPE_CHECKING:
@@ -64,7 +66,9 @@ class Ops:
         LIBRARY.define(name + schema, tags=_TAGS)
         LIBRARY.impl(name, run, "CompositeExplicitAutograd")
         torch.library.register_fake(qualified_op_name(self.record.name, which), fake, lib=LIBRARY)
-        setattr(self, which, getattr(getattr(torch.ops, NAMESPACE), name).default)
+        op = getattr(getattr(torch.ops, NAMESPACE), name).default
+        torch.library.register_vmap(qualified_op_name(self.record.name, which), transforms.mapped(op), lib=LIBRARY)
+        setattr(self, which, op)
 
     def derive(self, which: str, autograd: Callable[..., Any]) -> None:
         """Registers how an operator behaves above autograd."""
@@ -124,11 +128,14 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 def needs_gradient(*args: Any) -> bool:
     """Whether autograd must record a call with these arguments, or refuse it: it has no forward mode."""
-    if has_forward_gradients():
-        tensors = (x for x in args if isinstance(x, torch.Tensor))
-        if any(torch.autograd.forward_ad.unpack_dual(x).tangent is not None for x in tensors):
-            return True
+    if has_forward_gradients() and _have_tangent(args):
+        return True
     return torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
+
+
+def _have_tangent(args: Iterable[Any]) -> bool:
+    tensors = (x for x in args if isinstance(x, torch.Tensor))
+    return any(torch.autograd.forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
 def has_forward_gradients() -> bool:
@@ -141,7 +148,7 @@ def call(op: OpOverload, *args: Any) -> Any:
 
     That saves a third of the overhead of a call, and a tenth of that of a training step.
     """
-    if torch.compiler.is_compiling() or needs_gradient(*args):
+    if torch.compiler.is_compiling() or transforms.active() or needs_gradient(*args):
         return op(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
@@ -149,7 +156,7 @@ def call(op: OpOverload, *args: Any) -> Any:
 
 def call_step(op: OpOverload, state: tuple[torch.Tensor | None, ...], *args: Any) -> Any:
     """The same for a step, of which the caller knows that no argument requires a gradient."""
-    if torch.compiler.is_compiling() or has_forward_gradients():
+    if torch.compiler.is_compiling() or transforms.active() or has_forward_gradients():
         return op(*args)
     mark_written(state)
     with torch._C._AutoDispatchBelowAutograd():
@@ -162,13 +169,21 @@ def mark_written(tensors: Iterable[torch.Tensor | None]) -> None:
     torch.autograd.graph.increment_version(written)
 
 
+def below_autograd(op: OpOverload, keyset: Any, *args: Any) -> Any:
+    """The operator without its behaviour above autograd, from inside an `autograd.Function`."""
+    if transforms.active():
+        with transforms.outer_gradients():
+            return op.redispatch(keyset & AFTER_AUTOGRAD, *args)
+    return op.redispatch(keyset & AFTER_AUTOGRAD, *args)
+
+
 class _OnceDifferentiable(torch.autograd.Function):
     """Runs a backward operator whose own derivative does not exist, and says so if it is asked for."""
 
     @staticmethod
-    def forward(ctx: Any, op: OpOverload, keyset: Any, *args: Any) -> Any:
-        ctx.name = op.name()
-        return op.redispatch(keyset & AFTER_AUTOGRAD, *args)
+    def forward(ctx: Any, ops: Ops, keyset: Any, *args: Any) -> Any:
+        ctx.name = ops.backward.name()
+        return below_autograd(ops.backward, keyset, *args)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -178,16 +193,27 @@ class _OnceDifferentiable(torch.autograd.Function):
         )
 
 
-def derive_backward(ops: Ops) -> None:
-    """Gives the backward operator its behaviour above autograd: once differentiable."""
-    op = ops.backward
+def derive(ops: Ops, which: str, function: type[torch.autograd.Function]) -> None:
+    """Makes an operator differentiable: `function` takes the operators, a set of keys, and the arguments."""
+    op: OpOverload = getattr(ops, which)
+    apply = transforms.apply_of(function)
 
     def autograd(keyset: Any, *args: Any) -> Any:
-        if needs_gradient(*args):
-            return _OnceDifferentiable.apply(op, keyset, *args)
-        return op.redispatch(keyset & AFTER_AUTOGRAD, *args)
+        if not needs_gradient(*args):
+            return op.redispatch(keyset & AFTER_AUTOGRAD, *args)
+        if has_forward_gradients() and _have_tangent(args):
+            raise GradientError(
+                f"{op.name()} has no forward mode: differentiate it backwards, "
+                "or forwards the variant's `reference`"
+            )
+        return apply(ops, keyset, *args)
 
-    ops.derive("backward", autograd)
+    ops.derive(which, autograd)
+
+
+def derive_backward(ops: Ops) -> None:
+    """Gives the backward operator its behaviour above autograd: once differentiable."""
+    derive(ops, "backward", _OnceDifferentiable)
 
 
 def derive_step(ops: Ops, mutated: tuple[int, ...]) -> None:

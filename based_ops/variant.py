@@ -272,6 +272,21 @@ class Variant(ABC):
     ) -> Tensor:
         """The same for `step`."""
 
+    def _nothing(
+        self, q: Tensor, k: Tensor, v: Tensor, initial_state: Any, output_final_state: bool
+    ) -> tuple[Tensor, Any]:
+        """A call without a batch, a token or a head: the state stays, and every gradient is zero."""
+        state = initial_state
+        if state is None:
+            state = self.init_state(q.shape[0], q.shape[2], device=q.device, dtype=q.dtype)
+        parts = [x for x in (q, k, v, *state) if x is not None and x.is_floating_point()]
+        zero = sum(x[:0].sum() for x in parts)  # of all arguments, as outputs are of all arguments elsewhere
+        o = v - zero
+        if not output_final_state:
+            return o, None
+        ends = [x if x is None else x - zero if x.is_floating_point() else x.clone() for x in state]
+        return o, self._state_type(*ends)
+
     @staticmethod
     @abstractmethod
     def _forward_arguments(scale: float, q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, ...]:

@@ -10,17 +10,17 @@ from torch import Tensor
 from .. import checks, dispatch
 from ..errors import StateError, fail
 from ..ops import (
-    AFTER_AUTOGRAD,
     Ops,
     accumulator,
+    below_autograd,
     call,
     call_step,
     contiguous,
     dense,
+    derive,
     derive_backward,
     derive_step,
     launch,
-    needs_gradient,
 )
 from ..replay import recordable
 from ..state import LinearAttentionState, feature_count
@@ -154,14 +154,7 @@ def define(ops: Ops) -> None:
     ops.define("forward", _FORWARD, forward, forward_fake)
     ops.define("backward", _BACKWARD, backward, backward_fake)
     ops.define("step", _STEP, step, step_fake)
-    op = ops.forward
-
-    def autograd(keyset: Any, *args: Any) -> Any:
-        if needs_gradient(*args):
-            return _Forward.apply(ops, keyset, *args)
-        return op.redispatch(keyset & AFTER_AUTOGRAD, *args)
-
-    ops.derive("forward", autograd)
+    derive(ops, "forward", _Forward)
     derive_backward(ops)
     derive_step(ops, mutated=(4, 5))
 
@@ -183,8 +176,8 @@ class _Forward(torch.autograd.Function):
         output_final_state: bool,
         kernel: str,
     ) -> tuple[Tensor, ...]:
-        o, n, final, final_n = ops.forward.redispatch(
-            keyset & AFTER_AUTOGRAD, q, k, v, scale, state, normalizer, output_final_state, kernel
+        o, n, final, final_n = below_autograd(
+            ops.forward, keyset, q, k, v, scale, state, normalizer, output_final_state, kernel
         )
         ctx.save_for_backward(q, k, v, o, n, state, normalizer)
         ctx.ops, ctx.scale, ctx.kernel = ops, scale, kernel
@@ -257,7 +250,7 @@ class LinearAttentionVariant(Variant):
             self._check_state("initial_state", initial_state, q)
         kernel = dispatch.kernel(self.name, backend, q.device, q.dtype)
         if batch == 0 or length == 0 or heads == 0:
-            return v.clone(), self._state_of_nothing(q, initial_state) if output_final_state else None
+            return self._nothing(q, k, v, initial_state, output_final_state)
         if key is not None and recordable(kernel, q, k, v):
             return self._first(key, kernel, scale, q, k, v), None
         state, normalizer = (None, None) if initial_state is None else initial_state
@@ -360,10 +353,3 @@ class LinearAttentionVariant(Variant):
                 "a tensor",
                 f"None, since {self.name} does not normalise",
             )
-
-    def _state_of_nothing(self, q: Tensor, initial: LinearAttentionState | None) -> LinearAttentionState:
-        if initial is None:
-            return self.init_state(q.shape[0], q.shape[2], device=q.device, dtype=q.dtype)
-        return LinearAttentionState(
-            initial.state.clone(), None if initial.normalizer is None else initial.normalizer.clone()
-        )

@@ -10,16 +10,16 @@ from torch import Tensor
 from .. import checks, dispatch
 from ..errors import StateError, fail
 from ..ops import (
-    AFTER_AUTOGRAD,
     Ops,
     accumulator,
+    below_autograd,
     call,
     call_step,
     dense,
+    derive,
     derive_backward,
     derive_step,
     launch,
-    needs_gradient,
 )
 from ..replay import recordable
 from ..state import SlidingWindowState, first_valid, linear_to_ring, ring_of_start, ring_to_linear
@@ -107,14 +107,7 @@ def define(ops: Ops) -> None:
     ops.define("forward", _FORWARD, forward, forward_fake)
     ops.define("backward", _BACKWARD, backward, backward_fake)
     ops.define("step", _STEP, step, step_fake)
-    op = ops.forward
-
-    def autograd(keyset: Any, *args: Any) -> Any:
-        if needs_gradient(*args):
-            return _Forward.apply(ops, keyset, *args)
-        return op.redispatch(keyset & AFTER_AUTOGRAD, *args)
-
-    ops.derive("forward", autograd)
+    derive(ops, "forward", _Forward)
     derive_backward(ops)
     derive_step(ops, mutated=(4, 5, 6))
 
@@ -134,7 +127,7 @@ class _Forward(torch.autograd.Function):
         first: Tensor | None,
         kernel: str,
     ) -> tuple[Tensor, ...]:
-        o, lse = ops.forward.redispatch(keyset & AFTER_AUTOGRAD, q, k, v, scale, first, kernel)
+        o, lse = below_autograd(ops.forward, keyset, q, k, v, scale, first, kernel)
         ctx.save_for_backward(q, k, v, o, lse, first)
         ctx.ops, ctx.scale, ctx.kernel = ops, scale, kernel
         ctx.mark_non_differentiable(lse)
@@ -176,7 +169,7 @@ class SlidingWindowVariant(Variant):
             self._check_state("initial_state", initial_state, q)
         kernel = dispatch.kernel(self.name, backend, q.device, q.dtype)
         if batch == 0 or length == 0 or heads == 0:
-            return v.clone(), self._state_of_nothing(q, initial_state) if output_final_state else None
+            return self._nothing(q, k, v, initial_state, output_final_state)
         if key is not None and recordable(kernel, q, k, v):
             return self._first(key, kernel, scale, q, k, v), None
         if initial_state is None:
@@ -272,10 +265,5 @@ class SlidingWindowVariant(Variant):
 
     def _state_of_start(self, k: Tensor, v: Tensor) -> SlidingWindowState:
         batch, length, heads, _ = k.shape
-        position = torch.full((batch, heads), length, dtype=torch.int32, device=k.device)
+        position = k.new_full((batch, heads), length, dtype=torch.int32)  # of k: torch.vmap maps over it too
         return SlidingWindowState(ring_of_start(k, self.window), ring_of_start(v, self.window), position)
-
-    def _state_of_nothing(self, q: Tensor, initial: SlidingWindowState | None) -> SlidingWindowState:
-        if initial is None:
-            return self.init_state(q.shape[0], q.shape[2], device=q.device, dtype=q.dtype)
-        return SlidingWindowState(initial.k.clone(), initial.v.clone(), initial.position.clone())
