@@ -117,8 +117,12 @@ def state_part(
     dtype: torch.dtype,
     like: Tensor,
     in_place: bool,
+    other_dtype: str = "",
 ) -> None:
-    """One tensor of a state: its exact shape and dtype, on `like`'s device, and dense if `in_place`."""
+    """One tensor of a state: its exact shape and dtype, on `like`'s device, and dense if `in_place`.
+
+    `other_dtype` is what to say besides where the dtype is another.
+    """
     if not isinstance(part, Tensor):
         fail(StateError, f"{argument}.{name}", type(part).__name__, "a torch.Tensor")
     if (
@@ -133,7 +137,7 @@ def state_part(
         expected = [operator.index(size) for size in shape]
         fail(StateError, argument, f"shape {sizes(part)}", f"of shape {expected}")
     if part.dtype != dtype:
-        fail(StateError, argument, str(part.dtype), f"{dtype} for inputs of {like.dtype}")
+        fail(StateError, argument, str(part.dtype), f"{dtype} for inputs of {like.dtype}{other_dtype}")
     if part.device != like.device:
         fail(DeviceError, argument, str(part.device), f"on the device of q, {like.device}")
     fail(

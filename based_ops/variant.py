@@ -110,8 +110,8 @@ class Variant(ABC):
 
         `scale` is a Python float that replaces the spec's.  `initial_state` is what an earlier call returned
         for the tokens before these; `final_state` is None unless `output_final_state`.  Gradients flow to q,
-        k, v, the initial state, and from the final state, once.  Under autocast, inputs are cast to its dtype
-        if the spec allows it. Raises the errors of `based_ops.errors` before any kernel runs.
+        k, v, the initial state, and from the final state, once.  Under autocast, inputs are cast to its dtype,
+        or to float32 if the spec lacks that.  Raises the errors of `based_ops.errors` before any kernel runs.
         """
         key = None
         if initial_state is None and not output_final_state and not torch.compiler.is_compiling():
@@ -193,7 +193,9 @@ class Variant(ABC):
 
     def _key(self, which: str, scale: Any, backend: Any) -> tuple[Any, ...]:
         """What tells calls of a pass apart besides their tensors; see `Replays`."""
-        autocast = torch.get_autocast_dtype("cuda") if torch._C._is_any_autocast_enabled() else None
+        autocast = None
+        if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled("cuda"):
+            autocast = torch.get_autocast_dtype("cuda")
         return which, scale, type(scale), dispatch.asked(backend), autocast  # True is 1.0, but no scale
 
     def _first(self, key: tuple[Any, ...], kernel: str, scale: float, *qkv: Tensor) -> Tensor:
@@ -299,21 +301,36 @@ class Variant(ABC):
     ) -> tuple[Any, ...]:
         """The same for the backward pass; `kept` is the forward pass's second result."""
 
-    def _autocast(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The inputs in autocast's dtype where autocast is on and the spec allows that dtype."""
-        if not isinstance(q, Tensor):
+    def _autocast(
+        self, q: Tensor, k: Tensor, v: Tensor, ring: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The inputs as autocast wants them, where it is on.
+
+        A `ring` that a step will write into stays as it is, and if it has float32, the inputs take that.
+        """
+        dtype = self.autocast_dtype(q)
+        if dtype is None:
             return q, k, v
+        if isinstance(ring, Tensor) and ring.dtype == torch.float32 and torch.float32 in self.dtypes:
+            dtype = torch.float32
+        return cast(q, dtype), cast(k, dtype), cast(v, dtype)
+
+    def autocast_dtype(self, q: Tensor) -> torch.dtype | None:
+        """The dtype that autocast gives a call with `q`: its own, else float32, as the spec allows; or None."""
+        if not isinstance(q, Tensor):
+            return None
         device = q.device.type
         if device == "meta" or not torch.is_autocast_enabled(device):  # meta has no autocast to ask about
-            return q, k, v
+            return None
         dtype = torch.get_autocast_dtype(device)
-        if dtype not in self.dtypes:
-            return q, k, v
-        return _cast(q, dtype), _cast(k, dtype), _cast(v, dtype)
+        if dtype in self.dtypes:
+            return dtype
+        return torch.float32 if torch.float32 in self.dtypes else None
 
 
-def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    # As autocast itself: float64 stays, and so does what is no floating tensor, for the checks to name.
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x` as autocast casts it."""
+    # float64 stays, and so does what is no floating tensor, for the checks to name.
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == torch.float64:
         return x
     return x.to(dtype)

@@ -40,16 +40,26 @@ class AttentionLayer(nn.Module):
         self.o_proj = nn.Linear(heads * op.v, d_model, bias=False, device=device, dtype=dtype)
 
     def init_state(self, batch: int) -> Any:
-        """The state before the first token, on the layer's device and for its dtype."""
-        weight = self.q_proj.weight
-        return self.op.init_state(batch, self.heads, device=weight.device, dtype=weight.dtype)
+        """The state before the first token, on the layer's device and for its dtype.
+
+        It serves inside and outside autocast: a step computes in the state's dtype, and a sequence in
+        autocast's, as its final state then has.
+        """
+        return self.op.init_state(batch, self.heads, device=self.q_proj.weight.device, dtype=self._dtype())
 
     def state_bytes(self, batch: int) -> int:
         """Bytes of the state of `batch` sequences, whatever their length."""
-        return self.op.state_bytes(batch, self.heads, dtype=self.q_proj.weight.dtype)
+        return self.op.state_bytes(batch, self.heads, dtype=self._dtype())
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, variant={self.op.name}"
+
+    def _dtype(self) -> torch.dtype:
+        """The dtype in which the mixer computes: that of the weights if the spec has it."""
+        weight = self.q_proj.weight
+        if weight.dtype in self.op.dtypes:
+            return weight.dtype
+        return self.op.autocast_dtype(weight) or self.op.dtypes[0]
 
     def _project(self, x: Tensor, tokens: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         if x.dim() != 3 or x.shape[2] != self.d_model or (tokens is not None and x.shape[1] != tokens):

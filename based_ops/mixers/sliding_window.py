@@ -23,7 +23,7 @@ from ..ops import (
 )
 from ..replay import recordable
 from ..state import SlidingWindowState, first_valid, linear_to_ring, ring_of_start, ring_to_linear
-from ..variant import Variant, constant
+from ..variant import Variant, cast, constant
 
 _FORWARD = "(Tensor q, Tensor k, Tensor v, float scale, Tensor? first, str kernel) -> (Tensor, Tensor)"
 _BACKWARD = (
@@ -33,6 +33,11 @@ _BACKWARD = (
 _STEP = (
     "(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) ring_k, Tensor(b!) ring_v, "
     "Tensor(c!) position, str kernel) -> Tensor"
+)
+
+_OTHER_DTYPE = (
+    "; a window has the dtype of the call that made it, which under autocast is autocast's: go on as you began, "
+    "or convert it, `state._replace(k=state.k.to(dtype), v=state.v.to(dtype))`"
 )
 
 
@@ -162,6 +167,7 @@ class SlidingWindowVariant(Variant):
     ) -> tuple[Tensor, SlidingWindowState | None]:
         if torch._C._is_any_autocast_enabled():
             q, k, v = self._autocast(q, k, v)
+            initial_state = self._autocast_rings(q, initial_state)
         facts = self._facts()
         batch, length, heads = checks.qkv(facts, q, k, v)
         scale = checks.scale(facts, scale)
@@ -198,7 +204,7 @@ class SlidingWindowVariant(Variant):
         backend: str | None,
     ) -> Tensor:
         if torch._C._is_any_autocast_enabled():
-            q, k, v = self._autocast(q, k, v)
+            q, k, v = self._autocast(q, k, v, getattr(state, "k", None))
         facts = self._facts()
         batch, _, heads = checks.qkv(facts, q, k, v, tokens=1)
         scale = checks.scale(facts, scale)
@@ -249,6 +255,12 @@ class SlidingWindowVariant(Variant):
 
         return sliding_window(self.window, q, k, v, scale, initial_state)
 
+    def _autocast_rings(self, q: Tensor, state: Any) -> Any:
+        """Keys and values of the past, cast like those of a call whose `q` autocast has seen."""
+        if not isinstance(state, SlidingWindowState) or q.dtype != self.autocast_dtype(q):
+            return state
+        return SlidingWindowState(cast(state.k, q.dtype), cast(state.v, q.dtype), state.position)
+
     def _check_state(
         self, argument: str, state: SlidingWindowState, q: Tensor, in_place: bool = False
     ) -> None:
@@ -259,8 +271,8 @@ class SlidingWindowVariant(Variant):
         facts = self._facts()
         batch, _, heads, _ = q.shape
         k, v = (batch, heads, facts.window, facts.qk), (batch, heads, facts.window, facts.v)
-        checks.state_part(argument, "k", state.k, k, q.dtype, q, in_place)
-        checks.state_part(argument, "v", state.v, v, q.dtype, q, in_place)
+        checks.state_part(argument, "k", state.k, k, q.dtype, q, in_place, _OTHER_DTYPE)
+        checks.state_part(argument, "v", state.v, v, q.dtype, q, in_place, _OTHER_DTYPE)
         checks.state_part(argument, "position", state.position, (batch, heads), torch.int32, q, in_place)
 
     def _state_of_start(self, k: Tensor, v: Tensor) -> SlidingWindowState:
