@@ -6,6 +6,7 @@ Nothing is run, so this needs no device: Triton brings its own assembler, TileLa
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import re
 import subprocess
@@ -60,6 +61,8 @@ def compile_triton(
     lowered = _programs(spec)[program]
     constants |= {flag: flags.get(flag, True) for flag in lowered.flags}
     constants |= {t.name: None for t in lowered.tensors if t.optional and not constants[t.optional]}
+    defaults = inspect.signature(kernel.fn).parameters
+    constants = {n: p.default for n, p in defaults.items() if p.default is not p.empty} | constants
     types = _parameters(spec, lowered, dtype)
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
     plain = {*lowered.sizes, *lowered.scalars}

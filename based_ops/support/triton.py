@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
-from threading import get_ident
+from threading import Lock, get_ident
 from typing import Any
 
 import triton
@@ -32,6 +32,8 @@ KEPT = 4096
 # versions.  In any other, every launch goes Triton's own way.
 _KNOWN = (3, 4) <= tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 8)
 _hooks = triton.knobs.runtime
+_interpreter = Lock()
+"""Triton's interpreter replaces the functions of the language while a kernel runs, so one runs at a time."""
 _launches: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 
 
@@ -53,8 +55,12 @@ def launch(
 
     Triton's own launch serves what is new, the interpreter, and every call while launch hooks are installed.
     """
-    if not _KNOWN or not isinstance(kernel, JITFunction):
-        kernel[grid(settings)](*tensors, *numbers, **settings)
+    if not isinstance(kernel, JITFunction):
+        with _interpreter:
+            kernel[grid(settings)](*tensors, *numbers, **_with_offsets(kernel, tensors, settings))
+        return
+    if not _KNOWN:
+        kernel[grid(settings)](*tensors, *numbers, **_with_offsets(kernel, tensors, settings))
         return
     active = driver.active
     device = active.get_current_device()
@@ -89,15 +95,38 @@ def _launch_and_remember(
     numbers: tuple[float, ...],
     settings: dict[str, Any],
 ) -> None:
-    compiled = kernel[grid](*tensors, *numbers, **settings)
+    arguments = _with_offsets(kernel, tensors, settings)
+    compiled = kernel[grid](*tensors, *numbers, **arguments)
     if not isinstance(compiled, CompiledKernel):
         return  # a hook refused it, or it is compiled elsewhere
-    constants = [settings[name] for name in kernel.arg_names[len(tensors) + len(numbers) :]]
+    constants = [arguments[name] for name in kernel.arg_names[len(tensors) + len(numbers) :]]
     if len(_launches) >= KEPT:
         _launches.clear()
     # The kernel and its settings are kept alive, so that nothing else can have their identities.
     entry = (compiled.run, compiled.function, compiled.packed_metadata, constants, kernel, settings)
     _launches[key] = (grid[0], *entry)
+
+
+def _with_offsets(
+    kernel: Any, tensors: tuple[Tensor | None, ...], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The settings, and for a kernel that asks for it the dtype of an index times its stride.
+
+    64 bits take registers and time, so they are only for tensors that need them.  The first dimension is a
+    batch, which kernels count in 64 bits by themselves; the second may be tokens, of which one product has no
+    more than a tile.
+    """
+    if "OFFSET" not in kernel.arg_names:
+        return settings
+    tile = max(value for value in settings.values() if type(value) is int)
+    far = any(
+        (min(size, tile) if axis == 1 else size) * x.stride(axis) >= 2**31
+        for x in tensors
+        if x is not None
+        for axis, size in enumerate(x.shape)
+        if axis > 0
+    )
+    return settings | {"OFFSET": tl.int64 if far else tl.int32}
 
 
 def watched() -> bool:

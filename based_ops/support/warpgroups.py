@@ -19,6 +19,10 @@ from triton.experimental.gluon.language.nvidia.hopper import async_copy
 
 VECTOR = gl.constexpr(16)
 """Bytes that one asynchronous copy moves."""
+FURTHEST = 2**31 // 128 - 1
+"""Elements from one token to the next, of 128 in a tile, that 32 bits can hold."""
+WIDEST = 256
+"""Elements of a head's row."""
 LOG2_E = gl.constexpr(math.log2(math.e))
 
 _INTERPRETED = triton.knobs.runtime.interpret
@@ -26,12 +30,23 @@ _HAS_BARRIER = gl.constexpr(hasattr(gl, "barrier"))  # Triton 3.7; before, `thre
 
 
 def on_warpgroups(*tensors: Tensor) -> bool:
-    """Whether inputs suit kernels for warpgroups: on a Hopper GPU, all rows at multiples of 16 bytes."""
+    """Whether inputs [B,T,H,D] suit kernels for warpgroups.
+
+    They do on a Hopper GPU, where all rows lie at multiples of 16 bytes, and a tile's so close to each other
+    that 32 bits hold the way between them.
+    """
     first = tensors[0]
     if _INTERPRETED or not first.is_cuda or not _is_hopper(first.get_device()):
         return False
+    if first.shape[2] * WIDEST > FURTHEST:  # results are dense, whatever the inputs are
+        return False
     unit = VECTOR.value // first.element_size()
-    return not any(x.data_ptr() % VECTOR.value or math.gcd(*x.stride()[:-1]) % unit for x in tensors)
+    return not any(x.data_ptr() % VECTOR.value or not _suit(x.stride(), unit) for x in tensors)
+
+
+@functools.lru_cache(maxsize=4096)
+def _suit(strides: tuple[int, ...], unit: int) -> bool:
+    return math.gcd(*strides[:-1]) % unit == 0 and strides[1] <= FURTHEST
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import prod
 
 from ..ir.check import infer, walk
@@ -53,6 +54,7 @@ class Kernel:
     def __init__(self, w: Writer, scheduled: ScheduledProgram) -> None:
         self.w, self.program, self.types = w, scheduled.program, scheduled.types
         self.bounds = Bounds(scheduled.program, scheduled.schedule)
+        self.batch = [Var(axis.name) for axis in scheduled.program.grid if axis.batch]
         self.named = self._named_spans()
         self.read: set[tuple[str, tuple[Expr, ...]]] = set()  # what was loaded, and not stored since
         self.rows = self._rows()
@@ -65,13 +67,18 @@ class Kernel:
             for expr in (stmt.value,) if isinstance(stmt, Store) else expressions(stmt):
                 if not isinstance(expr, Load):
                     named |= {node.name for node in walk(expr) if isinstance(node, Var)}
+        for entry, extent, _ in self._entries():
+            if isinstance(entry, Var) and not self.bounds.inside(entry, extent):
+                named.add(entry.name)
+        return named
+
+    def _entries(self) -> Iterator[tuple[Expr, Dim, str]]:
+        """Every index of every access, with the extent and the stride of its dimension."""
+        for stmt in statements(self.program.body):
             access = stmt if isinstance(stmt, Store) else getattr(stmt, "value", None)
             if isinstance(access, Load | Store):
-                dims = self.program.tensor(access.tensor).dims
-                for entry, extent in zip(access.index, dims, strict=True):
-                    if isinstance(entry, Var) and not self.bounds.inside(entry, extent):
-                        named.add(entry.name)
-        return named
+                tensor = self.program.tensor(access.tensor)
+                yield from zip(access.index, tensor.dims, self._strides(tensor), strict=True)
 
     def _rows(self) -> set[str]:
         """Vectors that are laid along the columns of a matrix."""
@@ -95,6 +102,7 @@ class Kernel:
                 *(f"{name}: tl.constexpr" for name in program.constants),
                 *(["OPERAND: tl.constexpr"] if uses_operands(program) else []),
                 *(["STAGES: tl.constexpr"] if loads_ahead(program) else []),
+                *(["OFFSET: tl.constexpr = tl.int32"] if any(map(self._may_be_far, self._entries())) else []),
             ],
             "):",
         )
@@ -179,16 +187,19 @@ class Kernel:
     def _address(self, name: str, index: tuple[Expr, ...]) -> tuple[str, str]:
         """The pointer tile, and the mask of what lies inside the tensor ("" if everything does).
 
-        The scalar part of the offset is summed in 64 bits, the part within a tile in 32.
+        Offsets are summed in 64 bits, but a product of one index with its stride is an `OFFSET`: 32 bits,
+        unless strides are so large that these cannot hold it.
         """
         tensor = self.program.tensor(name)
         strides = self._strides(tensor)
         tiles = [entry for entry in index if self._rank(entry)]
         base, offsets, masks = [name], [], []
         for entry, extent, stride in zip(index, tensor.dims, strides, strict=True):
+            far = self._may_be_far((entry, extent, stride))
             if not self._rank(entry):
                 if entry != Const(0):
-                    base.append(_times(formula(entry, TIGHT), stride))
+                    scalar = f"tl.cast({formula(entry)}, OFFSET)" if far else formula(entry, TIGHT)
+                    base.append(_times(scalar, stride))
                 continue
             position = tiles.index(entry)
             side = "" if len(tiles) == 1 else ("[:, None]" if position == 0 else "[None, :]")
@@ -198,7 +209,9 @@ class Kernel:
             else:
                 if span.start != Const(0):
                     base.append(_times(f"tl.cast({formula(span.start)}, tl.int64)", stride))
-                offsets.append(_times(f"tl.arange(0, {span.size}){side}", stride))
+                run = f"tl.arange(0, {span.size})"
+                run = f"tl.cast({run}, OFFSET)" if far else run
+                offsets.append(_times(f"{run}{side}", stride))
             if span is not None and span.before:
                 masks.append(f"({formula(entry)} >= 0){side}")
             if not self.bounds.inside(entry, extent):
@@ -207,6 +220,11 @@ class Kernel:
         if offsets:
             pointer += f" + ({' + '.join(offsets)})" if len(offsets) > 1 else f" + {offsets[0]}"
         return pointer, " & ".join(masks)
+
+    def _may_be_far(self, entry: tuple[Expr, Dim, str]) -> bool:
+        """Whether an index times its stride may need more than 32 bits; those of a batch have 64."""
+        index, extent, stride = entry
+        return isinstance(extent, str) and stride != "1" and index != Const(0) and index not in self.batch
 
     def _strides(self, tensor: Tensor) -> list[str]:
         if tensor.strided:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -166,6 +167,57 @@ def test_a_new_length_is_the_same_kernel(device: Driver) -> None:
         launch(function, good(length=length))
     assert len({id(record["kernel"]) for record in LAUNCHES}) == 1
     assert [record["programs"] for record in LAUNCHES] == [1, 1, 7, 1]
+
+
+def _copied(x, y, step, length, BLOCK: tl.constexpr, OFFSET: tl.constexpr = tl.int32):  # type: ignore[no-untyped-def]
+    """y = x, of which two numbers lie `step` apart."""
+    i = tl.arange(0, BLOCK)
+    tl.store(y + i, tl.load(x + tl.cast(i, OFFSET) * step, mask=i < length), mask=i < length)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "wide"),
+    [
+        ((2, 1000, 2, 8), (2**33, 2**23, 8, 1), False),  # a tile has 64 tokens
+        ((2, 1000, 2, 8), (2**33, 2**25, 8, 1), True),
+        ((2, 3, 2, 8), (2**33, 2**29, 8, 1), False),
+        ((2, 4, 2, 8), (2**33, 2**29, 8, 1), True),
+        ((2, 5, 16, 8), (2**33, 8, 2**27, 1), True),
+        ((2, 1, 2**20, 2**11, 1), (2**31, 2**31, 2**11, 1, 1), True),
+    ],
+)
+def test_only_far_tensors_take_offsets_of_64_bits(
+    device: Driver, shape: tuple[int, ...], strides: tuple[int, ...], wide: bool
+) -> None:
+    function, settings = JITFunction(_copied), dict(BLOCK=64, num_warps=4)
+    x = torch.empty_strided(shape, strides, device="meta")
+    for _ in range(2):  # as Triton launches it, and as it is remembered
+        support.launch(function, lambda c: (1,), (x, MEMORY[torch.float32]), (strides[1], 5), settings)
+    first, again = LAUNCHES
+    assert first["kernel"] is again["kernel"]
+    assert first["kernel"].src.constants[5,] == (tl.int64 if wide else tl.int32)
+    assert settings == dict(BLOCK=64, num_warps=4)
+
+
+def test_the_interpreter_runs_one_kernel_at_a_time() -> None:
+    """It replaces functions of the language while a kernel runs."""
+    function, faults = kernel(InterpretedFunction), []
+
+    def work() -> None:
+        x, y = torch.arange(100.0), torch.zeros(100)
+        try:
+            for _ in range(5):
+                launch(function, good(x=x, y=y, x_step=1))
+            assert torch.equal(y, x * 0.5)
+        except Exception as fault:
+            faults.append(fault)
+
+    threads = [Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults
 
 
 def test_hooks_see_every_launch(
