@@ -14,6 +14,11 @@ from torch import Tensor
 Index = int | range | Tensor
 
 
+def cut(size: int, *lengths: int) -> int:
+    """The size of a tile of sequences: no more than the longest has."""
+    return min(size, max(1, *lengths))
+
+
 def span(start: int, size: int) -> range:
     """The indices ``start, ..., start + size - 1``."""
     return range(start, start + size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..ir.check import infer
+from ..ir.fuse import expressions, statements
 from ..ir.nodes import (
     ACC,
     INDEX,
@@ -79,7 +80,7 @@ def emit(layer: ScheduledLayer) -> str:
     w.line("import torch")
     w.blank()
     w.line(f"from based_ops.support.host import {used_helpers(body.text())}")
-    helpers = ("columns", "indices", "load", "maximum", "minimum", "span", "store", "where", "widen")
+    helpers = ("columns", "cut", "indices", "load", "maximum", "minimum", "span", "store", "where", "widen")
     used = [name for name in helpers if f"{name}(" in body.text().replace("torch.where", "")]
     w.line(f"from based_ops.support.tiles import {', '.join(used)}")
     w.blank()
@@ -119,6 +120,9 @@ class _Function:
         with w.indented():
             w.line(f'"""{program.summary}"""')
             w.line(f"acc = torch.float64 if {self.like}.dtype == torch.float64 else torch.float32")
+            if tiled := self._tiled():
+                cut = (f"cut({size}, {', '.join(extents)})" for size, extents in tiled.items())
+                w.line(f"{', '.join(tiled)} = {', '.join(cut)}")
             for tensor in program.tensors:
                 first, rest = self._batch_first(tensor)
                 order, text = first + rest, tensor.name
@@ -131,6 +135,19 @@ class _Function:
                     guard = f" if {tensor.optional} else None" if tensor.optional else ""
                     w.line(f"{tensor.name} = {text}{guard}")
             self._loops([axis for axis in program.grid if not axis.batch])
+
+    def _tiled(self) -> dict[str, list[str]]:
+        """Constants that are sizes of tiles of a sequence, and the lengths of the sequences."""
+        lengths: dict[str, set[str]] = {}
+        for stmt in statements(self.program.body):
+            for access in (stmt, *expressions(stmt)):
+                if isinstance(access, Load | Store):
+                    dims = self.program.tensor(access.tensor).dims
+                    for entry, extent in zip(access.index, dims, strict=True):
+                        span = self.bounds.span(entry)
+                        if span is not None and isinstance(span.size, str) and isinstance(extent, str):
+                            lengths.setdefault(span.size, set()).add(extent)
+        return {size: sorted(lengths[size]) for size in self.program.constants if size in lengths}
 
     def _batch_first(self, tensor: Tensor) -> tuple[list[int], list[int]]:
         """The dimensions along which the program is batched, and the others, told apart by their extents."""

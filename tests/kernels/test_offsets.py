@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ LAYERS = {
 
 
 class Memory:
-    """Room for tensors with neighbours of one axis `distance` elements apart; what is not touched costs nothing."""
+    """Room for tensors whose neighbours along one axis lie `distance` elements apart; most is never touched."""
 
     def __init__(self, device: str, axis: int, distance: int) -> None:
         storage = torch.UntypedStorage(((SHAPE[axis] - 1) * distance + 8192) * DTYPE.itemsize, device=device)
@@ -38,7 +40,7 @@ class Memory:
         return copy.copy_(x)
 
 
-def results(layer: str, module: object, x: tuple[Tensor, ...]) -> dict[str, Tensor]:
+def results(layer: str, module: ModuleType, x: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """What a module makes of do, q, k and v."""
     do, q, k, v = x
     token = (q[:, 1:2], k[:, 1:2], v[:, 1:2])
