@@ -64,8 +64,8 @@ class SlidingWindow(LayerSpec):
             ),
             output=Argument("o", ("B", "T", "H", v), "means of the values in the window of each query"),
             state=(
-                Argument("k", ("B", "H", window, qk), "the last keys; position p lies at p mod W"),
-                Argument("v", ("B", "H", window, v), "the last values"),
+                Argument("ring_k", ("B", "H", window, qk), "the last keys; position p lies at p mod W"),
+                Argument("ring_v", ("B", "H", window, v), "the last values"),
                 Argument("position", ("B", "H"), "tokens seen", "int32", differentiable=False),
             ),
             numbers={"scale": self.default_scale()},

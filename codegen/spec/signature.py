@@ -69,3 +69,42 @@ class Signature:
     @property
     def lead(self) -> Argument:
         return self.inputs[0]
+
+    @property
+    def results(self) -> tuple[Argument, ...]:
+        """What forward returns."""
+        return (self.output, *self.kept, *self.final)
+
+    @property
+    def differentiable(self) -> tuple[Argument, ...]:
+        """What backward has gradients of."""
+        return tuple(x for x in (*self.inputs, *self.carried) if x.differentiable)
+
+    def schemas(self) -> dict[str, str]:
+        """The schema of each operator, as `torch.library` reads it.
+
+        `kernel` names the generated module that serves, and its build.
+        """
+        numbers = [f"float {name}" for name in self.numbers]
+        inputs, carried = _parameters(self.inputs), _parameters(self.carried)
+        asked = ["bool output_final_state"] if self.final else []
+        given = [f"Tensor d_{self.output.name}", *(f"Tensor? d_{x.name}" for x in self.final)]
+        read = [f"Tensor {x.name}" for x in (*((self.output,) if self.keeps_output else ()), *self.kept)]
+        state = [
+            f"Tensor({letter}!){'' if part.present else '?'} {part.name}"
+            for letter, part in zip("abcdefgh", self.state, strict=False)
+        ]
+        return {
+            "forward": _schema([*inputs, *numbers, *carried, *asked], len(self.results)),
+            "backward": _schema([*given, *inputs, *read, *numbers, *carried], len(self.differentiable)),
+            "step": _schema([*inputs, *numbers, *state], 1),
+        }
+
+
+def _parameters(arguments: tuple[Argument, ...]) -> list[str]:
+    return [f"Tensor{'?' if x.optional or not x.present else ''} {x.name}" for x in arguments]
+
+
+def _schema(parameters: list[str], results: int) -> str:
+    result = "Tensor" if results == 1 else f"({', '.join(['Tensor'] * results)})"
+    return f"({', '.join([*parameters, 'str kernel'])}) -> {result}"
