@@ -55,8 +55,12 @@ class GradientError(BasedOpsError, NotImplementedError):
     """A derivative was asked for that does not exist: of a step, of a backward pass, or in forward mode."""
 
 
+class VersionError(BasedOpsError, RuntimeError):
+    """What was saved was made by another build of a layer, or lays out a state in another way."""
+
+
 class CacheError(BasedOpsError, RuntimeError):
-    """The just-in-time cache cannot be trusted or written."""
+    """The just-in-time cache cannot be trusted, read or written."""
 
 
 def message(argument: str, got: object, must: str) -> str:

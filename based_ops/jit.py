@@ -1,25 +1,23 @@
-"""Just-in-time compilation of a user's spec file into a private cache.
+"""Layers that are compiled just in time: from a user's spec file, from a pickle, or for an exported program.
 
-The cache is `$BASED_OPS_CACHE`, else `based_ops` below `$XDG_CACHE_HOME` (`~/.cache`).  Python imports what
-lies there, so the directory must belong to the user and nobody else may write to it.  An entry is one
-generated package, `<name>_<key>`, where the key hashes the spec and the compiler; it is generated beside
-its place and renamed into it, so it is there completely or not at all, and processes that compile the same
-spec at once do no harm: the first to finish wins, the others take what it made.
+Their packages lie in the private cache (`cache.py`).  What is loaded there is what was verified: Python's own
+cache of bytecode is not used.
 """
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import os
-import shutil
-import stat
+import re
 import sys
-import tempfile
-import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .errors import ArgumentTypeError, CacheError, message
+from .cache import entry, entry_spec
+from .errors import ArgumentTypeError, CacheError, UnknownVariant, VersionError, message
+from .registry import LOCK as _lock
 from .registry import get, names, record
 
 if TYPE_CHECKING:
@@ -27,8 +25,7 @@ if TYPE_CHECKING:
 
     from .variant import Variant
 
-CACHE_VARIABLE = "BASED_OPS_CACHE"
-_lock = threading.Lock()
+_NAME = re.compile(r"[a-z][a-z0-9_]*_[0-9a-f]{8}", re.ASCII)
 
 
 def load(path: str | os.PathLike[str]) -> Variant:
@@ -36,84 +33,91 @@ def load(path: str | os.PathLike[str]) -> Variant:
 
     Its operators are called `<name>_<key>_forward` and so on, so a user's spec never meets a shipped one of
     the same name. Raises `based_ops.codegen.errors.SpecErrors` with every fault of the spec, or `CacheError`
-    if the cache directory is not private.
+    if the cache directory cannot be used.
     """
-    from based_ops.codegen.pipeline import cache_key
     from based_ops.codegen.spec.load import load_file
 
     if not isinstance(path, (str, os.PathLike)):
         raise ArgumentTypeError(message("path", type(path).__name__, "the path of a spec file"))
-    spec = load_file(Path(path))
+    return _of_spec(load_file(Path(path)))
+
+
+def pickled(name: str, spec: str) -> Variant:
+    """The variant that a pickle holds: as it was called, and the text of its spec.
+
+    It is the registered one of that name, else a registered one of the same meaning, else it is compiled.
+    """
+    from based_ops.codegen.spec.load import parse_spec
+
+    wanted = parse_spec(spec, f"<the spec of a pickled variant, {name}>")
+    for known in (name, *names()):
+        if known in names() and record(known).layer == wanted:
+            return get(known)
+    return _of_spec(wanted)
+
+
+def operators(name: str) -> None:
+    """Registers the operators of a variant that lies in the cache: an exported program asks for them.
+
+    Names of no such variant are left alone. Raises `UnknownVariant` if the cache does not have it, and
+    `VersionError` if this compiler makes something else of its spec.
+    """
+    if not _NAME.fullmatch(name) or name in names():
+        return
+    spec = entry_spec(name)
+    if spec is None:
+        raise UnknownVariant(
+            f"{name}: a program calls its operators, but it is not loaded and not in the cache; "
+            f"load its spec first, with based_ops.load"
+        )
+    from based_ops.codegen.spec.load import parse_spec
+
+    found = _of_spec(parse_spec(spec, f"<the spec of {name} in the cache>"))
+    if found.name != name:
+        raise VersionError(
+            f"{name}: a program calls its operators, but was exported with another build of this layer; "
+            f"the present one is {found.name}: export the program again"
+        )
+
+
+def _of_spec(spec: LayerSpec) -> Variant:
+    from based_ops.codegen.pipeline import cache_key, generate_one
+    from based_ops.codegen.spec.model import dump_yaml
+
     name = f"{spec.name}_{cache_key(spec)}"
     with _lock:
         if name not in names():
-            import_package(name, _compiled(spec, name))
+            place = entry(name, dump_yaml(spec), lambda out: generate_one(spec, out, name))
+            import_package(name, place)
     if record(name).layer != spec:
-        raise CacheError(
-            f"{cache_directory() / name}: its content is not that of its name; delete this directory"
-        )
+        raise CacheError(f"{name}: another package registered this name for another spec")
     return get(name)
 
 
-def cache_directory() -> Path:
-    """The cache, created if needed; `CacheError` unless it is the user's and others cannot write to it."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen:
-        root = Path(chosen).expanduser()
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "based_ops"
-    try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        root.mkdir(mode=0o700, exist_ok=True)
-        root = root.resolve(strict=True)
-        status = root.stat()
-    except OSError as error:
-        raise CacheError(
-            f"{root}: cannot be used as the cache ({error.strerror}); set {CACHE_VARIABLE}"
-        ) from error
-    if status.st_uid != os.geteuid():
-        raise CacheError(f"{root}: the cache must belong to the user that runs Python; set {CACHE_VARIABLE}")
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise CacheError(
-            f"{root}: the cache holds code, but others can write to it; "
-            f"run `chmod go-w {root}` or set {CACHE_VARIABLE}"
-        )
-    return root
+class _FromSource(importlib.machinery.SourceFileLoader):
+    """Python's loader of source files, without its cache of bytecode, which nobody verifies."""
 
-
-def _compiled(spec: LayerSpec, name: str) -> Path:
-    """The package directory of a spec, generated unless it is there."""
-    from based_ops.codegen.pipeline import generate_one
-
-    root = cache_directory()
-    place = root / name
-    if place.is_dir():
-        return place
-    building = Path(tempfile.mkdtemp(prefix=".building-", dir=root))
-    try:
-        generate_one(spec, building, name)
-        try:
-            building.rename(place)
-        except OSError:
-            # A directory that is not empty cannot be replaced: another process was faster.
-            if not place.is_dir():
-                raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return place
+    def path_stats(self, path: Any) -> Mapping[str, Any]:
+        raise OSError("no bytecode")
 
 
 def import_package(name: str, directory: Path) -> None:
     """Imports a package directory under a name of its own, which registers its variant."""
     package = f"based_ops_jit_{name}"
     init = directory / "__init__.py"
-    found = importlib.util.spec_from_file_location(package, init, submodule_search_locations=[str(directory)])
-    if found is None or found.loader is None or not init.is_file():
+    loader = _FromSource(package, str(init))
+    found = importlib.util.spec_from_file_location(
+        package, init, loader=loader, submodule_search_locations=[str(directory)]
+    )
+    if found is None or not init.is_file():
         raise CacheError(f"{directory}: not a generated package; delete this directory")
+    for inner in (directory, directory / name):
+        finder = importlib.machinery.FileFinder(str(inner), (_FromSource, [".py"]))
+        sys.path_importer_cache[str(inner)] = finder
     module = importlib.util.module_from_spec(found)
     sys.modules[package] = module
     try:
-        found.loader.exec_module(module)
+        loader.exec_module(module)
     except BaseException:
         del sys.modules[package]
         raise

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import os
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -16,6 +18,11 @@ from .errors import RegistrationError, UnknownVariant
 
 if TYPE_CHECKING:
     from .variant import Variant
+
+LOCK = threading.RLock()
+"""Held by whoever makes variants known, and by a fork, which therefore waits until none is half known."""
+
+os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]*", re.ASCII)
 _BUILD = re.compile(r"[0-9a-f]{8}", re.ASCII)
@@ -52,24 +59,25 @@ def register_package(package: str, variants: Mapping[str, Mapping[str, Any]]) ->
     another package registered with the same build is left alone, with another build it is a
     `RegistrationError`.
     """
-    fresh = []
-    for name, entry in variants.items():
-        record = Record(name, package, str(entry.get("build")), entry.get("spec", {}))
-        if not (_NAME.fullmatch(name) and _BUILD.fullmatch(record.build) and "mixer" in record.spec):
-            raise RegistrationError(
-                f"variant {name!r} of package {package!r}: not a description of a variant"
-            )
-        known = _records.get(name)
-        if known is None:
-            fresh.append(record)
-        elif known.build != record.build:
-            raise RegistrationError(
-                f"variant {name!r} of package {package!r} (build {record.build}) is already registered "
-                f"by package {known.package!r} with build {known.build}; give one of them another name"
-            )
-    for record in fresh:
-        ops.register(record.name, record.spec["mixer"], record)
-        _records[record.name] = record
+    with LOCK:
+        fresh = []
+        for name, entry in variants.items():
+            record = Record(name, package, str(entry.get("build")), entry.get("spec", {}))
+            if not (_NAME.fullmatch(name) and _BUILD.fullmatch(record.build) and "mixer" in record.spec):
+                raise RegistrationError(
+                    f"variant {name!r} of package {package!r}: not a description of a variant"
+                )
+            known = _records.get(name)
+            if known is None:
+                fresh.append(record)
+            elif known.build != record.build:
+                raise RegistrationError(
+                    f"variant {name!r} of package {package!r} (build {record.build}) is already registered "
+                    f"by package {known.package!r} with build {known.build}; give one of them another name"
+                )
+        for record in fresh:
+            ops.register(record.name, record.spec["mixer"], record)
+            _records[record.name] = record
 
 
 def names() -> list[str]:
@@ -99,4 +107,5 @@ def _variant(name: str) -> Variant:
 def get(name: str) -> Variant:
     """The variant of that name, always the same object; `UnknownVariant` names the nearest."""
     record(name)
-    return _variant(name)
+    with LOCK:
+        return _variant(name)

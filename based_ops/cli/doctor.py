@@ -61,8 +61,8 @@ def _versions() -> list[tuple[str, str]]:
 
 
 def _cache() -> str:
+    from ..cache import cache_directory
     from ..errors import CacheError
-    from ..jit import cache_directory
 
     try:
         return str(cache_directory())

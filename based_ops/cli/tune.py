@@ -154,7 +154,7 @@ def _tune(
     from based_ops.codegen.schedule.record_file import RecordError
     from based_ops.codegen.schedule.records import DIRECTORY
 
-    from .. import jit
+    from ..cache import cache_directory
     from ..tune import results
     from ..tune.journal import Journal
     from ..tune.pool import Pool, Worker
@@ -162,7 +162,7 @@ def _tune(
     from ..tune.trials import CLOCK_SECONDS
 
     records = records or DIRECTORY
-    kept = Journal(journal or jit.cache_directory() / "tune.jsonl")
+    kept = Journal(journal or cache_directory() / "tune.jsonl")
     workers, timer = Pool(jobs), Worker()
     found: dict[Job, Outcome] = {}
     interrupted = False
