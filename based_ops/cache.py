@@ -2,7 +2,7 @@
 
 The cache is `$BASED_OPS_CACHE`, else `based_ops` below `$XDG_CACHE_HOME` (`~/.cache`).  Python imports what
 lies there, so the directory must belong to the user and nobody else may write to it.  An entry is one
-generated package, `<name>_<build>`, with a list of its files and their hashes.  It is made beside its place
+generated package, `<name>_<key>`, with a list of its files and their hashes.  It is made beside its place
 and renamed into it, so it is there completely or not at all, and processes that make the same entry at once
 do no harm: the first to finish wins, the others take what it made.  What a full disk, a crash or a cleaner
 left of an entry is not what its list says: such an entry is moved away and made again.
