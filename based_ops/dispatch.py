@@ -3,6 +3,11 @@
 Order of choice: the argument `backend`; else the environment variable `BASED_OPS_BACKEND`; else `torch` for
 float64, which no other backend computes; else what the variant's generated package says is best for the
 device (`SERVES`, from the schedule records); else `triton` on CUDA and `torch` elsewhere.
+
+Operators are told by a *kernel string*, `"<what is asked for>-<build>"`.  In compiled code and in exported
+programs it holds what was asked for while they were traced, a backend or `default`, and is resolved where
+they run, by the device and the dtype of the call.  The build is that of the layer's generated modules: what
+was traced with another one is refused, and the compile caches, which key on arguments, tell them apart.
 """
 
 from __future__ import annotations
@@ -19,13 +24,15 @@ import torch
 
 from based_ops.codegen.names import BACKENDS
 
-from .errors import ArgumentTypeError, BackendUnavailable, fail_text
+from .errors import ArgumentTypeError, BackendUnavailable, VersionError, fail_text
 from .tracing import run_while_tracing
 
 if TYPE_CHECKING:
     from .registry import Record
 
 VARIABLE = "BASED_OPS_BACKEND"
+DEFAULT = "default"
+"""What a kernel string asks for if a call asked for nothing."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,9 @@ def preferred(record: Record, device_type: str, dtype: torch.dtype) -> str:
     return serves.get(device_type, "triton" if device_type == "cuda" else "torch")
 
 
+_HOSTED = {module_name(backend, "cpu"): backend for backend in BACKENDS}
+"""Backends by their modules for the host."""
+
 # `os.environ.get` raises and catches where the name is absent, which is 1 µs of each call.
 _DICTIONARY = getattr(os.environ, "_data", None)
 _KEY = getattr(os.environ, "encodekey", str)(VARIABLE)
@@ -103,23 +113,52 @@ def _environment() -> str | None:
 
 
 @run_while_tracing
-def kernel(name: str, backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
-    """The kernel string of the one backend that serves such a call; raises `BackendUnavailable` if it cannot.
+def kernel(
+    name: str, backend: str | None, device: torch.device, dtype: torch.dtype, traced: bool = False
+) -> str:
+    """The kernel string of such a call; raises `BackendUnavailable` if no backend can serve it here.
 
-    Under `torch.compile` this runs while tracing: a later change of the environment does not reach compiled
-    code.
+    It names a generated module, or if `traced` what the call asks for.  Under `torch.compile` this runs while
+    tracing: a later change of the environment does not reach compiled code.
     """
-    return _kernel(name, asked(backend), backend is None, device, dtype)
+    wanted = asked(backend)
+    found = _kernel(name, wanted, VARIABLE if backend is None else "backend", device, dtype)
+    return f"{wanted or DEFAULT}-{found.rpartition('-')[2]}" if traced else found
+
+
+def served(record: Record, kernel: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The kernel string of the generated module that serves a call of an operator with this one."""
+    wanted = read(record, kernel)
+    return _kernel(record.name, None if wanted == DEFAULT else wanted, "kernel", device, dtype)
+
+
+def read(record: Record, kernel: str) -> str:
+    """The backend that a kernel string asks for, or `DEFAULT`.
+
+    It may leave out the build. Raises `VersionError` if it is another one.
+    """
+    wanted, _, build = kernel.partition("-")
+    wanted = _HOSTED.get(wanted, wanted)
+    if wanted not in (DEFAULT, *BACKENDS):
+        allowed = ", ".join((DEFAULT, *BACKENDS))
+        fail_text(
+            BackendUnavailable,
+            f"kernel: got {kernel!r}, must be one of {allowed}, each with or without -{record.build}",
+        )
+    if build not in ("", record.build):
+        fail_text(
+            VersionError,
+            f"kernel: got {kernel!r}, must be of build {record.build}, which {record.name} has here: "
+            f"this program was made with other kernels; export or compile it again",
+        )
+    return wanted
 
 
 @functools.cache  # errors are not cached
-def _kernel(
-    name: str, asked: str | None, from_environment: bool, device: torch.device, dtype: torch.dtype
-) -> str:
+def _kernel(name: str, asked: str | None, origin: str, device: torch.device, dtype: torch.dtype) -> str:
     from .registry import record as registered
 
     record, device_type = registered(name), device.type
-    origin = VARIABLE if from_environment else "backend"
     if asked is not None and asked not in BACKENDS:
         kind = BackendUnavailable if isinstance(asked, str) else ArgumentTypeError
         fail_text(

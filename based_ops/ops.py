@@ -3,8 +3,8 @@
 A variant has three operators, `<name>_forward`, `<name>_backward` and `<name>_step`, made with
 `torch.library`'s low-level interface (a third of the cost per call of `custom_op`).  Each has
 
-- one implementation for all devices, which calls the generated module that the argument `kernel` names
-  (`"<module>"` or `"<module>-<build>"`; the build is there for the compile caches, which key on arguments);
+- one implementation for all devices, which calls the generated module that the argument `kernel` asks for
+  (see `dispatch`), after a check unless a public function has made it (see `admission`);
 - a fake, so that it can be traced;
 - an implementation under the Autograd key that goes straight on when no input needs a gradient, so that the
   operators are differentiable themselves, and inference pays for no `autograd.Function`;
@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from based_ops.codegen.names import NAMESPACE, op_name, qualified_op_name
+from based_ops.codegen.names import NAMESPACE, PASSES, op_name, qualified_op_name
 
 from . import transforms
+from .admission import Admission, checked
 from .errors import GradientError, RegistrationError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
 
 class Kernels(dict[str, ModuleType]):
-    """Generated modules of one variant by kernel string, imported on first use."""
+    """Generated modules of one variant by kernel strings that name one, imported on first use."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -50,7 +51,7 @@ class Kernels(dict[str, ModuleType]):
 class Ops:
     """The three operators of one variant."""
 
-    __slots__ = ("record", "kernels", "forward", "backward", "step")
+    __slots__ = ("record", "kernels", "admission", "forward", "backward", "step")
 
     forward: OpOverload
     backward: OpOverload
@@ -59,6 +60,7 @@ class Ops:
     def __init__(self, record: Record) -> None:
         self.record = record
         self.kernels = Kernels(record)
+        self.admission = Admission(record)
 
     def define(self, which: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
         """Defines one operator: `run` is its implementation everywhere, `fake` the one without data."""
@@ -67,7 +69,9 @@ class Ops:
         LIBRARY.impl(name, run, "CompositeExplicitAutograd")
         torch.library.register_fake(qualified_op_name(self.record.name, which), fake, lib=LIBRARY)
         op = getattr(getattr(torch.ops, NAMESPACE), name).default
-        torch.library.register_vmap(qualified_op_name(self.record.name, which), transforms.mapped(op), lib=LIBRARY)
+        torch.library.register_vmap(
+            qualified_op_name(self.record.name, which), transforms.mapped(op), lib=LIBRARY
+        )
         setattr(self, which, op)
 
     def derive(self, which: str, autograd: Callable[..., Any]) -> None:
@@ -86,9 +90,28 @@ def register(name: str, mixer: str, record: Record) -> None:
         raise RegistrationError(
             f"variant {name!r}: got mixer {mixer!r}, must be one of {sorted(mixers.DEFINE)}"
         )
-    ops = Ops(record)
-    mixers.DEFINE[mixer](ops)
-    _registered[name] = ops
+    _registered[name] = ops = Ops(record)
+    try:
+        mixers.DEFINE[mixer](ops)
+    except BaseException:
+        del _registered[name]
+        raise
+
+
+def _look_up(name: str) -> Any:
+    """Called for an operator that `torch.ops.based_ops` does not have yet, before PyTorch looks for it.
+
+    An exported program names operators: those of a layer that lies in the cache are registered now.
+    """
+    variant, _, which = name.rpartition("_")
+    if which in PASSES and variant not in _registered:
+        from .jit import operators
+
+        operators(variant)
+    raise AttributeError(name)
+
+
+setattr(getattr(torch.ops, NAMESPACE), "__getattr__", _look_up)  # noqa: B010
 
 
 def of(name: str) -> Ops:
@@ -143,30 +166,42 @@ def has_forward_gradients() -> bool:
     return torch.autograd.forward_ad._current_level >= 0
 
 
-def call(op: OpOverload, *args: Any) -> Any:
-    """Calls an operator, past its Python implementation under the Autograd key where that is idle.
+def call(op: OpOverload, ready: bool, *args: Any) -> Any:
+    """Calls an operator; if all is `ready`, past its own check and past its Python implementation under the
+    Autograd key, unless autograd is to record it.
 
-    That saves a third of the overhead of a call, and a tenth of that of a training step.
+    Ready is a call whose arguments were checked, whose kernel string names a module, and that nobody traces.
+    Going past autograd saves a third of the overhead of a call, and a tenth of that of a training step.
     """
-    if torch.compiler.is_compiling() or transforms.active() or needs_gradient(*args):
+    if not ready:
         return op(*args)
-    with torch._C._AutoDispatchBelowAutograd():
-        return op(*args)
+    checked.tensor = args[0]
+    try:
+        if needs_gradient(*args):
+            return op(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+    finally:
+        checked.tensor = None
 
 
-def call_step(op: OpOverload, state: tuple[torch.Tensor | None, ...], *args: Any) -> Any:
+def call_step(op: OpOverload, ready: bool, state: tuple[torch.Tensor | None, ...], *args: Any) -> Any:
     """The same for a step, of which the caller knows that no argument requires a gradient."""
-    if torch.compiler.is_compiling() or transforms.active() or has_forward_gradients():
+    if not ready or has_forward_gradients():
         return op(*args)
     mark_written(state)
-    with torch._C._AutoDispatchBelowAutograd():
-        return op(*args)
+    checked.tensor = args[0]
+    try:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+    finally:
+        checked.tensor = None
 
 
 def mark_written(tensors: Iterable[torch.Tensor | None]) -> None:
     """Tells autograd that tensors, which a backward pass may still need, have changed."""
     written = [tensor for tensor in tensors if tensor is not None and not tensor.is_inference()]
-    torch.autograd.graph.increment_version(written)
+    torch._C._increment_version(written)
 
 
 def below_autograd(op: OpOverload, keyset: Any, *args: Any) -> Any:

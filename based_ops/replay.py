@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 from .ops import has_forward_gradients
+from .overlap import KEPT as SETS
+from .overlap import extent, overlapping
 
 if TYPE_CHECKING:
     from .support.triton import Record
@@ -52,6 +54,8 @@ class Replay:
         "device",
         "_derive",
         "_changed",
+        "_extents",
+        "_apart",
         "_empty",
         "_results",
         "_parts",
@@ -71,6 +75,7 @@ class Replay:
     ) -> None:
         self.check, self.device = guard.check, launcher.current_device()
         self._derive, self._changed = derive, changed
+        self._extents, self._apart = [extent(x) for x in tensors], set[tuple[int, ...]]()
         self._empty = guards._empty_strided_cuda if tensors[0].is_cuda else guards._empty_strided_cpu
         self._results = [(tuple(x.shape), x.stride(), x.dtype) for x in results]
         self._parts: list[int] = []
@@ -84,15 +89,26 @@ class Replay:
         # Behind all addresses is that of what is absent or empty.
         self._launch = launcher.repeated(record, lambda tensor: places.get(id(tensor), len(places)))
 
-    def run(self, tensors: Sequence[Tensor], addresses: list[int | None]) -> Sequence[Any]:
+    def takes(self, addresses: list[Any]) -> bool:
+        """Whether what a call changes is apart from the rest of it: the guard knows no addresses."""
+        if not self._changed or (key := tuple(addresses)) in self._apart:
+            return True
+        if overlapping(addresses, self._extents, min(self._changed)) is not None:
+            return False
+        if len(self._apart) >= SETS:
+            self._apart.clear()
+        self._apart.add(key)
+        return True
+
+    def run(self, tensors: Sequence[Tensor], addresses: list[Any]) -> Sequence[Any]:
         """The results for tensors that the guard has let pass, and that are at these aligned addresses."""
         if self._changed:
-            torch.autograd.graph.increment_version([tensors[i] for i in self._changed])
+            torch._C._increment_version([tensors[i] for i in self._changed])
         if self._derive is None:
             return self._repeat(addresses)
         return (_Differentiable.apply(partial(self._repeat, addresses), self._derive, *tensors),)
 
-    def _repeat(self, addresses: list[int | None], *_: Tensor) -> Sequence[Any]:
+    def _repeat(self, addresses: list[Any], *_: Tensor) -> Sequence[Any]:
         empty = self._empty
         results = [empty(shape, stride, dtype) for shape, stride, dtype in self._results]
         addresses += [x.data_ptr() for x in results]
@@ -121,7 +137,7 @@ class Replays:
 
     def results(self, key: tuple[Any, ...], *tensors: Any) -> Sequence[Any] | None:
         """The results of a call, whatever its arguments are, if one like it is known, else None."""
-        if type(tensors[0]) is not Tensor:
+        if not self._known or type(tensors[0]) is not Tensor:
             return None
         try:
             known = self._known.get(_name(key, tensors))
@@ -133,7 +149,7 @@ class Replays:
         if found is None:
             return None
         addresses = [x.data_ptr() for x in tensors]
-        return found.run(tensors, addresses) if _aligned(addresses) else None
+        return found.run(tensors, addresses) if _aligned(addresses) and found.takes(addresses) else None
 
     def first(
         self,

@@ -1,5 +1,7 @@
 """Recurrent states: what a mixer keeps of the past.  They are pytrees, so compile and export take them.
 
+On disk a state is its tensors with the version of their layout; `torch.load` takes it with its defaults.
+
 A linear attention keeps sums of features; a sliding window keeps its last W keys and values in a *ring*,
 where the token at position p lies in slot p mod W.  The functions here turn a ring into time order and back;
 they are differentiable, and positions stay on the device.
@@ -7,11 +9,13 @@ they are differentiable, and positions stay on the device.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import _register_namedtuple
+
+from .errors import VersionError
 
 if TYPE_CHECKING:
     from based_ops.codegen.mixers.linear_attention import LinearAttention
@@ -28,6 +32,9 @@ class LinearAttentionState(NamedTuple):
     state: Tensor
     normalizer: Tensor | None
 
+    def __reduce__(self) -> Any:
+        return loaded, ("LinearAttentionState", LAYOUTS["LinearAttentionState"], *self)
+
 
 class SlidingWindowState(NamedTuple):
     """The last W keys [B,H,W,D] and values [B,H,W,V] as rings; `position`, int32 [B,H], counts tokens."""
@@ -36,8 +43,28 @@ class SlidingWindowState(NamedTuple):
     v: Tensor
     position: Tensor
 
+    def __reduce__(self) -> Any:
+        return loaded, ("SlidingWindowState", LAYOUTS["SlidingWindowState"], *self)
 
-for _state in (LinearAttentionState, SlidingWindowState):
+
+LAYOUTS = {"LinearAttentionState": 1, "SlidingWindowState": 1}
+"""Versions of what the numbers of a state mean: the order of its rows, where a token's slot is."""
+
+
+def loaded(kind: str, layout: int, *parts: Tensor | None) -> Any:
+    """The state that a file holds; raises `VersionError` if such states are laid out in another way here."""
+    if layout != LAYOUTS.get(kind):
+        raise VersionError(
+            f"{kind}: got layout {layout} of a saved state, must be {LAYOUTS.get(kind, 'of a known kind')}: "
+            "another version of based_ops saved it; compute it again from its tokens"
+        )
+    return _STATES[kind](*parts)
+
+
+_STATES: dict[str, Any] = {state.__name__: state for state in (LinearAttentionState, SlidingWindowState)}
+torch.serialization.add_safe_globals([loaded])
+
+for _state in _STATES.values():
     # So that an exported program that takes or returns a state can be saved.
     _register_namedtuple(_state, serialized_type_name=f"based_ops.{_state.__name__}")
 

@@ -1,9 +1,11 @@
-"""What the library says to Dynamo without importing it."""
+"""What the library says to Dynamo without importing it, and whether anybody records what it calls."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
+
+import torch
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -17,3 +19,12 @@ def run_while_tracing(function: Callable[P, R]) -> Callable[P, R]:
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def is_traced() -> bool:
+    """Whether operators called now are recorded, to run again later and elsewhere, or transformed."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() != 0
+        or torch._C._are_functorch_transforms_active()
+    )

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from . import checks, dispatch, ops
+from .admission import refuse_overlap
 from .replay import Replays, recordable
-from .tracing import run_while_tracing
+from .tracing import is_traced, run_while_tracing
 
 if TYPE_CHECKING:
     from based_ops.codegen.spec.model import LayerSpec
@@ -85,16 +86,19 @@ class Variant(ABC):
         """Where a call reads name, dtypes and numbers of the variant.
 
         In eager mode from plain attributes: reading five `constant`s takes longer than the checks they serve.
+        Where operators are recorded it is the variant itself.
         """
-        return self if torch.compiler.is_compiling() else self._plain
+        return self if is_traced() else self._plain
 
     def __repr__(self) -> str:
         return f"<based_ops variant {self.name}: {self.spec.mixer}, qk {self.qk}, v {self.v}>"
 
     def __reduce__(self) -> Any:
-        from .registry import get
+        from based_ops.codegen.spec.model import dump_yaml
 
-        return get, (self.name,)
+        from .jit import pickled
+
+        return pickled, (self.name, dump_yaml(self.spec))
 
     def __call__(
         self,
@@ -113,12 +117,12 @@ class Variant(ABC):
         k, v, the initial state, and from the final state, once.  Under autocast, inputs are cast to its dtype,
         or to float32 if the spec lacks that.  Raises the errors of `based_ops.errors` before any kernel runs.
         """
-        key = None
-        if initial_state is None and not output_final_state and not torch.compiler.is_compiling():
+        facts, key = self._facts(), None
+        if initial_state is None and not output_final_state and facts is not self:
             key = self._key("forward", scale, backend)
             if (results := self._replays.results(key, q, k, v)) is not None:
                 return results[0], None
-        return self._sequence(key, q, k, v, scale, initial_state, output_final_state, backend)
+        return self._sequence(facts, key, q, k, v, scale, initial_state, output_final_state, backend)
 
     def step(
         self,
@@ -130,13 +134,13 @@ class Variant(ABC):
         backend: str | None = None,
     ) -> Tensor:
         """One more token (T = 1): returns o [B,1,H,v] and updates `state` in place.  Not differentiable."""
-        key = None
-        if type(state) is self._state_type and not torch.compiler.is_compiling():
+        facts, key = self._facts(), None
+        if type(state) is self._state_type and facts is not self:
             key = self._key("step", scale, backend)
-            parts = [part for part in state if part is not None]
+            parts = state if state[-1] is not None else state[:-1]  # what a layer lacks comes last
             if (results := self._replays.results(key, q, k, v, *parts)) is not None:
                 return results[0]
-        return self._token(key, q, k, v, state, scale, backend)
+        return self._token(facts, key, q, k, v, state, scale, backend)
 
     @abstractmethod
     def init_state(
@@ -165,7 +169,7 @@ class Variant(ABC):
         checks.qkv(self, q, k, v)
         scale = checks.scale(self, scale)
         if initial_state is not None:
-            self._check_state("initial_state", initial_state, q)
+            self._check_state(self, "initial_state", initial_state, q)
         o, final_state = self._reference(q, k, v, scale, initial_state)
         return (o, final_state) if output_final_state else o
 
@@ -182,8 +186,18 @@ class Variant(ABC):
         """Sets the attributes of the mixer."""
 
     @abstractmethod
-    def _check_state(self, argument: str, state: Any, q: Tensor, in_place: bool = False) -> None:
+    def _check_state(self, facts: Any, argument: str, state: Any, q: Tensor, in_place: bool = False) -> None:
         """Raises `StateError` unless `state` fits this variant, and a call with `q` that may update it."""
+
+    def _check_overlap(self, facts: Any, state: Any, *qkv: Tensor) -> None:
+        """Raises `StateError` if parts of a valid state share memory with each other or with q, k, v."""
+        parts = state if state[-1] is not None else state[:-1]  # what a layer lacks comes last
+        if facts is not self:
+            found = self._ops.admission.apart.collision((*qkv, *parts), 3)
+        else:  # traced tensors have no memory yet: the operator sees where they lie
+            found = next(((3, 4) for part in parts[1:] if part is parts[0]), None)
+        if found is not None:
+            refuse_overlap(("q", "k", "v", *(f"state.{name}" for name in state._fields)), found)
 
     @abstractmethod
     def _reference(
@@ -234,7 +248,8 @@ class Variant(ABC):
     ) -> Sequence[Tensor]:
         """Gradients of q, k and v, given that of o and what else the forward pass kept."""
         tensors = (d_o, q, k, v, o, kept)
-        if not (torch.compiler.is_compiling() or ops.needs_gradient(*tensors)):
+        traced = is_traced()
+        if not (traced or ops.needs_gradient(*tensors)):
             key = "backward", kernel, scale
             if (results := self._replays.results(key, *tensors)) is not None:
                 return results
@@ -245,11 +260,13 @@ class Variant(ABC):
                     return backward(*self._backward_arguments(scale, *tensors))[:3]
 
                 return self._replays.first(key, run, tensors)
-        return ops.call(self._ops.backward, *self._backward_arguments(scale, *tensors), kernel)[:3]
+        arguments = self._backward_arguments(scale, *tensors)
+        return ops.call(self._ops.backward, not traced, *arguments, kernel)[:3]
 
     @abstractmethod
     def _sequence(
         self,
+        facts: Any,
         key: tuple[Any, ...] | None,
         q: Tensor,
         k: Tensor,
@@ -264,6 +281,7 @@ class Variant(ABC):
     @abstractmethod
     def _token(
         self,
+        facts: Any,
         key: tuple[Any, ...] | None,
         q: Tensor,
         k: Tensor,
@@ -286,7 +304,9 @@ class Variant(ABC):
         o = v - zero
         if not output_final_state:
             return o, None
-        ends = [x if x is None else x - zero if x.is_floating_point() else x.clone() for x in state]
+        ends = [
+            x if x is None else (x - zero if x.is_floating_point() else x + 0).contiguous() for x in state
+        ]
         return o, self._state_type(*ends)
 
     @staticmethod

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import checks, dispatch
+from ..admission import checked
 from ..errors import StateError, fail
 from ..ops import (
     Ops,
@@ -24,6 +25,7 @@ from ..ops import (
 )
 from ..replay import recordable
 from ..state import LinearAttentionState, feature_count
+from ..tracing import is_traced
 from ..variant import Variant, constant, dtype_named
 
 _FORWARD = (
@@ -55,6 +57,12 @@ def define(ops: Ops) -> None:
         output_final_state: bool,
         kernel: str,
     ) -> tuple[Tensor, ...]:
+        if checked.tensor is q:
+            checked.tensor = None
+        else:
+            kernel = ops.admission.kernel(
+                "forward", q, k, v, scale, state, normalizer, output_final_state, kernel
+            )
         return launch(
             kernels[kernel].forward,
             q,
@@ -77,6 +85,7 @@ def define(ops: Ops) -> None:
         output_final_state: bool,
         kernel: str,
     ) -> tuple[Tensor, ...]:
+        ops.admission.traced("forward", q, k, v, scale, state, normalizer, output_final_state, kernel)
         spec = ops.record.layer
         batch, length, heads, _ = q.shape
         sums = accumulator(q.dtype)
@@ -102,6 +111,12 @@ def define(ops: Ops) -> None:
         normalizer: Tensor | None,
         kernel: str,
     ) -> tuple[Tensor, ...]:
+        if checked.tensor is d_o:
+            checked.tensor = None
+        else:
+            kernel = ops.admission.kernel(
+                "backward", d_o, d_state, d_normalizer, q, k, v, o, n, scale, state, normalizer, kernel
+            )
         return launch(
             kernels[kernel].backward,
             q,
@@ -112,7 +127,7 @@ def define(ops: Ops) -> None:
             dense(k),
             dense(v),
             dense(o),
-            n,
+            contiguous(n),
             scale,
             contiguous(state),
             contiguous(normalizer),
@@ -132,6 +147,9 @@ def define(ops: Ops) -> None:
         normalizer: Tensor | None,
         kernel: str,
     ) -> tuple[Tensor, ...]:
+        ops.admission.traced(
+            "backward", d_o, d_state, d_normalizer, q, k, v, o, n, scale, state, normalizer, kernel
+        )
         kept = _state_dtype(ops.record.layer, q.dtype)
         return (
             q.new_empty(q.shape),
@@ -144,11 +162,16 @@ def define(ops: Ops) -> None:
     def step(
         q: Tensor, k: Tensor, v: Tensor, scale: float, state: Tensor, normalizer: Tensor | None, kernel: str
     ) -> Tensor:
+        if checked.tensor is q:
+            checked.tensor = None
+        else:
+            kernel = ops.admission.kernel("step", q, k, v, scale, state, normalizer, kernel)
         return launch(kernels[kernel].step, q, dense(q), dense(k), dense(v), scale, state, normalizer)
 
     def step_fake(
         q: Tensor, k: Tensor, v: Tensor, scale: float, state: Tensor, normalizer: Tensor | None, kernel: str
     ) -> Tensor:
+        ops.admission.traced("step", q, k, v, scale, state, normalizer, kernel)
         return v.new_empty(v.shape)
 
     ops.define("forward", _FORWARD, forward, forward_fake)
@@ -203,8 +226,22 @@ class _Forward(torch.autograd.Function):
                 d_final_n = None
             elif d_final_n is None:
                 d_final_n = q.new_zeros(shape_n, dtype=kept)
+        ready = ctx.kernel in ctx.ops.kernels and not is_traced()
         dq, dk, dv, d_state, d_normalizer = call(
-            ctx.ops.backward, d_o, d_final, d_final_n, q, k, v, o, n, ctx.scale, state, normalizer, ctx.kernel
+            ctx.ops.backward,
+            ready,
+            d_o,
+            d_final,
+            d_final_n,
+            q,
+            k,
+            v,
+            o,
+            n,
+            ctx.scale,
+            state,
+            normalizer,
+            ctx.kernel,
         )
         return (
             None,
@@ -232,6 +269,7 @@ class LinearAttentionVariant(Variant):
 
     def _sequence(
         self,
+        facts: Any,
         key: tuple[Any, ...] | None,
         q: Tensor,
         k: Tensor,
@@ -243,26 +281,25 @@ class LinearAttentionVariant(Variant):
     ) -> tuple[Tensor, LinearAttentionState | None]:
         if torch._C._is_any_autocast_enabled():
             q, k, v = self._autocast(q, k, v)
-        facts = self._facts()
         batch, length, heads = checks.qkv(facts, q, k, v)
         scale = checks.scale(facts, scale)
         if initial_state is not None:
-            self._check_state("initial_state", initial_state, q)
-        kernel = dispatch.kernel(self.name, backend, q.device, q.dtype)
+            self._check_state(facts, "initial_state", initial_state, q)
+        kernel = dispatch.kernel(self.name, backend, q.device, q.dtype, facts is self)
         if batch == 0 or length == 0 or heads == 0:
             return self._nothing(q, k, v, initial_state, output_final_state)
         if key is not None and recordable(kernel, q, k, v):
             return self._first(key, kernel, scale, q, k, v), None
         state, normalizer = (None, None) if initial_state is None else initial_state
-        o, _, final, final_n = call(
-            self._ops.forward, q, k, v, scale, state, normalizer, output_final_state, kernel
-        )
+        rest = scale, state, normalizer, output_final_state, kernel
+        o, _, final, final_n = call(self._ops.forward, facts is not self, q, k, v, *rest)
         if not output_final_state:
             return o, None
         return o, LinearAttentionState(final, final_n if self.normalize else None)
 
     def _token(
         self,
+        facts: Any,
         key: tuple[Any, ...] | None,
         q: Tensor,
         k: Tensor,
@@ -273,18 +310,18 @@ class LinearAttentionVariant(Variant):
     ) -> Tensor:
         if torch._C._is_any_autocast_enabled():
             q, k, v = self._autocast(q, k, v)
-        facts = self._facts()
         batch, _, heads = checks.qkv(facts, q, k, v, tokens=1)
         scale = checks.scale(facts, scale)
-        self._check_state("state", state, q, in_place=True)
+        self._check_state(facts, "state", state, q, True)
+        self._check_overlap(facts, state, q, k, v)
         if torch.is_grad_enabled():
             checks.no_gradient(q=q, k=k, v=v, state=state.state, normalizer=state.normalizer)
-        kernel = dispatch.kernel(self.name, backend, q.device, q.dtype)
+        kernel = dispatch.kernel(self.name, backend, q.device, q.dtype, facts is self)
         if batch == 0 or heads == 0:
             return v.clone()
         if key is not None and recordable(kernel, q, k, v):
             return self._first_step(key, kernel, scale, state, q, k, v)
-        return call_step(self._ops.step, state, q, k, v, scale, *state, kernel)
+        return call_step(self._ops.step, facts is not self, state, q, k, v, scale, *state, kernel)
 
     @staticmethod
     def _forward_arguments(scale: float, q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, ...]:
@@ -328,7 +365,7 @@ class LinearAttentionVariant(Variant):
         return linear_attention(self.spec, q, k, v, scale, initial_state)
 
     def _check_state(
-        self, argument: str, state: LinearAttentionState, q: Tensor, in_place: bool = False
+        self, facts: Any, argument: str, state: LinearAttentionState, q: Tensor, in_place: bool = False
     ) -> None:
         if not isinstance(state, LinearAttentionState):
             fail(
@@ -337,7 +374,6 @@ class LinearAttentionVariant(Variant):
                 type(state).__name__,
                 f"a LinearAttentionState, as {self.name} returns it",
             )
-        facts = self._facts()
         batch, _, heads, _ = q.shape
         shape = (batch, heads, facts.features, facts.v)
         kept = torch.float64 if q.dtype == torch.float64 else self.state_dtype

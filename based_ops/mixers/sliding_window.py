@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import checks, dispatch
+from ..admission import checked
 from ..errors import StateError, fail
 from ..ops import (
     Ops,
@@ -15,6 +16,7 @@ from ..ops import (
     below_autograd,
     call,
     call_step,
+    contiguous,
     dense,
     derive,
     derive_backward,
@@ -23,6 +25,7 @@ from ..ops import (
 )
 from ..replay import recordable
 from ..state import SlidingWindowState, first_valid, linear_to_ring, ring_of_start, ring_to_linear
+from ..tracing import is_traced
 from ..variant import Variant, cast, constant
 
 _FORWARD = "(Tensor q, Tensor k, Tensor v, float scale, Tensor? first, str kernel) -> (Tensor, Tensor)"
@@ -48,11 +51,16 @@ def define(ops: Ops) -> None:
     def forward(
         q: Tensor, k: Tensor, v: Tensor, scale: float, first: Tensor | None, kernel: str
     ) -> tuple[Tensor, ...]:
-        return launch(kernels[kernel].forward, q, dense(q), dense(k), dense(v), scale, first)
+        if checked.tensor is q:
+            checked.tensor = None
+        else:
+            kernel = ops.admission.kernel("forward", q, k, v, scale, first, kernel)
+        return launch(kernels[kernel].forward, q, dense(q), dense(k), dense(v), scale, contiguous(first))
 
     def forward_fake(
         q: Tensor, k: Tensor, v: Tensor, scale: float, first: Tensor | None, kernel: str
     ) -> tuple[Tensor, ...]:
+        ops.admission.traced("forward", q, k, v, scale, first, kernel)
         batch, length, heads, _ = q.shape
         lse = q.new_empty((batch, heads, length), dtype=accumulator(q.dtype))
         return v.new_empty((batch, length, heads, v.shape[3])), lse
@@ -68,8 +76,21 @@ def define(ops: Ops) -> None:
         first: Tensor | None,
         kernel: str,
     ) -> tuple[Tensor, ...]:
+        if checked.tensor is d_o:
+            checked.tensor = None
+        else:
+            kernel = ops.admission.kernel("backward", d_o, q, k, v, o, lse, scale, first, kernel)
         return launch(
-            kernels[kernel].backward, q, dense(d_o), dense(q), dense(k), dense(v), dense(o), lse, scale, first
+            kernels[kernel].backward,
+            q,
+            dense(d_o),
+            dense(q),
+            dense(k),
+            dense(v),
+            dense(o),
+            contiguous(lse),
+            scale,
+            contiguous(first),
         )
 
     def backward_fake(
@@ -83,6 +104,7 @@ def define(ops: Ops) -> None:
         first: Tensor | None,
         kernel: str,
     ) -> tuple[Tensor, ...]:
+        ops.admission.traced("backward", d_o, q, k, v, o, lse, scale, first, kernel)
         return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
     def step(
@@ -95,6 +117,10 @@ def define(ops: Ops) -> None:
         position: Tensor,
         kernel: str,
     ) -> Tensor:
+        if checked.tensor is q:
+            checked.tensor = None
+        else:
+            kernel = ops.admission.kernel("step", q, k, v, scale, ring_k, ring_v, position, kernel)
         return launch(kernels[kernel].step, q, dense(q), dense(k), dense(v), scale, ring_k, ring_v, position)
 
     def step_fake(
@@ -107,6 +133,7 @@ def define(ops: Ops) -> None:
         position: Tensor,
         kernel: str,
     ) -> Tensor:
+        ops.admission.traced("step", q, k, v, scale, ring_k, ring_v, position, kernel)
         return v.new_empty(v.shape)
 
     ops.define("forward", _FORWARD, forward, forward_fake)
@@ -144,7 +171,8 @@ class _Forward(torch.autograd.Function):
         if d_o is None:
             return (None,) * 8
         q, k, v, o, lse, first = ctx.saved_tensors
-        grads = call(ctx.ops.backward, d_o, q, k, v, o, lse, ctx.scale, first, ctx.kernel)
+        ready = ctx.kernel in ctx.ops.kernels and not is_traced()
+        grads = call(ctx.ops.backward, ready, d_o, q, k, v, o, lse, ctx.scale, first, ctx.kernel)
         return None, None, *grads, None, None, None
 
 
@@ -156,6 +184,7 @@ class SlidingWindowVariant(Variant):
 
     def _sequence(
         self,
+        facts: Any,
         key: tuple[Any, ...] | None,
         q: Tensor,
         k: Tensor,
@@ -168,23 +197,24 @@ class SlidingWindowVariant(Variant):
         if torch._C._is_any_autocast_enabled():
             q, k, v = self._autocast(q, k, v)
             initial_state = self._autocast_rings(q, initial_state)
-        facts = self._facts()
         batch, length, heads = checks.qkv(facts, q, k, v)
         scale = checks.scale(facts, scale)
         if initial_state is not None:
-            self._check_state("initial_state", initial_state, q)
-        kernel = dispatch.kernel(self.name, backend, q.device, q.dtype)
+            self._check_state(facts, "initial_state", initial_state, q)
+        kernel = dispatch.kernel(self.name, backend, q.device, q.dtype, facts is self)
         if batch == 0 or length == 0 or heads == 0:
             return self._nothing(q, k, v, initial_state, output_final_state)
         if key is not None and recordable(kernel, q, k, v):
             return self._first(key, kernel, scale, q, k, v), None
         if initial_state is None:
-            o, _ = call(self._ops.forward, q, k, v, scale, None, kernel)
+            o, _ = call(self._ops.forward, facts is not self, q, k, v, scale, None, kernel)
             return o, self._state_of_start(k, v) if output_final_state else None
-        past = initial_state.position
+        past = initial_state.position.contiguous()
         k = torch.cat([ring_to_linear(initial_state.k, past), k], dim=1)
         v = torch.cat([ring_to_linear(initial_state.v, past), v], dim=1)
-        o, _ = call(self._ops.forward, q, k, v, scale, first_valid(past, self.window), kernel)
+        o, _ = call(
+            self._ops.forward, facts is not self, q, k, v, scale, first_valid(past, self.window), kernel
+        )
         if not output_final_state:
             return o, None
         position = past + length
@@ -195,6 +225,7 @@ class SlidingWindowVariant(Variant):
 
     def _token(
         self,
+        facts: Any,
         key: tuple[Any, ...] | None,
         q: Tensor,
         k: Tensor,
@@ -205,18 +236,18 @@ class SlidingWindowVariant(Variant):
     ) -> Tensor:
         if torch._C._is_any_autocast_enabled():
             q, k, v = self._autocast(q, k, v, getattr(state, "k", None))
-        facts = self._facts()
         batch, _, heads = checks.qkv(facts, q, k, v, tokens=1)
         scale = checks.scale(facts, scale)
-        self._check_state("state", state, q, in_place=True)
+        self._check_state(facts, "state", state, q, True)
+        self._check_overlap(facts, state, q, k, v)
         if torch.is_grad_enabled():
             checks.no_gradient(q=q, k=k, v=v, k_ring=state.k, v_ring=state.v)
-        kernel = dispatch.kernel(self.name, backend, q.device, q.dtype)
+        kernel = dispatch.kernel(self.name, backend, q.device, q.dtype, facts is self)
         if batch == 0 or heads == 0:
             return v.clone()
         if key is not None and recordable(kernel, q, k, v):
             return self._first_step(key, kernel, scale, state, q, k, v)
-        return call_step(self._ops.step, state, q, k, v, scale, *state, kernel)
+        return call_step(self._ops.step, facts is not self, state, q, k, v, scale, *state, kernel)
 
     @staticmethod
     def _forward_arguments(scale: float, q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, ...]:
@@ -262,13 +293,12 @@ class SlidingWindowVariant(Variant):
         return SlidingWindowState(cast(state.k, q.dtype), cast(state.v, q.dtype), state.position)
 
     def _check_state(
-        self, argument: str, state: SlidingWindowState, q: Tensor, in_place: bool = False
+        self, facts: Any, argument: str, state: SlidingWindowState, q: Tensor, in_place: bool = False
     ) -> None:
         if not isinstance(state, SlidingWindowState):
             fail(
                 StateError, argument, type(state).__name__, f"a SlidingWindowState, as {self.name} returns it"
             )
-        facts = self._facts()
         batch, _, heads, _ = q.shape
         k, v = (batch, heads, facts.window, facts.qk), (batch, heads, facts.window, facts.v)
         checks.state_part(argument, "k", state.k, k, q.dtype, q, in_place, _OTHER_DTYPE)

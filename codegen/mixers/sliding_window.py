@@ -75,6 +75,7 @@ class SlidingWindow(LayerSpec):
                 ),
             ),
             kept=(Argument("lse", ("B", "H", "T"), "logarithms of sums of exponentials", ACC),),
+            longer={"Tk": "T"},
         )
 
     def programs(self) -> tuple[Program, ...]:

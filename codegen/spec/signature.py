@@ -65,6 +65,8 @@ class Signature:
     """What forward leaves for a state, if it is asked to."""
     keeps_output: bool = True
     """Whether backward reads the output."""
+    longer: dict[str, str] = field(default_factory=dict, hash=False)
+    """Sizes that are no smaller than another one."""
 
     @property
     def lead(self) -> Argument:

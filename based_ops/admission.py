@@ -1,0 +1,100 @@
+"""Who may pass an operator: calls that a public function has checked, and others after a check."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from torch import Tensor
+
+from . import dispatch
+from .errors import StateError, fail
+from .operands import Operands, check, operands
+from .overlap import Apart
+
+if TYPE_CHECKING:
+    from .registry import Record
+
+KEPT = 4096
+"""Kinds of calls that are remembered."""
+
+
+class _Checked:
+    """The first tensor of a call that a public function has checked, until its operator takes it from here.
+
+    Threads may take each other's place: an operator that does not find its own tensor checks once more.
+    """
+
+    __slots__ = ("tensor",)
+
+    def __init__(self) -> None:
+        self.tensor: Tensor | None = None
+
+
+checked = _Checked()
+
+
+class Admission:
+    """The check before the operators of one variant.
+
+    Calls are checked once for each kind: shapes, dtypes and devices of the tensors, and the kernel string.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._known: dict[tuple[Any, ...], str] = {}
+        self.apart = Apart()
+
+    @functools.cached_property
+    def _operands(self) -> Mapping[str, tuple[Operands, tuple[int, ...], bool]]:
+        found = operands(self._record.layer)
+        return {which: (x, x.places, x.writes) for which, x in found.items()}
+
+    def traced(self, which: str, *arguments: Any) -> None:
+        """The check of a call without data; the last argument is the kernel string."""
+        dispatch.read(self._record, arguments[-1])
+        check(self._operands[which][0], arguments)
+
+    def kernel(self, which: str, *arguments: Any) -> str:
+        """The check of a call; returns the kernel string of the module that serves it."""
+        taken, places, writes = self._operands[which]
+        tensors = [arguments[place] for place in places]
+        kind = (which, arguments[-1], *[None if x is None else (x.shape, x.dtype, x.device) for x in tensors])
+        served = self._known.get(kind)
+        if served is None:
+            check(taken, arguments)
+            like = arguments[0]
+            served = dispatch.served(self._record, arguments[-1], like.device, like.dtype)
+            if len(self._known) >= KEPT:
+                self._known.clear()
+            self._known[kind] = served
+        if writes:
+            self._in_place(taken, arguments)
+        return served
+
+    def _in_place(self, taken: Operands, arguments: tuple[Any, ...]) -> None:
+        """What an operator updates must be dense, and apart from all else that it is given."""
+        pairs = [
+            (operand, arguments[place])
+            for place, operand in enumerate(taken.entries)
+            if operand is not None and arguments[place] is not None
+        ]
+        for operand, tensor in pairs:
+            if operand.written and not tensor.is_contiguous():
+                fail(StateError, operand.name, "a tensor that is not contiguous", "contiguous")
+        names, tensors = zip(*((operand.name, tensor) for operand, tensor in pairs), strict=True)
+        found = self.apart.collision(tensors, sum(not operand.written for operand, _ in pairs))
+        if found is not None:
+            refuse_overlap(names, found)
+
+
+def refuse_overlap(names: Sequence[str], found: tuple[int, int]) -> NoReturn:
+    """Raises `StateError` for tensors at two places that share memory, the later of which is written."""
+    first, second = sorted(found)
+    fail(
+        StateError,
+        names[second],
+        f"memory that {names[first]} has too",
+        "memory of its own, since a step updates it in place",
+    )

@@ -1,0 +1,145 @@
+"""The check of an operator's tensors, which follows from the layer's signature.
+
+The public functions check what users pass (`checks.py`) and then call operators past this check.  Exported
+programs, compiled code and whoever calls `torch.ops` get it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from based_ops.codegen.dtypes import ACC, IO, STATE
+
+from .errors import BasedOpsError, DeviceError, DtypeError, ShapeError, StateError, fail
+
+if TYPE_CHECKING:
+    from based_ops.codegen.spec.model import LayerSpec
+    from based_ops.codegen.spec.signature import Argument, Signature
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One tensor that an operator takes."""
+
+    name: str
+    argument: Argument
+    part_of: str = ""
+    """What may be left out, and is given as a whole or not at all."""
+    written: bool = False
+    returned: bool = False
+    """It was returned by an operator: where the layer has no such thing, it is there and empty."""
+
+    @property
+    def error(self) -> type[BasedOpsError]:
+        """What a wrong shape or layout of it is."""
+        return StateError if self.part_of or self.written else ShapeError
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What one operator takes: an entry for each argument in the order of its schema, None for no tensor."""
+
+    layer: LayerSpec
+    signature: Signature
+    entries: tuple[Operand | None, ...]
+    sizes: dict[str, int]
+    """Sizes that are the same in all calls."""
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Where the tensors stand."""
+        return tuple(place for place, entry in enumerate(self.entries) if entry is not None)
+
+    @property
+    def writes(self) -> bool:
+        """Whether the operator updates tensors; all others come before them."""
+        return any(entry is not None and entry.written for entry in self.entries)
+
+
+def operands(layer: LayerSpec) -> dict[str, Operands]:
+    """What the operators of a layer take, by their passes."""
+    signature = layer.signature()
+    inputs = [Operand(x.name, x) for x in signature.inputs]
+    carried = [Operand(x.name, x, "initial state") for x in signature.carried]
+    numbers: list[None] = [None] * len(signature.numbers)
+    output = signature.output
+    read = [Operand(x.name, x, returned=True) for x in signature.kept]
+    if signature.keeps_output:
+        read.insert(0, Operand(output.name, output))
+    final = [Operand(f"d_{x.name}", x, "gradient of the final state") for x in signature.final]
+    asked: list[None] = [None] if signature.final else []
+    found: dict[str, list[Operand | None]] = {
+        "forward": [*inputs, *numbers, *carried, *asked],
+        "backward": [Operand(f"d_{output.name}", output), *final, *inputs, *read, *numbers, *carried],
+        "step": [*inputs, *numbers, *(Operand(x.name, x, written=True) for x in signature.state)],
+    }
+    one_token = {"T": 1} | dict.fromkeys(signature.longer, 1)
+    return {
+        which: Operands(layer, signature, (*entries, None), one_token if which == "step" else {})
+        for which, entries in found.items()
+    }
+
+
+def check(taken: Operands, arguments: Sequence[Any]) -> None:
+    """Raises a typed error unless the tensors among `arguments` fit each other and the layer."""
+    like: Tensor = arguments[0]
+    pairs = [(x, arguments[place]) for place, x in enumerate(taken.entries) if x is not None]
+    given = {x.part_of for x, tensor in pairs if x.part_of and tensor is not None}
+    allowed = (*(getattr(torch, name) for name in taken.layer.dtypes), torch.float64)
+    if like.dtype not in allowed:
+        fail(DtypeError, pairs[0][0].name, str(like.dtype), f"one of {', '.join(map(str, allowed))}")
+    sizes: dict[str, Any] = dict(taken.sizes)
+    for operand, tensor in pairs:
+        if tensor is None:
+            if operand.argument.present and operand.part_of in given:
+                fail(operand.error, operand.name, None, f"given where the {operand.part_of} is")
+            continue
+        if not (operand.argument.present or operand.returned):
+            fail(operand.error, operand.name, "a tensor", f"None: {taken.layer.name} has no such thing")
+        _check_shape(taken, operand, tensor, sizes)
+        dtype = _dtype(taken.layer, operand.argument.dtype, like.dtype)
+        if tensor.dtype != dtype:
+            error = DtypeError if operand.error is ShapeError else StateError
+            fail(error, operand.name, str(tensor.dtype), f"{dtype} for inputs of {like.dtype}")
+        if tensor.device != like.device:
+            fail(DeviceError, operand.name, str(tensor.device), f"on the device of all, {like.device}")
+
+
+def _check_shape(taken: Operands, operand: Operand, tensor: Tensor, sizes: dict[str, Any]) -> None:
+    """The shape of one tensor; sizes that it is the first to have become known."""
+    dims = operand.argument.dims if operand.argument.present else (0,)
+    shape, longer = tensor.shape, taken.signature.longer
+    fits = len(shape) == len(dims)
+    for dim, size in zip(dims, shape, strict=False):
+        least = sizes.get(longer[dim], 0) if dim in longer else 0
+        fits = (
+            fits and size == (sizes.setdefault(dim, size) if isinstance(dim, str) else dim) and size >= least
+        )
+    if not fits:
+        wanted = ", ".join(_described(dim, sizes, longer) for dim in dims)
+        got = tuple(operator.index(size) for size in shape)
+        fail(operand.error, operand.name, got, f"of shape [{wanted}] for {taken.layer.name}")
+
+
+def _described(dim: int | str, sizes: dict[str, Any], longer: dict[str, str]) -> str:
+    if isinstance(dim, int):
+        return str(dim)
+    if dim in longer:
+        return f"{dim} >= {operator.index(sizes[longer[dim]])}"
+    return str(operator.index(sizes[dim])) if dim in sizes else dim
+
+
+def _dtype(layer: LayerSpec, role: str, inputs: torch.dtype) -> torch.dtype:
+    if role == IO:
+        return inputs
+    if role not in (ACC, STATE):
+        return getattr(torch, role)
+    if inputs == torch.float64:
+        return inputs
+    return torch.float32 if role == ACC else getattr(torch, layer.kept_dtype)
