@@ -12,11 +12,30 @@ from typing import Any, NoReturn
 
 import torch
 
+from based_ops.codegen.errors import BasedOpsError, ExpressionError, SpecError, SpecErrors, SpecWarning
+
 from .tracing import run_while_tracing
 
-
-class BasedOpsError(Exception):
-    """Base of all errors of this library."""
+__all__ = [
+    "ArgumentTypeError",
+    "BackendUnavailable",
+    "BasedOpsError",
+    "CacheError",
+    "DeviceError",
+    "DtypeError",
+    "ExpressionError",
+    "GradientError",
+    "RegistrationError",
+    "ShapeError",
+    "SpecError",
+    "SpecErrors",
+    "SpecWarning",
+    "StateError",
+    "UnknownVariant",
+    "fail",
+    "fail_text",
+    "message",
+]
 
 
 class UnknownVariant(BasedOpsError, LookupError):

@@ -32,7 +32,7 @@ def load(path: str | os.PathLike[str]) -> Variant:
     """The variant that a spec file describes; equal specs give the same object.
 
     Its operators are called `<name>_<key>_forward` and so on, so a user's spec never meets a shipped one of
-    the same name. Raises `based_ops.codegen.errors.SpecErrors` with every fault of the spec, or `CacheError`
+    the same name. Raises `based_ops.errors.SpecErrors` with every fault of the spec, or `CacheError`
     if the cache directory cannot be used.
     """
     from based_ops.codegen.spec.load import load_file

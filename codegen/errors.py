@@ -1,10 +1,18 @@
-"""What a user can get wrong in a layer spec, as data: where, what, what is allowed, what was meant."""
+"""What a user can get wrong in a layer spec, as data: where, what, what is allowed, what was meant.
+
+The base of all errors of the library stands here too, because the compiler imports nothing of the rest;
+`based_ops.errors` has it, and every error of this module, for users.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+
+class BasedOpsError(Exception):
+    """Base of all errors of this library."""
 
 
 @dataclass(frozen=True, order=True)
@@ -28,7 +36,7 @@ class SpecError:
         return f"{place}: {self.message}" + (f" ({'; '.join(hints)})" if hints else "")
 
 
-class SpecErrors(ValueError):
+class SpecErrors(BasedOpsError, ValueError):
     """Every finding of every file that was read, in the order of file, line and column."""
 
     def __init__(self, errors: Iterable[SpecError]) -> None:
@@ -39,7 +47,11 @@ class SpecErrors(ValueError):
         return SpecErrors, (self.errors,)
 
 
-class ExpressionError(ValueError):
+class SpecWarning(UserWarning):
+    """A spec that is compiled as it is, but may not do what its author expects; the text is a `SpecError`'s."""
+
+
+class ExpressionError(BasedOpsError, ValueError):
     """An elementwise expression that cannot be read; `offset` is the position of the fault in its text."""
 
     def __init__(
@@ -67,9 +79,15 @@ _ALIASES = {
     "min": "minimum",
     "ln": "log",
     "swish": "silu",
-    "swa": "sliding_window",
     "linear": "linear_attention",
-}
+    "linear_attn": "linear_attention",
+    "based": "linear_attention",
+    "taylor": "taylor_exp",
+} | dict.fromkeys(
+    ("swa", "window", "local", "local_attention", "window_attention", "windowed_attention")
+    + ("sliding_window_attention", "sliding_attention"),
+    "sliding_window",
+)
 
 
 def nearest_name(text: str, names: Iterable[str]) -> str | None:
@@ -80,3 +98,14 @@ def nearest_name(text: str, names: Iterable[str]) -> str | None:
         return _ALIASES[wanted]
     near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.6)
     return near[0] if near else None
+
+
+def nearest_kind(text: str, kinds: Iterable[str]) -> str | None:
+    """The same for words that say what a thing is: `softmax_attention` is no misspelt `linear_attention`."""
+    near = nearest_name(text, kinds)
+    if near is None or text.lower() in _ALIASES:
+        return near
+    words = text.lower().replace("-", "_").replace(" ", "_").split("_"), near.split("_")
+    pairs = list(zip(*words, strict=True)) if len(words[0]) == len(words[1]) else [(text.lower(), near)]
+    alike = (difflib.SequenceMatcher(None, *pair).ratio() >= 0.75 for pair in pairs)
+    return near if all(alike) else None

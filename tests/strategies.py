@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from based_ops.codegen.dtypes import DTYPES
@@ -78,16 +80,21 @@ def scales() -> st.SearchStrategy[float | None]:
 def linear_attentions(max_qk: int = 64, max_v: int = 256) -> st.SearchStrategy[LinearAttention]:
     """Linear attention layers of any feature map; narrower ones for tests that run them."""
     elementwise = expressions(3).map(lambda text: Elementwise(canonical_text(parse(text))))
-    return st.builds(
+    drawn = st.builds(
         LinearAttention,
         name=layer_names(),
         feature_map=st.builds(TaylorExp, order=st.integers(1, 2)) | elementwise,
         head_dims=st.builds(HeadDims, qk=st.integers(8, max_qk), v=st.integers(16, max_v)),
         normalize=st.booleans(),
+        signed_weights=st.booleans(),
         eps=st.floats(0.0, 1.0),
         scale=scales(),
         state_dtype=st.sampled_from(("float32", "bfloat16", "float16")),
         dtypes=dtype_sets(),
+    )
+    # What divides by sums that can vanish must say so.
+    return drawn.map(
+        lambda spec: replace(spec, signed_weights=spec.signed_weights or bool(spec.feature_map.signs()))
     )
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..dtypes import ACC, DTYPES, STATE
+from ..errors import ExpressionError
 from ..spec.fields import Choice, Choices, Flag, Integer, Name, Number, Record, Tagged, spec_field
 from ..spec.model import (
     DTYPES_DOC,
     FEATURE_MAPS,
     NAME_DOC,
+    Conflict,
+    Elementwise,
     FeatureMap,
     HeadDims,
     LayerSpec,
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from ..ir.nodes import Program
 
 _TAYLOR = re.compile(r"taylor([0-9]+)", re.ASCII)
+_REMEDY = (
+    "choose a map of one sign, such as elu(x) + 1, or `normalize: false`, or accept it: `signed_weights: true`"
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,9 @@ class LinearAttention(LayerSpec):
         Record(HeadDims, {"qk": Integer(8, 64), "v": Integer(16, 256)}), "Widths of one head."
     )
     normalize: bool = spec_field(Flag(), "Divide by the sum of the weights.", True)
+    signed_weights: bool = spec_field(
+        Flag(), "Divide by the sum of the weights also where weights of both signs can make it vanish.", False
+    )
     eps: float = spec_field(Number(0.0, 1.0), "Added to the sum of the weights before the division.", 1e-6)
     scale: float | None = spec_field(
         Number(0.0, 1e6, above=True, optional=True),
@@ -73,9 +82,7 @@ class LinearAttention(LayerSpec):
         return "bfloat16" if dtype == "float16" else dtype
 
     def describe(self) -> str:
-        if isinstance(self.feature_map, TaylorExp):
-            return f"Taylor, order {self.feature_map.order}"
-        return self.feature_map.expression
+        return self.feature_map.weight
 
     def facts(self) -> dict[str, Any]:
         feature_map = self.feature_map
@@ -85,7 +92,10 @@ class LinearAttention(LayerSpec):
 
     @classmethod
     def template(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """`feature_map` is ``taylor1``, ``taylor2`` (the default) or an expression in x."""
+        """`feature_map` is ``taylor1``, ``taylor2`` (the default) or an expression in x.
+
+        Where weights have both signs, the layer does not normalise.
+        """
         text = given.get("feature_map", "taylor2")
         taylor = _TAYLOR.fullmatch(text.strip())
         if taylor:
@@ -93,7 +103,23 @@ class LinearAttention(LayerSpec):
         else:
             feature_map = {"kind": "elementwise", "expression": text}
         widths = {"qk": given.get("qk", 16 if taylor else 64), "v": given.get("v", 64)}
-        return {"feature_map": feature_map, "head_dims": widths}
+        fields: dict[str, Any] = {"feature_map": feature_map, "head_dims": widths}
+        try:
+            signs = (TaylorExp(int(taylor[1])) if taylor else Elementwise(text)).signs()
+        except ExpressionError:  # which is told with its place when the spec is read
+            signs = None
+        return fields | ({"normalize": False} if signs and signs.grave else {})
+
+    @classmethod
+    def conflicts(cls, values: Mapping[str, Any]) -> Iterable[Conflict]:
+        """A normaliser needs weights of one sign, unless the spec says that it knows."""
+        divides = values.get("normalize", True) is True and values.get("signed_weights", False) is False
+        feature_map = values.get("feature_map")
+        if not divides or not isinstance(feature_map, FeatureMap):
+            return
+        if found := feature_map.signs():
+            message = f"`normalize` divides by {found.message}; {_REMEDY}"
+            yield Conflict(("feature_map", *found.path), message, found.grave)
 
     @property
     def features(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from ..errors import BasedOpsError
 from ..ir.check import Types, infer
 from ..ir.fuse import statements
 from ..ir.nodes import Add, Blocks, Dim, Dot, Let, Program, Set
@@ -44,7 +45,7 @@ COPIED = 8
 """Columns that one asynchronous copy moves, of two bytes each."""
 
 
-class IllegalSchedule(Exception):
+class IllegalSchedule(BasedOpsError):
     """A schedule whose sizes its program does not admit: a bug in a policy or a wrong tuning record."""
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from ..dtypes import DTYPES
-from ..errors import nearest_name
+from ..errors import BasedOpsError, nearest_name
 from ..ir.rewrite import REWRITES
 from ..mixers import mixers
 from ..names import BACKENDS, PASSES
@@ -65,7 +65,7 @@ several `shapes` they are geometric means."""
 HEADER = "# Measured choices, written by `based-ops tune`.  Their format: codegen/schedule/record_file.py.\n"
 
 
-class RecordError(ValueError):
+class RecordError(BasedOpsError, ValueError):
     """A tuning record that cannot be read, or that no longer fits the program it names."""
 
 

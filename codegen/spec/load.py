@@ -1,11 +1,12 @@
-"""Spec files to layer specs.  All faults of all files are reported together."""
+"""Spec files to layer specs.  All faults of all files are reported together; what is only doubtful is warned of."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..errors import SpecError, SpecErrors, nearest_name
+from ..errors import SpecError, SpecErrors, SpecWarning, nearest_name
 from .model import LayerSpec
 from .source import MAX_BYTES, read_nodes
 from .validate import Validator
@@ -85,7 +86,10 @@ def _read(data: bytes, file: str, stem: str | None) -> tuple[LayerSpec | None, l
     if isinstance(root, SpecError):
         return None, [root]
     validator = Validator(file)
-    return validator.layer(root, stem), validator.errors
+    spec = validator.layer(root, stem)
+    for warning in validator.warnings:
+        warnings.warn(str(warning), SpecWarning, stacklevel=4)
+    return spec, validator.errors
 
 
 def _unreadable(path: Path, error: OSError) -> SpecError:

@@ -8,7 +8,7 @@ asked.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,6 +23,17 @@ QK_DOC = "Width of a query and of a key."
 V_DOC = "Width of a value."
 NAME_DOC = "Name of the layer and of its operators; equal to the name of the file."
 DTYPES_DOC = "Dtypes of the inputs that this layer serves."
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """What is wrong with the values of several fields, each of them right by itself."""
+
+    path: tuple[str, ...]
+    """The field to show it at."""
+    message: str
+    grave: bool
+    """Whether it is a fault; else it is worth a warning."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,17 @@ class TaylorExp:
         """Features of a key: of order 2 the symmetric square of (k, 1)."""
         return qk + 1 if self.order == 1 else (qk + 1) * (qk + 2) // 2
 
+    @property
+    def weight(self) -> str:
+        """What a key weighs for a query, as a formula; s is the scale."""
+        return "1 + s·q·k" if self.order == 1 else "1 + s·q·k + (s·q·k)²/2"
+
+    def signs(self) -> Conflict | None:
+        """Why the sum of weights can vanish, if it can.  Of order 2 no weight is below 1/2."""
+        if self.order != 1:
+            return None
+        return Conflict(("order",), "sums of 1 + scale·q·k, which is negative where scale·q·k < -1", True)
+
 
 @dataclass(frozen=True)
 class Elementwise:
@@ -55,6 +77,21 @@ class Elementwise:
     def features(self, qk: int) -> int:
         """Features of a key: its components, mapped."""
         return qk
+
+    @property
+    def weight(self) -> str:
+        """What a key weighs for a query, as a formula; s is the scale."""
+        return f"s·φ(q)·φ(k), φ(x) = {self.expression}"
+
+    def signs(self) -> Conflict | None:
+        """Why the sum of weights can vanish, or be no number, if it can."""
+        from .feature_map import parse
+        from .signs import objection  # sympy takes a third of a second, and most layers have no expression
+
+        found = objection(parse(self.expression))
+        if found is None:
+            return None
+        return Conflict(("expression",), f"sums of φ(q)·φ(k), but {found.shown}", found.grave)
 
 
 FeatureMap = TaylorExp | Elementwise
@@ -100,6 +137,11 @@ class LayerSpec(ABC):
     @abstractmethod
     def template(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of a new spec but its name, some of them as `given`."""
+
+    @classmethod
+    def conflicts(cls, values: Mapping[str, Any]) -> Iterable[Conflict]:
+        """What is wrong with fields together; `values` are those that a file gives, wrong ones of any type."""
+        return ()
 
     @abstractmethod
     def signature(self) -> Signature:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Iterable
 from collections.abc import Mapping as Table
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import names
-from ..errors import ExpressionError, SpecError, nearest_name
+from ..errors import ExpressionError, SpecError, nearest_kind, nearest_name
 from ..mixers import mixers
 from . import fields as k
 from .model import LayerSpec, yaml_scalar
@@ -20,6 +21,8 @@ from .source import Mapping, Node, Scalar, Sequence
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)", re.ASCII)
 _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?", re.ASCII)
 _MAX_SHOWN = 40
+
+T = TypeVar("T")
 
 
 class _Bad:
@@ -30,11 +33,12 @@ BAD = _Bad()
 
 
 class Validator:
-    """Reads the nodes of one file; `errors` holds every finding."""
+    """Reads the nodes of one file; `errors` and `warnings` hold every finding."""
 
     def __init__(self, file: str) -> None:
         self.file = file
         self.errors: list[SpecError] = []
+        self.warnings: list[SpecError] = []
 
     def layer(self, root: Node, stem: str | None) -> LayerSpec | None:
         """The layer of the document, or None if anything is wrong.  `stem`: the name that it must have."""
@@ -42,42 +46,64 @@ class Validator:
             self._report(root, f"a spec is a mapping with at least `name` and `mixer`, not {_describe(root)}")
             return None
         entries = self._entries(root, "")
-        mixer = self._mixer(root, entries)
-        name = entries.get("name")
-        if mixer is None:
-            self._without_mixer(root, entries)
-            return None
-        self._unknown_layer_keys(root, mixer)
+        mixer, certain = self._kind(root, entries, "mixer", mixers(), "")
+        if certain:
+            self._unknown_layer_keys(root, mixer[0])
+        else:
+            self._unknown_keys(root, tuple(_fields_of_all_mixers()), "")
+        values = self._of_each(mixer, lambda self, name: self._layer_values(root, entries, name, stem))
+        return None if self.errors else mixers()[mixer[0]](**values)
+
+    def _layer_values(
+        self, root: Mapping, entries: Table[str, Node], mixer: str, stem: str | None
+    ) -> dict[str, Any]:
+        """The values of the fields of a layer of one mixer."""
         values = self._values(root, entries, mixers()[mixer], {}, "")
-        if stem is not None and isinstance(name, Scalar) and values.get("name") not in (None, BAD, stem):
+        if stem is not None and "name" in entries and values["name"] not in (BAD, stem):
             message = f"the name `{values['name']}` differs from the name of the file, `{stem}.yaml`"
-            self._report(name, message)
-        if self.errors:
-            return None
-        return mixers()[mixer](**values)
+            self._report(entries["name"], message)
+        for conflict in mixers()[mixer].conflicts(values):
+            place = _inner_node(root, conflict.path)
+            found = self.errors if conflict.grave else self.warnings
+            message = f"`{'.'.join(conflict.path)}`: {conflict.message}"
+            found.append(SpecError(self.file, place.line, place.column, message))
+        return values
 
-    # -- the layer's own mapping --------------------------------------------------------------------------
+    # -- which of several kinds of thing a mapping is -------------------------------------------------------
 
-    def _mixer(self, root: Mapping, entries: Table[str, Node]) -> str | None:
-        if "mixer" not in entries:
+    def _kind(
+        self, node: Mapping, entries: Table[str, Node], tag: str, kinds: Table[str, type], path: str
+    ) -> tuple[tuple[str, ...], bool]:
+        """The kinds that a mapping may be meant to be, and whether its tag says which.
+
+        A tag that is missing or hopeless leaves the kinds that have the most of the fields given.
+        """
+        value, certain = entries.get(tag), tag in entries
+        if value is not None:
+            self._choice(value, tuple(kinds), _join(path, tag), nearest_kind)
+        else:
+            fields = {name for cls in kinds.values() for name in k.spec_fields(cls)}
             # A misspelt key is reported as such, once.
-            if not any(nearest_name(key, ["mixer"]) for key in entries):
-                self._report(root, "`mixer` is missing", tuple(mixers()))
-            return None
-        value = self._choice(entries["mixer"], tuple(mixers()), "mixer")
-        return value if isinstance(value, str) else None
+            misspelt = [key for key in entries if key not in fields and nearest_name(key, [tag])]
+            value = entries[misspelt[0]] if misspelt else None
+            if not misspelt:
+                self._report(node, f"`{_join(path, tag)}` is missing", tuple(kinds))
+        text = value.text if isinstance(value, Scalar) else ""
+        if meant := text if text in kinds else nearest_kind(text, kinds):
+            return (meant,), certain
+        given = {name: len(entries.keys() & k.spec_fields(cls).keys()) for name, cls in kinds.items()}
+        return tuple(name for name in kinds if given[name] == max(given.values())), False
 
-    def _without_mixer(self, root: Mapping, entries: Table[str, Node]) -> None:
-        """What can still be said of a layer whose mixer is unknown."""
-        fields = _fields_of_all_mixers()
-        for key, node in self._keys(root):
-            if key not in fields:
-                self._report(node, _unknown(key, ""), tuple(fields), nearest_name(key, fields))
-        for key in ("name", "dtypes"):
-            if key in entries:
-                self._value(entries[key], k.kind_of(fields[key]), key)
-        if "name" not in entries and not any(nearest_name(key, ["name"]) for key in entries):
-            self._report(root, "`name` is missing")
+    def _of_each(self, kinds: tuple[str, ...], read: Callable[[Validator, str], T]) -> T:
+        """What `read` gives for the one kind; for several, which is useless, with the errors all of them share."""
+        if len(kinds) == 1:
+            return read(self, kinds[0])
+        trials = [Validator(self.file) for _ in kinds]
+        results = [read(trial, kind) for trial, kind in zip(trials, kinds, strict=True)]
+        self.errors += [e for e in trials[0].errors if all(e in trial.errors for trial in trials)]
+        return results[0]
+
+    # -- the layer's own mapping ----------------------------------------------------------------------------
 
     def _unknown_layer_keys(self, root: Mapping, mixer: str) -> None:
         name, *others_known = k.spec_fields(mixers()[mixer])
@@ -136,9 +162,8 @@ class Validator:
         known = (*k.spec_fields(record), "mixer", "kind")
         return any(key not in known and nearest_name(key, known) == name for key in entries)
 
-    def _inner(self, node: Mapping, entries: Table[str, Node], record: type, extra: str, path: str) -> None:
-        """Report the keys of an inner mapping that are not fields of `record`."""
-        known = (*((extra,) if extra else ()), *k.spec_fields(record))
+    def _unknown_keys(self, node: Mapping, known: tuple[str, ...], path: str) -> None:
+        """Report the keys of a mapping that are none of `known`."""
         for key, key_node in self._keys(node):
             if key not in known:
                 self._report(key_node, _unknown(key, path), known, nearest_name(key, known))
@@ -220,13 +245,19 @@ class Validator:
             node, f"`{path}` must be true or false, not {_describe(node)}", ("true", "false"), meant
         )
 
-    def _choice(self, node: Node, values: tuple[str, ...], path: str) -> Any:
+    def _choice(
+        self,
+        node: Node,
+        values: tuple[str, ...],
+        path: str,
+        nearest: Callable[[str, Iterable[str]], str | None] = nearest_name,
+    ) -> Any:
         if isinstance(node, Scalar) and node.text in values:
             return node.text
         if not isinstance(node, Scalar):
             return self._report(node, f"`{path}` cannot be {_describe(node)}", values)
         return self._report(
-            node, f"`{path}` cannot be {_clip(node.text)}", values, nearest_name(node.text, values)
+            node, f"`{path}` cannot be {_clip(node.text)}", values, nearest(node.text, values)
         )
 
     def _choices(self, node: Node, values: tuple[str, ...], path: str) -> Any:
@@ -261,7 +292,7 @@ class Validator:
             inner = ", ".join(f"{name}: ..." for name in k.spec_fields(kind.type))
             return self._wrong(node, path, f"a mapping {{{inner}}}")
         entries = self._entries(node, path)
-        self._inner(node, entries, kind.type, "", path)
+        self._unknown_keys(node, tuple(k.spec_fields(kind.type)), path)
         values = self._values(node, entries, kind.type, kind.kinds, path)
         complete = all(name in values and values[name] is not BAD for name in k.spec_fields(kind.type))
         return kind.type(**values) if complete else BAD
@@ -269,22 +300,23 @@ class Validator:
     def _tagged(self, node: Node, kind: k.Tagged, path: str) -> Any:
         if not isinstance(node, Mapping):
             example = f"a mapping with a `{kind.tag}`"
-            nearest = nearest_name(node.text, kind.types) if isinstance(node, Scalar) else None
+            nearest = nearest_kind(node.text, kind.types) if isinstance(node, Scalar) else None
             return self._wrong(
                 node, path, example, tuple(kind.types), nearest and f"{{{kind.tag}: {nearest}}}"
             )
         entries = self._entries(node, path)
-        tag_path = _join(path, kind.tag)
-        if kind.tag not in entries:
-            return self._report(node, f"`{tag_path}` is missing", tuple(kind.types))
-        tag = self._choice(entries[kind.tag], tuple(kind.types), tag_path)
-        if tag is BAD:
-            return BAD
-        record = kind.types[tag]
-        self._inner(node, entries, record, kind.tag, path)
-        values = self._values(node, entries, record, {}, path)
+        types, certain = self._kind(node, entries, kind.tag, kind.types, path)
+        known = [types[0]] if certain else list(kind.types)
+        fields = dict.fromkeys(name for name in known for name in k.spec_fields(kind.types[name]))
+        self._unknown_keys(node, (kind.tag, *fields), path)
+        values = self._of_each(
+            types, lambda self, name: self._values(node, entries, kind.types[name], {}, path)
+        )
+        record = kind.types[types[0]]
+        tag = entries.get(kind.tag)
         complete = all(name in values and values[name] is not BAD for name in k.spec_fields(record))
-        return record(**values) if complete else BAD
+        right = isinstance(tag, Scalar) and tag.text == types[0]
+        return record(**values) if complete and right else BAD
 
     # -- reporting ----------------------------------------------------------------------------------------
 
@@ -305,6 +337,14 @@ def _fields_of_all_mixers() -> dict[str, Any]:
     for cls in mixers().values():
         fields.update(k.spec_fields(cls))
     return fields
+
+
+def _inner_node(node: Node, path: tuple[str, ...]) -> Node:
+    """The value at a path of keys."""
+    for name in path:
+        if isinstance(node, Mapping):
+            node = next(value for key, value in node.items if isinstance(key, Scalar) and key.text == name)
+    return node
 
 
 def _inner_owner(key: str) -> str | None:

@@ -35,12 +35,21 @@ head_dims: {{qk: 16, v: 64}}
 """
 
 
-LINEAR = "name, mixer, feature_map, head_dims, normalize, eps, scale, state_dtype, dtypes"
+LINEAR = "name, mixer, feature_map, head_dims, normalize, signed_weights, eps, scale, state_dtype, dtypes"
 WINDOW = "name, mixer, window, head_dims, scale, dtypes"
 DTYPES = "bfloat16, float16, float32"
 FUNCTIONS = (
     "exp, log, sqrt, abs, tanh, sigmoid, relu, elu, softplus, silu, gelu, sin, cos, erf, minimum, maximum"
 )
+
+REMEDY = (
+    "choose a map of one sign, such as elu(x) + 1, or `normalize: false`, or accept it: `signed_weights: true`"
+)
+
+
+def signed(shown: str) -> str:
+    return f"`feature_map.expression`: `normalize` divides by sums of φ(q)·φ(k), but {shown}; {REMEDY}"
+
 
 BAD_SPECS = [
     ("empty file", "", ["1:1: the file is empty; a spec is a mapping with at least `name` and `mixer`"]),
@@ -402,6 +411,102 @@ BAD_SPECS = [
             "4:3: `feature_map.expression` is missing: the map φ as an expression in x, such as elu(x) + 1",
             "5:3: unknown field `feature_map.order` (allowed: kind, expression)",
         ],
+    ),
+    ("a map of both signs", elementwise("x"), [f"5:15: {signed('φ(-1) = -1 and φ(1) = 1')}"]),
+    ("a cube", elementwise("x**3"), [f"5:15: {signed('φ(-1) = -1 and φ(1) = 1')}"]),
+    (
+        "a map that dips below zero",
+        elementwise("(x - 1.2345)**2 - 1e-6"),
+        [f"5:15: {signed('φ(0) = 1.52399 and φ(1.2345) = -1e-06')}"],
+    ),
+    ("a logarithm", elementwise("log(x)"), [f"5:15: {signed('φ(0) is undefined')}"]),
+    ("a root", elementwise("sqrt(x + 3) + 1"), [f"5:15: {signed('φ(-4) is undefined')}"]),
+    ("a pole", elementwise("x**-2"), [f"5:15: {signed('φ(0) is undefined')}"]),
+    (
+        "signed and other faults",
+        elementwise("x") + "eps: 2\n",
+        [f"5:15: {signed('φ(-1) = -1 and φ(1) = 1')}", "7:6: `eps` must be a number from 0 to 1, not 2"],
+    ),
+    (
+        "order 1 with a normaliser",
+        TAYLOR.replace("order: 2", "order: 1"),
+        [
+            "3:40: `feature_map.order`: `normalize` divides by sums of 1 + scale·q·k, which is negative where "
+            f"scale·q·k < -1; {REMEDY}"
+        ],
+    ),
+    (
+        "mixer and others misspelt",
+        "name: Bad\nmixer: linear-attention\nfeature_map: {kind: taylor_ex, order: 3}\n"
+        "head_dims: {qk: 100, w: 64}\ndtype: [float32]\nwindow: 3\n",
+        [
+            "1:7: the name `Bad` must be lower-case ASCII letters, digits and underscores, starting with a letter (did you mean `bad`?)",
+            "2:8: `mixer` cannot be linear-attention (allowed: linear_attention, sliding_window; did you mean `linear_attention`?)",
+            "3:21: `feature_map.kind` cannot be taylor_ex (allowed: taylor_exp, elementwise; did you mean `taylor_exp`?)",
+            "3:39: `feature_map.order` must be a whole number from 1 to 2, not 3",
+            "4:12: `head_dims.v` is missing: width of a value",
+            "4:17: `head_dims.qk` must be a whole number from 8 to 64, not 100",
+            "4:22: unknown field `head_dims.w` (allowed: qk, v)",
+            f"5:1: unknown field `dtype` (allowed: {LINEAR}; did you mean `dtypes`?)",
+            f"6:1: `window` is a field of sliding_window, not of linear_attention (allowed: {LINEAR})",
+        ],
+    ),
+    (
+        "an unknown mixer with the fields of a window",
+        SLIDING.replace("sliding_window", "softmax_attention").replace("window: 64", "window: 0"),
+        [
+            "2:8: `mixer` cannot be softmax_attention (allowed: linear_attention, sliding_window)",
+            "3:9: `window` must be a whole number from 1 to 4096, not 0",
+        ],
+    ),
+    (
+        "an unknown mixer without fields of its own",
+        "name: bad\nmixer: mamba\nscale: 0\ndtypes: [bf16]\nchunk: 3\n",
+        [
+            "1:1: `head_dims` is missing: widths of one head",
+            "2:8: `mixer` cannot be mamba (allowed: linear_attention, sliding_window)",
+            "3:8: `scale` must be a number above 0 and up to 1000000, or null, not 0",
+            f"4:10: `dtypes` cannot be bf16 (allowed: {DTYPES}; did you mean `bfloat16`?)",
+            f"5:1: unknown field `chunk` (allowed: {LINEAR}, window)",
+        ],
+    ),
+    (
+        "a key misspelt beside other faults",
+        TAYLOR.replace("mixer:", "mixr:").replace("order: 2", "order: 3").replace("v: 64", "v: 0"),
+        [
+            f"2:1: unknown field `mixr` (allowed: {LINEAR}, window; did you mean `mixer`?)",
+            "3:40: `feature_map.order` must be a whole number from 1 to 2, not 3",
+            "4:24: `head_dims.v` must be a whole number from 16 to 256, not 0",
+        ],
+    ),
+    (
+        "kind unknown beside other faults",
+        TAYLOR.replace("kind: taylor_exp, order: 2", "kind: rbf, order: 7, width: 2"),
+        [
+            "3:21: `feature_map.kind` cannot be rbf (allowed: taylor_exp, elementwise)",
+            "3:33: `feature_map.order` must be a whole number from 1 to 2, not 7",
+            "3:36: unknown field `feature_map.width` (allowed: kind, order, expression)",
+        ],
+    ),
+    (
+        "kind left out",
+        elementwise("reul(x)").replace("  kind: elementwise\n", ""),
+        [
+            "4:3: `feature_map.kind` is missing (allowed: taylor_exp, elementwise)",
+            f"4:15: `feature_map.expression`: unknown function `reul` (allowed: {FUNCTIONS}; did you mean `relu`?)",
+        ],
+    ),
+    (
+        "local attention",
+        SLIDING.replace("sliding_window", "local_attention"),
+        [
+            "2:8: `mixer` cannot be local_attention (allowed: linear_attention, sliding_window; did you mean `sliding_window`?)"
+        ],
+    ),
+    (
+        "attention",
+        SLIDING.replace("sliding_window", "attention"),
+        ["2:8: `mixer` cannot be attention (allowed: linear_attention, sliding_window)"],
     ),
 ]
 

@@ -57,6 +57,7 @@ BEYOND_A_SCHEMA = (
     "window 64.0",
     "window 010",
     "window 1:30",
+    "order 1 with a normaliser",
 )
 
 
@@ -77,7 +78,7 @@ def test_the_schema_refuses_what_the_loader_refuses(validator: Any, data: Any) -
 def test_new_specs_load() -> None:
     assert parse_spec(new_spec_text("a")) == LinearAttention("a", TaylorExp(2), HeadDims(16, 64))
     assert parse_spec(new_spec_text("a", feature_map="taylor1", qk=8, v=16)) == LinearAttention(
-        "a", TaylorExp(1), HeadDims(8, 16)
+        "a", TaylorExp(1), HeadDims(8, 16), normalize=False
     )
     spec = parse_spec(new_spec_text("a", feature_map="1 + elu(x)"))
     assert spec_to_dict(spec)["feature_map"] == {"kind": "elementwise", "expression": "elu(x) + 1"}
@@ -87,7 +88,7 @@ def test_new_specs_load() -> None:
     )
 
 
-@given(layer_names(), st.sampled_from(list(mixers())), st.sampled_from(["taylor2", "x**2"]))
+@given(layer_names(), st.sampled_from(list(mixers())), st.sampled_from(["taylor2", "x**2", "x"]))
 def test_new_specs_explain_every_field(name: str, mixer: str, feature_map: str) -> None:
     given = {"feature_map": feature_map} if "feature_map" in mixers()[mixer].template_options else {}
     text = new_spec_text(name, mixer, **given)
