@@ -1,6 +1,6 @@
 """Errors of a variant's kernels against naive mathematics in float64, over awkward shapes.
 
-Inputs are random, rounded to the dtype under test, and laid out in three ways (dense, slices of one fused
+Inputs are random, from a distribution that `domain` names, rounded to the dtype under test, and laid out in three ways (dense, slices of one fused
 projection, heads before tokens).  The reference computes in float64 from the same rounded inputs.  Memory
 that kernels allocate is filled with NaN first, so an element that nobody wrote is seen.
 """
@@ -141,7 +141,7 @@ class _Trial:
     ) -> None:
         self.variant, self.backend, self.device, self.dtype, self.case = variant, backend, device, dtype, case
         self.generator = generator
-        draw = domain(variant)
+        draw = domain(variant).draw
         self.q, self.k, self.v = self._inputs(case.length, draw)
         self.state = None
         if case.prefix:
@@ -274,20 +274,70 @@ class _Trial:
         return x.to(self.device)
 
 
-def domain(variant: Variant) -> Callable[[Tensor], Tensor]:
-    """What turns normal numbers into queries and keys at which the layer is well conditioned.
+@dataclass(frozen=True)
+class Domain:
+    """What queries and keys are drawn from, and how such numbers are made of normal ones."""
 
-    A layer that divides by a sum of weights is so only where weights do not cancel: positive numbers are
-    drawn if the feature map is negative somewhere, and also if it is not finite everywhere.
+    name: str
+    draw: Callable[[Tensor], Tensor]
+
+
+NARROW = Domain("N(0, 0.7²)", lambda x: x * 0.7)
+NORMAL = Domain("N(0, 1)", lambda x: x)
+POSITIVE = Domain("|N(0, 1)| + 0.1", lambda x: x.abs() + 0.1)
+CENTRES = sorted((n / 4 for n in range(-32, 33)), key=lambda m: (abs(m), -m))
+"""Where else the middle of the numbers may lie, the nearest first."""
+SIDED = 0.9
+"""|mean| over root mean square of a map's values; from here on sums of products of few of them keep one sign."""
+
+
+def domain(variant: Variant) -> Domain:
+    """Queries and keys at which the layer is well conditioned.
+
+    A layer that divides by a sum of weights is so only where weights do not cancel.  If its map has both signs,
+    normal numbers are drawn around a place at which most values have one; `strain` says what others do.  A map
+    that is undefined somewhere is tried where it has values.
     """
     spec = variant.spec
     if spec.mixer != "linear_attention" or spec.feature_map.kind != "elementwise":
-        return lambda x: x * 0.7
+        return NARROW
     from .reference import elementwise
 
-    values = elementwise(spec.feature_map.expression, torch.linspace(-4, 4, 401, dtype=torch.float64))
-    safe = bool(values.isfinite().all()) and (not spec.normalize or bool((values >= 0).all()))
-    return (lambda x: x) if safe else (lambda x: x.abs() + 0.1)
+    points = torch.linspace(-6, 6, 601, dtype=torch.float64)
+    density = torch.exp(-points.square() / 2)
+
+    def around(centre: float) -> tuple[bool, bool, float]:
+        """Whether φ is defined there, has one sign, and how much its values lean to one."""
+        values = elementwise(spec.feature_map.expression, points + centre)
+        mean, power = (float((density * x).sum() / density.sum()) for x in (values, values.square()))
+        lean = abs(mean) / power**0.5 if power > 0 else 1.0
+        return bool(values.isfinite().all()), bool((values >= 0).all() or (values <= 0).all()), lean
+
+    defined, one_sign, _ = around(0.0)
+    if defined and (one_sign or not spec.normalize):
+        return NORMAL
+    if not spec.normalize:
+        return POSITIVE
+    leans = {m: lean for m in CENTRES for fine, _, lean in [around(m)] if fine}
+    if not leans:
+        return POSITIVE
+    centre = next((m for m, lean in leans.items() if lean >= SIDED), max(leans, key=leans.__getitem__))
+    return Domain(f"N({centre:g}, 1)", lambda x: x + centre)
+
+
+def strain(variant: Variant, length: int = 256) -> float | None:
+    """The largest output over the largest value, in exact mathematics, where queries and keys are N(0, 1).
+
+    Weights of one sign make means, which do not exceed 1.  None for a layer that does not divide by a sum of
+    weights that can vanish.
+    """
+    spec = variant.spec
+    if spec.mixer != "linear_attention" or not spec.normalize or spec.feature_map.signs() is None:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    widths = variant.qk, variant.qk, variant.v
+    q, k, v = (torch.randn(1, length, 2, n, generator=generator, dtype=torch.float64) for n in widths)
+    return float(variant.reference(q, k, v).abs().max() / v.abs().max())
 
 
 def _split(length: int) -> list[tuple[int, int]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Timer
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
@@ -18,22 +20,100 @@ PATIENCE = 2.0
 """Seconds of work after which progress is shown."""
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+Cell = str | int | float | bool | Sequence[str] | None
+"""A cell of a table: as JSON what it is, as text a short form of it."""
+
+
+def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--json``, for a command that prints tables."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(function)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], as_json: bool = False) -> None:
     """A table on standard output; in a pipe plain text in columns, nothing shortened or wrapped."""
+    widths = [max(len(_text(line[i])) for line in (columns, *rows)) for i in range(len(columns))]
+    with growing_table(columns, widths, as_json) as add:
+        for row in rows:
+            add(row)
+
+
+@contextmanager
+def growing_table(
+    columns: Sequence[str], widths: Sequence[int], as_json: bool = False
+) -> Iterator[Callable[[Sequence[Cell]], None]]:
+    """A function that adds a row to a table.
+
+    In a pipe a row is seen as soon as it is added; `widths` are what the cells will probably take.  On a
+    terminal, where progress is shown meanwhile, the table is drawn at the end.
+    """
+    if as_json:
+        yield from _json_rows(columns)
+        return
     console = Console(highlight=False)
     if console.is_terminal:
-        drawn = Table(title=title, title_justify="left", header_style="bold")
+        drawn = Table(header_style="bold")
         for column in columns:
             drawn.add_column(column, overflow="fold")
-        for row in rows:
-            drawn.add_row(*row)
-        console.print(drawn, markup=False)
+        count = 0
+
+        def draw(row: Sequence[Cell]) -> None:
+            nonlocal count
+            count += 1
+            drawn.add_row(*map(_text, row))
+
+        try:
+            yield draw
+        finally:
+            if count:
+                console.print(drawn, markup=False)
         return
-    widths = [max(len(line[i]) for line in (columns, *rows)) for i in range(len(columns))]
-    if title:
-        click.echo(title)
-    for line in (columns, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    padded = [max(len(column), width) for column, width in zip(columns, widths, strict=True)]
+
+    def line(row: Sequence[Cell]) -> None:
+        cells = (_text(cell).ljust(width) for cell, width in zip(row, padded, strict=True))
+        click.echo("  ".join(cells).rstrip())  # which flushes
+
+    line(columns)
+    yield line
+
+
+def _json_rows(columns: Sequence[str]) -> Iterator[Callable[[Sequence[Cell]], None]]:
+    """One array of objects, each in a line of its own."""
+    separator = "["
+
+    def add(row: Sequence[Cell]) -> None:
+        nonlocal separator
+        click.echo(f"{separator}\n  {_json(dict(zip(columns, row, strict=True)))}", nl=False)
+        separator = ","
+
+    try:
+        yield add
+    finally:
+        click.echo("[]" if separator == "[" else "\n]")
+
+
+def document(data: Mapping[str, Any]) -> None:
+    """One JSON object on standard output."""
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def _json(row: Mapping[str, Cell]) -> str:
+    """A row as JSON, which has no numbers that are not finite."""
+    unusual = {key: str(x) for key, x in row.items() if isinstance(x, float) and not math.isfinite(x)}
+    return json.dumps({**row, **unusual}, ensure_ascii=False)
+
+
+def _text(cell: Cell) -> str:
+    match cell:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if cell else "no"
+        case float():
+            return f"{cell:.1e}"
+        case str() | int():
+            return str(cell)
+    return ", ".join(cell)
 
 
 def source(text: str, language: str) -> None:

@@ -9,14 +9,15 @@ import shutil
 
 import click
 
-from .console import table
+from .console import document, json_option, table
 from .places import checkout, shipped_specs
 
 PACKAGES = ("based-ops", "torch", "triton", "tilelang", "numpy", "sympy", "pyyaml", "click", "rich")
 
 
 @click.command(short_help="What can run here, and why not the rest.")
-def doctor() -> None:
+@json_option
+def doctor(as_json: bool) -> None:
     """Print versions, devices, and which backends can run here and why the others cannot."""
     import torch
 
@@ -24,8 +25,7 @@ def doctor() -> None:
     from based_ops import dispatch
 
     python = f"{platform.python_version()} on {platform.platform()}"
-    table(("what", "version"), [("python", python), *_versions()])
-    click.echo()
+    versions = [("python", python), *_versions()]
     devices = ["cpu"]
     for index in range(torch.cuda.device_count()):
         devices.append(f"cuda:{index} ({torch.cuda.get_device_name(index)})")
@@ -39,15 +39,21 @@ def doctor() -> None:
         ("just-in-time cache", _cache()),
         (dispatch.VARIABLE, os.environ.get(dispatch.VARIABLE, "not set")),
     ]
-    table(("what", "here"), facts)
-    click.echo()
-    rows = []
+    columns, rows = ("backend", "device", "runs here", "why not"), []
     no_cuda = None if torch.cuda.is_available() else "PyTorch sees no CUDA device"
     for device in ("cpu", "cuda"):
         for backend in dispatch.BACKENDS:
             reason = no_cuda if device == "cuda" and no_cuda else dispatch.why_not(backend, device)
-            rows.append((backend, device, "yes" if reason is None else "no", reason or ""))
-    table(("backend", "device", "runs here", "why not"), rows)
+            rows.append((backend, device, reason is None, reason or ""))
+    if as_json:
+        backends = [dict(zip(columns, row, strict=True)) for row in rows]
+        document({"versions": dict(versions), "here": dict(facts), "backends": backends})
+        return
+    table(("what", "version"), versions)
+    click.echo()
+    table(("what", "here"), facts)
+    click.echo()
+    table(columns, rows)
 
 
 def _versions() -> list[tuple[str, str]]:

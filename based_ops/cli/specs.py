@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import fail, source, table
+from .console import Cell, document, fail, json_option, source, table
 from .files import replace_text
 from .places import checkout, find_spec, shipped_specs, specs_option
 
@@ -20,7 +20,8 @@ STAGES = ("spec", "program", "schedule", "triton", "tilelang", "torch")
 
 @click.command("list")
 @specs_option
-def list_specs(specs: Path | None) -> None:
+@json_option
+def list_specs(specs: Path | None, as_json: bool) -> None:
     """List the layers that have a spec."""
     from based_ops.codegen.errors import SpecErrors
     from based_ops.codegen.spec.load import load_dir
@@ -30,46 +31,55 @@ def list_specs(specs: Path | None) -> None:
     except SpecErrors as errors:
         fail(str(errors))
 
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for name, spec in layers.items():
         facts = spec.facts()
-        widths = (str(facts.get(width, "-")) for width in ("qk", "v"))
-        rows.append((name, spec.mixer, spec.describe(), *widths, ", ".join(spec.dtypes)))
-    table(("name", "mixer", "weights", "qk", "v", "dtypes"), rows)
+        rows.append((name, spec.mixer, spec.describe(), facts.get("qk"), facts.get("v"), spec.dtypes))
+    table(("name", "mixer", "weights", "qk", "v", "dtypes"), rows, as_json)
 
 
 @click.command(short_help="Show a layer at one stage of the compiler.")
 @click.argument("name")
 @click.option("--stage", type=click.Choice(STAGES), default="spec", show_default=True, help="What to show.")
 @specs_option
-def show(name: str, stage: str, specs: Path | None) -> None:
-    """Show a layer at one STAGE of the compiler.  NAME is a layer's name or the path of a spec file."""
+@json_option
+def show(name: str, stage: str, specs: Path | None, as_json: bool) -> None:
+    """Show a layer at one STAGE of the compiler.  NAME is a layer's name or the path of a spec file.
+
+    Spec and schedule exist as JSON too.
+    """
+    from based_ops.codegen.spec.model import dump_yaml, spec_to_dict
+
+    if as_json and stage not in ("spec", "schedule"):
+        raise click.UsageError(f"--json: the stage {stage} is text")
+    spec = find_spec(name, specs)
+    if stage != "spec":
+        _show(spec, stage, as_json)
+    elif as_json:
+        document(spec_to_dict(spec))
+    else:
+        source(dump_yaml(spec), "yaml")
+
+
+def _show(spec: LayerSpec, stage: str, as_json: bool) -> None:
+    """Print what the compiler makes of a spec."""
+    from based_ops.codegen import pipeline
+    from based_ops.codegen.ir.printer import print_program
     from based_ops.codegen.schedule.record_file import RecordError
 
-    spec = find_spec(name, specs)
     try:
-        _show(spec, stage)
+        lowered = pipeline.lower(spec)
+        if stage == "program":
+            source("\n".join(map(print_program, lowered.programs)), "text")
+        elif stage == "schedule":
+            _schedules(lowered, as_json)
+        else:
+            source(pipeline.emit(pipeline.schedule(lowered, stage)), "python")
     except RecordError as error:
         fail(str(error))
 
 
-def _show(spec: LayerSpec, stage: str) -> None:
-    """Print one stage; raises `RecordError` where a stale record stands in the way of a schedule."""
-    from based_ops.codegen import pipeline
-    from based_ops.codegen.ir.printer import print_program
-    from based_ops.codegen.spec.model import dump_yaml
-
-    if stage == "spec":
-        source(dump_yaml(spec), "yaml")
-    elif stage == "program":
-        source("\n".join(print_program(program) for program in pipeline.lower(spec).programs), "text")
-    elif stage == "schedule":
-        _schedules(pipeline.lower(spec))
-    else:
-        source(pipeline.emit(pipeline.schedule(pipeline.lower(spec), stage)), "python")
-
-
-def _schedules(lowered: Lowered) -> None:
+def _schedules(lowered: Lowered, as_json: bool) -> None:
     """Every choice of every generated module, one program and dtype a row; and which backend serves."""
     from based_ops.codegen import pipeline
     from based_ops.codegen.schedule import records
@@ -89,12 +99,12 @@ def _schedules(lowered: Lowered) -> None:
                     tiles = "not used: the portable program is faster"
                 rows.append((target, schedule.program, dtype, tiles, *threads, rewrites, setting.origin))
     columns = ("module", "program", "dtype", "tiles", "warps", "stages", "rewrites", "chosen by")
-    table(columns, rows)
+    table(columns, rows, as_json)
     for architecture in sorted(set(records.ARCHITECTURE.values())):
         book = records.book(architecture)
         if mixer := book.serves.get(lowered.spec.mixer):
             why = book.why.get(lowered.spec.mixer)
-            click.echo(f"{architecture}: {mixer} serves" + (f": {why}" if why else ""))
+            click.echo(f"{architecture}: {mixer} serves" + (f": {why}" if why else ""), err=as_json)
 
 
 @click.command(short_help="Write a commented spec.")
@@ -155,6 +165,7 @@ def new(
     except SpecErrors as errors:
         fail(str(errors))
     path = specs / f"{name}.yaml"
+    signed = "normalize: false" in text.splitlines()
     try:
         specs.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
@@ -165,6 +176,8 @@ def new(
         fail(f"{path}: already exists")
     except OSError as error:
         fail(f"{path}: {error.strerror}")
+    if signed:
+        click.echo(f"{path}: `normalize` is false: weights of this map have both signs, so their sum can vanish")
     click.echo(f"{path}: written; edit it, then see what it becomes: based-ops show {path} --stage program")
 
 

@@ -16,7 +16,7 @@ import click
 
 from based_ops.codegen.names import BACKENDS, PASSES
 
-from .console import fail, table
+from .console import fail, json_option, table
 from .places import checkout, find_spec, shipped_specs
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class Extent(click.ParamType):
     type=click.Path(dir_okay=False, path_type=Path),
     help="File of what was measured already.  [default: tune.jsonl in the cache]",
 )
+@json_option
 def tune(
     names: tuple[str, ...],
     backend: str | None,
@@ -103,6 +104,7 @@ def tune(
     plans_only: bool,
     records: Path | None,
     journal: Path | None,
+    as_json: bool,
 ) -> None:
     """Search the schedules of layers NAME (shipped names or spec files; all shipped if none is given).
 
@@ -145,11 +147,17 @@ def tune(
                 if has_plan(spec, which, backend, dtype):
                     several = given or PLANNED[device]
                     wanted.append(Job(spec, backend, which, dtype, device, several, plan=True))
-    _tune(wanted, device, 60 * budget_minutes, jobs or os.cpu_count() or 1, records, journal)
+    _tune(wanted, device, 60 * budget_minutes, jobs or os.cpu_count() or 1, records, journal, as_json)
 
 
 def _tune(
-    wanted: list[Job], device: str, seconds: float, jobs: int, records: Path | None, journal: Path | None
+    wanted: list[Job],
+    device: str,
+    seconds: float,
+    jobs: int,
+    records: Path | None,
+    journal: Path | None,
+    as_json: bool,
 ) -> None:
     from based_ops.codegen.schedule.record_file import RecordError
     from based_ops.codegen.schedule.records import DIRECTORY
@@ -188,12 +196,12 @@ def _tune(
     except RecordError as error:
         fail(str(error), code=1)
     if good:
-        table(COLUMNS, [_row(outcome, machine) for outcome in good])
+        table(COLUMNS, [_row(outcome, machine) for outcome in good], as_json)
     for outcome in found.values():
         if outcome.why is not None:
             click.echo(f"{outcome.job}: the policy's own choice fails: {outcome.why}", err=True)
     if path is not None:
-        click.echo(f"{path}: written; next: based-ops generate")
+        click.echo(f"{path}: written; next: based-ops generate", err=as_json)
     if interrupted:
         raise SystemExit(130)
     if not good:

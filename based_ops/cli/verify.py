@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import click
 
 from based_ops.codegen.names import BACKENDS
 
-from .console import fail, progress, table
+from .console import Cell, fail, growing_table, json_option, progress
 from .places import is_path
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 COLUMNS = ("forward", "final state", "pieces", "step", "dq", "dk", "dv", "d initial state")
+HEADER = ("layer", "backend", "dtype", *COLUMNS, "q, k", "verdict")
+WIDTHS = (*(max(map(len, words)) for words in (BACKENDS, DTYPES)), *(len("1.0e-10") for _ in COLUMNS))
 
 
 @click.command(short_help="Measure errors against naive mathematics.")
@@ -30,15 +33,22 @@ COLUMNS = ("forward", "final state", "pieces", "step", "dq", "dk", "dv", "d init
 @click.option("--backend", "backends", type=click.Choice(BACKENDS), multiple=True, help="May be repeated.")
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ...  [default: cuda if there is one]")
 @click.option("--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True, help="May be repeated.")
+@json_option
 def verify(
-    names: tuple[str, ...], backends: tuple[str, ...], device: str | None, dtypes: tuple[str, ...]
+    names: tuple[str, ...],
+    backends: tuple[str, ...],
+    device: str | None,
+    dtypes: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Compare kernels with naive mathematics in float64, over awkward shapes.
 
     NAME is a generated layer or the path of a spec file; all generated layers if none is given.  Each number
     is the worst relative error, in the Euclidean norm, of a pass over all shapes and layouts; the allowed
-    ones are in based_ops/tolerance.py.  Exits with 1 if one is exceeded.  On a CPU, Triton kernels run under
-    Triton's interpreter.
+    ones are in based_ops/tolerance.py.  Exits with 1 if one is exceeded.  Values are normal numbers, queries and
+    keys what the column "q, k" says: where weights have both signs, numbers at which their sum does not vanish,
+    and a line below says what normal numbers make of such a layer.  On a CPU, Triton kernels run under Triton's
+    interpreter.
     """
     device = device or _default_device()
     if device.startswith("cpu"):
@@ -50,21 +60,29 @@ def verify(
     jobs, skipped = _jobs(variants, backends, device, dtypes)
     found: list[list[Measurement]] = []
     broken: list[str] = []
-    from ..verify import measure
+    from ..verify import domain, measure, strain
 
-    with progress("verifying", len(jobs)) as begin:
+    drawn = {variant.name: domain(variant).name for variant, _, _ in jobs}
+    widths = [max(map(len, (*drawn, ""))), *WIDTHS, max(map(len, (*drawn.values(), ""))), 0]
+    with progress("verifying", len(jobs)) as begin, growing_table(HEADER, widths, as_json) as add:
         for variant, backend, dtype in jobs:
             job = f"{variant.name} {backend} {str(dtype).removeprefix('torch.')}"
             begin(job)
             try:
-                found.append(list(measure(variant, backend, device, dtype)))
+                measurements = list(measure(variant, backend, device, dtype))
             except Exception as error:  # kernels fail in every way there is; the others are worth knowing
                 reason = str(error).strip().splitlines() or ["without a message"]
                 broken.append(f"{job}: {type(error).__name__}: {reason[-1]}")
-    if found:
-        table(("layer", "backend", "dtype", *COLUMNS, ""), [_row(measurements) for measurements in found])
+                continue
+            found.append(measurements)
+            add(_row(measurements, drawn[variant.name]))
+    for name in drawn:
+        most = strain(next(variant for variant in variants if variant.name == name))
+        if most is not None and not most <= 1.0:
+            reach = "are NaN" if math.isnan(most) else f"reach {most:.3g} times the largest value"
+            click.echo(f"{name}: weights have both signs: where q, k are N(0, 1) outputs {reach}", err=as_json)
     for line in skipped:
-        click.echo(f"skipped: {line}")
+        click.echo(f"skipped: {line}", err=as_json)
     wrong = [_fault(m) for measurements in found for m in measurements if not m.fine]
     for line in (*wrong, *broken):
         click.echo(line, err=True)
@@ -128,15 +146,15 @@ def _jobs(
     return jobs, skipped
 
 
-def _row(measurements: list[Measurement]) -> tuple[str, ...]:
+def _row(measurements: list[Measurement], drawn: str) -> tuple[Cell, ...]:
     """The worst errors of one layer on one backend in one dtype."""
     first = measurements[0]
     cells = []
     for column in COLUMNS:
         errors = [m.found.norm for m in measurements if _column(m) == column]
-        cells.append(f"{max(errors):.1e}" if errors else "-")
+        cells.append(max(errors) if errors else None)
     verdict = "ok" if all(m.fine for m in measurements) else "WRONG"
-    return first.variant, first.backend, str(first.dtype).removeprefix("torch."), *cells, verdict
+    return first.variant, first.backend, str(first.dtype).removeprefix("torch."), *cells, drawn, verdict
 
 
 def _column(m: Measurement) -> str:

@@ -118,7 +118,7 @@ def captured(
 
 def _call(variant: Variant, backend: str, which: str, shape: Shape, dtype: torch.dtype, device: str) -> None:
     """Run one pass of the public object."""
-    draw = domain(variant)
+    draw = domain(variant).draw
     generator = torch.Generator(device).manual_seed(0)
 
     def inputs(length: int) -> list[Tensor]:
