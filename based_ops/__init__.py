@@ -6,21 +6,22 @@
     o, final_state = op(q, k, v, output_final_state=True)
 
 Importing the package registers the operators of the generated variants; kernels, and the compilers of the
-backends, are imported by the first call that needs them.
+backends, are imported by the first call that needs them.  The command line alone waits with PyTorch, and with
+the operators, until a command asks for one of them: most commands need neither.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import errors
-from .registry import get, names
-from .state import LinearAttentionState, SlidingWindowState
-
 if TYPE_CHECKING:
-    from . import layers
+    from . import errors, layers
+    from .registry import get, names
+    from .state import LinearAttentionState, SlidingWindowState
     from .variant import Variant
 
 __all__ = [
@@ -35,7 +36,14 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_LAZY = {"layers": "based_ops.layers", "Variant": "based_ops.variant"}
+_AT_ONCE = {
+    "LinearAttentionState": "state",
+    "SlidingWindowState": "state",
+    "errors": "errors",
+    "get": "registry",  # whose import registers what is generated
+    "names": "registry",
+}
+_LATER = {"Variant": "variant", "layers": "layers"}
 
 
 def load(path: str | os.PathLike[str]) -> Variant:
@@ -46,19 +54,22 @@ def load(path: str | os.PathLike[str]) -> Variant:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    where = (_AT_ONCE | _LATER).get(name)
+    if where is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(_LAZY[name])
-    return module if name == "layers" else getattr(module, name)
+    module = importlib.import_module(f"{__name__}.{where}")
+    globals()[name] = module if name == where else getattr(module, name)
+    return globals()[name]
 
 
-def _register_generated() -> None:
-    try:
-        importlib.import_module("based_ops.generated")
-    except ModuleNotFoundError as error:
-        if error.name != "based_ops.generated":
-            raise
-        # A checkout in which nothing has been generated yet: `based-ops generate` must still run.
+def _is_command_line() -> bool:
+    """Whether this process was started as ``based-ops`` or ``python -m based_ops``."""
+    program, words = getattr(sys, "argv", [""])[0], sys.orig_argv
+    if program == "-m":  # and not yet the file that it names
+        return ("-m", __name__) in zip(words, words[1:], strict=False)
+    return Path(program).stem == "based-ops"
 
 
-_register_generated()
+if not _is_command_line():
+    for _name in _AT_ONCE:
+        __getattr__(_name)

@@ -12,30 +12,23 @@ from typing import Any, NoReturn
 
 import torch
 
-from based_ops.codegen.errors import BasedOpsError, ExpressionError, SpecError, SpecErrors, SpecWarning
+from based_ops.codegen.errors import (
+    BasedOpsError,
+)
+from based_ops.codegen.errors import (
+    ExpressionError as ExpressionError,
+)
+from based_ops.codegen.errors import (
+    SpecError as SpecError,
+)
+from based_ops.codegen.errors import (
+    SpecErrors as SpecErrors,
+)
+from based_ops.codegen.errors import (
+    SpecWarning as SpecWarning,
+)
 
 from .tracing import run_while_tracing
-
-__all__ = [
-    "ArgumentTypeError",
-    "BackendUnavailable",
-    "BasedOpsError",
-    "CacheError",
-    "DeviceError",
-    "DtypeError",
-    "ExpressionError",
-    "GradientError",
-    "RegistrationError",
-    "ShapeError",
-    "SpecError",
-    "SpecErrors",
-    "SpecWarning",
-    "StateError",
-    "UnknownVariant",
-    "fail",
-    "fail_text",
-    "message",
-]
 
 
 class UnknownVariant(BasedOpsError, LookupError):

@@ -109,3 +109,15 @@ def get(name: str) -> Variant:
     record(name)
     with LOCK:
         return _variant(name)
+
+
+def _register_generated() -> None:
+    try:
+        importlib.import_module("based_ops.generated")
+    except ModuleNotFoundError as error:
+        if error.name != "based_ops.generated":
+            raise
+        # A checkout in which nothing has been generated yet: `based-ops generate` must still run.
+
+
+_register_generated()

@@ -25,8 +25,15 @@ class LinearAttentionState(NamedTuple):
     """Sums over the tokens seen: `state` [B,H,F,V] of features ⊗ values, `normalizer` [B,H,F] of features.
 
     Both have the spec's state dtype (float64 for float64 inputs).  `normalizer` is None if the variant does
-    not normalise.  Order 2 Taylor features pair the components of (x, 1) by rotation: feature f pairs
-    component a = f mod (D+1) with (a + f div (D+1)) mod (D+1).
+    not normalise.  Row f holds the feature Φ_f of keys k with D components:
+
+    - an elementwise map has F = D, Φ_f = φ(k_f);
+    - Taylor of order 1 has F = D + 1: Φ_f = k_f for f < D, and 1 last;
+    - Taylor of order 2 has F = (D+1)(D+2)/2.  First D(D+1)/2 products, paired by rotation: Φ_f = k_a·k_c with
+      a = f mod D and c = (a + f div D) mod D, so that the D squares come first.  Then the D components, and 1
+      last.
+
+    Weights of the series and the scale stand on the query's side: no row has them.
     """
 
     state: Tensor

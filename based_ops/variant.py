@@ -112,6 +112,10 @@ class Variant(ABC):
     ) -> tuple[Tensor, Any]:
         """Causal attention over a sequence: `(o, final_state)`, with o [B,T,H,v] contiguous and of v's dtype.
 
+        There are no masks yet, and zeros are no padding of k: a zero key weighs φ(q)·φ(0), which a Taylor map
+        or elu(x) + 1 does not make 0, and a window counts it.  Padding before a sequence changes its outputs;
+        padding after it changes none, but the final state.
+
         `scale` is a Python float that replaces the spec's.  `initial_state` is what an earlier call returned
         for the tokens before these; `final_state` is None unless `output_final_state`.  Gradients flow to q,
         k, v, the initial state, and from the final state, once.  Under autocast, inputs are cast to its dtype,

@@ -1,8 +1,9 @@
 """Errors of a variant's kernels against naive mathematics in float64, over awkward shapes.
 
-Inputs are random, from a distribution that `domain` names, rounded to the dtype under test, and laid out in three ways (dense, slices of one fused
-projection, heads before tokens).  The reference computes in float64 from the same rounded inputs.  Memory
-that kernels allocate is filled with NaN first, so an element that nobody wrote is seen.
+Inputs are random, from a distribution that `domain` names, rounded to the dtype under test, and laid out in
+three ways (dense, slices of one fused projection, heads before tokens).  The reference computes in float64
+from the same rounded inputs.  Memory that kernels allocate is filled with NaN first, so an element that
+nobody wrote is seen.
 """
 
 from __future__ import annotations
@@ -288,15 +289,15 @@ POSITIVE = Domain("|N(0, 1)| + 0.1", lambda x: x.abs() + 0.1)
 CENTRES = sorted((n / 4 for n in range(-32, 33)), key=lambda m: (abs(m), -m))
 """Where else the middle of the numbers may lie, the nearest first."""
 SIDED = 0.9
-"""|mean| over root mean square of a map's values; from here on sums of products of few of them keep one sign."""
+"""|mean| over root mean square of a map's values, from which on sums of few products keep one sign."""
 
 
 def domain(variant: Variant) -> Domain:
     """Queries and keys at which the layer is well conditioned.
 
-    A layer that divides by a sum of weights is so only where weights do not cancel.  If its map has both signs,
-    normal numbers are drawn around a place at which most values have one; `strain` says what others do.  A map
-    that is undefined somewhere is tried where it has values.
+    A layer that divides by a sum of weights is so only where weights do not cancel.  If its map has both
+    signs, normal numbers are drawn around a place at which most values have one; `strain` says what others
+    do.  A map that is undefined somewhere is tried where it has values.
     """
     spec = variant.spec
     if spec.mixer != "linear_attention" or spec.feature_map.kind != "elementwise":

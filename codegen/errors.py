@@ -48,7 +48,7 @@ class SpecErrors(BasedOpsError, ValueError):
 
 
 class SpecWarning(UserWarning):
-    """A spec that is compiled as it is, but may not do what its author expects; the text is a `SpecError`'s."""
+    """A spec that is taken as it is, but may not do what its author expects; the text is a `SpecError`'s."""
 
 
 class ExpressionError(BasedOpsError, ValueError):

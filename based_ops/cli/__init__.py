@@ -6,6 +6,7 @@ import click
 
 from .. import __version__
 from .bench import bench
+from .console import plain_warnings
 from .demo import demo
 from .doctor import doctor
 from .generate import generate
@@ -18,6 +19,7 @@ from .verify import verify
 @click.version_option(__version__, prog_name="based-ops")
 def main() -> None:
     """Compile layer specs into registered PyTorch operators."""
+    click.get_current_context().with_resource(plain_warnings())
 
 
 for command in (generate, list_specs, show, new, verify, tune, bench, doctor, demo):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Timer
@@ -129,6 +130,24 @@ def fail(text: str, code: int = 2) -> NoReturn:
     """Ends the command with a message on standard error."""
     click.echo(text, err=True)
     raise SystemExit(code)
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Shows warnings of specs as lines of a compiler, without Python's own place and source."""
+    from based_ops.codegen.errors import SpecWarning
+
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *rest: Any, **named: Any) -> None:
+            if issubclass(category, SpecWarning):
+                click.echo(f"warning: {message}", err=True)
+            else:
+                usual(message, category, *rest, **named)
+
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager

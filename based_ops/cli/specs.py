@@ -141,13 +141,13 @@ def new(
     **options: str | int | None,
 ) -> None:
     """Write a commented spec NAME.yaml into the directory of specs."""
-    from based_ops.codegen.errors import SpecErrors, nearest_name
+    from based_ops.codegen.errors import SpecErrors, nearest_kind
     from based_ops.codegen.mixers import mixers
     from based_ops.codegen.spec.schema import SCHEMA_FILE, schema_text
     from based_ops.codegen.spec.template import new_spec_text
 
     if mixer not in mixers():
-        near = nearest_name(mixer, mixers())
+        near = nearest_kind(mixer, mixers())
         hint = f"; did you mean {near}?" if near else ""
         raise click.UsageError(f"--mixer: {mixer} is none of {', '.join(mixers())}{hint}")
     given: dict[str, Any] = {option: value for option, value in options.items() if value is not None}
@@ -165,7 +165,7 @@ def new(
     except SpecErrors as errors:
         fail(str(errors))
     path = specs / f"{name}.yaml"
-    signed = "normalize: false" in text.splitlines()
+    signed = "normalize: false" in text.splitlines() and "normalize" not in given
     try:
         specs.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
@@ -177,7 +177,7 @@ def new(
     except OSError as error:
         fail(f"{path}: {error.strerror}")
     if signed:
-        click.echo(f"{path}: `normalize` is false: weights of this map have both signs, so their sum can vanish")
+        click.echo(f"{path}: `normalize` is false, since weights of this map have both signs and can cancel")
     click.echo(f"{path}: written; edit it, then see what it becomes: based-ops show {path} --stage program")
 
 

@@ -45,10 +45,11 @@ def verify(
 
     NAME is a generated layer or the path of a spec file; all generated layers if none is given.  Each number
     is the worst relative error, in the Euclidean norm, of a pass over all shapes and layouts; the allowed
-    ones are in based_ops/tolerance.py.  Exits with 1 if one is exceeded.  Values are normal numbers, queries and
-    keys what the column "q, k" says: where weights have both signs, numbers at which their sum does not vanish,
-    and a line below says what normal numbers make of such a layer.  On a CPU, Triton kernels run under Triton's
-    interpreter.
+    ones are in based_ops/tolerance.py.  Exits with 1 if one is exceeded.
+
+    Values are normal numbers, queries and keys are what the column "q, k" says.  Where weights have both
+    signs, these are numbers at which their sum does not vanish, and a line below the table says what normal
+    numbers make of such a layer.  On a CPU, Triton kernels run under Triton's interpreter.
     """
     device = device or _default_device()
     if device.startswith("cpu"):
@@ -80,7 +81,8 @@ def verify(
         most = strain(next(variant for variant in variants if variant.name == name))
         if most is not None and not most <= 1.0:
             reach = "are NaN" if math.isnan(most) else f"reach {most:.3g} times the largest value"
-            click.echo(f"{name}: weights have both signs: where q, k are N(0, 1) outputs {reach}", err=as_json)
+            line = f"{name}: weights have both signs: where q, k are N(0, 1) outputs {reach}"
+            click.echo(line, err=as_json)
     for line in skipped:
         click.echo(f"skipped: {line}", err=as_json)
     wrong = [_fault(m) for measurements in found for m in measurements if not m.fine]

@@ -13,7 +13,10 @@ from .rotary import rotate
 
 
 class SlidingWindowAttention(AttentionLayer):
-    """Multi-head causal attention over the window of `variant`, with rotary embedding of q and k."""
+    """Multi-head causal attention over the window of `variant`, with rotary embedding of q and k.
+
+    There are no masks yet: padding before a sequence is keys that it sees.
+    """
 
     mixer = "sliding_window"
 

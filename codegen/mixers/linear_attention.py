@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 _TAYLOR = re.compile(r"taylor([0-9]+)", re.ASCII)
 _REMEDY = (
-    "choose a map of one sign, such as elu(x) + 1, or `normalize: false`, or accept it: `signed_weights: true`"
+    "choose a map of one sign, such as elu(x) + 1, or `normalize: false`, "
+    "or accept it: `signed_weights: true`"
 )
 
 
@@ -94,7 +95,7 @@ class LinearAttention(LayerSpec):
     def template(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """`feature_map` is ``taylor1``, ``taylor2`` (the default) or an expression in x.
 
-        Where weights have both signs, the layer does not normalise.
+        Where weights have both signs, the layer does not normalise unless `signed_weights` is given.
         """
         text = given.get("feature_map", "taylor2")
         taylor = _TAYLOR.fullmatch(text.strip())
@@ -108,7 +109,8 @@ class LinearAttention(LayerSpec):
             signs = (TaylorExp(int(taylor[1])) if taylor else Elementwise(text)).signs()
         except ExpressionError:  # which is told with its place when the spec is read
             signs = None
-        return fields | ({"normalize": False} if signs and signs.grave else {})
+        refused = signs is not None and signs.grave and not given.get("signed_weights")
+        return fields | ({"normalize": False} if refused else {})
 
     @classmethod
     def conflicts(cls, values: Mapping[str, Any]) -> Iterable[Conflict]:

@@ -1,4 +1,4 @@
-"""Spec files to layer specs.  All faults of all files are reported together; what is only doubtful is warned of."""
+"""Spec files to layer specs.  All faults of all files are reported together; doubts are warnings."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ class LayerSpec(ABC):
 
     @classmethod
     def conflicts(cls, values: Mapping[str, Any]) -> Iterable[Conflict]:
-        """What is wrong with fields together; `values` are those that a file gives, wrong ones of any type."""
+        """What is wrong with fields together; `values` are what a file gives, wrong ones of any type."""
         return ()
 
     @abstractmethod

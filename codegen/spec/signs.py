@@ -1,9 +1,9 @@
 """Whether the weights φ(q)·φ(k) of an elementwise map keep one sign, so that their sum can be divided by.
 
-Nothing is proved here.  A map is objected to for numbers that show it: places at which φ has both signs, or is
-undefined.  They are searched in floating point, on a grid and at the bottom of every dip between its points,
-and checked in many digits, so that rounding neither invents nor excuses one.  A map of which no such place is
-found is taken.
+Nothing is proved here.  A map is objected to for numbers that show it: places at which φ has both signs, or
+is undefined.  They are searched in floating point, on a grid and at the bottom of every dip between its
+points, and checked in many digits, so that rounding neither invents nor excuses one.  A map of which no such
+place is found is taken.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import mpmath
+import mpmath  # type: ignore[import-untyped]
 from sympy import Expr, Rational
 
 from . import functions as f
@@ -135,9 +135,7 @@ def _grid(expr: Expr) -> list[float]:
     return list(dict.fromkeys(s * x + 0.0 for x in (*simple, *fine, *far, *near) for s in (-1, 1)))
 
 
-def _bottoms(
-    function: Function, values: dict[float, float], below: bool
-) -> Iterator[tuple[float, float]]:
+def _bottoms(function: Function, values: dict[float, float], below: bool) -> Iterator[tuple[float, float]]:
     """Places in the dips between those whose values are known, lower and lower; of -φ if `below`."""
     places = sorted(values)
     heights = [-values[x] if below else values[x] for x in places]
@@ -167,7 +165,7 @@ def _number(value: float) -> str:
     return f"{value:.6g}"
 
 
-# -- φ as a function of numbers of any precision ---------------------------------------------------------------
+# -- φ as a function of numbers of any precision -------------------------------------------------------------
 
 
 def _sigmoid(n: Any, u: Any) -> Any:

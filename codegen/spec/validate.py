@@ -95,7 +95,7 @@ class Validator:
         return tuple(name for name in kinds if given[name] == max(given.values())), False
 
     def _of_each(self, kinds: tuple[str, ...], read: Callable[[Validator, str], T]) -> T:
-        """What `read` gives for the one kind; for several, which is useless, with the errors all of them share."""
+        """What `read` gives for the one kind.  Of several, the errors that all share are reported."""
         if len(kinds) == 1:
             return read(self, kinds[0])
         trials = [Validator(self.file) for _ in kinds]

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import pad
 from torch.testing import assert_close
 
+import based_ops
 from based_ops import errors
 from based_ops.layers import LinearAttention, SlidingWindowAttention, rotate
 from based_ops.variant import Variant
@@ -120,3 +122,24 @@ def test_rotation_keeps_its_precision_far_out() -> None:
     x = torch.randn(1, 1, 1, 64)
     far = torch.tensor([[[10_000_000]]], dtype=torch.int32)
     assert_close(rotate(x, far), rotate(x.double(), far).float())
+
+
+@pytest.mark.parametrize(
+    ("name", "harmless"),
+    [
+        ("relu_qk64_v64", True),
+        ("pos_elu_qk64_v64", False),
+        ("taylor2_qk16_v64", False),
+        ("window64_d64", False),
+    ],
+)
+def test_zeros_are_padding_only_where_they_weigh_nothing(name: str, harmless: bool) -> None:
+    """As the docstrings say, until there are masks."""
+    op = based_ops.get(name)
+    inputs = [torch.randn(1, 7, 2, width, dtype=torch.float64) for width in (op.qk, op.qk, op.v)]
+    o, final = op(*inputs, output_final_state=True)
+    padded, _ = op(*(pad(x, (0, 0, 0, 0, 3, 0)) for x in inputs))
+    assert torch.allclose(padded[:, 3:], o) == harmless
+    padded, padded_final = op(*(pad(x, (0, 0, 0, 0, 0, 3)) for x in inputs), output_final_state=True)
+    assert_close(padded[:, :7], o)
+    assert torch.allclose(padded_final[-1], final[-1]) == harmless

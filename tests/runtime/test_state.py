@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from torch.testing import assert_close
 
+import based_ops
 from based_ops.reference import key_features, query_features
-from based_ops.state import first_valid, linear_to_ring, ring_of_start, ring_to_linear
+from based_ops.state import (
+    LinearAttentionState,
+    first_valid,
+    linear_to_ring,
+    ring_of_start,
+    ring_to_linear,
+)
 from based_ops.variant import Variant
 
 WINDOW = 5
@@ -77,3 +89,45 @@ def test_features_make_the_kernel(any_variant: Variant) -> None:
     if any_variant.normalize:
         want = want / (want.sum(-1, keepdim=True) + spec.eps)
     assert_close(weights, want)
+
+
+def documented(formula: str) -> Callable[..., int]:
+    """A number of a feature as the state's docstring defines it, from f, D and others before it."""
+    text = " ".join((inspect.getdoc(LinearAttentionState) or "").split())
+    found = re.search(rf"\b{formula} = ([^,;:]*?)(?=,| and|;|:)", text)
+    assert found is not None, text
+    code = compile(found[1].replace(" mod ", " % ").replace(" div ", " // "), "docstring", "eval")
+    return lambda **known: int(eval(code, {}, known))
+
+
+@pytest.mark.parametrize(
+    ("feature_map", "width"),
+    [("{kind: taylor_exp, order: 2}", 8), ("{kind: taylor_exp, order: 2}", 9)]
+    + [("{kind: taylor_exp, order: 1}", 9), ("{kind: elementwise, expression: x**2}", 11)],
+)
+def test_rows_stand_in_the_documented_order(
+    feature_map: str, width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BASED_OPS_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "rows.yaml"
+    path.write_text(
+        f"name: rows\nmixer: linear_attention\nfeature_map: {feature_map}\n"
+        f"head_dims: {{qk: {width}, v: 16}}\nsigned_weights: true\n"
+    )
+    op = based_ops.load(path)
+    q, k = torch.randn(2, 1, 3, 2, width)
+    v = torch.randn(1, 3, 2, 16)
+    state = op(q, k, v, output_final_state=True)[1]
+    keys = [*k.unbind(-1)]
+    if "order: 2" in feature_map:
+        first, second = documented("a"), documented("c")
+        pairs = [(first(f=f, D=width), f) for f in range(width * (width + 1) // 2)]
+        rows = [keys[a] * keys[second(a=a, f=f, D=width)] for a, f in pairs]
+        rows += [*keys, torch.ones_like(keys[0])]
+    elif "order: 1" in feature_map:
+        rows = [*keys, torch.ones_like(keys[0])]
+    else:
+        rows = [key**2 for key in keys]
+    features = torch.stack(rows, -1)
+    assert_close(state.state, torch.einsum("bthf,bthv->bhfv", features, v))
+    assert_close(state.normalizer, features.sum(1))

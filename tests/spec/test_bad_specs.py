@@ -42,9 +42,7 @@ FUNCTIONS = (
     "exp, log, sqrt, abs, tanh, sigmoid, relu, elu, softplus, silu, gelu, sin, cos, erf, minimum, maximum"
 )
 
-REMEDY = (
-    "choose a map of one sign, such as elu(x) + 1, or `normalize: false`, or accept it: `signed_weights: true`"
-)
+REMEDY = "choose a map of one sign, such as elu(x) + 1, or `normalize: false`, or accept it: `signed_weights: true`"
 
 
 def signed(shown: str) -> str:
