@@ -14,7 +14,7 @@ from .operands import Operands, check, operands
 from .overlap import Apart
 
 if TYPE_CHECKING:
-    from .registry import Record
+    from .record import Record
 
 KEPT = 4096
 """Kinds of calls that are remembered."""
@@ -47,19 +47,19 @@ class Admission:
         self.apart = Apart()
 
     @functools.cached_property
-    def _operands(self) -> Mapping[str, tuple[Operands, tuple[int, ...], bool]]:
-        found = operands(self._record.layer)
-        return {which: (x, x.places, x.writes) for which, x in found.items()}
+    def operands(self) -> Mapping[str, Operands]:
+        """What the operators take, by their passes."""
+        return operands(self._record.layer)
 
-    def traced(self, which: str, *arguments: Any) -> None:
-        """The check of a call without data; the last argument is the kernel string."""
+    def traced(self, which: str, *arguments: Any) -> dict[str, Any]:
+        """The check of a call without data, and its sizes; the last argument is the kernel string."""
         dispatch.read(self._record, arguments[-1])
-        check(self._operands[which][0], arguments)
+        return check(self.operands[which], arguments)
 
     def kernel(self, which: str, *arguments: Any) -> str:
         """The check of a call; returns the kernel string of the module that serves it."""
-        taken, places, writes = self._operands[which]
-        tensors = [arguments[place] for place in places]
+        taken = self.operands[which]
+        tensors = [arguments[place] for place in taken.places]
         kind = (which, arguments[-1], *[None if x is None else (x.shape, x.dtype, x.device) for x in tensors])
         served = self._known.get(kind)
         if served is None:
@@ -69,7 +69,7 @@ class Admission:
             if len(self._known) >= KEPT:
                 self._known.clear()
             self._known[kind] = served
-        if writes:
+        if taken.writes:
             self._in_place(taken, arguments)
         return served
 

@@ -18,17 +18,15 @@ import importlib.util
 import os
 import shutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from based_ops.codegen.names import BACKENDS
 
 from .errors import ArgumentTypeError, BackendUnavailable, VersionError, fail_text
+from .record import Record
+from .record import record as record_of
 from .tracing import run_while_tracing
-
-if TYPE_CHECKING:
-    from .registry import Record
 
 VARIABLE = "BASED_OPS_BACKEND"
 DEFAULT = "default"
@@ -156,9 +154,7 @@ def read(record: Record, kernel: str) -> str:
 
 @functools.cache  # errors are not cached
 def _kernel(name: str, asked: str | None, origin: str, device: torch.device, dtype: torch.dtype) -> str:
-    from .registry import record as registered
-
-    record, device_type = registered(name), device.type
+    record, device_type = record_of(name), device.type
     if asked is not None and asked not in BACKENDS:
         kind = BackendUnavailable if isinstance(asked, str) else ArgumentTypeError
         fail_text(

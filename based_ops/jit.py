@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from .cache import entry, entry_spec
 from .errors import ArgumentTypeError, CacheError, UnknownVariant, VersionError, message
+from .record import names, record
 from .registry import LOCK as _lock
-from .registry import get, names, record
+from .registry import get
 
 if TYPE_CHECKING:
     from based_ops.codegen.spec.model import LayerSpec

@@ -6,6 +6,7 @@ programs, compiled code and whoever calls `torch.ops` get it.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,27 +37,57 @@ class Operand:
     """It was returned by an operator: where the layer has no such thing, it is there and empty."""
 
     @property
+    def has_batch(self) -> bool:
+        """Whether its first dimension is the batch."""
+        return self.argument.dims[0] == "B"
+
+    @property
+    def strided(self) -> bool:
+        """Whether kernels take it with any strides but in its last dimension."""
+        return not self.part_of and self.argument.dtype == IO
+
+    @property
     def error(self) -> type[BasedOpsError]:
         """What a wrong shape or layout of it is."""
         return StateError if self.part_of or self.written else ShapeError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Operands:
     """What one operator takes: an entry for each argument in the order of its schema, None for no tensor."""
 
+    which: str
     layer: LayerSpec
     signature: Signature
     entries: tuple[Operand | None, ...]
     sizes: dict[str, int]
     """Sizes that are the same in all calls."""
 
-    @property
-    def places(self) -> tuple[int, ...]:
-        """Where the tensors stand."""
-        return tuple(place for place, entry in enumerate(self.entries) if entry is not None)
+    @functools.cached_property
+    def tensors(self) -> dict[int, Operand]:
+        """The tensors by where they stand."""
+        return {place: entry for place, entry in enumerate(self.entries) if entry is not None}
 
-    @property
+    @functools.cached_property
+    def places(self) -> tuple[int, ...]:
+        """Where they stand."""
+        return tuple(self.tensors)
+
+    @functools.cached_property
+    def lead(self) -> int:
+        """Where the input stands whose dtype and device are those of the call."""
+        return self.named(self.signature.lead.name)
+
+    def named(self, name: str) -> int:
+        """Where the tensor of that name stands."""
+        return next(place for place, entry in self.tensors.items() if entry.name == name)
+
+    @functools.cached_property
+    def sums_over_batch(self) -> bool:
+        """Whether results are sums over the batch: gradients of what the whole batch shares."""
+        return self.which == "backward" and any(x.dims[0] != "B" for x in self.signature.inputs)
+
+    @functools.cached_property
     def writes(self) -> bool:
         """Whether the operator updates tensors; all others come before them."""
         return any(entry is not None and entry.written for entry in self.entries)
@@ -81,13 +112,13 @@ def operands(layer: LayerSpec) -> dict[str, Operands]:
     }
     one_token = {"T": 1} | dict.fromkeys(signature.longer, 1)
     return {
-        which: Operands(layer, signature, (*entries, None), one_token if which == "step" else {})
+        which: Operands(which, layer, signature, (*entries, None), one_token if which == "step" else {})
         for which, entries in found.items()
     }
 
 
-def check(taken: Operands, arguments: Sequence[Any]) -> None:
-    """Raises a typed error unless the tensors among `arguments` fit each other and the layer."""
+def check(taken: Operands, arguments: Sequence[Any]) -> dict[str, Any]:
+    """The sizes of a call; raises a typed error unless its tensors fit each other and the layer."""
     like: Tensor = arguments[0]
     pairs = [(x, arguments[place]) for place, x in enumerate(taken.entries) if x is not None]
     given = {x.part_of for x, tensor in pairs if x.part_of and tensor is not None}
@@ -103,12 +134,13 @@ def check(taken: Operands, arguments: Sequence[Any]) -> None:
         if not (operand.argument.present or operand.returned):
             fail(operand.error, operand.name, "a tensor", f"None: {taken.layer.name} has no such thing")
         _check_shape(taken, operand, tensor, sizes)
-        dtype = _dtype(taken.layer, operand.argument.dtype, like.dtype)
+        dtype = dtype_of(taken.layer, operand.argument.dtype, like.dtype)
         if tensor.dtype != dtype:
             error = DtypeError if operand.error is ShapeError else StateError
             fail(error, operand.name, str(tensor.dtype), f"{dtype} for inputs of {like.dtype}")
         if tensor.device != like.device:
             fail(DeviceError, operand.name, str(tensor.device), f"on the device of all, {like.device}")
+    return sizes
 
 
 def _check_shape(taken: Operands, operand: Operand, tensor: Tensor, sizes: dict[str, Any]) -> None:
@@ -135,7 +167,8 @@ def _described(dim: int | str, sizes: dict[str, Any], longer: dict[str, str]) ->
     return str(operator.index(sizes[dim])) if dim in sizes else dim
 
 
-def _dtype(layer: LayerSpec, role: str, inputs: torch.dtype) -> torch.dtype:
+def dtype_of(layer: LayerSpec, role: str, inputs: torch.dtype) -> torch.dtype:
+    """The dtype of tensors of a role in calls with such inputs."""
     if role == IO:
         return inputs
     if role not in (ACC, STATE):

@@ -13,7 +13,9 @@ A variant has three operators, `<name>_forward`, `<name>_backward` and `<name>_s
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
+from itertools import compress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +25,14 @@ from based_ops.codegen.names import NAMESPACE, PASSES, op_name, qualified_op_nam
 
 from . import transforms
 from .admission import Admission, checked
-from .errors import GradientError, RegistrationError
+from .errors import GradientError
 
 if TYPE_CHECKING:
     from torch._ops import OpOverload
 
-    from .registry import Record
+    from based_ops.codegen.spec.signature import Signature
+
+    from .record import Record
 
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")  # noqa: TOR901
 AFTER_AUTOGRAD = torch._C._after_autograd_keyset
@@ -51,8 +55,6 @@ class Kernels(dict[str, ModuleType]):
 class Ops:
     """The three operators of one variant."""
 
-    __slots__ = ("record", "kernels", "admission", "forward", "backward", "step")
-
     forward: OpOverload
     backward: OpOverload
     step: OpOverload
@@ -62,15 +64,21 @@ class Ops:
         self.kernels = Kernels(record)
         self.admission = Admission(record)
 
-    def define(self, which: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    @functools.cached_property
+    def signature(self) -> Signature:
+        """What the operators take and give."""
+        signature: Signature = self.record.layer.signature()
+        return signature
+
+    def define(self, which: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
         """Defines one operator: `run` is its implementation everywhere, `fake` the one without data."""
         name = op_name(self.record.name, which)
-        LIBRARY.define(name + schema, tags=_TAGS)
+        LIBRARY.define(name + self.record.schemas[which], tags=_TAGS)
         LIBRARY.impl(name, run, "CompositeExplicitAutograd")
         torch.library.register_fake(qualified_op_name(self.record.name, which), fake, lib=LIBRARY)
         op = getattr(getattr(torch.ops, NAMESPACE), name).default
         torch.library.register_vmap(
-            qualified_op_name(self.record.name, which), transforms.mapped(op), lib=LIBRARY
+            qualified_op_name(self.record.name, which), transforms.mapped(self, which), lib=LIBRARY
         )
         setattr(self, which, op)
 
@@ -82,17 +90,14 @@ class Ops:
 _registered: dict[str, Ops] = {}
 
 
-def register(name: str, mixer: str, record: Record) -> None:
+def register(record: Record) -> None:
     """Defines the operators of a variant."""
-    from . import mixers
+    from .operators import define
 
-    if mixer not in mixers.DEFINE:
-        raise RegistrationError(
-            f"variant {name!r}: got mixer {mixer!r}, must be one of {sorted(mixers.DEFINE)}"
-        )
+    name = record.name
     _registered[name] = ops = Ops(record)
     try:
-        mixers.DEFINE[mixer](ops)
+        define(ops)
     except BaseException:
         del _registered[name]
         raise
@@ -134,19 +139,16 @@ def launch(function: Callable[..., Any], at: torch.Tensor, *args: Any) -> Any:
     return function(*args)
 
 
-def dense(tensor: torch.Tensor) -> torch.Tensor:
+def dense(tensor: torch.Tensor | None) -> torch.Tensor | None:
     """The tensor, copied only if neighbours in its last dimension are not neighbours in memory."""
-    return tensor if tensor.is_contiguous() or tensor.stride(-1) == 1 else tensor.contiguous()
+    if tensor is None or tensor.is_contiguous() or tensor.stride(-1) == 1:
+        return tensor
+    return tensor.contiguous()
 
 
 def contiguous(tensor: torch.Tensor | None) -> torch.Tensor | None:
     """`Tensor.contiguous` for an optional tensor."""
     return None if tensor is None else tensor.contiguous()
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which kernels accumulate inputs of `dtype`."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def needs_gradient(*args: Any) -> bool:
@@ -251,14 +253,15 @@ def derive_backward(ops: Ops) -> None:
     derive(ops, "backward", _OnceDifferentiable)
 
 
-def derive_step(ops: Ops, mutated: tuple[int, ...]) -> None:
+def derive_step(ops: Ops) -> None:
     """Gives the step operator its behaviour above autograd: not differentiable, and its state has changed."""
     op = ops.step
+    written = [x.alias_info is not None and x.alias_info.is_write for x in op._schema.arguments]
 
     def autograd(keyset: Any, *args: Any) -> Any:
         if needs_gradient(*args):
             raise GradientError(f"{op.name()} is not differentiable: call it under torch.no_grad()")
-        mark_written(args[index] for index in mutated)
+        mark_written(compress(args, written))
         return op.redispatch(keyset & AFTER_AUTOGRAD, *args)
 
     ops.derive("step", autograd)

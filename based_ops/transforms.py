@@ -1,9 +1,9 @@
 """Operators under `torch.func`: its levels, and what `torch.vmap` makes of a call.
 
 The dispatcher takes an operator through the levels of nested transforms one by one, like PyTorch's own
-operators.  For a level of `grad` or `vjp` it calls what the operator has under the Autograd key, for one of `vmap`
-what it has under FuncTorchBatched.  The first dimension of every tensor of every operator is the batch (or has
-no entries), so the mapped dimension is folded into it, and one launch serves all.
+operators.  For a level of `grad` or `vjp` it calls what the operator has under the Autograd key, for one of
+`vmap` what it has under FuncTorchBatched.  The first dimension of tensors is the batch (or has no entries):
+the mapped dimension is folded into it, and one launch serves all.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from .errors import StateError, fail
 
 if TYPE_CHECKING:
     from torch._ops import OpOverload
+
+    from .operands import Operands
+    from .ops import Ops
 
 active = torch._C._are_functorch_transforms_active
 """Whether a call runs under a transform of `torch.func`."""
@@ -45,22 +48,27 @@ def outer_gradients() -> Iterator[None]:
         yield
 
 
-def mapped(op: OpOverload) -> Callable[..., Any]:
+def mapped(ops: Ops, which: str) -> Callable[..., Any]:
     """The rule of an operator for `torch.vmap`."""
-    arguments = op._schema.arguments
-    written = {i: x.name for i, x in enumerate(arguments) if x.alias_info and x.alias_info.is_write}
 
     def rule(info: Any, dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        for index, name in written.items():
-            if args[index] is not None and _shared(args[index], dims[index], info.batch_size):
+        op, taken, size = getattr(ops, which), ops.admission.operands[which], info.batch_size
+        given = {place: entry for place, entry in taken.tensors.items() if args[place] is not None}
+        written = {place: entry.name for place, entry in given.items() if entry.written}
+        for place, name in written.items():
+            if _shared(args[place], dims[place], size):
                 fail(StateError, name, "one for all", "mapped over like q, since a step updates it in place")
-        moved = [_first(x, dim, info.batch_size) for x, dim in zip(args, dims, strict=True)]
-        folded = [x.contiguous() if i in written and x is not None else x for i, x in enumerate(moved)]
-        results = op(*[x.flatten(0, 1) if isinstance(x, Tensor) else x for x in folded])
-        for index in written:
-            if folded[index] is not moved[index]:
-                moved[index].copy_(folded[index])
-        size, batch = moved[0].shape[:2]
+        alone = [place for place, entry in given.items() if not entry.has_batch]
+        # Of what the batch shares, such as the weights of channels, neither values nor gradients may differ.
+        if any(dims[place] is not None for place in alone) or (alone and taken.sums_over_batch):
+            return _one_by_one(op, size, dims, args)
+        moved = {p: _first(args[p], dims[p], size) for p, entry in given.items() if entry.has_batch}
+        folded = moved | {place: moved[place].contiguous() for place in written}
+        results = op(*[folded[i].flatten(0, 1) if i in folded else x for i, x in enumerate(args)])
+        for place in written:
+            if folded[place] is not moved[place]:
+                moved[place].copy_(folded[place])
+        batch = moved[taken.lead].shape[1]
         if isinstance(results, Tensor):
             return results.unflatten(0, (size, batch)), 0
         # What is absent has no entries.
@@ -70,10 +78,20 @@ def mapped(op: OpOverload) -> Callable[..., Any]:
     return rule
 
 
-def _first(x: Any, dim: int | None, size: int) -> Any:
+def _one_by_one(op: OpOverload, size: int, dims: tuple[int | None, ...], args: tuple[Any, ...]) -> Any:
+    """A call for each entry of the mapped dimension."""
+    calls = [
+        op(*[x if dim is None or x is None else x.select(dim, i) for x, dim in zip(args, dims, strict=True)])
+        for i in range(size)
+    ]
+    if isinstance(calls[0], Tensor):
+        return torch.stack(calls), 0
+    stacked = tuple(torch.stack(parts) for parts in zip(*calls, strict=True))
+    return stacked, (0,) * len(stacked)
+
+
+def _first(x: Tensor, dim: int | None, size: int) -> Tensor:
     """A tensor with the mapped dimension first; one that is not mapped over is the same for all."""
-    if not isinstance(x, Tensor):
-        return x
     return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
 
 

@@ -19,7 +19,7 @@ from .tracing import is_traced, run_while_tracing
 if TYPE_CHECKING:
     from based_ops.codegen.spec.model import LayerSpec
 
-    from .registry import Record
+    from .record import Record
 
 
 def dtype_named(name: str) -> torch.dtype:
@@ -358,10 +358,3 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == torch.float64:
         return x
     return x.to(dtype)
-
-
-def variant_class(mixer: str) -> type[Variant]:
-    """The class of variants of a mixer."""
-    from . import mixers
-
-    return mixers.VARIANT[mixer]

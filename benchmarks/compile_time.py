@@ -38,7 +38,7 @@ import json, sys, time
 name, backend, task = sys.argv[1:]
 import torch
 import based_ops
-from based_ops.registry import record
+from based_ops.record import record
 op = based_ops.get(name)
 begin = time.perf_counter()
 record(name).module(backend)

@@ -1,18 +1,14 @@
-"""One module a mixer: its operators and its public object."""
+"""One module a mixer: its state and its public object, which the module calls VARIANT."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
 
-from ..ops import Ops
 from ..variant import Variant
-from . import linear_attention, sliding_window
 
-DEFINE: dict[str, Callable[[Ops], None]] = {
-    "linear_attention": linear_attention.define,
-    "sliding_window": sliding_window.define,
-}
-VARIANT: dict[str, type[Variant]] = {
-    "linear_attention": linear_attention.LinearAttentionVariant,
-    "sliding_window": sliding_window.SlidingWindowVariant,
-}
+
+def variant_class(mixer: str) -> type[Variant]:
+    """The class of variants of a mixer."""
+    module = importlib.import_module(f".{mixer}", __name__)
+    found: type[Variant] = module.VARIANT
+    return found

@@ -8,172 +8,19 @@ import torch
 from torch import Tensor
 
 from .. import checks, dispatch
-from ..admission import checked
 from ..errors import StateError, fail
 from ..ops import (
-    Ops,
-    accumulator,
-    below_autograd,
     call,
     call_step,
-    contiguous,
-    dense,
-    derive,
-    derive_backward,
-    derive_step,
-    launch,
 )
 from ..replay import recordable
 from ..state import SlidingWindowState, first_valid, linear_to_ring, ring_of_start, ring_to_linear
-from ..tracing import is_traced
 from ..variant import Variant, cast, constant
-
-_FORWARD = "(Tensor q, Tensor k, Tensor v, float scale, Tensor? first, str kernel) -> (Tensor, Tensor)"
-_BACKWARD = (
-    "(Tensor d_o, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, float scale, Tensor? first, "
-    "str kernel) -> (Tensor, Tensor, Tensor)"
-)
-_STEP = (
-    "(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) ring_k, Tensor(b!) ring_v, "
-    "Tensor(c!) position, str kernel) -> Tensor"
-)
 
 _OTHER_DTYPE = (
     "; a window has the dtype of the call that made it, which under autocast is autocast's: go on as you began, "
     "or convert it, `state._replace(k=state.k.to(dtype), v=state.v.to(dtype))`"
 )
-
-
-def define(ops: Ops) -> None:
-    """Defines the operators of one sliding window."""
-    kernels = ops.kernels
-
-    def forward(
-        q: Tensor, k: Tensor, v: Tensor, scale: float, first: Tensor | None, kernel: str
-    ) -> tuple[Tensor, ...]:
-        if checked.tensor is q:
-            checked.tensor = None
-        else:
-            kernel = ops.admission.kernel("forward", q, k, v, scale, first, kernel)
-        return launch(kernels[kernel].forward, q, dense(q), dense(k), dense(v), scale, contiguous(first))
-
-    def forward_fake(
-        q: Tensor, k: Tensor, v: Tensor, scale: float, first: Tensor | None, kernel: str
-    ) -> tuple[Tensor, ...]:
-        ops.admission.traced("forward", q, k, v, scale, first, kernel)
-        batch, length, heads, _ = q.shape
-        lse = q.new_empty((batch, heads, length), dtype=accumulator(q.dtype))
-        return v.new_empty((batch, length, heads, v.shape[3])), lse
-
-    def backward(
-        d_o: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        o: Tensor,
-        lse: Tensor,
-        scale: float,
-        first: Tensor | None,
-        kernel: str,
-    ) -> tuple[Tensor, ...]:
-        if checked.tensor is d_o:
-            checked.tensor = None
-        else:
-            kernel = ops.admission.kernel("backward", d_o, q, k, v, o, lse, scale, first, kernel)
-        return launch(
-            kernels[kernel].backward,
-            q,
-            dense(d_o),
-            dense(q),
-            dense(k),
-            dense(v),
-            dense(o),
-            contiguous(lse),
-            scale,
-            contiguous(first),
-        )
-
-    def backward_fake(
-        d_o: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        o: Tensor,
-        lse: Tensor,
-        scale: float,
-        first: Tensor | None,
-        kernel: str,
-    ) -> tuple[Tensor, ...]:
-        ops.admission.traced("backward", d_o, q, k, v, o, lse, scale, first, kernel)
-        return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-    def step(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        scale: float,
-        ring_k: Tensor,
-        ring_v: Tensor,
-        position: Tensor,
-        kernel: str,
-    ) -> Tensor:
-        if checked.tensor is q:
-            checked.tensor = None
-        else:
-            kernel = ops.admission.kernel("step", q, k, v, scale, ring_k, ring_v, position, kernel)
-        return launch(kernels[kernel].step, q, dense(q), dense(k), dense(v), scale, ring_k, ring_v, position)
-
-    def step_fake(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        scale: float,
-        ring_k: Tensor,
-        ring_v: Tensor,
-        position: Tensor,
-        kernel: str,
-    ) -> Tensor:
-        ops.admission.traced("step", q, k, v, scale, ring_k, ring_v, position, kernel)
-        return v.new_empty(v.shape)
-
-    ops.define("forward", _FORWARD, forward, forward_fake)
-    ops.define("backward", _BACKWARD, backward, backward_fake)
-    ops.define("step", _STEP, step, step_fake)
-    derive(ops, "forward", _Forward)
-    derive_backward(ops)
-    derive_step(ops, mutated=(4, 5, 6))
-
-
-class _Forward(torch.autograd.Function):
-    """The derivative of a forward operator: its backward operator."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        ops: Ops,
-        keyset: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        scale: float,
-        first: Tensor | None,
-        kernel: str,
-    ) -> tuple[Tensor, ...]:
-        o, lse = below_autograd(ops.forward, keyset, q, k, v, scale, first, kernel)
-        ctx.save_for_backward(q, k, v, o, lse, first)
-        ctx.ops, ctx.scale, ctx.kernel = ops, scale, kernel
-        ctx.mark_non_differentiable(lse)
-        ctx.set_materialize_grads(False)
-        return o, lse
-
-    @staticmethod
-    def backward(ctx: Any, d_o: Tensor | None, _d_lse: None) -> tuple[Any, ...]:
-        if d_o is None:
-            return (None,) * 8
-        q, k, v, o, lse, first = ctx.saved_tensors
-        ready = ctx.kernel in ctx.ops.kernels and not is_traced()
-        grads = call(ctx.ops.backward, ready, d_o, q, k, v, o, lse, ctx.scale, first, ctx.kernel)
-        return None, None, *grads, None, None, None
 
 
 class SlidingWindowVariant(Variant):
@@ -309,3 +156,6 @@ class SlidingWindowVariant(Variant):
         batch, length, heads, _ = k.shape
         position = k.new_full((batch, heads), length, dtype=torch.int32)  # of k: torch.vmap maps over it too
         return SlidingWindowState(ring_of_start(k, self.window), ring_of_start(v, self.window), position)
+
+
+VARIANT = SlidingWindowVariant

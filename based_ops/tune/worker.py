@@ -21,7 +21,8 @@ import torch
 from based_ops.codegen.schedule.legal import ALL_TOKENS, ONE_TOKEN
 
 from ..jit import import_package
-from ..registry import Record, get, record
+from ..record import Record, record
+from ..registry import get
 from ..variant import Variant, dtype_named
 from ..verify import ALL, Case, measure
 from .measure import Shape, bandwidth, time_pass

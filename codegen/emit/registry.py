@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from ..names import spec_file
@@ -44,6 +45,16 @@ def variant(spec: LayerSpec, build: str) -> str:
     w.line("VARIANT = {")
     with w.indented():
         w.line(f'"build": "{build}",')
+        w.line('"schemas": {')
+        with w.indented():
+            for which, schema in spec.signature().schemas().items():
+                w.line(f'"{which}": (')
+                with w.indented():
+                    *lines, last = textwrap.wrap(schema, 90, break_long_words=False)
+                    for line in (*(f"{line} " for line in lines), last):
+                        w.line(f'"{line}"')
+                w.line("),")
+        w.line("},")
         w.line('"spec": {')
         with w.indented():
             for key, value in spec_to_dict(spec).items():

@@ -20,7 +20,7 @@ import yaml
 
 from based_ops.aot import Resources, compile_tilelang, compile_triton
 from based_ops.codegen import pipeline
-from based_ops.registry import record as record_of
+from based_ops.record import record as record_of
 from tests.conftest import SPECS
 from tests.kernels.runners import interpreting
 

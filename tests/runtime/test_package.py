@@ -65,7 +65,7 @@ for name in based_ops.names():
 def test_one_name_cannot_mean_two_things() -> None:
     name = based_ops.names()[0]
     record = based_ops.registry.record(name)
-    entry = {"build": record.build, "spec": record.spec}
+    entry = {"build": record.build, "schemas": record.schemas, "spec": record.spec}
     register_package("elsewhere", {name: entry})
     assert based_ops.registry.record(name) is record
     assert record.build != record.build[::-1]

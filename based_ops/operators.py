@@ -1,0 +1,146 @@
+"""The operators of a variant as they follow from its layer's signature: what they do, their fakes, gradients.
+
+A mixer says what its operators take and give (`codegen.spec.signature`) and nothing here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import starmap
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from based_ops.codegen.names import PASSES
+from based_ops.codegen.spec.signature import Argument
+
+from .admission import checked
+from .operands import Operand, dtype_of
+from .ops import Ops, below_autograd, call, dense, derive, derive_backward, derive_step, launch
+from .tracing import is_traced
+
+
+def define(ops: Ops) -> None:
+    """Defines forward, backward and step."""
+    for which in PASSES:
+        ops.define(which, _implementation(ops, which), _fake(ops, which))
+    derive(ops, "forward", _Forward)
+    derive_backward(ops)
+    derive_step(ops)
+
+
+def _implementation(ops: Ops, which: str) -> Callable[..., Any]:
+    """What an operator does everywhere: it calls the generated function of its pass."""
+    kernels, admission = ops.kernels, ops.admission
+
+    def run(*arguments: Any) -> Any:
+        kernel = arguments[-1]
+        if checked.tensor is arguments[0]:
+            checked.tensor = None
+        else:
+            kernel = admission.kernel(which, *arguments)
+        taken = admission.operands[which]
+        entries = zip(taken.entries[:-1], arguments, strict=False)
+        return launch(getattr(kernels[kernel], which), arguments[taken.lead], *starmap(_ready, entries))
+
+    return run
+
+
+def _ready(entry: Operand | None, x: Any) -> Any:
+    """An argument as kernels take it.
+
+    What a user passes may have any strides but in its last dimension; what an operator updates is as it is.
+    """
+    if x is None or entry is None or entry.written:
+        return x
+    return dense(x) if entry.strided else x.contiguous()
+
+
+def _fake(ops: Ops, which: str) -> Callable[..., Any]:
+    """The operator without data: the same check, and empty results."""
+
+    def fake(*arguments: Any) -> Any:
+        sizes = ops.admission.traced(which, *arguments)
+        layer, signature = ops.record.layer, ops.signature
+        taken = ops.admission.operands[which]
+        lead = arguments[taken.lead]
+
+        def empty(x: Argument, there: bool = True) -> Tensor:
+            shape = [sizes[dim] if isinstance(dim, str) else dim for dim in x.dims]
+            dtype = dtype_of(layer, x.dtype, lead.dtype)
+            return lead.new_empty(shape if there and x.present else (0,), dtype=dtype)
+
+        if which == "step":
+            return empty(signature.output)
+        if which == "forward":
+            asked = bool(signature.final) and arguments[-2]
+            found = [empty(x) for x in (signature.output, *signature.kept)]
+            found += [empty(x, asked) for x in signature.final]
+        else:
+            found = [empty(x, arguments[taken.named(x.name)] is not None) for x in signature.differentiable]
+        return found[0] if len(found) == 1 else tuple(found)
+
+    return fake
+
+
+class _Forward(torch.autograd.Function):
+    """The derivative of a forward operator: its backward operator."""
+
+    @staticmethod
+    def forward(ctx: Any, ops: Ops, keyset: Any, *arguments: Any) -> Any:
+        signature = ops.signature
+        results = below_autograd(ops.forward, keyset, *arguments)
+        output, *others = results if isinstance(results, tuple) else (results,)
+        kept, final = others[: len(signature.kept)], others[len(signature.kept) :]
+        inputs, numbers, carried = _apart(ops, arguments)
+        read = [output, *kept] if signature.keeps_output else kept
+        ctx.save_for_backward(*inputs, *read, *carried)
+        ctx.ops, ctx.numbers, ctx.kernel = ops, numbers, arguments[-1]
+        asked = bool(final) and arguments[-2]
+        ctx.final_shapes = [x.shape for x in final] if asked else None
+        ctx.mark_non_differentiable(*kept, *(() if asked else final))
+        ctx.set_materialize_grads(False)
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, d_output: Tensor | None, *others: Tensor | None) -> tuple[Any, ...]:
+        ops, signature = ctx.ops, ctx.ops.signature
+        layer, saved = ops.record.layer, ctx.saved_tensors
+        inputs, rest = saved[: len(signature.inputs)], saved[len(signature.inputs) :]
+        read = rest[: len(rest) - len(signature.carried)]
+        carried = rest[len(read) :]
+        d_final = list(others[len(signature.kept) :])
+        if d_output is None and all(x is None for x in d_final):
+            return (None,) * (3 + len(inputs) + len(ctx.numbers) + len(carried) + bool(d_final))
+        if d_output is None:
+            d_output = torch.zeros_like(read[0])
+        if any(x is not None for x in d_final):
+            # Kernels take the gradients of a final state together or not at all.
+            for place, (part, shape) in enumerate(zip(signature.final, ctx.final_shapes, strict=True)):
+                if not part.present:
+                    d_final[place] = None
+                elif d_final[place] is None:
+                    dtype = dtype_of(layer, part.dtype, inputs[0].dtype)
+                    d_final[place] = inputs[0].new_zeros(shape, dtype=dtype)
+        ready = ctx.kernel in ops.kernels and not is_traced()
+        arguments = (d_output, *d_final, *inputs, *read, *ctx.numbers, *carried, ctx.kernel)
+        results = call(ops.backward, ready, *arguments)
+        gradients = iter(results if isinstance(results, tuple) else (results,))
+
+        def of(arguments: Sequence[Argument], given: Sequence[Tensor | None]) -> list[Tensor | None]:
+            found = [next(gradients) if x.differentiable else None for x in arguments]
+            return [None if x is None else d for d, x in zip(found, given, strict=True)]
+
+        of_inputs = of(signature.inputs, inputs)
+        asked = (None,) * bool(d_final)
+        of_carried = of(signature.carried, carried)
+        return None, None, *of_inputs, *(None,) * len(ctx.numbers), *of_carried, *asked, None
+
+
+def _apart(ops: Ops, arguments: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+    """Inputs, numbers and what is carried of the arguments of a forward operator."""
+    signature = ops.signature
+    ends = len(signature.inputs), len(signature.numbers), len(signature.carried)
+    first, second = ends[0], ends[0] + ends[1]
+    return arguments[:first], arguments[first:second], arguments[second : second + ends[2]]

@@ -1,0 +1,80 @@
+"""The table of generated variants that this process knows: what each is, and where its kernels live."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from .errors import RegistrationError, UnknownVariant
+
+_NAME = re.compile(r"[a-z_][a-z0-9_]*", re.ASCII)
+_BUILD = re.compile(r"[0-9a-f]{8}", re.ASCII)
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """One generated variant: `package.name` holds its modules, `build` hashes its spec and its modules."""
+
+    name: str
+    package: str
+    build: str
+    spec: Mapping[str, Any]
+    schemas: Mapping[str, str]
+    """The schema of each operator."""
+
+    @staticmethod
+    def of(name: str, package: str, entry: Mapping[str, Any]) -> Record:
+        """What a generated package says of a variant; `RegistrationError` if it does not say enough."""
+        found = Record(
+            name, package, str(entry.get("build")), entry.get("spec", {}), entry.get("schemas", {})
+        )
+        if (
+            _NAME.fullmatch(name)
+            and _BUILD.fullmatch(found.build)
+            and {"forward", "backward", "step"} <= found.schemas.keys()
+            and "mixer" in found.spec
+        ):
+            return found
+        raise RegistrationError(f"variant {name!r} of package {package!r}: not a description of a variant")
+
+    @property
+    def mixer(self) -> str:
+        """The name of its mixer."""
+        mixer: str = self.spec["mixer"]
+        return mixer
+
+    @functools.cached_property
+    def layer(self) -> Any:
+        """The spec, as the compiler's model has it."""
+        from based_ops.codegen.spec.model import spec_from_dict
+
+        return spec_from_dict(self.spec)
+
+    def module(self, backend: str) -> ModuleType:
+        """The generated module of `backend`, imported now (Triton and TileLang are slow to import)."""
+        return importlib.import_module(f"{self.package}.{self.name}.{backend}")
+
+
+RECORDS: dict[str, Record] = {}
+
+
+def names() -> list[str]:
+    """The names that `get` knows, sorted."""
+    return sorted(RECORDS)
+
+
+def record(name: str) -> Record:
+    """The record of a registered variant; `UnknownVariant` names the nearest."""
+    if name in RECORDS:
+        return RECORDS[name]
+    if not isinstance(name, str):
+        raise UnknownVariant(f"name: got {name!r}, must be the name of a variant, a str")
+    near = difflib.get_close_matches(name, RECORDS, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else f"known are {', '.join(names()) or 'none'}"
+    raise UnknownVariant(f"name: got {name!r}, must be the name of a registered variant; {hint}")
