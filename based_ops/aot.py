@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from based_ops.codegen.ir.nodes import Program
+    from based_ops.codegen.ir.kernels import Kernel
     from based_ops.codegen.spec.model import LayerSpec
 
 
@@ -58,7 +58,7 @@ def compile_triton(
     kernel = getattr(module, program)
     constants = dict(module.SCHEDULE[program][dtype])
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages") if name in constants}
-    lowered = _programs(spec)[program]
+    lowered = _kernels(spec)[program]
     constants |= {flag: flags.get(flag, True) for flag in lowered.flags}
     constants |= {t.name: None for t in lowered.tensors if t.optional and not constants[t.optional]}
     defaults = inspect.signature(kernel.fn).parameters
@@ -99,7 +99,7 @@ def compile_tilelang(
 
     from .support.tilelang import PASSES
 
-    switches = {flag: flags.get(flag, True) for flag in _programs(spec)[program].flags}
+    switches = {flag: flags.get(flag, True) for flag in _kernels(spec)[program].flags}
     factory = getattr(module, program).factory
     target = tvm.target.Target({"kind": "cuda", "arch": arch})
     with target, tvm.transform.PassContext(opt_level=3, config=PASSES):
@@ -127,7 +127,7 @@ def _assembler_report(program: str, text: str, arch: str, package: Path) -> str:
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
-def _parameters(spec: LayerSpec, program: Program, dtype: torch.dtype) -> dict[str, str]:
+def _parameters(spec: LayerSpec, kernel: Kernel, dtype: torch.dtype) -> dict[str, str]:
     """Triton's type of every parameter of a kernel that is no constant."""
     from based_ops.codegen.ir.nodes import ACC, INDEX, IO, OPERAND, STATE
 
@@ -140,21 +140,21 @@ def _parameters(spec: LayerSpec, program: Program, dtype: torch.dtype) -> dict[s
         STATE: f"*{_NAMES[state]}",
         INDEX: "*i32",
     }
-    types = {tensor.name: roles[tensor.dtype] for tensor in program.tensors}
+    types = {tensor.name: roles[tensor.dtype] for tensor in kernel.tensors}
     strides = {
         f"{tensor.name}_{str(dim).lower()}": "i32"
-        for tensor in program.tensors
+        for tensor in kernel.tensors
         if tensor.strided
         for dim in tensor.dims[:-1]
     }
-    return types | strides | dict.fromkeys(program.sizes, "i32") | dict.fromkeys(program.scalars, "fp32")
+    return types | strides | dict.fromkeys(kernel.sizes, "i32") | dict.fromkeys(kernel.scalars, "fp32")
 
 
 @functools.lru_cache(maxsize=32)
-def _programs(spec: LayerSpec) -> dict[str, Program]:
+def _kernels(spec: LayerSpec) -> dict[str, Kernel]:
     from based_ops.codegen.pipeline import kernels, lower
 
-    return {program.name: program for program in kernels(lower(spec), "triton")}
+    return {kernel.name: kernel for kernel in kernels(lower(spec), "triton")}
 
 
 def _resource_usage(cubin: bytes) -> str:

@@ -21,22 +21,9 @@ NAME_RULE = "lower-case ASCII letters, digits and underscores, starting with a l
 _NAME = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
 
 
-_ON_WARPGROUPS = "_warpgroups"
-
-
 def on_warpgroups(name: str) -> str:
-    """The program or pass that runs on Hopper in place of another, where a layer has it."""
-    return name + _ON_WARPGROUPS
-
-
-def is_on_warpgroups(name: str) -> bool:
-    """Whether a name is one of those."""
-    return name.endswith(_ON_WARPGROUPS)
-
-
-def portable(name: str) -> str:
-    """The program or pass in whose place it runs; of others, the name itself."""
-    return name.removesuffix(_ON_WARPGROUPS)
+    """The name of the kernel, plan or pass that is for Hopper's warpgroups, in place of another."""
+    return f"{name}_warpgroups"
 
 
 def name_problem(name: str) -> str | None:

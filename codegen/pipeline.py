@@ -5,19 +5,20 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import artifacts
 from .emit import registry, tilelang, torch, triton, warpgroups
-from .emit.layer import ScheduledLayer, ScheduledProgram
+from .emit.layer import ScheduledLayer, scheduled
 from .ir.check import check
+from .ir.check_host import check_passes
 from .ir.host import Pass
+from .ir.kernels import ForeignKernel, Kernel, LaunchPlan
 from .ir.nodes import Program
 from .ir.rewrite import drop_unused
-from .lower import warpgroup_passes
-from .names import is_on_warpgroups, variant_file
+from .names import variant_file
 from .schedule.choose import choose
 from .schedule.model import HOST_C
 from .schedule.records import require_current
@@ -40,8 +41,11 @@ class Lowered:
     spec: LayerSpec
     programs: tuple[Program, ...]
     passes: tuple[Pass, ...]
-    plans: tuple[Program, ...] = ()
-    """Programs without a body, named after passes: their constants are what a pass plans its launches by."""
+
+    @property
+    def plans(self) -> tuple[LaunchPlan, ...]:
+        """By what these passes choose what they launch."""
+        return _plans(self.passes)
 
 
 def load(specs: Path, names: Iterable[str] = ()) -> dict[str, LayerSpec]:
@@ -51,31 +55,43 @@ def load(specs: Path, names: Iterable[str] = ()) -> dict[str, LayerSpec]:
 
 def lower(spec: LayerSpec) -> Lowered:
     """The tile programs of a layer, checked."""
-    programs = spec.programs()
-    for program in programs:
+    written = spec.programs()
+    for program in written:
         check(program)
-    return Lowered(spec, tuple(map(drop_unused, programs)), spec.passes(), spec.plans())
+    programs = tuple(map(drop_unused, written))
+    return Lowered(spec, programs, _passes(spec, programs))
 
 
-def kernels(lowered: Lowered, target: str) -> tuple[Program, ...]:
-    """The programs of a layer's generated module: Triton's has more where a layer suits warpgroups."""
-    more = warpgroups.programs(lowered.spec, lowered.programs) if target == "triton" else ()
-    return (*lowered.programs, *more)
+def kernels(lowered: Lowered, target: str) -> tuple[Kernel, ...]:
+    """The kernels of a layer's generated module: Triton's has more where a layer suits warpgroups."""
+    return (*lowered.programs, *_foreign(lowered, target))
 
 
 def passes_of(lowered: Lowered, target: str) -> tuple[Pass, ...]:
     """The passes of a layer's generated module."""
-    names = _on_warpgroups(lowered, target)
-    return warpgroup_passes.passes(lowered.spec, lowered.passes, names) if names else lowered.passes
+    return _passes(lowered.spec, kernels(lowered, target))
 
 
-def plans_of(lowered: Lowered, target: str) -> tuple[Program, ...]:
-    """The plans of a layer's generated module."""
-    return (*lowered.plans, *warpgroup_passes.plans(lowered.spec, _on_warpgroups(lowered, target)))
+def plans_of(lowered: Lowered, target: str) -> tuple[LaunchPlan, ...]:
+    """The plans of a layer's generated module, those that go with foreign kernels last."""
+    return _plans(passes_of(lowered, target))
 
 
-def _on_warpgroups(lowered: Lowered, target: str) -> tuple[str, ...]:
-    return tuple(p.name for p in kernels(lowered, target) if is_on_warpgroups(p.name))
+def _passes(spec: LayerSpec, kernels: Collection[Kernel]) -> tuple[Pass, ...]:
+    """The passes of a layer with these kernels, checked."""
+    faster = {kernel.instead_of: kernel for kernel in kernels if isinstance(kernel, ForeignKernel)}
+    passes = spec.passes(faster)
+    check_passes(passes, kernels)
+    return passes
+
+
+def _plans(passes: Iterable[Pass]) -> tuple[LaunchPlan, ...]:
+    found = [plan for part in passes for plan in part.plans]
+    return tuple(sorted(found, key=lambda plan: plan.kernel is not None))
+
+
+def _foreign(lowered: Lowered, target: str) -> tuple[ForeignKernel, ...]:
+    return warpgroups.kernels(lowered.spec, lowered.programs) if target == "triton" else ()
 
 
 def schedule(lowered: Lowered, target: str) -> ScheduledLayer:
@@ -85,9 +101,9 @@ def schedule(lowered: Lowered, target: str) -> ScheduledLayer:
     """
     found, run, planned = kernels(lowered, target), passes_of(lowered, target), plans_of(lowered, target)
     require_current(lowered.spec, (*found, *planned), run, target)
-    programs = tuple(ScheduledProgram.of(p, choose(lowered.spec, p, target)) for p in found)
+    launched = tuple(scheduled(kernel, choose(lowered.spec, kernel, target)) for kernel in found)
     chosen = tuple(choose(lowered.spec, plan, target) for plan in planned)
-    return ScheduledLayer(lowered.spec, target, programs, run, chosen)
+    return ScheduledLayer(lowered.spec, target, launched, run, chosen)
 
 
 def emit(layer: ScheduledLayer) -> str:

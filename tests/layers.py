@@ -12,7 +12,8 @@ from pathlib import Path
 from types import ModuleType
 
 from based_ops.codegen import pipeline
-from based_ops.codegen.emit.layer import ScheduledLayer, ScheduledProgram
+from based_ops.codegen.emit.layer import ScheduledLayer, scheduled
+from based_ops.codegen.ir.nodes import Program
 from based_ops.codegen.ir.rewrite import REWRITES
 from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.mixers.sliding_window import SlidingWindow
@@ -81,12 +82,12 @@ def build(
     programs = []
     for program in pipeline.kernels(lowered, target):
         chosen = choose(spec, program, target)
-        if program.body:  # the others are written by an emitter, for sizes and dtypes of its own
+        if isinstance(program, Program):  # others are printed by hand, for sizes and dtypes of their own
             chosen = in_every_dtype(spec, resized(chosen, dict(sizes)))
         if rewrites is not None:
-            known = REWRITES if program.body else orders.known(program)
+            known = REWRITES if isinstance(program, Program) else orders.known(program)
             chosen = replace(chosen, rewrites=tuple(name for name in rewrites if name in known))
-        programs.append(ScheduledProgram.of(program, chosen))
+        programs.append(scheduled(program, chosen))
     plans = tuple(
         resized(choose(spec, plan, target), dict(sizes)) for plan in pipeline.plans_of(lowered, target)
     )

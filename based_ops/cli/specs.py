@@ -88,7 +88,7 @@ def _schedules(lowered: Lowered, as_json: bool) -> None:
     rows = []
     for target in pipeline.EMITTERS:
         layer = pipeline.schedule(lowered, target)
-        for schedule in (*(program.schedule for program in layer.programs), *layer.plans):
+        for schedule in (*(kernel.schedule for kernel in layer.kernels), *layer.plans):
             for dtype, setting in schedule.settings.items():
                 sizes = {n: "all" if size == ALL_TOKENS else size for n, size in setting.constants.items()}
                 tiles = " ".join(f"{name}={size}" for name, size in sizes.items())

@@ -8,10 +8,9 @@ would launch.  All plans share one module, so no kernel is compiled for them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from inspect import signature
 from itertools import islice
 from math import inf
 from statistics import geometric_mean
@@ -19,26 +18,19 @@ from time import monotonic
 from typing import Any
 
 from based_ops.codegen import pipeline
-from based_ops.codegen.ir.nodes import Program
-from based_ops.codegen.names import is_on_warpgroups, portable
+from based_ops.codegen.ir.kernels import LaunchPlan
 from based_ops.codegen.schedule import space
 from based_ops.codegen.schedule.model import Schedule
 from based_ops.codegen.schedule.policy import policy
-from based_ops.codegen.schedule.records import launches
 from based_ops.codegen.spec.model import LayerSpec
 
-from ..support.host import backward_plan, forward_plan, segment_plan, window_plan
+from ..support import host
 from .journal import Result
 from .measure import Shape
 from .trials import GAIN, Outcome, Run, Schedules, Trial
 
 SLOWER = 1.03
 """How much longer than with the policy's plan a pass may take at any one shape, to be faster at others."""
-FUNCTIONS: dict[tuple[str, ...], Callable[..., Any]] = {
-    tuple(signature(function).parameters)[2:]: function
-    for function in (forward_plan, segment_plan, window_plan, backward_plan)
-}
-"""The function of a plan by the plan's constants, which it takes after the tokens and the rows."""
 
 Launched = tuple[Shape, Any]
 """A shape, and what a plan's function says to launch there."""
@@ -49,7 +41,7 @@ Launches = tuple[Launched, ...]
 def has_plan(spec: LayerSpec, which: str, backend: str, dtype: str) -> bool:
     """Whether a pass is launched by a plan."""
     plans = pipeline.plans_of(pipeline.lower(spec), backend)
-    return any(portable(p.name) == which and dtype in policy(spec, p, backend).settings for p in plans)
+    return any(plan.part == which and dtype in policy(spec, plan, backend).settings for plan in plans)
 
 
 @dataclass(eq=False)
@@ -63,8 +55,7 @@ class PlanRun(Run):
     _times: dict[Launched, Result] = field(default_factory=dict, init=False)
 
     def subject(self) -> tuple[tuple[str, ...], set[str]]:
-        plan = self._plan()
-        return (plan.name,) if plan else (), {self.job.which}
+        return (self._plan.name,) if self._plan else (), {self.job.which}
 
     def first(self) -> list[Trial]:
         return list(self._trials(self._policy, self._policy)) if self.tuned else []
@@ -88,24 +79,22 @@ class PlanRun(Run):
         if best != self._policy:
             yield self._confirmed(best)
 
-    def _plan(self) -> Program | None:
+    @cached_property
+    def _plan(self) -> LaunchPlan | None:
         """The plan by which the pass is launched: that for warpgroups, where their programs are used."""
         job = self.job
-        launched = {
-            name for part in self.passes if portable(part.name) == job.which for name in launches(part)
-        }
-        decide = [self.base[name].settings.get(job.dtype) for name in launched if space.decides(name)]
-        fast = all(setting.used for setting in decide if setting)
         for plan in reversed(self.plans):  # those for warpgroups come last
-            runs = fast or not is_on_warpgroups(plan.name)
-            if portable(plan.name) == job.which and job.dtype in self.base[plan.name].settings and runs:
+            names = (plan.name, plan.kernel.name) if plan.kernel else (plan.name,)
+            settings = [self.base[name].settings.get(job.dtype) for name in names]
+            if plan.part == job.which and all(setting and setting.used for setting in settings):
                 return plan
         return None
 
     @cached_property
     def _candidates(self) -> dict[Launches, Schedule]:
         """Every legal plan that differs from those before it in what it launches, the policy's first."""
-        plan = next(plan for plan in self.plans if plan.name in self.tuned)
+        plan = self._plan
+        assert plan is not None, "candidates are asked for where there is a plan"
         start = self.base[plan.name].only(self.job.dtype)
         keep = space.fixed_in_plan(plan, self.kernels, start)
         found: dict[Launches, Schedule] = {}
@@ -119,8 +108,9 @@ class PlanRun(Run):
 
     def _launched(self, schedule: Schedule, shape: Shape) -> Launched:
         batch, heads, length = shape
+        plan = next(plan for plan in self.plans if plan.name == schedule.program)
         constants = schedule.settings[self.job.dtype].constants
-        return shape, FUNCTIONS[tuple(constants)](length, batch * heads, **constants)
+        return shape, getattr(host, plan.function)(length, batch * heads, **constants)
 
     def _unmeasured(self) -> Iterator[Trial]:
         """A trial for everything that some candidate launches, once."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from based_ops.codegen import pipeline
+from based_ops.codegen.ir.kernels import LaunchPlan
 from based_ops.codegen.schedule import record_file, space
 from based_ops.codegen.schedule.policy import policy
 from based_ops.codegen.schedule.record_file import Entry
@@ -43,21 +44,21 @@ def entries(outcome: Outcome, machine: Mapping[str, Any], today: date) -> list[E
         "date": today,
     }
     found = []
-    for program in (*kernels, *pipeline.plans_of(lowered, job.backend)):
-        if program.name not in outcome.schedules:
+    for subject in (*kernels, *pipeline.plans_of(lowered, job.backend)):
+        if subject.name not in outcome.schedules:
             continue
-        chosen = outcome.schedules[program.name]
+        chosen = outcome.schedules[subject.name]
         setting = chosen.settings[job.dtype]
-        default = policy(job.spec, program, job.backend)
+        default = policy(job.spec, subject, job.backend)
         keep = (
-            space.fixed_in_plan(program, kernels, default.only(job.dtype))
-            if program.is_plan
+            space.fixed_in_plan(subject, kernels, default.only(job.dtype))
+            if isinstance(subject, LaunchPlan)
             else space.fixed(kernels)
         )
-        open_choices = space.choices(program, chosen.only(job.dtype), keep)
+        open_choices = space.choices(subject, chosen.only(job.dtype), keep)
         found.append(
             Entry(
-                _facts(outcome) | {"program": program.name, "dtype": job.dtype},
+                _facts(outcome) | {"program": subject.name, "dtype": job.dtype},
                 {name: size for name, size in setting.constants.items() if name in open_choices},
                 setting.warps if "warps" in open_choices else None,
                 setting.stages if "stages" in open_choices else None,
@@ -83,7 +84,7 @@ def write(directory: Path, found: list[Outcome], machine: Mapping[str, Any], tod
         replaces = [*_facts(outcome), "dtype"]
         lowered, backend = pipeline.lower(outcome.job.spec), outcome.job.backend
         known = (*pipeline.kernels(lowered, backend), *pipeline.plans_of(lowered, backend))
-        untouched = {program.name for program in known} - {*outcome.schedules}
+        untouched = {subject.name for subject in known} - {*outcome.schedules}
         book = record_file.merged(book, entries(outcome, machine, today), replaces, untouched)
     directory.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")

@@ -13,11 +13,11 @@ from itertools import islice, zip_longest
 from time import monotonic
 
 from based_ops.codegen import pipeline
-from based_ops.codegen.names import PASSES, on_warpgroups, portable
+from based_ops.codegen.ir.kernels import ForeignKernel
+from based_ops.codegen.names import PASSES
 from based_ops.codegen.schedule import space
 from based_ops.codegen.schedule.model import Schedule
 from based_ops.codegen.schedule.policy import policy
-from based_ops.codegen.schedule.records import launches
 
 from .journal import Result
 from .plans import PlanRun
@@ -66,7 +66,7 @@ class ProgramRun(Run):
 
     def subject(self) -> tuple[tuple[str, ...], set[str]]:
         tuned = tuned_programs(self.lowered, self.job.which, self.job.backend, self.job.dtype)
-        return tuned, {portable(part.name) for part in self.passes if {*launches(part)} & {*tuned}}
+        return tuned, {part.part for part in self.passes if {*part.launches} & {*tuned}}
 
     def outcomes(self) -> Iterator[Outcome]:
         # The policy's choice is measured whatever the budget: everything is compared with it.
@@ -124,10 +124,10 @@ class ProgramRun(Run):
                 return
 
     def _near(self, center: Schedules, name: str, changes: int) -> Iterator[tuple[str, Trial]]:
-        program = next(p for p in self.kernels if p.name == name)
+        kernel = next(kernel for kernel in self.kernels if kernel.name == name)
         whole = center[name]
         keep = space.fixed(self.kernels)
-        near = space.candidates(program, whole.only(self.job.dtype), keep, changes)
+        near = space.candidates(kernel, whole.only(self.job.dtype), keep, changes)
         for schedule in islice(near, 1, None):
             every = replace(schedule, settings=whole.settings | schedule.settings)
             yield name, self._trial(center | {name: every})
@@ -159,17 +159,17 @@ def tuned_programs(lowered: pipeline.Lowered, which: str, backend: str, dtype: s
     apart.  Nor are programs that do not run in this dtype, or in whose place another runs.
     """
     kernels = pipeline.kernels(lowered, backend)
-    present = {p.name for p in kernels if dtype in policy(lowered.spec, p, backend).settings}
-    parts = {part.name: part for part in pipeline.passes_of(lowered, backend)}
+    present = {k.name: k for k in kernels if dtype in policy(lowered.spec, k, backend).settings}
+    passes = pipeline.passes_of(lowered, backend)
     taken: set[str] = set()
     names: tuple[str, ...] = ()
     for name in PASSES:
-        launched, faster = launches(parts[name]), parts.get(on_warpgroups(name))
-        if faster and present.issuperset(launches(faster)):
-            launched = launches(faster)
+        # A pass stands after those that it may call in its place.
+        *others, own = (part.launches for part in passes if part.part == name)
+        launched = next((programs for programs in others if present.keys() >= {*programs}), own)
         names = tuple(program for program in launched if program not in taken)
         if name == which:
             break
         taken |= {*names}
-    present -= {program for program in present if on_warpgroups(program) in present}
-    return tuple(name for name in names if name in present)
+    replaced = {kernel.instead_of for kernel in present.values() if isinstance(kernel, ForeignKernel)}
+    return tuple(name for name in names if name in present.keys() - replaced)

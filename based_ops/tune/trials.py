@@ -17,8 +17,8 @@ from typing import Any
 
 from based_ops.codegen import artifacts, pipeline
 from based_ops.codegen.emit import registry
-from based_ops.codegen.emit.layer import ScheduledLayer, ScheduledProgram
-from based_ops.codegen.ir.nodes import Program
+from based_ops.codegen.emit.layer import ScheduledLayer, scheduled
+from based_ops.codegen.ir.kernels import Sized
 from based_ops.codegen.names import PASSES
 from based_ops.codegen.schedule.choose import choose
 from based_ops.codegen.schedule.model import Schedule
@@ -138,11 +138,11 @@ class Run(ABC):
         self.kernels = pipeline.kernels(self.lowered, job.backend)
         self.plans = pipeline.plans_of(self.lowered, job.backend)
         self.passes = pipeline.passes_of(self.lowered, job.backend)
-        programs = (*self.kernels, *self.plans)
-        self.base: Schedules = {p.name: found.get(p.name) or _present(job, p) for p in programs}
+        subjects = (*self.kernels, *self.plans)
+        self.base: Schedules = {s.name: found.get(s.name) or _present(job, s) for s in subjects}
         self.tuned, concerned = self.subject()
         self.concerned = sorted(concerned, key=PASSES.index)
-        self.base |= {p.name: policy(job.spec, p, job.backend) for p in programs if p.name in self.tuned}
+        self.base |= {s.name: policy(job.spec, s, job.backend) for s in subjects if s.name in self.tuned}
 
     @abstractmethod
     def subject(self) -> tuple[tuple[str, ...], set[str]]:
@@ -158,10 +158,10 @@ class Run(ABC):
 
     def text(self, schedules: Schedules) -> str:
         """The module with these schedules."""
-        programs = tuple(ScheduledProgram.of(p, schedules[p.name]) for p in self.kernels)
+        kernels = tuple(scheduled(kernel, schedules[kernel.name]) for kernel in self.kernels)
         plans = tuple(schedules[plan.name] for plan in self.plans)
         job = self.job
-        return pipeline.emit(ScheduledLayer(job.spec, job.backend, programs, self.passes, plans))
+        return pipeline.emit(ScheduledLayer(job.spec, job.backend, kernels, self.passes, plans))
 
     def trial(self, schedules: Schedules, shape: Shape, text: str, *further: object) -> Trial:
         """A trial, whose time depends on the module's text and on what else is given."""
@@ -251,9 +251,9 @@ def _checked_as(task: Task) -> str:
     return json.dumps([task[what] for what in ("name", "dtype", "passes", "plans")])
 
 
-def _present(job: Job, program: Program) -> Schedule:
+def _present(job: Job, subject: Sized) -> Schedule:
     """What `generate` would choose, or the policy's choice where a stale record stands in the way."""
     try:
-        return choose(job.spec, program, job.backend)
+        return choose(job.spec, subject, job.backend)
     except RecordError:
-        return policy(job.spec, program, job.backend)
+        return policy(job.spec, subject, job.backend)

@@ -3,36 +3,65 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
-from functools import partial
 from itertools import groupby
+from typing import TypeVar
 
-from ..ir.host import Allocate, Launch, Line, Pass
-from ..ir.nodes import ACC, IO, OPERAND, STATE
+from ..ir.host import (
+    Absent,
+    Allocate,
+    And,
+    Bind,
+    Compare,
+    Constant,
+    Delegate,
+    Either,
+    Extent,
+    Launch,
+    Literal,
+    Name,
+    Not,
+    Or,
+    Pass,
+    Plan,
+    Present,
+    ReadSizes,
+    Serves,
+    Some,
+    Step,
+    Times,
+    Value,
+)
+from ..ir.kernels import parameters
+from ..ir.nodes import ACC, IO, OPERAND, STATE, Comment
 from ..schedule.model import HOST_C
-from .layer import ScheduledLayer, ScheduledProgram
+from .layer import ScheduledKernel, ScheduledLayer
 from .writer import Writer
 
-HELPERS = ("backward_plan", "cdiv", "forward_plan", "operand_dtype", "segment_plan", "window_plan")
-"""What host functions may call of `based_ops.support.host`."""
+HELPERS = ("cdiv", "operand_dtype")
+"""What host functions may call of `based_ops.support.host`, besides the functions of launch plans."""
+SERVES = "on_warpgroups"
+"""Of `based_ops.support.warpgroups`: whether tensors suit kernels for warpgroups."""
+EITHER, OR, AND, NOT, COMPARED, TIMES, ATOM = range(7)
+"""How tightly the operators of Python bind."""
 
-EmitLaunch = Callable[[Writer, ScheduledProgram, dict[str, str]], None]
-"""Writes the launch of a program; the dictionary gives the host expression of each parameter that has one."""
+K = TypeVar("K", bound=ScheduledKernel)
+EmitLaunch = Callable[[Writer, ScheduledKernel, Mapping[str, str], str], None]
+"""Writes the launch of a kernel, given the text of every parameter, and of its settings for the call."""
 
 
 def emit_schedule(
-    w: Writer, layer: ScheduledLayer, setting: Callable[[ScheduledProgram, str], list[str]]
+    w: Writer, layer: ScheduledLayer, kernels: Iterable[K], setting: Callable[[K, str], list[str]]
 ) -> None:
-    """``SCHEDULE[program][dtype]``: the keyword arguments of each launch."""
+    """``SCHEDULE[kernel][dtype]``: the keyword arguments of each launch."""
     tables = {
-        scheduled.program.name: {
+        scheduled.kernel.name: {
             dtype: setting(scheduled, dtype)
             for dtype, chosen in scheduled.schedule.settings.items()
             if chosen.used
         }
-        for scheduled in layer.programs
+        for scheduled in kernels
     }
     for plan in layer.plans:
         tables[plan.program] = {
@@ -50,9 +79,14 @@ def emit_schedule(
     w.line("}")
 
 
-def used_helpers(text: str, helpers: Iterable[str] = HELPERS) -> str:
+def used_helpers(text: str, helpers: Iterable[str]) -> str:
     """The helpers that a text calls, as an import statement names them."""
     return ", ".join(name for name in helpers if re.search(rf"\b{name}\(", text))
+
+
+def host_helpers(layer: ScheduledLayer) -> list[str]:
+    """What the passes of a layer may call of `based_ops.support.host`."""
+    return sorted({*HELPERS, *(plan.function for part in layer.passes for plan in part.plans)})
 
 
 def emit_passes(w: Writer, layer: ScheduledLayer, launch: EmitLaunch) -> None:
@@ -60,58 +94,139 @@ def emit_passes(w: Writer, layer: ScheduledLayer, launch: EmitLaunch) -> None:
     for index, function in enumerate(layer.passes):
         if index:
             w.blank(2)
-        w.call(f"def {function.name}(", function.parameters, "):")
+        _Function(w, layer, function, launch).emit()
+
+
+class _Function:
+    """Prints one pass."""
+
+    def __init__(self, w: Writer, layer: ScheduledLayer, function: Pass, launch: EmitLaunch) -> None:
+        self.w, self.layer, self.function, self.launch = w, layer, function, launch
+        self.names = [parameter.name for parameter in function.parameters]
+
+    def emit(self) -> None:
+        w, function = self.w, self.function
+        w.call(f"def {function.name}(", self.names, "):")
         with w.indented():
             w.line(f'"""{function.summary}"""')
-            for when, group in groupby(function.body, partial(_condition, function)):
+            for when, group in groupby(function.body, self._condition):
                 steps = list(group)
                 if when:
                     if buffers := [step.name for step in steps if isinstance(step, Allocate)]:
                         w.line(f"{' = '.join(buffers)} = None")
-                    w.line(f"if {when}:")
+                    w.line(f"if {self.text(when)}:")
                 with w.indented() if when else nullcontext():
                     for step in steps:
-                        match step:
-                            case Line(text):
-                                w.line(text)
-                            case Allocate():
-                                _allocate(w, layer, replace(step, when=None) if when else step)
-                            case Launch(program, arguments):
-                                launch(w, layer.find(program), arguments)
-            results = ", ".join(function.results)
-            w.line(f"return {results}")
+                        self._step(step)
+            w.line(f"return {', '.join(function.results)}")
 
-
-def _condition(function: Pass, step: Line | Allocate | Launch) -> str | None:
-    """Under which condition a step is there at all.  What a pass returns always is, if only empty."""
-    if isinstance(step, Line) or step.when is None:
+    def _condition(self, step: Step | Comment) -> Value | None:
+        """Under which condition a step is there at all.  What a pass returns always is, if only empty."""
+        if isinstance(step, Launch) or isinstance(step, Allocate) and step.name not in self.function.results:
+            return step.when
         return None
-    returned = isinstance(step, Allocate) and step.name in function.results
-    return None if returned else step.when
 
+    def _step(self, step: Step | Comment) -> None:
+        w = self.w
+        match step:
+            case Comment(words):
+                w.line(f"# {words}")
+            case ReadSizes(tensor, names):
+                w.line(f"{', '.join(name or '_' for name in names)} = {tensor}.shape")
+            case Bind(values):
+                w.line(f"{', '.join(values)} = {', '.join(map(self.text, values.values()))}")
+            case Plan():
+                w.line(f"{', '.join(step.results)} = {self._plan(step)}")
+            case Allocate():
+                self._allocate(step)
+            case Launch(kernel, arguments):
+                scheduled = self.layer.find(kernel)
+                given = {
+                    name: self.text(arguments.get(name, Name(name))) for name in parameters(scheduled.kernel)
+                }
+                self.launch(w, scheduled, given, self._entry(kernel))
+            case Delegate(to, when):
+                w.line(f"if {self.text(when)}:")
+                with w.indented():
+                    w.call(f"return {to}(", self.names)
+            case _:
+                raise TypeError(f"no host text for {type(step).__name__}")
 
-def _allocate(w: Writer, layer: ScheduledLayer, step: Allocate) -> None:
-    dtype = _dtype(layer, step.dtype)
-    if step.when == "False":
-        w.line(f"{step.name} = q.new_empty(0, dtype={dtype})")
-        return
-    shape = ", ".join(step.shape)  # as arguments: PyTorch takes half as long again to read a tuple
-    if step.when is not None:
-        shape = f"({shape}) if {step.when} else 0"
-    extra = "" if step.dtype == IO else f", dtype={dtype}"
-    w.line(f"{step.name} = q.new_empty({shape}{extra})")
+    def _plan(self, step: Plan) -> str:
+        key = f'"{step.plan.name}"'
+        if step.instead:
+            condition, other = step.instead
+            key = f'"{other.name}" if {self.text(condition)} else {key}'
+        settings = f"SCHEDULE[{key}][{self.function.leading}.dtype]"
+        call = f"{step.plan.function}({', '.join(map(self.text, step.arguments))}, **{settings})"
+        return f"{call} if {self.text(step.when)} else 0" if step.when else call
 
+    def _allocate(self, step: Allocate) -> None:
+        dtype, new = self._dtype(step.dtype), f"{step.name} = {self.function.leading}.new_empty"
+        if step.when == Literal(False):
+            self.w.line(f"{new}(0, dtype={dtype})")
+            return
+        # The extents are arguments: PyTorch takes half as long again to read a tuple.
+        shape = ", ".join(map(self.text, step.shape))
+        if step.when is not None and step.name in self.function.results:
+            shape = f"({shape}) if {self.text(step.when)} else 0"
+        extra = "" if step.dtype == IO else f", dtype={dtype}"
+        self.w.line(f"{new}({shape}{extra})")
 
-def _dtype(layer: ScheduledLayer, role: str) -> str:
-    """The host expression of a role's dtype; the torch backend alone takes float64, and keeps it."""
-    if role == IO:
-        return "q.dtype"
-    if role == OPERAND and layer.backend not in ("torch", HOST_C):  # where operands are as wide as sums
-        return "operand_dtype(q)"
-    assert role in (ACC, OPERAND, STATE)
-    fixed = layer.spec.kept_dtype if role == STATE else "float32"
-    return (
-        f"torch.float64 if q.dtype == torch.float64 else torch.{fixed}"
-        if layer.backend == "torch"
-        else f"torch.{fixed}"
-    )
+    def _dtype(self, role: str) -> str:
+        """The text of a role's dtype; the torch backend alone takes float64, and keeps it."""
+        leading = self.function.leading
+        if role == IO:
+            return f"{leading}.dtype"
+        # Elsewhere operands are as wide as sums.
+        if role == OPERAND and self.layer.backend not in ("torch", HOST_C):
+            return f"operand_dtype({leading})"
+        assert role in (ACC, OPERAND, STATE)
+        fixed = self.layer.spec.kept_dtype if role == STATE else "float32"
+        if self.layer.backend == "torch":
+            return f"torch.float64 if {leading}.dtype == torch.float64 else torch.{fixed}"
+        return f"torch.{fixed}"
+
+    def _entry(self, kernel: str) -> str:
+        """The settings of a kernel for the call's dtype."""
+        return f'SCHEDULE["{kernel}"][{self.function.leading}.dtype]'
+
+    def text(self, value: Value, outer: int = EITHER) -> str:
+        """A value, in brackets if it binds less tightly than what it stands in."""
+        level, text = self._text(value)
+        return f"({text})" if level < outer else text
+
+    def _text(self, value: Value) -> tuple[int, str]:
+        match value:
+            case Name(name):
+                return ATOM, name
+            case Literal(number):
+                return ATOM, str(number)
+            case Absent():
+                return ATOM, "None"
+            case Present(tensor):
+                return COMPARED, f"{tensor} is not None"
+            case Extent(tensor, axis):
+                return ATOM, f"{tensor}.shape[{axis}]"
+            case Constant(kernel, name):
+                return ATOM, f'{self._entry(kernel)}["{name}"]'
+            case Times(x, y):
+                return TIMES, f"{self.text(x, TIMES)} * {self.text(y, ATOM)}"
+            case Compare(op, x, y):
+                return COMPARED, f"{self.text(x, TIMES)} {op} {self.text(y, TIMES)}"
+            case Some(count):
+                return self._text(count)
+            case Not(x):
+                return NOT, f"not {self.text(x, NOT)}"
+            case And(parts):
+                return AND, " and ".join(self.text(part, AND) for part in parts)
+            case Or(parts):
+                return OR, " or ".join(self.text(part, OR) for part in parts)
+            case Either(condition, yes, no):
+                chosen = f"{self.text(yes, OR)} if {self.text(condition, OR)}"
+                return EITHER, f"{chosen} else {self.text(no)}"
+            case Serves(kernel, tensors):
+                scheduled = f'{self.function.leading}.dtype in SCHEDULE["{kernel}"]'
+                return AND, f"{scheduled} and {SERVES}({', '.join(tensors)})"
+            case _:
+                raise TypeError(f"no host text for {type(value).__name__}")

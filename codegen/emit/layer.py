@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..ir.check import Types, check
 from ..ir.host import Pass
+from ..ir.kernels import ForeignKernel, Kernel
 from ..ir.nodes import Program
 from ..ir.rewrite import rewritten
 from ..schedule.legal import require_legal
@@ -31,6 +32,30 @@ class ScheduledProgram:
         program = rewritten(program, schedule.rewrites, size)
         return ScheduledProgram(program, schedule, check(program))
 
+    @property
+    def kernel(self) -> Program:
+        """How it is launched."""
+        return self.program
+
+
+@dataclass(frozen=True)
+class ScheduledForeign:
+    """A kernel printed by hand, with its schedule."""
+
+    kernel: ForeignKernel
+    schedule: Schedule
+
+
+ScheduledKernel = ScheduledProgram | ScheduledForeign
+
+
+def scheduled(kernel: Kernel, schedule: Schedule) -> ScheduledKernel:
+    """A kernel with its schedule, which has to be legal."""
+    if isinstance(kernel, ForeignKernel):
+        require_legal(kernel, schedule)
+        return ScheduledForeign(kernel, schedule)
+    return ScheduledProgram.of(kernel, schedule)
+
 
 @dataclass(frozen=True)
 class ScheduledLayer:
@@ -38,10 +63,15 @@ class ScheduledLayer:
 
     spec: LayerSpec
     backend: str
-    programs: tuple[ScheduledProgram, ...]
+    kernels: tuple[ScheduledKernel, ...]
     passes: tuple[Pass, ...]
     plans: tuple[Schedule, ...] = ()
-    """How passes choose what to launch: settings named after the pass."""
+    """How passes choose what to launch: settings named after launch plans."""
 
-    def find(self, program: str) -> ScheduledProgram:
-        return next(p for p in self.programs if p.program.name == program)
+    @property
+    def programs(self) -> tuple[ScheduledProgram, ...]:
+        """Its tile programs alone."""
+        return tuple(scheduled for scheduled in self.kernels if isinstance(scheduled, ScheduledProgram))
+
+    def find(self, name: str) -> ScheduledKernel:
+        return next(scheduled for scheduled in self.kernels if scheduled.kernel.name == name)

@@ -6,13 +6,15 @@ schedules, that is in tile sizes and in where the tiles live.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..ir.fuse import fuse, statements
 from ..ir.nodes import Store
 from ..schedule.budget import WARP
 from ..schedule.model import HOST_C
 from ..schedule.scopes import scopes
-from .host import HELPERS, emit_passes, emit_schedule, used_helpers
-from .layer import ScheduledLayer, ScheduledProgram
+from .host import emit_passes, emit_schedule, host_helpers, used_helpers
+from .layer import ScheduledKernel, ScheduledLayer, ScheduledProgram
 from .tilelang_kernel import emit_kernel
 from .tilelang_target import Target, passed_sizes
 from .writer import Writer, header
@@ -24,7 +26,9 @@ def emit(layer: ScheduledLayer) -> str:
     """The TileLang module of a layer."""
     target = Target(on_host=layer.backend == HOST_C, state_dtype=layer.spec.kept_dtype)
     body = Writer()
-    emit_schedule(body, layer, lambda scheduled, dtype: _setting(target, layer, scheduled, dtype))
+    emit_schedule(
+        body, layer, layer.programs, lambda scheduled, dtype: _setting(target, layer, scheduled, dtype)
+    )
     for scheduled in layer.programs:
         fused = fuse(scheduled.program, scheduled.types)
         stores = dict.fromkeys(stmt.tensor for stmt in statements(fused) if isinstance(stmt, Store))
@@ -44,7 +48,7 @@ def emit(layer: ScheduledLayer) -> str:
     w.blank()
     text = body.text()
     support = "based_ops.support.tilelang_cpu" if target.on_host else "based_ops.support.tilelang"
-    for module, helpers in (("based_ops.support.host", HELPERS), (support, KERNEL_HELPERS)):
+    for module, helpers in (("based_ops.support.host", host_helpers(layer)), (support, KERNEL_HELPERS)):
         if used := used_helpers(text, helpers):
             w.line(f"from {module} import {used}")
     w.blank()
@@ -61,15 +65,14 @@ def _setting(target: Target, layer: ScheduledLayer, scheduled: ScheduledProgram,
     return [*(f"{name}={value}" for name, value in constants.items()), f"THREADS={threads}"]
 
 
-def _launch(w: Writer, scheduled: ScheduledProgram, arguments: dict[str, str]) -> None:
-    program = scheduled.program
+def _launch(w: Writer, scheduled: ScheduledKernel, arguments: Mapping[str, str], settings: str) -> None:
+    kernel = scheduled.kernel
+    tensors = [tensor.name for tensor in kernel.tensors]
     w.call(
-        f"{program.name}(",
+        f"{kernel.name}(",
         [
-            *(arguments.get(t.name, t.name) for t in program.tensors),
-            *program.scalars,
-            *(arguments.get(size, size) for size in passed_sizes(program)),
-            *(f"{flag}={arguments[flag]}" for flag in program.flags),
-            f'**SCHEDULE["{program.name}"][q.dtype]',
+            *(arguments[name] for name in (*tensors, *kernel.scalars, *passed_sizes(kernel))),
+            *(f"{flag}={arguments[flag]}" for flag in kernel.flags),
+            f"**{settings}",
         ],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..ir.kernels import Kernel
 from ..ir.nodes import ACC, INDEX, IO, OPERAND, STATE, Dim, Program, loads_ahead, uses_operands
 
 WHOLE_VECTORS = 8
@@ -49,8 +50,8 @@ def c_name(tensor: str) -> str:
     return f"{tensor}_" if tensor in C_KEYWORDS else tensor
 
 
-def passed_sizes(program: Program) -> list[str]:
+def passed_sizes(kernel: Kernel) -> list[str]:
     """Runtime sizes that a kernel is told, because no tensor that is always there has them as a dimension."""
-    known = {dim for tensor in program.tensors if tensor.optional is None for dim in tensor.dims}
-    optional = {dim for tensor in program.tensors if tensor.optional is not None for dim in tensor.dims}
-    return [name for name in program.sizes if name in optional - known]
+    known = {dim for tensor in kernel.tensors if tensor.optional is None for dim in tensor.dims}
+    optional = {dim for tensor in kernel.tensors if tensor.optional is not None for dim in tensor.dims}
+    return [name for name in kernel.sizes if name in optional - known]

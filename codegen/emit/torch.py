@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..ir.check import infer
 from ..ir.fuse import expressions, statements
 from ..ir.nodes import (
@@ -40,8 +42,8 @@ from ..ir.nodes import (
 )
 from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
 from .bounds import Bounds
-from .host import emit_passes, emit_schedule, used_helpers
-from .layer import ScheduledLayer, ScheduledProgram
+from .host import emit_passes, emit_schedule, host_helpers, used_helpers
+from .layer import ScheduledKernel, ScheduledLayer, ScheduledProgram
 from .writer import Writer, header
 
 FUNCTIONS = {
@@ -65,6 +67,7 @@ def emit(layer: ScheduledLayer) -> str:
     emit_schedule(
         body,
         layer,
+        layer.programs,
         lambda scheduled, dtype: [
             f"{name}={value}" for name, value in scheduled.schedule.settings[dtype].constants.items()
         ],
@@ -79,7 +82,8 @@ def emit(layer: ScheduledLayer) -> str:
     header(w, layer.spec.name, "torch", f"{layer.spec.name} as batched PyTorch expressions.")
     w.line("import torch")
     w.blank()
-    w.line(f"from based_ops.support.host import {used_helpers(body.text())}")
+    if called := used_helpers(body.text(), host_helpers(layer)):
+        w.line(f"from based_ops.support.host import {called}")
     helpers = ("columns", "cut", "indices", "load", "maximum", "minimum", "span", "store", "where", "widen")
     used = [name for name in helpers if f"{name}(" in body.text().replace("torch.where", "")]
     w.line(f"from based_ops.support.tiles import {', '.join(used)}")
@@ -87,13 +91,8 @@ def emit(layer: ScheduledLayer) -> str:
     return w.text() + "\n" + body.text()
 
 
-def _launch(w: Writer, scheduled: ScheduledProgram, arguments: dict[str, str]) -> None:
-    program = scheduled.program
-    names = [t.name for t in program.tensors] + [*program.sizes, *program.scalars, *program.flags]
-    w.call(
-        f"{program.name}(",
-        [*(arguments.get(name, name) for name in names), f'**SCHEDULE["{program.name}"][q.dtype]'],
-    )
+def _launch(w: Writer, scheduled: ScheduledKernel, arguments: Mapping[str, str], settings: str) -> None:
+    w.call(f"{scheduled.kernel.name}(", [*arguments.values(), f"**{settings}"])
 
 
 class _Function:

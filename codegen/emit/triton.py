@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..ir.nodes import Binary, Const, Expr, Var, loads_ahead, uses_operands
-from ..names import is_on_warpgroups
 from . import warpgroups
-from .host import emit_passes, emit_schedule, used_helpers
-from .layer import ScheduledLayer, ScheduledProgram
-from .triton_kernel import Kernel, parameters
+from .host import emit_passes, emit_schedule, host_helpers, used_helpers
+from .layer import ScheduledForeign, ScheduledKernel, ScheduledLayer
+from .triton_kernel import TritonKernel, parameters
 from .writer import Writer, header
 
 
 def emit(layer: ScheduledLayer) -> str:
     """The Triton module of a layer."""
     body = Writer()
-    emit_schedule(body, layer, lambda scheduled, dtype: _setting(layer, scheduled, dtype))
-    for scheduled in layer.programs:
+    emit_schedule(body, layer, layer.kernels, lambda scheduled, dtype: _setting(layer, scheduled, dtype))
+    for scheduled in layer.kernels:
         body.blank(2)
-        if is_on_warpgroups(scheduled.program.name):
-            warpgroups.emit(body, layer.spec, scheduled, parameters(scheduled.program))
+        if isinstance(scheduled, ScheduledForeign):
+            warpgroups.emit(body, layer.spec, scheduled, parameters(scheduled.kernel))
         else:
-            Kernel(body, scheduled).emit()
+            TritonKernel(body, scheduled).emit()
     body.blank(2)
     emit_passes(body, layer, _launch)
 
@@ -30,7 +31,8 @@ def emit(layer: ScheduledLayer) -> str:
     w.line("import triton")
     w.line("import triton.language as tl")
     w.blank()
-    w.line(f"from based_ops.support.host import {used_helpers(body.text())}")
+    if used := used_helpers(body.text(), host_helpers(layer)):
+        w.line(f"from based_ops.support.host import {used}")
     w.line("from based_ops.support.triton import launch, operand")
     gluon = False
     for module, helpers in warpgroups.IMPORTS.items():
@@ -44,38 +46,40 @@ def emit(layer: ScheduledLayer) -> str:
     return w.text() + "\n" + body.text()
 
 
-def _setting(layer: ScheduledLayer, scheduled: ScheduledProgram, dtype: str) -> list[str]:
+def _setting(layer: ScheduledLayer, scheduled: ScheduledKernel, dtype: str) -> list[str]:
     setting = scheduled.schedule.settings[dtype]
-    program, warps = scheduled.program, f"num_warps={setting.warps}"
+    warps = f"num_warps={setting.warps}"
     constants = [f"{name}={value}" for name, value in setting.constants.items()]
-    on_warpgroups = is_on_warpgroups(program.name)
-    if uses_operands(program) and not on_warpgroups:
+    # Where the text says itself what is loaded ahead, it has the number of stages.
+    written_out = [f"STAGES={setting.stages}", warps]
+    if isinstance(scheduled, ScheduledForeign):
+        return [*constants, *written_out]
+    if uses_operands(scheduled.program):
         constants.append(f"OPERAND=operand(tl.{layer.spec.operand_dtype(dtype)})")
-    if on_warpgroups or loads_ahead(program):  # the text says itself what is loaded ahead
-        return [*constants, f"STAGES={setting.stages}", warps]
+    if loads_ahead(scheduled.program):
+        return [*constants, *written_out]
     return [*constants, warps, f"num_stages={setting.stages}"]
 
 
-def _launch(w: Writer, scheduled: ScheduledProgram, arguments: dict[str, str]) -> None:
-    program = scheduled.program
-    sizes = {name: arguments.get(name, name) for name in program.sizes}
+def _launch(w: Writer, scheduled: ScheduledKernel, arguments: Mapping[str, str], settings: str) -> None:
+    kernel = scheduled.kernel
+    sizes = {name: arguments[name] for name in kernel.sizes}
     # The grid is counted in sizes of the launch and constants of its settings; it may depend on nothing else.
-    extents = [_grid_extent(axis.extent, sizes, set(program.constants)) for axis in program.grid]
-    tensors = [arguments.get(t.name, t.name) for t in program.tensors]
+    extents = [_grid_extent(axis.extent, sizes, set(kernel.constants)) for axis in kernel.grid]
+    tensors = [arguments[tensor.name] for tensor in kernel.tensors]
     numbers = [
-        *(f"*{arguments.get(t.name, t.name)}.stride()[:-1]" for t in program.tensors if t.strided),
+        *(f"*{arguments[tensor.name]}.stride()[:-1]" for tensor in kernel.tensors if tensor.strided),
         *sizes.values(),
-        *program.scalars,
-        *(arguments[flag] for flag in program.flags),
+        *(arguments[name] for name in (*kernel.scalars, *kernel.flags)),
     ]
     w.call(
         "launch(",
         [
-            program.name,
+            kernel.name,
             f"lambda c: ({' * '.join(extents)},)",
             _tuple(tensors),
             _tuple(numbers),
-            f'SCHEDULE["{program.name}"][q.dtype]',
+            settings,
         ],
     )
 

@@ -7,6 +7,7 @@ from math import prod
 
 from ..ir.check import infer, walk
 from ..ir.fuse import expressions, statements
+from ..ir.kernels import Kernel
 from ..ir.nodes import (
     Add,
     Comment,
@@ -19,7 +20,6 @@ from ..ir.nodes import (
     Let,
     Load,
     Max,
-    Program,
     Set,
     Span,
     Stmt,
@@ -38,17 +38,17 @@ from .triton_expression import cast_suffix, formula
 from .writer import Writer
 
 
-def parameters(program: Program) -> list[str]:
+def parameters(kernel: Kernel) -> list[str]:
     """What a kernel takes at every launch: tensors, strides, sizes and scalars."""
     return [
-        *(t.name for t in program.tensors),
-        *(f"{t.name}_{axis}" for t in program.tensors if t.strided for axis in stride_names(t)),
-        *program.sizes,
-        *program.scalars,
+        *(t.name for t in kernel.tensors),
+        *(f"{t.name}_{axis}" for t in kernel.tensors if t.strided for axis in stride_names(t)),
+        *kernel.sizes,
+        *kernel.scalars,
     ]
 
 
-class Kernel:
+class TritonKernel:
     """Prints one program as a ``@triton.jit`` function."""
 
     def __init__(self, w: Writer, scheduled: ScheduledProgram) -> None:

@@ -1,42 +1,220 @@
-"""The host side of a pass: allocate, launch, return.
+"""The host side of a pass: read sizes, plan, choose, allocate, launch, return.
 
-A pass is what PyTorch calls.  Its shapes, arguments and conditions are Python expressions over the names in
-scope, because every backend's host language is Python; only how a kernel is launched differs, and that is the
-emitters' business.
+A pass is what PyTorch calls.  It is a list of steps over named values, which `check_host.py` checks and
+`emit/host.py` prints; only how a kernel is launched differs between backends.
+
+Values are tensors, integers (sizes and counts), numbers (of the user's, such as a scale) and truths.  A
+tensor may be absent: a parameter that the caller leaves out, or one that is allocated under a condition.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from .kernels import TENSOR, LaunchPlan
+from .nodes import Comment
+
+
+class Value:
+    """What the host computes."""
+
+    def __and__(self, other: Operand) -> Value:
+        return And((self, wrap(other)))
+
+    def __or__(self, other: Operand) -> Value:
+        return Or((self, wrap(other)))
+
+    def __invert__(self) -> Value:
+        return Not(self)
+
+    def __mul__(self, other: Operand) -> Value:
+        return Times(self, wrap(other))
+
+    def __gt__(self, other: Operand) -> Value:
+        return Compare(">", self, wrap(other))
+
+    def equals(self, other: Operand) -> Value:
+        """Whether two integers are the same (``==`` compares the nodes themselves)."""
+        return Compare("==", self, wrap(other))
+
+
+Operand = Value | int | bool | str | None
+
 
 @dataclass(frozen=True)
-class Line:
-    """One line of Python, the same for every backend."""
+class Name(Value):
+    """A parameter of the pass, or what a step before has named."""
 
-    text: str
+    name: str
 
 
 @dataclass(frozen=True)
-class Allocate:
-    """An uninitialised tensor on the device of the inputs.
+class Literal(Value):
+    """An integer or a truth value."""
 
-    Where `when` is false there is None instead, or an empty tensor if the pass returns it.
+    value: int | bool
+
+
+@dataclass(frozen=True)
+class Absent(Value):
+    """No tensor, where a kernel can do without."""
+
+
+@dataclass(frozen=True)
+class Present(Value):
+    """Whether a tensor is there."""
+
+    tensor: str
+
+
+@dataclass(frozen=True)
+class Extent(Value):
+    """The length of a tensor along one axis."""
+
+    tensor: str
+    axis: int
+
+
+@dataclass(frozen=True)
+class Constant(Value):
+    """A constant of a kernel, as its schedule binds it for the dtype of the call."""
+
+    kernel: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Times(Value):
+    x: Value
+    y: Value
+
+
+@dataclass(frozen=True)
+class Compare(Value):
+    """Two integers compared: ``>`` or ``==``."""
+
+    op: str
+    x: Value
+    y: Value
+
+
+@dataclass(frozen=True)
+class Some(Value):
+    """Whether an integer is not 0."""
+
+    count: Value
+
+
+@dataclass(frozen=True)
+class Not(Value):
+    x: Value
+
+
+@dataclass(frozen=True)
+class And(Value):
+    parts: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Or(Value):
+    parts: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Either(Value):
+    """One truth or another."""
+
+    condition: Value
+    yes: Value
+    no: Value
+
+
+@dataclass(frozen=True)
+class Serves(Value):
+    """Whether a foreign kernel can serve the call.
+
+    It is scheduled for the call's dtype, and the rows of these tensors lie where it can copy them.
+    """
+
+    kernel: str
+    tensors: tuple[str, ...]
+
+
+class Step:
+    """One step of a pass."""
+
+
+@dataclass(frozen=True)
+class ReadSizes(Step):
+    """Name the extents of a tensor, those that are named."""
+
+    tensor: str
+    names: tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class Bind(Step):
+    """Name values, none of which reads another."""
+
+    values: dict[str, Value] = field(hash=False)
+
+
+@dataclass(frozen=True)
+class Plan(Step):
+    """Name what the function of a launch plan makes of `arguments`; `results` gives the kind of each.
+
+    Where the first of `instead` is true, the plan is the second.  Where `when` is false the results are 0.
+    """
+
+    results: dict[str, str] = field(hash=False)
+    plan: LaunchPlan
+    arguments: tuple[Value, ...]
+    instead: tuple[Value, LaunchPlan] | None = None
+    when: Value | None = None
+
+
+@dataclass(frozen=True)
+class Allocate(Step):
+    """An uninitialised tensor on the device of the inputs; `dtype` is a role.
+
+    Where `when` is false it is absent, or empty if the pass returns it.
     """
 
     name: str
-    shape: tuple[str, ...]
+    shape: tuple[Value, ...]
     dtype: str
-    when: str | None = None
+    when: Value | None = None
 
 
 @dataclass(frozen=True)
-class Launch:
-    """Run a program.  Parameters not named in `arguments` are the host variables of the same name."""
+class Launch(Step):
+    """Run a kernel.  Parameters that `arguments` does not name are the values of the same name."""
 
-    program: str
-    arguments: dict[str, str] = field(default_factory=dict, hash=False)
-    when: str | None = None
+    kernel: str
+    arguments: dict[str, Value] = field(default_factory=dict, hash=False)
+    when: Value | None = None
+
+
+@dataclass(frozen=True)
+class Delegate(Step):
+    """Return what another pass of the same parameters and results returns."""
+
+    to: str
+    when: Value
+
+
+Steps = tuple[Step | Comment, ...]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What a pass is called with."""
+
+    name: str
+    kind: str = TENSOR
+    when: Value | None = None
+    """Under which condition a tensor is there, if it may be left out."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +223,49 @@ class Pass:
 
     name: str
     summary: str
-    parameters: tuple[str, ...]
-    body: tuple[Line | Allocate | Launch, ...]
+    parameters: tuple[Parameter, ...]
+    leading: str
+    """The tensor whose dtype and device are those of the call."""
+    body: Steps
     results: tuple[str, ...]
+    instead_of: str = ""
+    """The pass whose results it computes, if it is one that others call."""
+
+    @property
+    def part(self) -> str:
+        """forward, backward or step."""
+        return self.instead_of or self.name
+
+    @property
+    def launches(self) -> tuple[str, ...]:
+        """The kernels that it launches, in order and each once."""
+        return tuple(dict.fromkeys(step.kernel for step in self.body if isinstance(step, Launch)))
+
+    @property
+    def plans(self) -> tuple[LaunchPlan, ...]:
+        """The plans by which it chooses what it launches."""
+        steps = [step for step in self.body if isinstance(step, Plan)]
+        return tuple(plan for step in steps for plan in (step.plan, step.instead and step.instead[1]) if plan)
+
+
+def wrap(value: Operand) -> Value:
+    """Python numbers and names as values; None is no tensor."""
+    match value:
+        case Value():
+            return value
+        case str():
+            return Name(value)
+        case None:
+            return Absent()
+        case _:
+            return Literal(value)
+
+
+def allocate(name: str, shape: Sequence[Operand], dtype: str, when: Value | None = None) -> Allocate:
+    """An allocation whose extents are names and numbers."""
+    return Allocate(name, tuple(map(wrap, shape)), dtype, when)
+
+
+def launch(kernel: str, arguments: Mapping[str, Operand] = {}, when: Value | None = None) -> Launch:
+    """A launch whose arguments are names and numbers."""
+    return Launch(kernel, {name: wrap(value) for name, value in arguments.items()}, when)

@@ -340,11 +340,7 @@ class Program:
     bounds: dict[str, int] = field(
         default_factory=dict, hash=False
     )  # static extent that a constant must cover
-
-    @property
-    def is_plan(self) -> bool:
-        """Whether this is no kernel, but what a pass plans its launches by: only constants."""
-        return not self.tensors
+    does: frozenset[str] = frozenset()  # what schedules ask (`traits.py`)
 
     def tensor(self, name: str) -> Tensor:
         return next(t for t in self.tensors if t.name == name)

@@ -131,12 +131,7 @@ REWRITES: dict[str, Callable[[Program, Callable[[str], int]], Program]] = {
 
 
 def rewritten(program: Program, rewrites: Iterable[str], size: Callable[[str], int]) -> Program:
-    """The program with its blocks written out and after the named rewrites; `size` binds its constants.
-
-    One without a body is printed as it is, and its rewrites are for who prints it.
-    """
-    if not program.body:
-        return program
+    """The program with its blocks written out and after the named rewrites; `size` binds its constants."""
     program = write_out(program, size)
     for name in rewrites:
         program = REWRITES[name](program, size)

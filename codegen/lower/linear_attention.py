@@ -40,6 +40,7 @@ from ..ir.nodes import (
     row,
     wrap,
 )
+from ..ir.traits import TOKEN
 from ..mixers.linear_attention import LinearAttention
 from .feature_maps import feature_map
 from .linear_attention_backward import key_gradients, query_gradients
@@ -180,4 +181,5 @@ def step(layer: Layer) -> Program:
         constants,
         b.body,
         bounds,
+        frozenset({TOKEN}),
     )

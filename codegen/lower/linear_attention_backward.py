@@ -23,6 +23,7 @@ from ..ir.nodes import (
     row,
     wrap,
 )
+from ..ir.traits import GRADIENTS, ROW_SUMS
 from .linear_attention_parts import CHUNK_AXIS, ROWS, B, H, Layer, T
 
 
@@ -93,6 +94,7 @@ def query_gradients(layer: Layer) -> Program:
         ("SEGMENT", "CHUNK", "KEYS"),
         whole_values=True,
         flags=("STATEFUL",),
+        does=(GRADIENTS, ROW_SUMS),
     )
 
 
@@ -163,4 +165,5 @@ def key_gradients(layer: Layer) -> Program:
         ("SEGMENT", "CHUNK", "QUERIES"),
         whole_values=True,
         flags=("STATEFUL",),
+        does=(GRADIENTS,),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 
 from ..ir.build import Builder
@@ -93,6 +94,7 @@ class Layer:
         whole_values: bool,
         flags: tuple[str, ...] = (),
         scaled: bool = True,
+        does: Iterable[str] = (),
     ) -> Program:
         """A program over chunks or segments, with the constants that all of them have."""
         bounds = {"QK": self.qk} | ({"VALUES": self.v} if whole_values else {})
@@ -108,6 +110,7 @@ class Layer:
             (*constants, "QK", *block, "VALUES"),
             b.body,
             bounds,
+            frozenset(does),
         )
 
     # Pieces

@@ -31,6 +31,7 @@ from ..ir.nodes import (
     row,
     wrap,
 )
+from ..ir.traits import RECURS
 from .feature_maps import Sums
 from .linear_attention_parts import B, H, Layer, T
 
@@ -117,6 +118,7 @@ def recurrence(layer: Layer) -> Program:
         ("SEGMENT", "CHUNK"),
         whole_values=False,
         flags=FLAGS,
+        does=(RECURS,),
     )
 
 

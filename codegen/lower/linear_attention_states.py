@@ -26,6 +26,7 @@ from ..ir.nodes import (
     minimum,
     wrap,
 )
+from ..ir.traits import SUMS_STATES
 from .feature_maps import Sums
 from .linear_attention_parts import B, H, Layer, T
 
@@ -100,6 +101,7 @@ class _States:
             whole_values=False,
             flags=(*present, *flags),
             scaled=self.of_queries,
+            does=(SUMS_STATES,),
         )
 
 

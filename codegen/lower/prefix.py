@@ -17,6 +17,7 @@ from ..ir.nodes import (
     cdiv,
     wrap,
 )
+from ..ir.traits import RUNNING_SUMS
 from .linear_attention_parts import BATCH_AXES, SIZES, B, H, Layer
 
 
@@ -64,4 +65,5 @@ def prefix(layer: Layer, name: str, reverse: bool) -> Program:
         ("FEATURES", "VALUES"),
         b.body,
         {"VALUES": layer.v},
+        frozenset({RUNNING_SUMS}),
     )

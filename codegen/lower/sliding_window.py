@@ -42,6 +42,7 @@ from ..ir.nodes import (
     row,
     wrap,
 )
+from ..ir.traits import SOFTMAX, TOKEN
 from ..mixers.sliding_window import SlidingWindow
 from .sliding_window_backward import gradients
 from .sliding_window_parts import (
@@ -181,4 +182,5 @@ def step(layer: Layer) -> Program:
         ("KEYS", "QK", "VALUES"),
         b.body,
         {"QK": layer.qk, "VALUES": layer.v},
+        frozenset({SOFTMAX, TOKEN}),
     )

@@ -42,6 +42,7 @@ from ..ir.nodes import (
     row,
     wrap,
 )
+from ..ir.traits import GRADIENTS, ROW_SUMS
 from .sliding_window_parts import (
     KEY_ROWS,
     LOG2_E,
@@ -125,6 +126,7 @@ def gradients(layer: Layer) -> Program:
         tensors,
         b,
         ("CHUNK", "KEYS", "QUERIES"),
+        (GRADIENTS, ROW_SUMS),
     )
 
 

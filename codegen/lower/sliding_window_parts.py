@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import log
 
 from ..ir.build import Builder
 from ..ir.nodes import INDEX, IO, OPERAND, Axis, Expr, Load, Program, Span, Tensor, Var, maximum, row, wrap
+from ..ir.traits import SOFTMAX
 from ..mixers.sliding_window import SlidingWindow
 
 B, H, T, TK = Var("b"), Var("h"), Var("T"), Var("Tk")
@@ -52,6 +53,7 @@ class Layer:
         tensors: tuple[Tensor, ...],
         b: Builder,
         constants: tuple[str, ...],
+        does: Iterable[str] = (),
     ) -> Program:
         """A program over chunks, with the parameters that all of them have."""
         first = Tensor("first", ("B", "H"), INDEX, optional="PADDED")
@@ -66,6 +68,7 @@ class Layer:
             (*constants, "QK", "VALUES"),
             b.body,
             {"QK": self.qk, "VALUES": self.v},
+            frozenset((SOFTMAX, *does)),
         )
 
     # Pieces

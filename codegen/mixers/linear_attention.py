@@ -26,6 +26,7 @@ from ..spec.signature import Argument, Signature
 
 if TYPE_CHECKING:
     from ..ir.host import Pass
+    from ..ir.kernels import ForeignKernel
     from ..ir.nodes import Program
 
 _TAYLOR = re.compile(r"taylor([0-9]+)", re.ASCII)
@@ -160,15 +161,10 @@ class LinearAttention(LayerSpec):
 
         return linear_attention.programs(self)
 
-    def passes(self) -> tuple[Pass, ...]:
-        from ..lower import passes
+    def passes(self, faster: Mapping[str, ForeignKernel]) -> tuple[Pass, ...]:
+        from ..lower import linear_attention_passes
 
-        return passes.linear_attention(self)
-
-    def plans(self) -> tuple[Program, ...]:
-        from ..lower import passes
-
-        return passes.linear_attention_plans()
+        return linear_attention_passes.passes(self, faster)
 
 
 MIXER = LinearAttention

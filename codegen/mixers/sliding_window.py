@@ -14,6 +14,7 @@ from ..spec.signature import Argument, Signature
 
 if TYPE_CHECKING:
     from ..ir.host import Pass
+    from ..ir.kernels import ForeignKernel
     from ..ir.nodes import Program
 
 MAX_WINDOW = 4096
@@ -83,10 +84,10 @@ class SlidingWindow(LayerSpec):
 
         return sliding_window.programs(self)
 
-    def passes(self) -> tuple[Pass, ...]:
-        from ..lower import passes
+    def passes(self, faster: Mapping[str, ForeignKernel]) -> tuple[Pass, ...]:
+        from ..lower import sliding_window_passes
 
-        return passes.sliding_window(self)
+        return sliding_window_passes.passes(self, faster)
 
 
 MIXER = SlidingWindow

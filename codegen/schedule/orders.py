@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from ..ir.nodes import Program
-from ..names import RECURRENCE, on_warpgroups
+from ..ir.kernels import ForeignKernel
+from ..names import RECURRENCE
 
 COPIES = ("arrived", "shown", "in_flight")
 """A later chunk is copied from when this one has arrived, is shown to products, or its last are in flight."""
@@ -26,72 +26,65 @@ SCALING = ("converted", "shifted")
 MASK = ("compared", "bits")
 """Later keys are left out by comparing positions, or by a tile of bits."""
 
+WIDE, SQUARE = "wide", "square"
+"""Printers of a recurrence over more columns than one operand has, and of one with elementwise maps."""
 PIECES: dict[str, dict[str, tuple[str, ...]]] = {
     RECURRENCE: {"copies": COPIES, "state": STATE, "sums": SUMS, "scaling": SCALING, "mask": MASK},
-    "wide": {"copies": COPIES[1:], "state": STATE, "queries": QUERIES},
-    "square": {"copies": COPIES},
+    WIDE: {"copies": COPIES[1:], "state": STATE, "queries": QUERIES},
+    SQUARE: {"copies": COPIES},
 }
-"""The alternatives of a recurrence, of one over more columns, and of one with elementwise maps."""
+"""The alternatives of what each printer prints."""
 NAMES = frozenset(
     f"{piece}_{place}" for kind in PIECES.values() for piece, places in kind.items() for place in places
 )
 """All rewrites that say so."""
 OF_NORMALISERS = frozenset({"sums"})
 """Pieces that only kernels with a normaliser have."""
-MEASURED = {
+MEASURED: dict[tuple[str, int | str], tuple[str, ...]] = {
     (RECURRENCE, True): ("copies_in_flight", "sums_late"),
     (RECURRENCE, False): ("copies_shown", "state_early", "scaling_shifted", "mask_bits"),
-    ("wide", 24): ("queries_early",),
-    ("wide", 32): ("copies_in_flight", "state_early"),
-    ("square", True): ("copies_in_flight",),
-    ("square", False): ("copies_in_flight",),
+    (WIDE, 24): ("queries_early",),
+    (WIDE, 32): ("copies_in_flight", "state_early"),
+    (SQUARE, True): ("copies_in_flight",),
+    (SQUARE, False): ("copies_in_flight",),
 }
 """The fastest on an H200: with and without a normaliser; by columns of queries (docs/performance.md)."""
 
 
-def pieces(program: Program) -> Mapping[str, tuple[str, ...]]:
-    """The alternatives of a program; none of one without a text of its own for warpgroups."""
-    found = PIECES.get(_kind(program), {})
-    return {name: places for name, places in found.items() if name not in OF_NORMALISERS or _sums(program)}
+def pieces(kernel: ForeignKernel) -> Mapping[str, tuple[str, ...]]:
+    """The alternatives of a kernel."""
+    found = PIECES.get(kernel.printer, {})
+    return {name: places for name, places in found.items() if name not in OF_NORMALISERS or _sums(kernel)}
 
 
-def measured(program: Program, qk: int) -> tuple[str, ...]:
-    """The rewrites that were fastest, for a layer with so many columns of queries."""
-    kind = _kind(program)
-    return MEASURED.get((kind, qk if kind == "wide" else _sums(program)), ())
+def measured(kernel: ForeignKernel) -> tuple[str, ...]:
+    """The rewrites that were fastest."""
+    what = kernel.tensors[0].dims[-1] if kernel.printer == WIDE else _sums(kernel)
+    return MEASURED.get((kernel.printer, what), ())
 
 
-def known(program: Program) -> dict[str, tuple[str, str]]:
-    """The rewrites that a program has: for each name a piece and its place."""
+def known(kernel: ForeignKernel) -> dict[str, tuple[str, str]]:
+    """The rewrites that a kernel has: for each name a piece and its place."""
     return {
-        f"{piece}_{place}": (piece, place) for piece, places in pieces(program).items() for place in places
+        f"{piece}_{place}": (piece, place) for piece, places in pieces(kernel).items() for place in places
     }
 
 
-def chosen(program: Program, rewrites: Collection[str]) -> dict[str, str]:
+def chosen(kernel: ForeignKernel, rewrites: Collection[str]) -> dict[str, str]:
     """The place of each piece."""
-    named = dict(known(program)[name] for name in rewrites)
-    return {piece: named.get(piece, places[0]) for piece, places in pieces(program).items()}
+    named = dict(known(kernel)[name] for name in rewrites)
+    return {piece: named.get(piece, places[0]) for piece, places in pieces(kernel).items()}
 
 
-def names(program: Program, places: Mapping[str, str]) -> tuple[str, ...]:
+def names(kernel: ForeignKernel, places: Mapping[str, str]) -> tuple[str, ...]:
     """Rewrites that choose these places, and the first of pieces that are not among them."""
     return tuple(
         f"{piece}_{places[piece]}"
-        for piece, options in pieces(program).items()
+        for piece, options in pieces(kernel).items()
         if places.get(piece, options[0]) != options[0]
     )
 
 
-def _sums(program: Program) -> bool:
-    """Whether a program has a normaliser."""
-    return any("normalizer" in tensor.name for tensor in program.tensors)
-
-
-def _kind(program: Program) -> str:
-    if program.name != on_warpgroups(RECURRENCE):
-        return ""
-    if "QK" in program.bounds:
-        return "square"
-    # A chunk of two warpgroups has more tokens than a block has values.
-    return "wide" if program.bounds["CHUNK"] > program.bounds["VALUES"] else RECURRENCE
+def _sums(kernel: ForeignKernel) -> bool:
+    """Whether a kernel has a normaliser."""
+    return any("normalizer" in tensor.name for tensor in kernel.tensors)

@@ -5,30 +5,17 @@ Tuning records (`records.py`) override what is chosen here, program by program.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
+from ..ir.kernels import ForeignKernel, LaunchPlan, Sized
 from ..ir.nodes import Program
+from ..ir.traits import GRADIENTS, RECURS, ROW_SUMS, RUNNING_SUMS, SOFTMAX, SUMS_STATES, TOKEN
 from ..mixers.linear_attention import LinearAttention
 from ..mixers.sliding_window import SlidingWindow
-from ..names import PASSES, RECURRENCE, WINDOW_PROGRAMS, is_on_warpgroups, portable
+from ..names import RECURRENCE
 from ..spec.model import LayerSpec
-from . import orders
-from .legal import (
-    ALL_TOKENS,
-    DIRECT,
-    ONE_TOKEN,
-    SQUARE_TILES,
-    WARPGROUP,
-    WARPGROUP_TILES,
-    WIDE_TILES,
-    exchanges,
-    gradients_exchange,
-    halves_exchange,
-    maps_squares,
-    recurs,
-    window_streams,
-)
+from . import foreign, orders
+from .legal import ALL_TOKENS, DIRECT, ONE_TOKEN, WARPGROUP, WARPGROUP_ROWS, recurs
 from .model import HOST_C, Schedule, Setting
 
 MATRIX_UNIT = 16
@@ -51,57 +38,56 @@ SHORTEST_SPAN = 1024
 """Tokens below which a program that walks over states is not worth another launch."""
 STATE_ROWS = STATE_COLUMNS = 64
 """The block of a state that one program sums."""
-RUNNING_SUMS = ("prefix", "suffix")
-"""Programs over the states of segments: they move numbers, and make no products."""
-ROW_SUMS = ("query_gradients", "gradients")
-"""Programs that sum products of loaded tiles: TileLang finds no layout for these at every width."""
 GRAIN = 128
 """The fewest tokens of a segment."""
+THREE_STAGES = ("states", RECURRENCE, orders.SQUARE, "query_states")
+"""Printers of kernels on warpgroups whose chunks are small enough that three are in memory at once."""
 
 
-def policy(spec: LayerSpec, program: Program, backend: str) -> Schedule:
-    """The schedule of one program."""
+def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
+    """The schedule of one kernel or plan."""
+    match subject:
+        case LaunchPlan(kernel=ForeignKernel(printer=printer)):
+            setting = _plan_on_warpgroups(spec, subject, printer)
+            settings = dict.fromkeys(foreign.dtypes(spec, printer), setting)
+            return Schedule(subject.name, backend, settings)
+        case ForeignKernel(printer=printer):
+            settings = dict.fromkeys(foreign.dtypes(spec, printer), _on_warpgroups(subject))
+            return Schedule(subject.name, backend, settings, orders.measured(subject))
     dtypes = (*spec.dtypes, "float64") if backend == "torch" else spec.dtypes
+    if isinstance(subject, LaunchPlan):
+        settings = {dtype: _launch_plan(spec, subject, backend, dtype) for dtype in dtypes}
+        return Schedule(subject.name, backend, settings)
     choose = {"triton": _warps, "tilelang": _tensor_cores, "torch": _whole, HOST_C: _small}[backend]
-    if program.name == RECURRENCE:
+    if RECURS in subject.does:
         dtypes = tuple(dtype for dtype in dtypes if recurs(backend, dtype))
-    if is_on_warpgroups(program.name):
-        return _on_warpgroups(spec, program, backend)
-    if program.is_plan:
-        plans = {dtype: _launch_plan(spec, program, backend, dtype) for dtype in dtypes}
-        return Schedule(program.name, backend, plans)
-    settings = {dtype: choose(spec, program, dtype) for dtype in dtypes}
+    settings = {dtype: choose(spec, subject, dtype) for dtype in dtypes}
     rewrites = ("gather_by_product",) if backend in ("triton", "torch") else ()
-    return Schedule(program.name, backend, settings, rewrites)
+    return Schedule(subject.name, backend, settings, rewrites)
 
 
-def _on_warpgroups(spec: Any, program: Program, backend: str) -> Schedule:
-    """A warpgroup a program, and as many chunks ahead as let two programs share a multiprocessor's memory."""
-    name = portable(program.name)
-    if isinstance(spec, SlidingWindow):
-        plan = {"CHUNK": SQUARE_TILES["CHUNK"], "PROGRAMS": RESIDENT_PROGRAMS}
-        setting = Setting(dict(SQUARE_TILES) if name not in PASSES else plan, warps=WARPGROUP, stages=2)
-        serves = partial(window_streams, spec, WINDOW_PROGRAMS.get(name, name))
-    elif name == "backward":  # a launch plan
-        setting = Setting({"SHORTEST": GRAIN, "PROGRAMS": RESIDENT_PROGRAMS, "FEWEST": FEWEST_BACKWARD})
-        serves = partial(gradients_exchange, spec)
-    elif any(halves_exchange(spec, d) for d in spec.dtypes):
-        setting = Setting({"SEGMENT": GRAIN} | WIDE_TILES, warps=2 * WARPGROUP, stages=2)
-        if name == "forward":  # one program fills a multiprocessor
-            setting = Setting(_recurrent_plan(spec, RESIDENT_PROGRAMS // 2, _segment(spec)))
-        serves = partial(halves_exchange, spec)
-    elif any(maps_squares(spec, d) for d in spec.dtypes):
-        setting = Setting({"SEGMENT": GRAIN} | SQUARE_TILES, warps=WARPGROUP, stages=3)
-        if name == "forward":
-            plan = _recurrent_plan(spec, RESIDENT_PROGRAMS, FEW["LONGEST"])
-            setting = Setting(plan | {"LONGEST": ONE_TOKEN})
-        serves = partial(maps_squares, spec)
-    else:
-        stages = 2 if "gradients" in name else 3
-        setting = Setting({"SEGMENT": GRAIN} | WARPGROUP_TILES, warps=WARPGROUP, stages=stages)
-        serves = partial(exchanges if name in (RECURRENCE, "states") else gradients_exchange, spec)
-    settings = {d: setting for d in spec.dtypes if serves(d)}
-    return Schedule(program.name, backend, settings, orders.measured(program, spec.head_dims.qk))
+def _on_warpgroups(kernel: ForeignKernel) -> Setting:
+    """A warpgroup for its rows of a chunk, and as many chunks ahead as let two programs share a
+    multiprocessor's memory.
+    """
+    sizes = {name: kernel.bounds.get(name, GRAIN) for name in kernel.constants}
+    stages = 3 if kernel.printer in THREE_STAGES else 2
+    return Setting(sizes, WARPGROUP * sizes["CHUNK"] // WARPGROUP_ROWS, stages)
+
+
+def _plan_on_warpgroups(spec: Any, plan: LaunchPlan, printer: str) -> Setting:
+    """By what a pass on warpgroups chooses what it launches."""
+    sizes = {
+        "CHUNK": foreign.PRINTERS[printer].tiles["CHUNK"],
+        "SHORTEST": GRAIN,
+        "PROGRAMS": RESIDENT_PROGRAMS,
+        "FEWEST": FEWEST_BACKWARD,
+    }
+    if printer == orders.WIDE:  # one program fills a multiprocessor
+        sizes = _recurrent_plan(spec, RESIDENT_PROGRAMS // 2, _segment(spec))
+    elif printer == orders.SQUARE:
+        sizes = _recurrent_plan(spec, RESIDENT_PROGRAMS, FEW["LONGEST"]) | {"LONGEST": ONE_TOKEN}
+    return Setting(_pick(plan, sizes))
 
 
 def _recurrent_plan(spec: Any, programs: int, length: int) -> dict[str, int]:
@@ -115,10 +101,10 @@ def _recurrent_plan(spec: Any, programs: int, length: int) -> dict[str, int]:
     }
 
 
-def _launch_plan(spec: Any, program: Program, backend: str, dtype: str) -> Setting:
+def _launch_plan(spec: Any, plan: LaunchPlan, backend: str, dtype: str) -> Setting:
     """By what a pass of linear attention chooses what it launches."""
     value_blocks = -(-spec.head_dims.v // STATE_COLUMNS)
-    if program.name == "backward":
+    if plan.part == "backward":
         blocks = -(-_rows(spec) // STATE_ROWS) * value_blocks
         sizes = {
             "SEGMENT": _grain(backend, dtype),
@@ -126,7 +112,7 @@ def _launch_plan(spec: Any, program: Program, backend: str, dtype: str) -> Setti
             "SHORTEST": SHORTEST_SPAN,
             "PROGRAMS": RESIDENT_PROGRAMS // blocks if backend in ("triton", "tilelang") else 1,
         }
-        return Setting(_pick(program, sizes))
+        return Setting(_pick(plan, sizes))
     length = {"torch": 128, HOST_C: 64}.get(backend, _segment(spec))
     sizes = dict.fromkeys(DIRECT, ALL_TOKENS) | {
         "LENGTH": length,
@@ -135,9 +121,9 @@ def _launch_plan(spec: Any, program: Program, backend: str, dtype: str) -> Setti
         "FEWEST": FEWEST_SEGMENTS,
     }
     if _recurs_well(spec, backend, dtype):
-        few = FEWER if backend == "triton" and exchanges(spec, dtype) else FEW
+        few = FEWER if backend == "triton" and foreign.exchanges(spec, dtype) else FEW
         sizes |= few | {"LENGTH": FEW["LONGEST"]}
-    return Setting(_pick(program, sizes))
+    return Setting(_pick(plan, sizes))
 
 
 def _recurs_well(spec: Any, backend: str, dtype: str) -> bool:
@@ -159,10 +145,10 @@ def _warps(spec: Any, program: Program, dtype: str) -> Setting:
     if "VALUES" not in program.bounds:
         values = min(values, STATE_COLUMNS)
     qk = max(MATRIX_UNIT, _power_of_two(spec.head_dims.qk))
-    if isinstance(spec, SlidingWindow) and program.name != "token":
+    if SOFTMAX in program.does and TOKEN not in program.does:
         return _warpgroup(program, qk, values, wide)
-    gradients = "gradients" in program.name
-    held = qk + values if gradients or "states" in program.name else max(qk, values)  # columns summed at once
+    gradients, states = GRADIENTS in program.does, SUMS_STATES in program.does
+    held = qk + values if gradients or states else max(qk, values)  # columns summed at once
     chunk = 32 if wide or 64 * held >= 2 * TILE_OF_TWO_WARPS else 64
     sizes = {
         "QK": qk,
@@ -173,13 +159,13 @@ def _warps(spec: Any, program: Program, dtype: str) -> Setting:
         "QUERIES": 32,
         "SEGMENT": _grain("triton", dtype),
     }
-    if program.name == RECURRENCE or "states" in program.name and not wide:
+    if RECURS in program.does or states and not wide:
         # Products are 64 wide throughout, which keeps clear of the fault named above.
         sizes |= {"FEATURES": 64, "CHUNK": 64, "VALUES": 64}
         return Setting(_pick(program, sizes), warps=4, stages=3)
-    if program.name in RUNNING_SUMS:
+    if RUNNING_SUMS in program.does:
         return Setting(_pick(program, sizes | {"FEATURES": max(1, 128 // values)}), warps=1, stages=8)
-    if program.name == "token":
+    if TOKEN in program.does:
         rows = max(MATRIX_UNIT, min(64, 2048 // max(values, qk)))
         return Setting(_pick(program, sizes | {"FEATURES": rows, "KEYS": rows}), warps=4, stages=2)
     crowded = wide or 32 * max(values, qk) > TILE_OF_TWO_WARPS
@@ -195,7 +181,7 @@ def _warpgroup(program: Program, qk: int, values: int, wide: bool) -> Setting:
     columns do not suit get 32 rows, and with them the products of single warps.  Products in float32, whose
     operands all stand in registers, need the smallest tiles and more threads.
     """
-    fits = program.name == "outputs" or max(qk, values) <= 64
+    fits = GRADIENTS not in program.does or max(qk, values) <= 64
     tile = 16 if wide else 64 if fits and min(qk, values) >= 64 else 32
     sizes = {"QK": qk, "VALUES": values} | dict.fromkeys(("CHUNK", "KEYS", "QUERIES"), tile)
     return Setting(_pick(program, sizes), warps=8 if wide else 4, stages=1)
@@ -206,13 +192,13 @@ def _tensor_cores(spec: Any, program: Program, dtype: str) -> Setting:
 
     Columns of a product are a multiple of 16 for each warpgroup, or TileLang leaves the warpgroup's
     instructions.  Tiles to which no product gives a layout are powers of two, so that the threads divide
-    their rows evenly.
+    their rows evenly; and those of sums along rows, for which TileLang finds no layout at every width.
     """
     wide = dtype == "float32"  # twice the bytes, and products that run on the ordinary units
     qk, v = spec.head_dims.qk, spec.head_dims.v
     groups = 2 if v > 128 else 1
     unit = groups * MATRIX_UNIT
-    if not wide and program.name not in ("token", *ROW_SUMS, *RUNNING_SUMS):
+    if not wide and program.does.isdisjoint({TOKEN, ROW_SUMS, RUNNING_SUMS}):
         qk, v = -(-qk // unit) * unit, -(-v // unit) * unit
     else:
         qk, v = max(unit, _power_of_two(qk)), max(unit, _power_of_two(v))
@@ -227,10 +213,10 @@ def _tensor_cores(spec: Any, program: Program, dtype: str) -> Setting:
         "QUERIES": chunk,
         "SEGMENT": _grain("tilelang", dtype),
     }
-    if program.name in RUNNING_SUMS:
+    if RUNNING_SUMS in program.does:
         sizes |= {"FEATURES": max(1, 1024 // values)}
         return Setting(_pick(program, sizes), warps=4 * groups, stages=4)
-    if program.name == "token":
+    if TOKEN in program.does:
         rows = max(MATRIX_UNIT, min(64, 4096 // values))
         sizes |= {"FEATURES": rows, "KEYS": rows}
     return Setting(_pick(program, sizes), warps=4 * groups, stages=1)
@@ -249,7 +235,7 @@ def _whole(spec: Any, program: Program, dtype: str) -> Setting:
         "QUERIES": chunk,
         "SEGMENT": _grain("torch", dtype),
     }
-    if program.name == "token" and isinstance(spec, SlidingWindow):
+    if {TOKEN, SOFTMAX} <= program.does:
         sizes["KEYS"] = spec.window
     return Setting(_pick(program, sizes))
 
@@ -304,8 +290,8 @@ def _rows(spec: Any) -> int:
     return feature_map(spec).rows
 
 
-def _pick(program: Program, sizes: dict[str, int]) -> dict[str, int]:
-    return {name: sizes[name] for name in program.constants}
+def _pick(subject: Sized, sizes: dict[str, int]) -> dict[str, int]:
+    return {name: sizes[name] for name in subject.constants}
 
 
 def _power_of_two(n: int) -> int:

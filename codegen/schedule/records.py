@@ -13,9 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..ir.host import Launch, Pass
-from ..ir.nodes import Program
-from ..names import on_warpgroups
+from ..ir.host import Pass
+from ..ir.kernels import LaunchPlan, Sized
 from ..spec.model import LayerSpec
 from .legal import IllegalSchedule, require_legal
 from .model import HOST_C, Schedule, Setting
@@ -42,17 +41,17 @@ def layer_facts(spec: LayerSpec) -> dict[str, Any]:
     return {"mixer": spec.mixer, **spec.facts()}
 
 
-def apply(spec: LayerSpec, program: Program, schedule: Schedule) -> Schedule:
+def apply(spec: LayerSpec, subject: Sized, schedule: Schedule) -> Schedule:
     """The schedule with every choice that a record overrides; raises `RecordError` if one does not fit."""
     architecture = ARCHITECTURE[schedule.backend]
     settings, rewrites = dict(schedule.settings), {}
     for dtype in schedule.settings:
         for entry in book(architecture).entries:
-            if applies(entry, spec, schedule.backend, program.name, dtype):
-                settings[dtype] = _override(entry, settings[dtype], program, architecture)
+            if applies(entry, spec, schedule.backend, subject.name, dtype):
+                settings[dtype] = _override(entry, settings[dtype], subject, architecture)
                 trial = replace(schedule, settings={dtype: settings[dtype]})
                 try:
-                    require_legal(program, trial)
+                    require_legal(subject, trial)
                 except IllegalSchedule as error:
                     raise _stale(
                         architecture, entry, f"the layer {spec.name} does not admit it: {error}"
@@ -74,13 +73,14 @@ def applies(entry: Entry, spec: LayerSpec, backend: str, program: str, dtype: st
 
 
 def require_current(
-    spec: LayerSpec, programs: Collection[Program], passes: Iterable[Pass], backend: str
+    spec: LayerSpec, subjects: Collection[Sized], passes: Iterable[Pass], backend: str
 ) -> None:
     """Raise `RecordError` if a record of this layer names a program that is not there, or not in its pass."""
     architecture = ARCHITECTURE[backend]
     facts = layer_facts(spec) | {"backend": backend}
-    launched = {part.name: launches(part) for part in passes}
-    names = {program.name for program in programs}
+    launched = {(part.part, name) for part in passes for name in part.launches}
+    planned = {(plan.part, plan.name) for plan in subjects if isinstance(plan, LaunchPlan)}
+    names = {subject.name for subject in subjects}
     for entry in book(architecture).entries:
         program, part = entry.facts.get("program"), entry.facts.get("pass")
         # An entry that leaves much of the layer open may be about other layers.
@@ -90,16 +90,8 @@ def require_current(
             continue
         if program not in names:
             raise _stale(architecture, entry, f"the layer {spec.name} has no program of that name")
-        if part is None:
-            continue
-        both = (part, on_warpgroups(part))  # passes, and launch plans of the same names
-        if program not in both and not any(program in launched.get(name, ()) for name in both):
+        if part is not None and (part, program) not in launched | planned:
             raise _stale(architecture, entry, f"the pass {part} of the layer {spec.name} has no such program")
-
-
-def launches(function: Pass) -> tuple[str, ...]:
-    """The programs that a pass launches, in order and each once."""
-    return tuple(dict.fromkeys(step.program for step in function.body if isinstance(step, Launch)))
 
 
 def _agrees(entry: Entry, facts: Mapping[str, Any], ignoring: Collection[str]) -> bool:
@@ -107,9 +99,9 @@ def _agrees(entry: Entry, facts: Mapping[str, Any], ignoring: Collection[str]) -
     return all(facts.get(key) == value for key, value in entry.facts.items() if key not in ignoring)
 
 
-def _override(entry: Entry, setting: Setting, program: Program, architecture: str) -> Setting:
-    if unknown := [name for name in entry.sizes if name not in program.constants]:
-        has = ", ".join(program.constants) or "none"
+def _override(entry: Entry, setting: Setting, subject: Sized, architecture: str) -> Setting:
+    if unknown := [name for name in entry.sizes if name not in subject.constants]:
+        has = ", ".join(subject.constants) or "none"
         raise _stale(architecture, entry, f"the program has no {', '.join(unknown)}, only {has}")
     return Setting(
         setting.constants | dict(entry.sizes),

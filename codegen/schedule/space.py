@@ -13,12 +13,12 @@ from itertools import combinations
 
 from ..ir.check import check
 from ..ir.fuse import statements
-from ..ir.nodes import Blocks, For, Let, Load, Program, Span, Store, Var, loads_ahead
+from ..ir.kernels import ForeignKernel, Kernel, LaunchPlan, Sized
+from ..ir.nodes import Blocks, Dim, For, Let, Load, Program, Span, Store, Var, loads_ahead
 from ..ir.rewrite import rewritten
-from ..names import RECURRENCE, WINDOW_PROGRAMS, is_on_warpgroups, portable
 from . import orders
 from .budget import fits
-from .legal import ALL_TOKENS, DIRECT, ONE_TOKEN, is_legal, miscompiled, products
+from .legal import ALL_TOKENS, DIRECT, ONE_TOKEN, bounds, is_legal, miscompiled, products
 from .model import Schedule, Setting
 from .policy import MATRIX_UNIT, RESIDENT_PROGRAMS
 
@@ -58,9 +58,6 @@ REWRITE_SETS: dict[str, tuple[tuple[str, ...], ...]] = {
 OF_THE_LAYER = frozenset({"SEGMENT"})
 """Constants that mean one thing for all programs of a layer: not to be changed in one of several."""
 
-DECIDING = frozenset({RECURRENCE, "query_gradients", *WINDOW_PROGRAMS.values()})
-"""Programs whose version for warpgroups decides for its whole pass: where it is not used, nor are others."""
-
 OF_RECURRENCES = frozenset({*DIRECT, "SHORTEST", "PROGRAMS", "FEWEST"})
 """Constants of a forward pass's launch plan that say when it recurs, and in how many segments."""
 
@@ -68,19 +65,12 @@ Choice = int | bool | str | tuple[str, ...]
 Choices = dict[str, tuple[Choice, ...]]
 
 
-def fixed(programs: Collection[Program]) -> frozenset[str]:
-    """Constants that several programs of a layer must agree on, so that none may change them alone."""
-    return frozenset(
-        name for name in OF_THE_LAYER if sum(name in program.constants for program in programs) > 1
-    )
+def fixed(kernels: Collection[Kernel]) -> frozenset[str]:
+    """Constants that several kernels of a layer must agree on, so that none may change them alone."""
+    return frozenset(name for name in OF_THE_LAYER if sum(name in kernel.constants for kernel in kernels) > 1)
 
 
-def decides(program: str) -> bool:
-    """Whether a program may be left unused, and with it its whole pass on warpgroups."""
-    return is_on_warpgroups(program) and portable(program) in DECIDING
-
-
-def fixed_in_plan(plan: Program, kernels: Collection[Program], default: Schedule) -> frozenset[str]:
+def fixed_in_plan(plan: LaunchPlan, kernels: Collection[Kernel], default: Schedule) -> frozenset[str]:
     """Constants of a launch plan that are no choice: tiles, which are the kernels', and what it never reads.
 
     `default` is the policy's plan for one dtype.  Where that never recurs there is no recurrence, or none
@@ -93,33 +83,50 @@ def fixed_in_plan(plan: Program, kernels: Collection[Program], default: Schedule
     return frozenset(name for name in plan.constants if name in tiles | unread)
 
 
-def choices(program: Program, start: Schedule, keep: Collection[str] = ()) -> Choices:
-    """Every choice of a program on the backend of `start`, a schedule for one dtype.
+def choices(subject: Sized, start: Schedule, keep: Collection[str] = ()) -> Choices:
+    """Every choice of a kernel or plan on the backend of `start`, a schedule for one dtype.
 
     Sizes go by the constant's name.  Some keep the size that they have in `start`: one that covers a whole
-    dimension (`Program.bounds`), one by which blocks are written out (for all dtypes alike), those in `keep`.
+    dimension (`bounds`), one by which blocks are written out (for all dtypes alike), those in `keep`.
     """
     (setting,) = start.settings.values()
-    written = _rewritten(program, start)
-    sides = {side for product in products(written, check(written)) for side in product}
-    blocks = {stmt.step for stmt in statements(program.body) if isinstance(stmt, Blocks)}
+    program = subject if isinstance(subject, Program) else None
+    sides = _sides(program, start) if program else set()
+    blocks = {s.step for s in statements(program.body) if isinstance(s, Blocks)} if program else set()
     found: Choices = {}
-    for name in program.constants:
-        if name in program.bounds or name in blocks or name in keep:
+    for name in subject.constants:
+        if name in bounds(subject) or name in blocks or name in keep:
             continue
         least = MATRIX_UNIT if name in sides else 1
         sizes = {size for size in SIZES.get(name, OTHERS) if size >= least} | {setting.constants[name]}
-        if extent := _extent(program, name):
+        if program and (extent := _extent(program, name)):
             enough = min(size for size in (*sizes, 1 << (extent - 1).bit_length()) if size >= extent)
             sizes = {size for size in sizes if size <= enough} | {setting.constants[name]}
         found[name] = tuple(sorted(sizes))
-    if start.backend in WARPS and program.body:
+    match subject:
+        case Program():
+            found |= _of_a_program(subject, start)
+        case ForeignKernel():
+            found |= {"used": (False, True)} if subject.decides else {}
+            found["stages"] = STAGES[start.backend]
+            found |= orders.pieces(subject)
+    return {name: options for name, options in found.items() if len(options) > 1}
+
+
+def _sides(program: Program, start: Schedule) -> set[Dim]:
+    """Sides of the matrix products of a program as it is printed."""
+    written = _rewritten(program, start)
+    return {side for product in products(written, check(written)) for side in product}
+
+
+def _of_a_program(program: Program, start: Schedule) -> Choices:
+    """What a tile program can have besides sizes."""
+    found: Choices = {}
+    if start.backend in WARPS:
         found["warps"] = WARPS[start.backend]
-    if decides(program.name):
-        found["used"] = (False, True)
-    loops = is_on_warpgroups(program.name) or any(isinstance(s, For) for s in statements(program.body))
+    loops = any(isinstance(stmt, For) for stmt in statements(program.body))
     stages = (ROUNDS if loads_ahead(program) else STAGES).get(start.backend)
-    if stages and loops and not program.is_plan:
+    if stages and loops:
         found["stages"] = stages
     plain = _rewritten(program, replace(start, rewrites=()))
     sets = {
@@ -129,12 +136,11 @@ def choices(program: Program, start: Schedule, keep: Collection[str] = ()) -> Ch
     }
     if sets:
         found["rewrites"] = tuple(sorted({*REWRITE_SETS[start.backend], start.rewrites}))
-    found |= orders.pieces(program)
-    return {name: options for name, options in found.items() if len(options) > 1}
+    return found
 
 
 def candidates(
-    program: Program, start: Schedule, keep: Collection[str] = (), most_changes: int = 2
+    subject: Sized, start: Schedule, keep: Collection[str] = (), most_changes: int = 2
 ) -> Iterator[Schedule]:
     """`start`, a schedule for one dtype, then its legal neighbours that fit the machine.
 
@@ -142,21 +148,23 @@ def candidates(
     `most_changes`.
     """
     yield start
-    options = choices(program, start, keep)
-    moves = {name: _moves(program, start, name, values) for name, values in options.items()}
+    options = choices(subject, start, keep)
+    moves = {name: _moves(subject, start, name, values) for name, values in options.items()}
     for changes in range(1, most_changes + 1):
         ring: list[tuple[int, Schedule]] = []
         for names in combinations(moves, changes):
-            ring += _changed(program, start, [(name, moves[name]) for name in names])
+            ring += _changed(subject, start, [(name, moves[name]) for name in names])
         ring.sort(key=lambda entry: entry[0])
-        yield from filter(partial(_allowed, program), (schedule for _, schedule in ring))
+        yield from filter(partial(_allowed, subject), (schedule for _, schedule in ring))
 
 
-def _allowed(program: Program, schedule: Schedule) -> bool:
+def _allowed(subject: Sized, schedule: Schedule) -> bool:
     ((dtype, setting),) = schedule.settings.items()
-    if not is_legal(program, schedule):
+    if not is_legal(subject, schedule):
         return False
-    kernel = _rewritten(program, schedule)
+    if not isinstance(subject, Program):
+        return True
+    kernel = _rewritten(subject, schedule)
     types = check(kernel)
     if schedule.backend == "triton" and miscompiled(kernel, types, setting, dtype):
         return False
@@ -164,16 +172,16 @@ def _allowed(program: Program, schedule: Schedule) -> bool:
 
 
 def _moves(
-    program: Program, start: Schedule, name: str, options: tuple[Choice, ...]
+    subject: Sized, start: Schedule, name: str, options: tuple[Choice, ...]
 ) -> list[tuple[int, Choice]]:
     """The other options of one choice, each with its distance from the present one."""
-    now = _get(program, start, name)
+    now = _get(subject, start, name)
     place = options.index(now) if now in options else 0
     return [(abs(i - place) or 1, option) for i, option in enumerate(options) if option != now]
 
 
 def _changed(
-    program: Program, start: Schedule, changes: list[tuple[str, list[tuple[int, Choice]]]]
+    subject: Sized, start: Schedule, changes: list[tuple[str, list[tuple[int, Choice]]]]
 ) -> Iterator[tuple[int, Schedule]]:
     """Every schedule that differs from `start` in exactly these choices, with its distance."""
     if not changes:
@@ -181,14 +189,14 @@ def _changed(
         return
     (name, moves), rest = changes[0], changes[1:]
     for distance, option in moves:
-        for further, schedule in _changed(program, _set(program, start, name, option), rest):
+        for further, schedule in _changed(subject, _set(subject, start, name, option), rest):
             yield distance + further, schedule
 
 
-def _get(program: Program, schedule: Schedule, name: str) -> Choice:
+def _get(subject: Sized, schedule: Schedule, name: str) -> Choice:
     (setting,) = schedule.settings.values()
-    if name in orders.pieces(program):
-        return orders.chosen(program, schedule.rewrites)[name]
+    if isinstance(subject, ForeignKernel) and name in orders.pieces(subject):
+        return orders.chosen(subject, schedule.rewrites)[name]
     if name == "rewrites":
         return schedule.rewrites
     if name in ("warps", "stages", "used"):
@@ -196,11 +204,12 @@ def _get(program: Program, schedule: Schedule, name: str) -> Choice:
     return setting.constants[name]
 
 
-def _set(program: Program, schedule: Schedule, name: str, option: Choice) -> Schedule:
+def _set(subject: Sized, schedule: Schedule, name: str, option: Choice) -> Schedule:
     ((dtype, setting),) = schedule.settings.items()
     if isinstance(option, str):
-        places = orders.chosen(program, schedule.rewrites) | {name: option}
-        return replace(schedule, rewrites=orders.names(program, places))
+        assert isinstance(subject, ForeignKernel), "places are choices of foreign kernels"
+        places = orders.chosen(subject, schedule.rewrites) | {name: option}
+        return replace(schedule, rewrites=orders.names(subject, places))
     if isinstance(option, tuple):
         return replace(schedule, rewrites=option)
     changed: Setting

@@ -16,6 +16,7 @@ from .fields import Expression, Integer, Record, Tagged, kind_of, spec_field, sp
 
 if TYPE_CHECKING:
     from ..ir.host import Pass
+    from ..ir.kernels import ForeignKernel
     from ..ir.nodes import Program
     from .signature import Signature
 
@@ -152,12 +153,11 @@ class LayerSpec(ABC):
         """Every kernel of the layer, in the order in which they run."""
 
     @abstractmethod
-    def passes(self) -> tuple[Pass, ...]:
-        """The host functions that launch them: forward, backward and step."""
+    def passes(self, faster: Mapping[str, ForeignKernel]) -> tuple[Pass, ...]:
+        """The host functions that launch them: forward, backward and step, and what these call before them.
 
-    def plans(self) -> tuple[Program, ...]:
-        """The numbers by which passes choose what they launch."""
-        return ()
+        `faster` are kernels that a backend has in place of programs, by the names of those.
+        """
 
 
 def spec_to_dict(spec: LayerSpec) -> dict[str, Any]:

@@ -262,7 +262,7 @@ def test_committed_records_are_current_sorted_and_of_use(path: Path) -> None:
     for spec in pipeline.load(SPECS).values():
         for target in (t for t, a in records.ARCHITECTURE.items() if a == path.stem):
             layer = pipeline.schedule(pipeline.lower(spec), target)
-            for schedule in (*(part.schedule for part in layer.programs), *layer.plans):
+            for schedule in (*(part.schedule for part in layer.kernels), *layer.plans):
                 used |= {
                     str(entry)
                     for dtype, setting in schedule.settings.items()

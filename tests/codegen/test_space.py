@@ -13,6 +13,7 @@ import yaml
 from based_ops.aot import compile_triton
 from based_ops.codegen import pipeline
 from based_ops.codegen.emit.layer import ScheduledLayer, ScheduledProgram
+from based_ops.codegen.ir.kernels import ForeignKernel, LaunchPlan
 from based_ops.codegen.ir.nodes import Program
 from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.names import RECURRENCE, on_warpgroups
@@ -77,7 +78,7 @@ def test_two_changes_come_after_one() -> None:
 @pytest.mark.parametrize("spec", ORDERED, ids=lambda spec: spec.name)
 def test_the_order_of_a_printed_kernel_is_a_choice(spec: LinearAttention) -> None:
     kernels = pipeline.kernels(pipeline.lower(spec), "triton")
-    program = next(kernel for kernel in kernels if kernel.name == on_warpgroups(RECURRENCE))
+    program = next(k for k in kernels if isinstance(k, ForeignKernel) and k.instead_of == RECURRENCE)
     start = policy(spec, program, "triton").only("bfloat16")
     now, pieces = orders.chosen(program, start.rewrites), orders.pieces(program)
     assert ("sums" in pieces) == (spec.normalize and spec.head_dims.qk <= 16)
@@ -174,12 +175,12 @@ def test_a_plan_may_compute_all_sequences_directly_or_none() -> None:
     assert options["FEWEST"] == (1, 2, 3, 4, 6, 8)
 
 
-def test_an_unknown_constant_and_an_empty_program_have_choices() -> None:
-    program = Program("plan", "", (), (), ("T",), (), (), ("CONSUMERS",), ())
+def test_an_unknown_constant_has_choices() -> None:
+    plan = LaunchPlan("plan", "forward", "forward_plan", ("CONSUMERS",))
     start = Schedule("plan", "triton", {"bfloat16": replace(policy_setting(), constants={"CONSUMERS": 3})})
-    found = [s.settings["bfloat16"].constants["CONSUMERS"] for s in space.candidates(program, start)]
+    found = [s.settings["bfloat16"].constants["CONSUMERS"] for s in space.candidates(plan, start)]
     assert found[0] == 3 and {1, 2, 4, 4096} < set(found)
-    assert {"warps", "stages"}.isdisjoint(space.choices(program, start))
+    assert {"warps", "stages"}.isdisjoint(space.choices(plan, start))
 
 
 def policy_setting() -> Setting:

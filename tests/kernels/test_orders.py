@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from based_ops.codegen import pipeline
-from based_ops.codegen.ir.nodes import Program
+from based_ops.codegen.ir.kernels import ForeignKernel
 from based_ops.codegen.mixers.linear_attention import LinearAttention
-from based_ops.codegen.names import RECURRENCE, on_warpgroups
+from based_ops.codegen.names import RECURRENCE
 from based_ops.codegen.schedule import orders
 from tests.kernels import inputs, linear
 from tests.kernels.test_warpgroups import LAYERS, MAPS, WIDE
@@ -19,9 +19,9 @@ from tests.layers import FORMS, build
 from tests.tolerance import FORWARD, assert_close, assert_same
 
 
-def recurrence(spec: LinearAttention) -> Program:
+def recurrence(spec: LinearAttention) -> ForeignKernel:
     kernels = pipeline.kernels(pipeline.lower(spec), "triton")
-    return next(kernel for kernel in kernels if kernel.name == on_warpgroups(RECURRENCE))
+    return next(k for k in kernels if isinstance(k, ForeignKernel) and k.instead_of == RECURRENCE)
 
 
 @pytest.mark.parametrize("spec", LAYERS + WIDE + MAPS[:1], ids=lambda spec: spec.name)

@@ -9,9 +9,10 @@ import torch
 
 from based_ops.aot import compile_triton
 from based_ops.codegen import pipeline
+from based_ops.codegen.ir.kernels import ForeignKernel
 from based_ops.codegen.mixers.sliding_window import SlidingWindow
-from based_ops.codegen.names import is_on_warpgroups, on_warpgroups
-from based_ops.codegen.schedule.legal import LONGEST_WINDOW
+from based_ops.codegen.names import on_warpgroups
+from based_ops.codegen.schedule.foreign import LONGEST_WINDOW
 from based_ops.codegen.spec.model import HeadDims
 from tests.kernels.inputs import Call
 from tests.kernels.runners import interpreting
@@ -91,5 +92,5 @@ def test_rows_of_16_bytes_suffice(window: int, dtype: torch.dtype) -> None:
     spec = LAYERS[window]
     module = build(spec, "triton")
     for program in pipeline.kernels(pipeline.lower(spec), "triton"):
-        if is_on_warpgroups(program.name):
+        if isinstance(program, ForeignKernel):
             compile_triton(spec, module, program.name, dtype, strides_of_16=False, PADDED=False)

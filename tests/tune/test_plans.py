@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import date
+from inspect import signature
 from math import prod
 from pathlib import Path
 from time import monotonic
@@ -23,10 +24,11 @@ from based_ops.codegen.names import on_warpgroups
 from based_ops.codegen.schedule import record_file, records
 from based_ops.codegen.schedule.model import Schedule
 from based_ops.codegen.schedule.policy import policy
+from based_ops.support import host
 from based_ops.tune import results, worker
 from based_ops.tune.journal import Journal
 from based_ops.tune.measure import Shape
-from based_ops.tune.plans import FUNCTIONS, SLOWER, Launched, PlanRun, has_plan
+from based_ops.tune.plans import SLOWER, Launched, PlanRun, has_plan
 from based_ops.tune.pool import Pool, Worker
 from based_ops.tune.search import Search
 from based_ops.tune.trials import GAIN, Job, Outcome
@@ -45,6 +47,11 @@ WHEN = {
     WINDOW: ("triton", "float16", "cuda"),
 }
 """Layers that are tuned here: on which backend, in which dtype and on which device."""
+FUNCTIONS: dict[tuple[str, ...], Callable[..., Any]] = {
+    tuple(signature(function).parameters)[2:]: function
+    for function in (host.forward_plan, host.segment_plan, host.window_plan, host.backward_plan)
+}
+"""The functions of plans by the constants that they take after the tokens and the rows."""
 Time = Callable[[Launched], float]
 
 
@@ -278,7 +285,7 @@ def test_a_plan_reaches_launches_only_through_its_function(name: str) -> None:
         text = pipeline.emit(pipeline.schedule(lowered, target))
         for plan in pipeline.plans_of(lowered, target):
             entry = rf'SCHEDULE\[[^]]*"{plan.name}"[^]]*\]'
-            call = rf"{FUNCTIONS[plan.constants].__name__}\(\s*T, B \* H, \*\*{entry}\[q.dtype\],?\s*\)"
+            call = rf"{plan.function}\(\s*T, B \* H, \*\*{entry}\[q.dtype\],?\s*\)"
             assert len(re.findall(call, text)) == len(re.findall(entry, text)) == 1
 
 

@@ -18,7 +18,6 @@ from based_ops.codegen import pipeline
 from based_ops.codegen.names import RECURRENCE, on_warpgroups
 from based_ops.codegen.schedule import record_file, records
 from based_ops.codegen.schedule.record_file import Book, Entry
-from based_ops.codegen.schedule.records import launches
 from based_ops.codegen.spec.model import LayerSpec
 from based_ops.tune.journal import Journal
 from based_ops.tune.measure import Shape
@@ -234,7 +233,7 @@ def test_a_program_is_tuned_with_the_first_pass_that_launches_it() -> None:
     lowered = pipeline.lower(LINEAR)
     of_torch = partial(tuned_programs, lowered, backend="torch", dtype="float32")
     forward, backward = (of_torch(which=which) for which in ("forward", "backward"))
-    launched = launches(next(part for part in lowered.passes if part.name == "backward"))
+    launched = next(part for part in lowered.passes if part.name == "backward").launches
     assert "states" in forward and "states" in launched and "states" not in backward
     together = [name for part in lowered.passes for name in of_torch(which=part.name)]
     assert sorted(together) == sorted(program.name for program in lowered.programs)

@@ -14,28 +14,19 @@ them fast is places and times, of which a tile program says nothing:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
+from ...ir.kernels import ForeignKernel
 from ...ir.nodes import Program
 from ...lower.feature_maps import feature_map
 from ...lower.linear_attention_parts import Layer
 from ...mixers.linear_attention import LinearAttention
 from ...mixers.sliding_window import SlidingWindow
 from ...names import RECURRENCE, on_warpgroups
-from ...schedule.legal import (
-    EXCHANGED,
-    SQUARE_TILES,
-    WARPGROUP_TILES,
-    WIDE_TILES,
-    exchanges,
-    gradients_exchange,
-    halves_exchange,
-    maps_squares,
-    window_streams,
-)
-from ...spec.model import Elementwise, LayerSpec
-from ..layer import ScheduledProgram
+from ...schedule.foreign import PRINTERS, printers
+from ...schedule.orders import SQUARE, WIDE
+from ...spec.model import LayerSpec
+from ..layer import ScheduledForeign
 from ..writer import Writer
 from .elementwise import ElementwiseRecurrence
 from .gradients import KeyGradients, QueryGradients, key_gradients, query_gradients
@@ -43,26 +34,20 @@ from .kernel import WarpgroupKernel
 from .recurrence import Recurrence
 from .states import States
 from .wide import WideRecurrence
-from .window import WindowGradients, WindowOutputs
-from .window import program as window_program
+from .window import WindowGradients, WindowOutputs, window
 
-
-def _recurrence(spec: LinearAttention, scheduled: ScheduledProgram) -> WarpgroupKernel:
-    if isinstance(spec.feature_map, Elementwise):
-        return ElementwiseRecurrence(spec, scheduled)
-    return (Recurrence if spec.head_dims.qk <= EXCHANGED else WideRecurrence)(spec, scheduled)
-
-
-KERNELS: dict[str, Callable[[Any, ScheduledProgram], WarpgroupKernel]] = {
-    on_warpgroups(RECURRENCE): _recurrence,
-    on_warpgroups("states"): States,
-    on_warpgroups("query_states"): States,
-    on_warpgroups("query_gradients"): QueryGradients,
-    on_warpgroups("key_gradients"): KeyGradients,
-    on_warpgroups("outputs"): WindowOutputs,
-    on_warpgroups("gradients"): WindowGradients,
+KERNELS: dict[str, Callable[[Any, ScheduledForeign], WarpgroupKernel]] = {
+    "states": States,
+    RECURRENCE: Recurrence,
+    WIDE: WideRecurrence,
+    SQUARE: ElementwiseRecurrence,
+    "query_states": States,
+    "query_gradients": QueryGradients,
+    "key_gradients": KeyGradients,
+    "window_outputs": WindowOutputs,
+    "window_gradients": WindowGradients,
 }
-"""What prints each of these programs."""
+"""The printers, by the names that the schedule has for them."""
 IMPORTS = {
     "warpgroups": (
         "afresh",
@@ -115,45 +100,39 @@ GLUON = (
 """What they need of Triton."""
 
 
-def programs(spec: LayerSpec, portable: tuple[Program, ...]) -> tuple[Program, ...]:
-    """The layer's programs that have a version for warpgroups: without a body, which is printed here."""
-    if isinstance(spec, SlidingWindow):
-        return tuple(
-            window_program(program)
-            for program in portable
-            if any(window_streams(spec, program.name, dtype) for dtype in spec.dtypes)
-        )
-    if not isinstance(spec, LinearAttention):
-        return ()
-    for serves, tiles in ((halves_exchange, WIDE_TILES), (maps_squares, SQUARE_TILES)):
-        if any(serves(spec, dtype) for dtype in spec.dtypes):
-            return tuple(_in_place_of(program, tiles) for program in portable if program.name == RECURRENCE)
-    if not any(exchanges(spec, dtype) for dtype in spec.dtypes):
-        return ()
-    layer = Layer(spec, feature_map(spec))
-    found = [_in_place_of(program) for program in portable if program.name in (RECURRENCE, "states")]
-    if any(gradients_exchange(spec, dtype) for dtype in spec.dtypes):
-        found += [_in_place_of(program) for program in portable if program.name == "query_states"]
-        found += [
-            query_gradients(layer, on_warpgroups("query_gradients")),
-            key_gradients(layer, on_warpgroups("key_gradients")),
-        ]
-    return tuple(found)
+def kernels(spec: LayerSpec, programs: tuple[Program, ...]) -> tuple[ForeignKernel, ...]:
+    """The kernels that run in place of a layer's programs."""
+    by_name = {program.name: program for program in programs}
+    return tuple(_kernel(spec, by_name[PRINTERS[name].program], name) for name in printers(spec))
 
 
-def _in_place_of(program: Program, tiles: dict[str, int] = WARPGROUP_TILES) -> Program:
-    return replace(
-        program,
+def _kernel(spec: LayerSpec, program: Program, printer: str) -> ForeignKernel:
+    """How a kernel is launched: as its program is, unless its printer goes about it differently."""
+    tiles = PRINTERS[printer].tiles
+    kernel = ForeignKernel(
         name=on_warpgroups(program.name),
         summary=f"{program.summary.removesuffix('.')}, on Hopper's warpgroups.",
+        instead_of=program.name,
+        printer=printer,
         grid=tuple(axis for axis in program.grid if axis.name != "feature_block"),
-        constants=("SEGMENT", *tiles),
-        body=(),
+        tensors=program.tensors,
+        sizes=program.sizes,
+        scalars=program.scalars,
         flags=program.flags or ("ALL",),  # sums of segments have none of their own
+        constants=("SEGMENT", *tiles),
         bounds=dict(tiles),
+        decides=PRINTERS[printer].decides,
     )
+    match spec, printer:
+        case SlidingWindow(), _:
+            return window(program, kernel)
+        case LinearAttention(), "query_gradients":
+            return query_gradients(Layer(spec, feature_map(spec)), kernel)
+        case LinearAttention(), "key_gradients":
+            return key_gradients(Layer(spec, feature_map(spec)), kernel)
+    return kernel
 
 
-def emit(w: Writer, spec: LayerSpec, scheduled: ScheduledProgram, parameters: list[str]) -> None:
+def emit(w: Writer, spec: LayerSpec, scheduled: ScheduledForeign, parameters: list[str]) -> None:
     """Print one kernel."""
-    KERNELS[scheduled.program.name](spec, scheduled).emit(w, parameters)
+    KERNELS[scheduled.kernel.printer](spec, scheduled).emit(w, parameters)

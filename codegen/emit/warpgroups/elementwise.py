@@ -15,7 +15,7 @@ from dataclasses import replace
 from ...ir.nodes import Var, Where, row, wrap
 from ...lower.feature_maps import ElementwiseMap, feature_map
 from ...mixers.linear_attention import LinearAttention
-from ..layer import ScheduledProgram
+from ..layer import ScheduledForeign
 from ..triton_expression import formula
 from .state_kernel import KEYS, QUERIES, VALUES, StateKernel
 
@@ -32,7 +32,7 @@ class ElementwiseRecurrence(StateKernel):
     )
     hidden = False  # there are registers to spare
 
-    def __init__(self, spec: LinearAttention, scheduled: ScheduledProgram) -> None:
+    def __init__(self, spec: LinearAttention, scheduled: ScheduledForeign) -> None:
         super().__init__(spec, scheduled)
         features = feature_map(spec)
         assert isinstance(features, ElementwiseMap)

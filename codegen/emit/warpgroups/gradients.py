@@ -11,9 +11,11 @@ state and a tile of features together are more than a thread's registers.
 
 from __future__ import annotations
 
-from ...ir.nodes import IO, Axis, Program, Tensor, Var
+from dataclasses import replace
+
+from ...ir.kernels import ForeignKernel
+from ...ir.nodes import IO, Axis, Tensor, Var
 from ...lower.linear_attention_parts import BATCH_AXES, ROWS, SIZES, Layer
-from ...schedule.legal import WARPGROUP_TILES
 from .kernel import Numbers, Stream
 from .state_kernel import FEATURE_TILES, KEYS, QUERIES, STATE_TILES, VALUES, StateKernel
 
@@ -25,8 +27,8 @@ WRITE_VALUES = """
 OUT = ("[CHUNK, VALUES]", "BYTES_128")
 
 
-def query_gradients(layer: Layer, name: str) -> Program:
-    """The program without a body: dq of one segment; and g, and e, of which `lower/` says what they are."""
+def query_gradients(layer: Layer, kernel: ForeignKernel) -> ForeignKernel:
+    """The launch of what makes dq of one segment; and g, and e, of which `lower/` says what they are."""
     normalize = layer.spec.normalize
     tensors = (
         layer.queries("q"),
@@ -39,13 +41,12 @@ def query_gradients(layer: Layer, name: str) -> Program:
         *layer.segment_states("SEGMENTED"),
         Tensor("dq", (*ROWS, layer.qk), IO),
     )
-    return _program(
-        name, "The gradients of the queries of one segment, first to last.", tensors, ("INITIAL", "SEGMENTED")
-    )
+    summary = "The gradients of the queries of one segment, first to last."
+    return _over_segments(kernel, summary, tensors, ("INITIAL", "SEGMENTED"))
 
 
-def key_gradients(layer: Layer, name: str) -> Program:
-    """The program without a body: dk and dv of one segment, and the state's gradient before the first."""
+def key_gradients(layer: Layer, kernel: ForeignKernel) -> ForeignKernel:
+    """The launch of what makes dk and dv of one segment, and the state's gradient before the first."""
     tensors = (
         layer.queries("q"),
         layer.queries("k"),
@@ -58,20 +59,15 @@ def key_gradients(layer: Layer, name: str) -> Program:
         layer.values("dv", strided=False),
         *layer.user_states("total_", "TOTAL"),
     )
-    return _program(
-        name,
-        "The gradients of the keys and values of one segment, last to first.",
-        tensors,
-        ("INITIAL", "SEGMENTED", "TOTAL"),
-    )
+    summary = "The gradients of the keys and values of one segment, last to first."
+    return _over_segments(kernel, summary, tensors, ("INITIAL", "SEGMENTED", "TOTAL"))
 
 
-def _program(name: str, summary: str, tensors: tuple[Tensor, ...], flags: tuple[str, ...]) -> Program:
-    axes = (*BATCH_AXES, Axis("segment", Var("segments")))
-    constants = ("SEGMENT", "CHUNK", "VALUES")
-    return Program(
-        name, summary, axes, tensors, SIZES, ("scale",), flags, constants, (), dict(WARPGROUP_TILES)
-    )
+def _over_segments(
+    kernel: ForeignKernel, summary: str, tensors: tuple[Tensor, ...], flags: tuple[str, ...]
+) -> ForeignKernel:
+    grid = (*BATCH_AXES, Axis("segment", Var("segments")))
+    return replace(kernel, summary=summary, grid=grid, tensors=tensors, sizes=SIZES, flags=flags)
 
 
 class _Gradients(StateKernel):

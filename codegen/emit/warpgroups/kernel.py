@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from textwrap import dedent
 
 from ...schedule import orders
-from ..layer import ScheduledProgram
+from ..layer import ScheduledForeign
 from ..writer import Writer
 
 LAYOUTS = {
@@ -92,9 +92,9 @@ class WarpgroupKernel:
     operand = "gl.bfloat16"
     """The dtype in which what it stores enters products."""
 
-    def __init__(self, scheduled: ScheduledProgram, facts: dict[str, str]) -> None:
-        self.w, self.kernel, self.facts = Writer(), scheduled.program, facts
-        self.order = orders.chosen(scheduled.program, scheduled.schedule.rewrites)
+    def __init__(self, scheduled: ScheduledForeign, facts: dict[str, str]) -> None:
+        self.w, self.kernel, self.facts = Writer(), scheduled.kernel, facts
+        self.order = orders.chosen(scheduled.kernel, scheduled.schedule.rewrites)
 
     def emit(self, w: Writer, parameters: list[str]) -> None:
         """The function; `parameters` are tensors, strides, sizes and scalars, as in other kernels."""

@@ -6,8 +6,8 @@ from ...ir.nodes import Var, wrap
 from ...ir.printer import text
 from ...lower.feature_maps import feature_map
 from ...mixers.linear_attention import LinearAttention
-from ...schedule.legal import EXCHANGED
-from ..layer import ScheduledProgram
+from ...schedule.foreign import EXCHANGED
+from ..layer import ScheduledForeign
 from .kernel import Stream, WarpgroupKernel
 
 QUERIES = Stream("queries", "q_rows", "q_t", "@D@", "ROWS_16", width="@QK@")
@@ -24,7 +24,7 @@ STATE_TILES = {
 class StateKernel(WarpgroupKernel):
     """Prints one kernel that keeps a state."""
 
-    def __init__(self, spec: LinearAttention, scheduled: ScheduledProgram) -> None:
+    def __init__(self, spec: LinearAttention, scheduled: ScheduledForeign) -> None:
         (values,) = scheduled.schedule.values("VALUES")
         features = feature_map(spec)
         v = spec.head_dims.v

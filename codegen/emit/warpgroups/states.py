@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...mixers.linear_attention import LinearAttention
-from ..layer import ScheduledProgram
+from ..layer import ScheduledForeign
 from .kernel import Numbers, Stream
 from .state_kernel import FEATURE_TILES, KEYS, QUERIES, VALUES, StateKernel
 
@@ -11,7 +11,7 @@ from .state_kernel import FEATURE_TILES, KEYS, QUERIES, VALUES, StateKernel
 class States(StateKernel):
     """What each segment adds to the state: of keys and values, or of queries and gradients of outputs."""
 
-    def __init__(self, spec: LinearAttention, scheduled: ScheduledProgram) -> None:
+    def __init__(self, spec: LinearAttention, scheduled: ScheduledForeign) -> None:
         super().__init__(spec, scheduled)
         self.of_queries = bool(self.kernel.scalars)
         self.x = "q" if self.of_queries else "k"

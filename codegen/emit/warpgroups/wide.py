@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ...mixers.linear_attention import LinearAttention
-from ..layer import ScheduledProgram
+from ..layer import ScheduledForeign
 from .state_kernel import KEYS, QUERIES, VALUES, StateKernel
 
 LAYOUTS = {
@@ -114,7 +114,7 @@ class WideRecurrence(StateKernel):
     layouts = LAYOUTS
     streams = (replace(QUERIES, layout="ROWS_32"), replace(KEYS, layout="ROWS_32"), VALUES)
 
-    def __init__(self, spec: LinearAttention, scheduled: ScheduledProgram) -> None:
+    def __init__(self, spec: LinearAttention, scheduled: ScheduledForeign) -> None:
         super().__init__(spec, scheduled)
         self.facts["QK"] = "32"
         self.rounds = ROUNDS[spec.head_dims.qk]

@@ -14,13 +14,13 @@ from contextlib import nullcontext
 from dataclasses import replace
 from math import log
 
+from ...ir.kernels import ForeignKernel
 from ...ir.nodes import Axis, Program, Var
 from ...lower.sliding_window import HIDDEN
 from ...lower.sliding_window_parts import BATCH_AXES, LOG2_E
 from ...mixers.sliding_window import SlidingWindow
-from ...names import on_warpgroups
-from ...schedule.legal import SQUARE_TILES
-from ..layer import ScheduledProgram
+from ...schedule.foreign import SQUARE_TILES
+from ..layer import ScheduledForeign
 from .kernel import Numbers, Stream, WarpgroupKernel
 
 QUERIES = Stream("queries", "q_rows", "q_t", "@D@", "ROWS_64", width="QK")
@@ -30,18 +30,15 @@ KEYS = Stream("keys", "k_rows", "k_tk", "@D@", "ROWS_64", width="QK", slots="SLO
 VALUES = Stream("values", "v_rows", "v_tk", "@V@", "ROWS_64", slots="SLOTS")
 
 
-def program(portable: Program) -> Program:
-    """The program in place of a portable one, without a body."""
+def window(program: Program, kernel: ForeignKernel) -> ForeignKernel:
+    """The launch of a kernel that goes through segments, in place of a program of chunks."""
     return replace(
-        portable,
-        name=on_warpgroups(portable.name),
-        summary=f"The {portable.name} of a segment, chunk by chunk, on Hopper's warpgroups.",
+        kernel,
+        summary=f"The {program.name} of a segment, chunk by chunk, on Hopper's warpgroups.",
         grid=(*BATCH_AXES, Axis("segment", Var("segments"))),
-        sizes=(*portable.sizes, "segments"),
+        sizes=(*program.sizes, "segments"),
         flags=("PADDED",),
         constants=tuple(SQUARE_TILES),
-        body=(),
-        bounds=dict(SQUARE_TILES),
     )
 
 
@@ -55,7 +52,7 @@ class _WindowKernel(WarpgroupKernel):
     earliest = "0"
     """The first token that has a key."""
 
-    def __init__(self, spec: SlidingWindow, scheduled: ScheduledProgram) -> None:
+    def __init__(self, spec: SlidingWindow, scheduled: ScheduledForeign) -> None:
         chunk, self.window = SQUARE_TILES["CHUNK"], spec.window
         self.older = -(-spec.window // chunk)  # tiles before the own
         self.short = spec.window < chunk

@@ -1,0 +1,240 @@
+"""The check that passes are well formed: a bug in a lowering is found here, and not by a call.
+
+`check_pass` follows a pass from step to step.  Every name is there before it is read, and is of the kind that
+is wanted; a launch gives a kernel all its parameters and no others, tensors of the shape and dtype that it
+declares, and none that may be absent unless the kernel leaves it alone then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from .check import IllFormed
+from .host import (
+    Absent,
+    Allocate,
+    And,
+    Bind,
+    Compare,
+    Constant,
+    Delegate,
+    Either,
+    Extent,
+    Launch,
+    Literal,
+    Name,
+    Not,
+    Or,
+    Pass,
+    Plan,
+    Present,
+    ReadSizes,
+    Serves,
+    Some,
+    Step,
+    Times,
+    Value,
+)
+from .implies import Facts
+from .kernels import INTEGER, TENSOR, TRUTH, ForeignKernel, Kernel, parameters
+from .nodes import ACC, IO, OPERAND, STATE, Comment, Tensor
+
+
+def check_passes(passes: Collection[Pass], kernels: Collection[Kernel]) -> None:
+    """Check the passes of a module; raises `IllFormed`.  A pass stands after those that it calls."""
+    by_name = {kernel.name: kernel for kernel in kernels}
+    earlier: dict[str, Pass] = {}
+    for function in passes:
+        check_pass(function, by_name, earlier)
+        earlier[function.name] = function
+
+
+def check_pass(function: Pass, kernels: Mapping[str, Kernel], others: Mapping[str, Pass]) -> None:
+    """Check one pass, which may launch `kernels` and call `others`; raises `IllFormed`."""
+    checker = _Checker(function, kernels, others)
+    for parameter in function.parameters:
+        checker.add(parameter.name, parameter.kind)
+        if parameter.when is not None:
+            checker.facts.presence[parameter.name] = parameter.when
+    checker.tensor(function.leading)
+    for step in function.body:
+        checker.step(step)
+    for name in function.results:
+        if name not in checker.allocated:
+            raise checker.fail(f"returns {name}, which it does not allocate")
+
+
+@dataclass
+class _Checker:
+    function: Pass
+    kernels: Mapping[str, Kernel]
+    others: Mapping[str, Pass]
+    known: dict[str, str] = field(default_factory=dict)
+    """The kind of every name."""
+    allocated: dict[str, Allocate] = field(default_factory=dict)
+    facts: Facts = field(default_factory=Facts)
+
+    def fail(self, what: str) -> IllFormed:
+        return IllFormed(f"{self.function.name}: {what}")
+
+    def add(self, name: str, kind: str) -> None:
+        if name in self.known:
+            raise self.fail(f"{name} is named twice")
+        self.known[name] = kind
+
+    # Steps
+
+    def step(self, step: Step | Comment) -> None:
+        match step:
+            case Comment():
+                pass
+            case ReadSizes(tensor, names):
+                self.tensor(tensor)
+                for name in filter(None, names):
+                    self.add(name, INTEGER)
+            case Bind(values):
+                kinds = {name: self.kind(value) for name, value in values.items()}
+                for name, value in values.items():
+                    self.add(name, kinds[name])
+                    self.facts.meanings[name] = value
+            case Plan():
+                self._plan(step)
+            case Allocate(name, shape, dtype, when):
+                for extent in shape:
+                    self.want(INTEGER, extent)
+                if dtype not in (IO, OPERAND, ACC, STATE):
+                    raise self.fail(f"{name} has no dtype {dtype}")
+                self.add(name, TENSOR)
+                self.allocated[name] = step
+                if when is not None:
+                    self.want(TRUTH, when)
+                    self.facts.presence[name] = when
+            case Launch():
+                self._launch(step)
+            case Delegate(to, when):
+                self.want(TRUTH, when)
+                other = self.others.get(to)
+                if other is None:
+                    raise self.fail(f"calls {to}, which is no pass before it")
+                for what in ("part", "parameters", "results"):
+                    if getattr(other, what) != getattr(self.function, what):
+                        raise self.fail(f"calls {to}, which has other {what}")
+            case _:
+                raise self.fail(f"unknown step {step!r}")
+
+    def _plan(self, step: Plan) -> None:
+        for argument in step.arguments:
+            self.want(INTEGER, argument)
+        plans = [step.plan]
+        if step.when is not None:
+            self.want(TRUTH, step.when)
+        if step.instead is not None:
+            condition, plan = step.instead
+            self.want(TRUTH, condition)
+            plans.append(plan)
+        for plan in plans:
+            if plan.part != self.function.part:
+                raise self.fail(f"is planned by {plan.name}, which is for the pass {plan.part}")
+            if (plan.function, plan.constants) != (step.plan.function, step.plan.constants):
+                raise self.fail(f"{plan.name} is no plan like {step.plan.name}")
+        for name, kind in step.results.items():
+            self.add(name, kind)
+
+    def _launch(self, step: Launch) -> None:
+        kernel = self.kernels.get(step.kernel)
+        if kernel is None:
+            raise self.fail(f"launches {step.kernel}, which is no kernel of the layer")
+        if step.when is not None:
+            self.want(TRUTH, step.when)
+        kinds = parameters(kernel)
+        if unknown := step.arguments.keys() - kinds.keys():
+            raise self.fail(f"gives {kernel.name} {', '.join(sorted(unknown))}, which it does not have")
+        arguments = {name: step.arguments.get(name, Name(name)) for name in kinds}
+        for name, kind in kinds.items():
+            if name not in step.arguments and name not in self.known:
+                raise self.fail(f"gives {kernel.name} no {name}")
+            self.want(kind, arguments[name])
+        for tensor in kernel.tensors:
+            self._given(kernel, tensor, arguments, step.when)
+
+    def _given(
+        self, kernel: Kernel, tensor: Tensor, arguments: Mapping[str, Value], when: Value | None
+    ) -> None:
+        """Check what a kernel gets for a tensor: there whenever it is read, and as it is declared."""
+        given, flag = arguments[tensor.name], tensor.optional and arguments[tensor.optional]
+        read = [condition for condition in (when, flag) if condition]
+        if not self.facts.present(given, read):
+            raise self.fail(f"gives {kernel.name} a {tensor.name} that may be absent")
+        made = self.allocated.get(given.name) if isinstance(given, Name) else None
+        if made is None:
+            return
+        wanted = tuple(Literal(d) if isinstance(d, int) else arguments[d] for d in tensor.dims)
+        if (made.shape, made.dtype) != (wanted, tensor.dtype):
+            raise self.fail(f"gives {kernel.name} as {tensor.name} {made.name}, of another shape or dtype")
+
+    # Values
+
+    def want(self, kind: str, value: Value) -> None:
+        found = self.kind(value)
+        if found != kind:
+            raise self.fail(f"{value} is of the kind {found}, where {kind} is wanted")
+
+    def tensor(self, name: str) -> None:
+        """A tensor that is always there."""
+        self.want(TENSOR, Name(name))
+        if name in self.facts.presence:
+            raise self.fail(f"reads of {name}, which may be absent")
+
+    def kind(self, value: Value) -> str:
+        match value:
+            case Name(name):
+                if name not in self.known:
+                    raise self.fail(f"{name} is read before it is there")
+                return self.known[name]
+            case Literal(number):
+                return TRUTH if isinstance(number, bool) else INTEGER
+            case Absent():
+                return TENSOR
+            case Present(tensor):
+                self.want(TENSOR, Name(tensor))
+                if tensor not in self.facts.presence:
+                    raise self.fail(f"asks whether {tensor} is there, which always is")
+                return TRUTH
+            case Extent(tensor):
+                self.tensor(tensor)
+                return INTEGER
+            case Constant(kernel, name):
+                if kernel not in self.kernels or name not in self.kernels[kernel].constants:
+                    raise self.fail(f"reads the constant {name} of {kernel}, which is not there")
+                return INTEGER
+            case Serves(kernel, tensors):
+                found = self.kernels.get(kernel)
+                if not isinstance(found, ForeignKernel) or not found.decides:
+                    raise self.fail(f"asks whether {kernel} serves, which decides nothing")
+                for tensor in tensors:
+                    self.tensor(tensor)
+                return TRUTH
+            case Times(x, y) | Compare(_, x, y):
+                self.want(INTEGER, x)
+                self.want(INTEGER, y)
+                return INTEGER if isinstance(value, Times) else TRUTH
+            case Some(count):
+                self.want(INTEGER, count)
+                return TRUTH
+            case Not() | And() | Or() | Either():
+                for part in _truths(value):
+                    self.want(TRUTH, part)
+                return TRUTH
+            case _:
+                raise self.fail(f"unknown value {value!r}")
+
+
+def _truths(value: Not | And | Or | Either) -> tuple[Value, ...]:
+    match value:
+        case Not(x):
+            return (x,)
+        case Either(condition, yes, no):
+            return condition, yes, no
+        case And(parts) | Or(parts):
+            return parts

@@ -1,0 +1,318 @@
+"""The host side of linear attention: which kernels run, on which buffers, and under which condition.
+
+Some layers have faster kernels for some programs (`ir/kernels.py`); a pass then chooses at every call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ..ir.host import (
+    Allocate,
+    Bind,
+    Delegate,
+    Either,
+    Launch,
+    Literal,
+    Name,
+    Operand,
+    Parameter,
+    Pass,
+    Plan,
+    Present,
+    ReadSizes,
+    Serves,
+    Step,
+    Steps,
+    Value,
+    allocate,
+    launch,
+)
+from ..ir.kernels import INTEGER, NUMBER, TRUTH, ForeignKernel, LaunchPlan
+from ..ir.nodes import ACC, IO, OPERAND, STATE, Comment
+from ..mixers.linear_attention import LinearAttention
+from ..names import RECURRENCE, on_warpgroups
+from .feature_maps import feature_map
+
+Arguments = Mapping[str, Operand]
+
+FAST, SPLIT, RECURRENT, SUMMED = Name("fast"), Name("split"), Name("recurrent"), Name("summed")
+STATEFUL, MIRRORED = Name("stateful"), Name("mirrored")
+HAS_INITIAL, FINAL = Name("has_initial"), Name("output_final_state")
+NEVER = Literal(False)
+ONE_SEGMENT = "A recurrence over one segment starts from the initial state and ends with the final one."
+SIZES = ReadSizes("q", ("B", "T", "H", None))
+TOKENS_AND_ROWS = (Name("T"), Name("B") * "H")
+INPUTS = (Parameter("q"), Parameter("k"), Parameter("v"))
+INITIAL = tuple(
+    Parameter(f"initial_{part}", when=Present("initial_state")) for part in ("state", "normalizer")
+)
+BY_SEGMENT = ("B", "H", "segments")
+FORWARD_PLAN = ("LONGEST", "TOKENS", "LENGTH", "SHORTEST", "PROGRAMS", "FEWEST")
+BACKWARD_PLAN = ("SEGMENT", "LENGTH", "SHORTEST", "PROGRAMS")
+SEGMENT_PLAN = ("SHORTEST", "PROGRAMS", "FEWEST")
+
+
+def passes(spec: LinearAttention, faster: Mapping[str, ForeignKernel]) -> tuple[Pass, ...]:
+    """forward, backward and step of a layer, and what these call; `faster` are kernels by their programs."""
+    layer = _Layer(spec, faster)
+    called = (layer.backward_on_warpgroups(),) if "query_gradients" in faster else ()
+    return layer.forward(), *called, layer.backward(), layer.step()
+
+
+class _Layer:
+    """The extents of one layer's buffers, and the steps that its passes share."""
+
+    def __init__(self, spec: LinearAttention, faster: Mapping[str, ForeignKernel]) -> None:
+        self.qk, self.v, self.rows = spec.head_dims.qk, spec.head_dims.v, feature_map(spec).rows
+        self.normalize, self.faster = spec.normalize, faster
+
+    # Passes
+
+    def forward(self) -> Pass:
+        recurrence = self.faster.get(RECURRENCE)
+        serves = Serves(recurrence.name, ("q", "k", "v")) if recurrence else None
+        plan = Plan(
+            {"segments": INTEGER, "recurrent": TRUTH},
+            LaunchPlan("forward", "forward", "forward_plan", FORWARD_PLAN),
+            TOKENS_AND_ROWS,
+        )
+        before: tuple[Step, ...] = ()
+        after: tuple[Step, ...] = ()
+        if serves and "states" in self.faster:
+            after = (Bind({"fast": (RECURRENT | SUMMED) & serves}),)
+        elif serves:  # only a recurrence has a faster kernel, so a plan of its own says when to recur
+            before = (Bind({"fast": serves}),)
+            name = on_warpgroups("forward")
+            own = LaunchPlan(name, "forward", "forward_plan", FORWARD_PLAN, recurrence)
+            plan = replace(plan, instead=(FAST, own))
+        body: Steps = (
+            SIZES,
+            *before,
+            plan,
+            Bind({"split": Name("segments") > 1, "has_initial": Present("initial_state")}),
+            Comment(ONE_SEGMENT),
+            Bind({"summed": Either(RECURRENT, SPLIT, SPLIT | HAS_INITIAL | FINAL)}),
+            *after,
+            allocate("o", ("B", "T", "H", self.v), IO),
+            allocate("n", ("B", "H", "T"), ACC, None if self.normalize else NEVER),
+            *self.user_states("final_", FINAL),
+            *self.segment_sums(BY_SEGMENT, SUMMED),
+            *self.segment_states("segment_", BY_SEGMENT, SUMMED),
+            *self.either("states", {}, SUMMED, ALL=FINAL),
+            launch(
+                "prefix",
+                self.state("", "segment_")
+                | self.state("initial_", "initial_")
+                | self.state("total_", "final_")
+                | {"INITIAL": Present("initial_state"), "TOTAL": FINAL},
+                SUMMED,
+            ),
+            *self.either(
+                RECURRENCE,
+                self.state("", "segment_")
+                | {"INITIAL": HAS_INITIAL & ~SPLIT, "SEGMENTED": SPLIT, "FINAL": FINAL & ~SPLIT},
+                RECURRENT,
+            ),
+            launch("outputs", self.state("", "segment_") | {"STATEFUL": SPLIT | HAS_INITIAL}, ~RECURRENT),
+        )
+        return Pass(
+            "forward",
+            "Outputs, row sums of A, and the state after the last token if it is asked for.",
+            (*INPUTS, Parameter("scale", NUMBER), *INITIAL, Parameter("output_final_state", TRUTH)),
+            "q",
+            body,
+            ("o", "n", "final_state", "final_normalizer"),
+        )
+
+    def backward(self) -> Pass:
+        by_span = ("B", "H", "spans")
+        has_initial, has_final = Present("initial_state"), Present("d_final_state")
+        delegate: Steps = ()
+        if kernel := self.faster.get("query_gradients"):
+            rows = ("q", "k", "v", "do", "o") if self.normalize else ("q", "k", "v", "do")
+            delegate = (Delegate(on_warpgroups("backward"), Serves(kernel.name, rows)),)
+        body: Steps = (
+            *delegate,
+            SIZES,
+            Plan(
+                {"segments": INTEGER, "long": TRUTH, "spans": INTEGER},
+                LaunchPlan("backward", "backward", "backward_plan", BACKWARD_PLAN),
+                TOKENS_AND_ROWS,
+            ),
+            Bind({"has_initial": has_initial}),
+            Bind({"stateful": (Name("segments") > 1) | HAS_INITIAL}),
+            Bind({"mirrored": STATEFUL | has_final}),
+            Bind({"split": MIRRORED & (Name("spans") > 1)}),
+            allocate("dq", ("B", "T", "H", self.qk), IO),
+            *self.gradient_buffers(),
+            *self.segment_sums(by_span, SPLIT),
+            *self.segment_states("span_", by_span, SPLIT),
+            launch("states", {"segments": "spans"}, SPLIT),
+            launch(
+                "prefix",
+                self.over_spans("initial_", None) | {"INITIAL": has_initial, "TOTAL": NEVER},
+                SPLIT,
+            ),
+            *self.segment_states("segment_", BY_SEGMENT, MIRRORED),
+            launch(
+                "states_before",
+                self.walk("initial_") | {"INITIAL": has_initial & ~SPLIT},
+                STATEFUL,
+            ),
+            launch("query_gradients", self.state("", "segment_") | {"STATEFUL": STATEFUL}),
+            Comment("The keys' side needs the mirrored state: the sum over the queries of later segments."),
+            *self.key_gradient_buffers(),
+            launch("query_states", {"segments": "spans"}, SPLIT),
+            launch(
+                "suffix",
+                self.over_spans("d_final_", "d_initial_") | {"INITIAL": has_final, "TOTAL": HAS_INITIAL},
+                SPLIT,
+            ),
+            launch(
+                "states_after",
+                self.walk("d_final_")
+                | self.state("total_", "d_initial_")
+                | {"INITIAL": has_final & ~SPLIT, "TOTAL": HAS_INITIAL & ~SPLIT},
+                MIRRORED,
+            ),
+            launch("key_gradients", self.state("", "segment_") | {"STATEFUL": MIRRORED}),
+        )
+        what = "Gradients of q, k, v and of the initial state"
+        return self.backward_pass("backward", f"{what}; the states of the segments are computed again.", body)
+
+    def backward_on_warpgroups(self) -> Pass:
+        """Two recurrences, each over all segments at once."""
+        has_final = Present("d_final_state")
+        states, kernels = self.state("", "segment_"), self.faster
+        name = on_warpgroups("backward")
+        plan = LaunchPlan(name, "backward", "segment_plan", SEGMENT_PLAN, kernels["query_gradients"])
+        body: Steps = (
+            SIZES,
+            Plan({"segments": INTEGER}, plan, TOKENS_AND_ROWS),
+            Bind({"split": Name("segments") > 1, "has_initial": Present("initial_state")}),
+            *self.segment_sums(BY_SEGMENT, SPLIT),
+            *self.segment_states("segment_", BY_SEGMENT, SPLIT),
+            launch(kernels["states"].name, {"ALL": NEVER}, SPLIT),
+            launch(
+                "prefix",
+                states
+                | self.state("initial_", "initial_")
+                | self.state("total_", None)
+                | {"INITIAL": HAS_INITIAL, "TOTAL": NEVER},
+                SPLIT,
+            ),
+            allocate("dq", ("B", "T", "H", self.qk), IO),
+            *self.gradient_buffers(),
+            launch(
+                kernels["query_gradients"].name,
+                states | {"INITIAL": HAS_INITIAL & ~SPLIT, "SEGMENTED": SPLIT},
+            ),
+            Comment("Backwards: the sum over the queries of later segments."),
+            *self.key_gradient_buffers(),
+            launch(kernels["query_states"].name, {"ALL": HAS_INITIAL}, SPLIT),
+            launch(
+                "suffix",
+                states
+                | self.state("initial_", "d_final_")
+                | self.state("total_", "d_initial_")
+                | {"INITIAL": has_final, "TOTAL": HAS_INITIAL},
+                SPLIT,
+            ),
+            launch(
+                kernels["key_gradients"].name,
+                states
+                | self.state("initial_", "d_final_")
+                | self.state("total_", "d_initial_")
+                | {"INITIAL": has_final & ~SPLIT, "SEGMENTED": SPLIT, "TOTAL": HAS_INITIAL & ~SPLIT},
+            ),
+        )
+        summary = "`backward` on Hopper's warpgroups: two recurrences, that keep no states."
+        return replace(self.backward_pass(name, summary, body), instead_of="backward")
+
+    def backward_pass(self, name: str, summary: str, body: Steps) -> Pass:
+        has_final = Present("d_final_state")
+        parameters = (
+            Parameter("do"),
+            Parameter("d_final_state", when=has_final),
+            Parameter("d_final_normalizer", when=has_final),
+            *INPUTS,
+            Parameter("o"),
+            Parameter("n"),
+            Parameter("scale", NUMBER),
+            *INITIAL,
+        )
+        results = ("dq", "dk", "dv", "d_initial_state", "d_initial_normalizer")
+        return Pass(name, summary, parameters, "q", body, results)
+
+    def step(self) -> Pass:
+        return Pass(
+            "step",
+            "One token; `state` and `normalizer` are updated in place.",
+            (*INPUTS, Parameter("scale", NUMBER), Parameter("state"), Parameter("normalizer")),
+            "q",
+            (SIZES, allocate("o", ("B", "T", "H", self.v), IO), launch("token")),
+            ("o",),
+        )
+
+    # Buffers
+
+    def segment_sums(self, places: tuple[str, ...], when: Value) -> tuple[Allocate, ...]:
+        """What each segment, or span of them, adds to the state."""
+        state = allocate("sums", (*places, self.rows, self.v), ACC, when)
+        normalizer = allocate("normalizer_sums", (*places, self.rows), ACC, when)
+        return (state, normalizer) if self.normalize else (state,)
+
+    def segment_states(self, prefix: str, places: tuple[str, ...], when: Value) -> tuple[Allocate, ...]:
+        """The state before (or after) each of them, to be read by products."""
+        state = allocate(f"{prefix}state", (*places, self.rows, self.v), OPERAND, when)
+        normalizer = allocate(f"{prefix}normalizer", (*places, self.rows), ACC, when)
+        return (state, normalizer) if self.normalize else (state,)
+
+    def user_states(self, prefix: str, when: Value) -> tuple[Allocate, ...]:
+        """A state that the user gets; a layer that does not normalise returns an empty normaliser."""
+        state = allocate(f"{prefix}state", ("B", "H", self.rows, self.v), STATE, when)
+        wanted = when if self.normalize else NEVER
+        return state, allocate(f"{prefix}normalizer", ("B", "H", self.rows), STATE, wanted)
+
+    def gradient_buffers(self) -> tuple[Allocate, ...]:
+        """g and e, which only a normalised layer has."""
+        if not self.normalize:
+            return ()
+        return allocate("g", ("B", "T", "H", self.v), OPERAND), allocate("e", ("B", "H", "T"), ACC)
+
+    def key_gradient_buffers(self) -> tuple[Allocate, ...]:
+        """What the second half of a backward pass returns."""
+        return (
+            allocate("dk", ("B", "T", "H", self.qk), IO),
+            allocate("dv", ("B", "T", "H", self.v), IO),
+            *self.user_states("d_initial_", HAS_INITIAL),
+        )
+
+    # Arguments
+
+    def state(self, parameter: str, value: str | None) -> dict[str, Operand]:
+        """A state and its normaliser, by the prefixes of the parameters and of the values."""
+        parts = ("state", "normalizer") if self.normalize else ("state",)
+        return {f"{parameter}{part}": None if value is None else f"{value}{part}" for part in parts}
+
+    def over_spans(self, initial: str, total: str | None) -> dict[str, Operand]:
+        """Of running sums over all spans."""
+        states = self.state("", "span_") | self.state("initial_", initial) | self.state("total_", total)
+        return states | {"segments": "spans"}
+
+    def walk(self, initial: str) -> dict[str, Operand]:
+        """Of a program over each span; a single span starts and ends with what is passed."""
+        states = self.state("", "segment_") | self.state("initial_", initial) | self.state("start_", "span_")
+        return states | {"SEGMENTED": SPLIT, "LONG": Name("long")}
+
+    def either(self, program: str, arguments: Arguments, when: Value, **more: Operand) -> tuple[Launch, ...]:
+        """A launch, or where the program has a faster kernel, with `more` arguments, one of two."""
+        kernel = self.faster.get(program)
+        if kernel is None:
+            return (launch(program, arguments, when),)
+        return (
+            launch(kernel.name, {**arguments, **more}, when & FAST),
+            launch(program, arguments, when & ~FAST),
+        )

@@ -1,0 +1,108 @@
+"""The host side of sliding windows: each pass is one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..ir.host import (
+    Bind,
+    Constant,
+    Extent,
+    Literal,
+    Name,
+    Operand,
+    Parameter,
+    Pass,
+    Plan,
+    Present,
+    ReadSizes,
+    Serves,
+    Some,
+    Steps,
+    Value,
+    allocate,
+    launch,
+)
+from ..ir.kernels import INTEGER, NUMBER, ForeignKernel, LaunchPlan
+from ..ir.nodes import ACC, IO
+from ..mixers.sliding_window import SlidingWindow
+from ..names import WINDOW_PROGRAMS, on_warpgroups
+
+SIZES = ReadSizes("q", ("B", "T", "H", None))
+KEYS = Extent("k", 1)
+INPUTS = (Parameter("q"), Parameter("k"), Parameter("v"))
+SCALE, FIRST = Parameter("scale", NUMBER), Parameter("first", when=Present("first"))
+
+
+def passes(spec: SlidingWindow, faster: Mapping[str, ForeignKernel]) -> tuple[Pass, ...]:
+    """forward, backward and step of a layer; `faster` are kernels by the programs in whose place they run."""
+    qk, v = spec.head_dims.qk, spec.head_dims.v
+    forward = Pass(
+        "forward",
+        "Outputs and the logarithm of each row's sum of exponentials.",
+        (*INPUTS, SCALE, FIRST),
+        "q",
+        (
+            SIZES,
+            allocate("o", ("B", "T", "H", v), IO),
+            allocate("lse", ("B", "H", "T"), ACC),
+            *_run(spec, "forward", ("KEYS",), faster, ("q", "k", "v")),
+        ),
+        ("o", "lse"),
+    )
+    backward = Pass(
+        "backward",
+        "Gradients of q, k and v.",
+        (Parameter("do"), *INPUTS, Parameter("o"), Parameter("lse"), SCALE, FIRST),
+        "q",
+        (
+            SIZES,
+            allocate("dq", ("B", "T", "H", qk), IO),
+            allocate("dk", ("B", KEYS, "H", qk), IO),
+            allocate("dv", ("B", KEYS, "H", v), IO),
+            *_run(
+                spec, "backward", ("KEYS", "QUERIES"), faster, ("q", "k", "v", "do", "o"), KEYS.equals("T")
+            ),
+        ),
+        ("dq", "dk", "dv"),
+    )
+    step = Pass(
+        "step",
+        "One token; the ring and its position are updated in place.",
+        (*INPUTS, SCALE, Parameter("ring_k"), Parameter("ring_v"), Parameter("position")),
+        "q",
+        (SIZES, allocate("o", ("B", "T", "H", v), IO), launch("token")),
+        ("o",),
+    )
+    return forward, backward, step
+
+
+def _run(
+    spec: SlidingWindow,
+    part: str,
+    tiles: tuple[str, ...],
+    faster: Mapping[str, ForeignKernel],
+    rows: tuple[str, ...],
+    suits: Value | None = None,
+) -> Steps:
+    """Run a pass's program over chunks; windows that reach past its tiles before and after them need a loop.
+
+    Where there is a faster kernel, that `suits`, it runs over segments instead.
+    """
+    program = WINDOW_PROGRAMS[part]
+    arguments: dict[str, Operand] = {"Tk": KEYS, "PADDED": Present("first")}
+    further = [Literal(spec.window - 1) > Constant(program, tile) for tile in tiles]
+    reaches = further[0] if len(further) == 1 else further[0] | further[1]
+    over_chunks = arguments | {"FURTHER": reaches}
+    kernel = faster.get(program)
+    if kernel is None:
+        return (launch(program, over_chunks),)
+    serves = Serves(kernel.name, rows)
+    plan = LaunchPlan(on_warpgroups(part), part, "window_plan", ("CHUNK", "PROGRAMS"), kernel)
+    segments = Some(Name("segments"))
+    return (
+        Bind({"fast": serves if suits is None else suits & serves}),
+        Plan({"segments": INTEGER}, plan, (Name("T"), Name("B") * "H"), when=Name("fast")),
+        launch(kernel.name, arguments, segments),
+        launch(program, over_chunks, ~segments),
+    )

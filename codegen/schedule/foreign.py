@@ -1,0 +1,123 @@
+"""Which kernels printed by hand a layer has for Hopper's warpgroups, in which dtypes, with which tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from ..mixers.linear_attention import LinearAttention
+from ..mixers.sliding_window import SlidingWindow
+from ..names import RECURRENCE
+from ..spec.model import Elementwise, LayerSpec, TaylorExp
+from .orders import SQUARE, WIDE
+
+EXCHANGED = 16
+"""Columns of a warpgroup's left operand that four neighbouring lanes hold, and can exchange."""
+COPIED = 8
+"""Columns that one asynchronous copy moves, of two bytes each."""
+WARPGROUP_TILES = {"CHUNK": 64, "VALUES": 64}
+"""Tiles of a kernel whose text is laid out for one warpgroup."""
+WIDE_TILES = {"CHUNK": 128, "VALUES": 64}
+"""The same for two, over two operands' worth of such columns."""
+SQUARE_TILES = WARPGROUP_TILES | {"QK": 64}
+"""The same where tiles of queries and keys are as wide as those of values."""
+LONGEST_WINDOW = {"outputs": 128, "gradients": 64}
+"""Keys of a window of which such a program holds all tiles of products in registers."""
+
+
+def exchanges(spec: LayerSpec, dtype: str) -> bool:
+    """Whether a layer's features can be made by exchanging columns among lanes (`emit/warpgroups/`)."""
+    return isinstance(spec, LinearAttention) and _exchanges(spec, dtype) and spec.head_dims.qk <= EXCHANGED
+
+
+def halves_exchange(spec: LayerSpec, dtype: str) -> bool:
+    """Whether they can be made of two operands' worth of columns."""
+    narrow, wide = EXCHANGED, 2 * EXCHANGED
+    return (
+        isinstance(spec, LinearAttention) and _exchanges(spec, dtype) and narrow < spec.head_dims.qk <= wide
+    )
+
+
+def _exchanges(spec: LinearAttention, dtype: str) -> bool:
+    return spec.feature_map == TaylorExp(order=2) and _copies(spec, dtype)
+
+
+def maps_squares(spec: LayerSpec, dtype: str) -> bool:
+    """Whether a layer's features are its columns, each mapped, and a tile of them is a warpgroup's."""
+    return (
+        isinstance(spec, LinearAttention)
+        and isinstance(spec.feature_map, Elementwise)
+        and spec.head_dims.qk <= SQUARE_TILES["QK"]
+        and _copies(spec, dtype)
+    )
+
+
+def _copies(spec: LinearAttention | SlidingWindow, dtype: str) -> bool:
+    """Whether rows can be copied asynchronously."""
+    return (
+        spec.head_dims.qk % COPIED == 0
+        and spec.head_dims.v % COPIED == 0
+        and dtype in ("bfloat16", "float16")
+    )
+
+
+def gradients_exchange(spec: LayerSpec, dtype: str) -> bool:
+    """Whether its gradients can, too: those of queries and keys sum over all values, that are one tile."""
+    return (
+        isinstance(spec, LinearAttention)
+        and exchanges(spec, dtype)
+        and spec.head_dims.v <= WARPGROUP_TILES["VALUES"]
+    )
+
+
+def window_streams(program: str, spec: LayerSpec, dtype: str) -> bool:
+    """Whether a window's program has a version that keeps a whole window of keys in its multiprocessor."""
+    return (
+        isinstance(spec, SlidingWindow)
+        and spec.window <= LONGEST_WINDOW[program]
+        and spec.head_dims.qk <= SQUARE_TILES["QK"]
+        and spec.head_dims.v <= SQUARE_TILES["VALUES"]
+        and _copies(spec, dtype)
+    )
+
+
+@dataclass(frozen=True)
+class Printer:
+    """What a printer of `emit/warpgroups/` can print."""
+
+    program: str
+    """The program in whose place its kernel runs."""
+    tiles: dict[str, int]
+    serves: Callable[[LayerSpec, str], bool]
+    """Whether it can print a layer's kernel for a dtype."""
+    decides: bool = False
+    """Whether a pass runs on warpgroups where this kernel can, and else not at all."""
+
+
+PRINTERS = {
+    "states": Printer("states", WARPGROUP_TILES, exchanges),
+    RECURRENCE: Printer(RECURRENCE, WARPGROUP_TILES, exchanges, decides=True),
+    WIDE: Printer(RECURRENCE, WIDE_TILES, halves_exchange, decides=True),
+    SQUARE: Printer(RECURRENCE, SQUARE_TILES, maps_squares, decides=True),
+    "query_states": Printer("query_states", WARPGROUP_TILES, gradients_exchange),
+    "query_gradients": Printer("query_gradients", WARPGROUP_TILES, gradients_exchange, decides=True),
+    "key_gradients": Printer("key_gradients", WARPGROUP_TILES, gradients_exchange),
+    "window_outputs": Printer("outputs", SQUARE_TILES, partial(window_streams, "outputs"), decides=True),
+    "window_gradients": Printer(
+        "gradients", SQUARE_TILES, partial(window_streams, "gradients"), decides=True
+    ),
+}
+"""All of them by name, in the order in which a module has their kernels."""
+
+
+def printers(spec: LayerSpec) -> tuple[str, ...]:
+    """Those that print kernels of a layer."""
+    return tuple(
+        name for name, printer in PRINTERS.items() if any(printer.serves(spec, d) for d in spec.dtypes)
+    )
+
+
+def dtypes(spec: LayerSpec, printer: str) -> tuple[str, ...]:
+    """The dtypes for which a printer can print a layer's kernel."""
+    return tuple(dtype for dtype in spec.dtypes if PRINTERS[printer].serves(spec, dtype))
