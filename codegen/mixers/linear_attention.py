@@ -129,6 +129,10 @@ class LinearAttention(LayerSpec):
         """Rows of the state."""
         return self.feature_map.features(self.head_dims.qk)
 
+    @property
+    def extents(self) -> dict[str, int]:
+        return {"QK": self.head_dims.qk, "VALUES": self.head_dims.v, "FEATURES": self.features}
+
     def signature(self) -> Signature:
         qk, v, rows, normalize = self.head_dims.qk, self.head_dims.v, self.features, self.normalize
 

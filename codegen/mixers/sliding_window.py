@@ -54,6 +54,10 @@ class SlidingWindow(LayerSpec):
         widths = {"qk": given.get("qk", 64), "v": given.get("v", 64)}
         return {"window": given.get("window", 64), "head_dims": widths}
 
+    @property
+    def extents(self) -> dict[str, int]:
+        return {"QK": self.head_dims.qk, "VALUES": self.head_dims.v, "KEYS": self.window}
+
     def signature(self) -> Signature:
         qk, v, window = self.head_dims.qk, self.head_dims.v, self.window
         # Keys and values of an initial state are put in front of the call's own: Tk tokens.

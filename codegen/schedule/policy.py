@@ -5,13 +5,9 @@ Tuning records (`records.py`) override what is chosen here, program by program.
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..ir.kernels import ForeignKernel, LaunchPlan, Sized
 from ..ir.nodes import Program
 from ..ir.traits import GRADIENTS, RECURS, ROW_SUMS, RUNNING_SUMS, SOFTMAX, SUMS_STATES, TOKEN
-from ..mixers.linear_attention import LinearAttention
-from ..mixers.sliding_window import SlidingWindow
 from ..names import RECURRENCE
 from ..spec.model import LayerSpec
 from . import foreign, orders
@@ -75,7 +71,7 @@ def _on_warpgroups(kernel: ForeignKernel) -> Setting:
     return Setting(sizes, WARPGROUP * sizes["CHUNK"] // WARPGROUP_ROWS, stages)
 
 
-def _plan_on_warpgroups(spec: Any, plan: LaunchPlan, printer: str) -> Setting:
+def _plan_on_warpgroups(spec: LayerSpec, plan: LaunchPlan, printer: str) -> Setting:
     """By what a pass on warpgroups chooses what it launches."""
     sizes = {
         "CHUNK": foreign.PRINTERS[printer].tiles["CHUNK"],
@@ -90,20 +86,20 @@ def _plan_on_warpgroups(spec: Any, plan: LaunchPlan, printer: str) -> Setting:
     return Setting(_pick(plan, sizes))
 
 
-def _recurrent_plan(spec: Any, programs: int, length: int) -> dict[str, int]:
+def _recurrent_plan(spec: LayerSpec, programs: int, length: int) -> dict[str, int]:
     """A forward pass that recurs, `programs` at once; few scores are computed directly, in such lengths."""
     return {
         **FEW,
         "LENGTH": length,
         "SHORTEST": GRAIN,
-        "PROGRAMS": programs // -(-spec.head_dims.v // STATE_COLUMNS),
+        "PROGRAMS": programs // -(-spec.extents["VALUES"] // STATE_COLUMNS),
         "FEWEST": FEWEST_SEGMENTS,
     }
 
 
-def _launch_plan(spec: Any, plan: LaunchPlan, backend: str, dtype: str) -> Setting:
+def _launch_plan(spec: LayerSpec, plan: LaunchPlan, backend: str, dtype: str) -> Setting:
     """By what a pass of linear attention chooses what it launches."""
-    value_blocks = -(-spec.head_dims.v // STATE_COLUMNS)
+    value_blocks = -(-spec.extents["VALUES"] // STATE_COLUMNS)
     if plan.part == "backward":
         blocks = -(-_rows(spec) // STATE_ROWS) * value_blocks
         sizes = {
@@ -126,12 +122,12 @@ def _launch_plan(spec: Any, plan: LaunchPlan, backend: str, dtype: str) -> Setti
     return Setting(_pick(plan, sizes))
 
 
-def _recurs_well(spec: Any, backend: str, dtype: str) -> bool:
+def _recurs_well(spec: LayerSpec, backend: str, dtype: str) -> bool:
     """Whether long sequences run as a recurrence: on a GPU, where the state fits its registers."""
     return backend in ("triton", "tilelang") and recurs(backend, dtype) and _rows(spec) <= REGISTER_ROWS
 
 
-def _warps(spec: Any, program: Program, dtype: str) -> Setting:
+def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     """Tiles for Triton: blocks of two warps, or of one warpgroup where every product has 64 columns.
 
     Two warps are below the four that make a warpgroup, so products stay on the instructions that a single
@@ -141,10 +137,10 @@ def _warps(spec: Any, program: Program, dtype: str) -> Setting:
     states and windows have wide products of loaded tiles; there warpgroups are right, and faster.
     """
     wide = dtype == "float32"  # twice the bytes, and products that run on the ordinary units
-    values = max(MATRIX_UNIT, _power_of_two(spec.head_dims.v))
+    values = max(MATRIX_UNIT, _power_of_two(spec.extents["VALUES"]))
     if "VALUES" not in program.bounds:
         values = min(values, STATE_COLUMNS)
-    qk = max(MATRIX_UNIT, _power_of_two(spec.head_dims.qk))
+    qk = max(MATRIX_UNIT, _power_of_two(spec.extents["QK"]))
     if SOFTMAX in program.does and TOKEN not in program.does:
         return _warpgroup(program, qk, values, wide)
     gradients, states = GRADIENTS in program.does, SUMS_STATES in program.does
@@ -187,7 +183,7 @@ def _warpgroup(program: Program, qk: int, values: int, wide: bool) -> Setting:
     return Setting(_pick(program, sizes), warps=8 if wide else 4, stages=1)
 
 
-def _tensor_cores(spec: Any, program: Program, dtype: str) -> Setting:
+def _tensor_cores(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     """Tiles for TileLang on a GPU: blocks of one warpgroup, or of two where accumulators are wide.
 
     Columns of a product are a multiple of 16 for each warpgroup, or TileLang leaves the warpgroup's
@@ -195,7 +191,7 @@ def _tensor_cores(spec: Any, program: Program, dtype: str) -> Setting:
     their rows evenly; and those of sums along rows, for which TileLang finds no layout at every width.
     """
     wide = dtype == "float32"  # twice the bytes, and products that run on the ordinary units
-    qk, v = spec.head_dims.qk, spec.head_dims.v
+    qk, v = spec.extents["QK"], spec.extents["VALUES"]
     groups = 2 if v > 128 else 1
     unit = groups * MATRIX_UNIT
     if not wide and program.does.isdisjoint({TOKEN, ROW_SUMS, RUNNING_SUMS}):
@@ -222,39 +218,23 @@ def _tensor_cores(spec: Any, program: Program, dtype: str) -> Setting:
     return Setting(_pick(program, sizes), warps=4 * groups, stages=1)
 
 
-def _whole(spec: Any, program: Program, dtype: str) -> Setting:
-    """Tiles for batched PyTorch expressions: no padding, few and large."""
-    rows = _rows(spec)
-    chunk = 128 if isinstance(spec, LinearAttention) else max(64, min(256, _power_of_two(spec.window)))
-    sizes = {
-        "QK": spec.head_dims.qk,
-        "VALUES": spec.head_dims.v,
-        "FEATURES": rows,
-        "CHUNK": chunk,
-        "KEYS": chunk,
-        "QUERIES": chunk,
-        "SEGMENT": _grain("torch", dtype),
-    }
-    if {TOKEN, SOFTMAX} <= program.does:
-        sizes["KEYS"] = spec.window
-    return Setting(_pick(program, sizes))
+def _whole(spec: LayerSpec, program: Program, dtype: str) -> Setting:
+    """Tiles for batched PyTorch expressions: no padding, few and large, and as long as a query's window."""
+    chunk = max(64, min(256, _power_of_two(spec.extents.get("KEYS", 128))))
+    sizes = spec.extents | dict.fromkeys(("CHUNK", "KEYS", "QUERIES"), chunk)
+    if TOKEN in program.does:
+        sizes |= spec.extents  # a step reads all keys at once
+    return Setting(_pick(program, sizes | {"SEGMENT": _grain("torch", dtype)}))
 
 
-def _small(spec: Any, program: Program, dtype: str) -> Setting:
+def _small(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     """Tiles that fit a host thread's stack and first-level cache."""
-    sizes = {
-        "QK": spec.head_dims.qk,
-        "VALUES": spec.head_dims.v,
-        "FEATURES": min(32, _rows(spec)),
-        "CHUNK": 16,
-        "KEYS": 16,
-        "QUERIES": 16,
-        "SEGMENT": _grain(HOST_C, dtype),
-    }
+    sizes = spec.extents | dict.fromkeys(("CHUNK", "KEYS", "QUERIES"), 16)
+    sizes |= {"FEATURES": min(32, sizes.get("FEATURES", 32)), "SEGMENT": _grain(HOST_C, dtype)}
     return Setting(_pick(program, sizes))
 
 
-def _segment(spec: Any) -> int:
+def _segment(spec: LayerSpec) -> int:
     """Segments about as long as the state has rows.
 
     A token's direct part costs half a segment of keys, its part of the state the state's rows, read as matrix
@@ -273,7 +253,7 @@ def _grain(backend: str, dtype: str) -> int:
     return 32 if (backend, dtype) == ("triton", "float32") else GRAIN
 
 
-def _kept(spec: Any) -> int:
+def _kept(spec: LayerSpec) -> int:
     """Tokens between two states that a backward pass keeps: the largest power of two up to the state's rows.
 
     So states take less than twice the bytes of the values, however wide the queries are, and a token meets
@@ -282,12 +262,9 @@ def _kept(spec: Any) -> int:
     return max(GRAIN, _power_of_two(_rows(spec) + 1) // 2)
 
 
-def _rows(spec: Any) -> int:
-    if isinstance(spec, SlidingWindow):
-        return spec.window
-    from ..lower.feature_maps import feature_map
-
-    return feature_map(spec).rows
+def _rows(spec: LayerSpec) -> int:
+    """Rows of a state."""
+    return spec.extents["FEATURES"]
 
 
 def _pick(subject: Sized, sizes: dict[str, int]) -> dict[str, int]:

@@ -144,6 +144,11 @@ class LayerSpec(ABC):
         """What is wrong with fields together; `values` are what a file gives, wrong ones of any type."""
         return ()
 
+    @property
+    @abstractmethod
+    def extents(self) -> dict[str, int]:
+        """The static extents that constants of its programs tile, by the names of the constants."""
+
     @abstractmethod
     def signature(self) -> Signature:
         """What its operators take and give."""
