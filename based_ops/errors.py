@@ -12,20 +12,12 @@ from typing import Any, NoReturn
 
 import torch
 
-from based_ops.codegen.errors import (
+from based_ops.codegen.errors import (  # noqa: F401  (all of them for users)
     BasedOpsError,
-)
-from based_ops.codegen.errors import (
-    ExpressionError as ExpressionError,
-)
-from based_ops.codegen.errors import (
-    SpecError as SpecError,
-)
-from based_ops.codegen.errors import (
-    SpecErrors as SpecErrors,
-)
-from based_ops.codegen.errors import (
-    SpecWarning as SpecWarning,
+    ExpressionError,
+    SpecError,
+    SpecErrors,
+    SpecWarning,
 )
 
 from .tracing import run_while_tracing
