@@ -21,7 +21,6 @@ from .errors import StateError, fail
 if TYPE_CHECKING:
     from torch._ops import OpOverload
 
-    from .operands import Operands
     from .ops import Ops
 
 active = torch._C._are_functorch_transforms_active

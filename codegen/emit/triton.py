@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..ir.nodes import Binary, Const, Expr, Var, loads_ahead, uses_operands
+from ..ir.nodes import Binary, Const, Expr, Tensor, Var, loads_ahead, uses_operands
 from . import warpgroups
 from .host import emit_passes, emit_schedule, host_helpers, used_helpers
 from .layer import ScheduledForeign, ScheduledKernel, ScheduledLayer
@@ -68,7 +68,7 @@ def _launch(w: Writer, scheduled: ScheduledKernel, arguments: Mapping[str, str],
     extents = [_grid_extent(axis.extent, sizes, set(kernel.constants)) for axis in kernel.grid]
     tensors = [arguments[tensor.name] for tensor in kernel.tensors]
     numbers = [
-        *(f"*{arguments[tensor.name]}.stride()[:-1]" for tensor in kernel.tensors if tensor.strided),
+        *(_strides(tensor, arguments[tensor.name]) for tensor in kernel.tensors if tensor.strided),
         *sizes.values(),
         *(arguments[name] for name in (*kernel.scalars, *kernel.flags)),
     ]
@@ -82,6 +82,14 @@ def _launch(w: Writer, scheduled: ScheduledKernel, arguments: Mapping[str, str],
             settings,
         ],
     )
+
+
+def _strides(tensor: Tensor, name: str) -> str:
+    """The strides of a tensor that has any, but for that of its last dimension; of one that is absent 0."""
+    if tensor.optional is None:
+        return f"*{name}.stride()[:-1]"
+    zeros = _tuple(["0"] * (len(tensor.dims) - 1))
+    return f"*({zeros} if {name} is None else {name}.stride()[:-1])"
 
 
 def _tuple(items: list[str]) -> str:

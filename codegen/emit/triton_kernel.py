@@ -28,6 +28,7 @@ from ..ir.nodes import (
     Tensor,
     Var,
     When,
+    counts,
     loads_ahead,
     uses_operands,
 )
@@ -92,8 +93,8 @@ class TritonKernel:
 
     def emit(self) -> None:
         program, w = self.program, self.w
-        # Lengths and counts change from call to call.
-        w.line(f"@triton.jit(do_not_specialize={list(program.sizes)!r})".replace("'", '"'))
+        # Lengths and counts change from call to call; of rows it matters whether they are whole vectors.
+        w.line(f"@triton.jit(do_not_specialize={list(counts(program))!r})".replace("'", '"'))
         w.call(
             f"def {program.name}(",
             [

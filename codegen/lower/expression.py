@@ -31,6 +31,33 @@ _UNARY: dict[str, Callable[[float], float]] = {
 }
 
 
+class Function:
+    """An expression of a spec, and its derivative, to be applied to tiles."""
+
+    def __init__(self, source: str) -> None:
+        # Imported here: it takes sympy, and who only asks what a mixer is needs none.
+        from ..spec import feature_map
+
+        parsed = feature_map.parse(source)
+        self._tree, self._slope = (
+            feature_map.to_tree(parsed),
+            feature_map.to_tree(feature_map.derivative(parsed)),
+        )
+
+    def of(self, x: Expr) -> Expr:
+        """The function of x."""
+        return expression(self._tree, x)
+
+    def slope(self, x: Expr) -> Expr:
+        """Its derivative at x."""
+        return expression(self._slope, x)
+
+    @property
+    def keeps_zero(self) -> bool:
+        """Whether it is 0 at 0."""
+        return value_at(self._tree, 0.0) == 0.0
+
+
 def expression(tree: tuple[Any, ...], x: Expr) -> Expr:
     """The expression `tree` applied to `x`."""
     op, *arguments = tree

@@ -34,9 +34,8 @@ from ..ir.nodes import (
     wrap,
 )
 from ..mixers.linear_attention import LinearAttention
-from ..spec import feature_map as elementwise_map
 from ..spec.model import Elementwise, TaylorExp
-from .expression import expression, value_at
+from .expression import Function
 
 SCALE = Var("scale")
 
@@ -233,15 +232,13 @@ class ElementwiseMap:
 
     def __init__(self, source: str, qk: int) -> None:
         self.qk = self.rows = qk
-        parsed = elementwise_map.parse(source)
-        self._map = elementwise_map.to_tree(parsed)
-        self._slope = elementwise_map.to_tree(elementwise_map.derivative(parsed))
-        self.keeps_zero = value_at(self._map, 0.0) == 0.0
+        self._map = Function(source)
+        self.keeps_zero = self._map.keeps_zero
         """Whether φ(0) is 0, so that what lies outside a tensor, loaded as 0, adds nothing."""
 
     def of(self, x: Expr) -> Expr:
         """φ(x)."""
-        return expression(self._map, x)
+        return self._map.of(x)
 
     def load(self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...]) -> tuple[Var, Var]:
         tile = b.let(name, Load(tensor, index, ACC))
@@ -294,7 +291,7 @@ class ElementwiseMap:
         b.add(into, gradient)
 
     def leave(self, loaded: Var, gradient: Var) -> Expr:
-        return gradient * expression(self._slope, loaded)
+        return gradient * self._map.slope(loaded)
 
     def row_features(
         self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...], f: Var, selection: tuple[Var, ...]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..ir.kernels import ForeignKernel, LaunchPlan, Sized
 from ..ir.nodes import Program
-from ..ir.traits import GRADIENTS, RECURS, ROW_SUMS, RUNNING_SUMS, SOFTMAX, SUMS_STATES, TOKEN
+from ..ir.traits import GRADIENTS, RECURS, ROW_SUMS, RUNNING_SUMS, SOFTMAX, STREAMS, SUMS_STATES, TOKEN
 from ..names import RECURRENCE
 from ..spec.model import LayerSpec
 from . import foreign, orders
@@ -36,6 +36,10 @@ STATE_ROWS = STATE_COLUMNS = 64
 """The block of a state that one program sums."""
 GRAIN = 128
 """The fewest tokens of a segment."""
+LINE = 128
+"""Channels of a tile: they lie side by side in memory, and a warp moves at least a line of it at once."""
+ALL_CHANNELS = 1 << 20
+"""More channels than there are: a tile has them all."""
 THREE_STAGES = ("states", RECURRENCE, orders.SQUARE, "query_states")
 """Printers of kernels on warpgroups whose chunks are small enough that three are in memory at once."""
 
@@ -52,7 +56,11 @@ def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
             return Schedule(subject.name, backend, settings, orders.measured(subject))
     dtypes = (*spec.dtypes, "float64") if backend == "torch" else spec.dtypes
     if isinstance(subject, LaunchPlan):
-        settings = {dtype: _launch_plan(spec, subject, backend, dtype) for dtype in dtypes}
+        plan = _segments if subject.function == "segment_plan" else _launch_plan
+        settings = {dtype: plan(spec, subject, backend, dtype) for dtype in dtypes}
+        return Schedule(subject.name, backend, settings)
+    if STREAMS in subject.does:
+        settings = dict.fromkeys(dtypes, _stream(subject, backend))
         return Schedule(subject.name, backend, settings)
     choose = {"triton": _warps, "tilelang": _tensor_cores, "torch": _whole, HOST_C: _small}[backend]
     if RECURS in subject.does:
@@ -120,6 +128,27 @@ def _launch_plan(spec: LayerSpec, plan: LaunchPlan, backend: str, dtype: str) ->
         few = FEWER if backend == "triton" and foreign.exchanges(spec, dtype) else FEW
         sizes |= few | {"LENGTH": FEW["LONGEST"]}
     return Setting(_pick(plan, sizes))
+
+
+def _segments(spec: LayerSpec, plan: LaunchPlan, backend: str, dtype: str) -> Setting:
+    """Into how many segments a pass cuts a sequence, each of which its programs go through in a loop."""
+    programs = RESIDENT_PROGRAMS if backend in ("triton", "tilelang") else 1
+    return Setting(_pick(plan, {"SHORTEST": GRAIN, "PROGRAMS": programs, "FEWEST": 1}))
+
+
+def _stream(program: Program, backend: str) -> Setting:
+    """Tiles of tokens and channels: rows of whole lines of memory, and as many as the registers hold.
+
+    One that sums over tokens keeps several tiles.
+    """
+    sums = GRADIENTS in program.does
+    if backend == "torch":
+        sizes = {"CHUNK": 256, "CHANNELS": ALL_CHANNELS, "PARTS": 64}
+    elif backend == HOST_C:
+        sizes = {"CHUNK": 16, "CHANNELS": 32, "PARTS": 8}
+    else:
+        sizes = {"CHUNK": 8 if sums else 32, "CHANNELS": LINE, "PARTS": 16}
+    return Setting(_pick(program, sizes), warps=4, stages=1)
 
 
 def _recurs_well(spec: LayerSpec, backend: str, dtype: str) -> bool:

@@ -54,7 +54,9 @@ class Choices:
 
 @dataclass(frozen=True)
 class Expression:
-    """An elementwise expression in x; kept in its canonical form."""
+    """An elementwise expression in x; kept in its canonical form.  `optional` allows null."""
+
+    optional: bool = False
 
 
 @dataclass(frozen=True)

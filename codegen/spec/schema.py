@@ -61,7 +61,8 @@ def _value(kind: k.Kind) -> dict[str, Any]:
         case k.Choices(values=values):
             return {"type": "array", "items": {"enum": list(values)}, "minItems": 1, "uniqueItems": True}
         case k.Expression():
-            return {"type": "string", "minLength": 1, "maxLength": MAX_LENGTH}
+            types = ["string", "null"] if kind.optional else "string"
+            return {"type": types, "minLength": 1, "maxLength": MAX_LENGTH}
         case k.Record():
             return _record(kind.type, kind.kinds)
         case k.Tagged():

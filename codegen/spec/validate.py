@@ -186,7 +186,7 @@ class Validator:
             case k.Choices(values=values):
                 return self._choices(node, values, path)
             case k.Expression():
-                return self._expression(node, path)
+                return self._expression(node, kind, path)
             case k.Record():
                 return self._record(node, kind, path)
             case k.Tagged():
@@ -271,9 +271,12 @@ class Validator:
                 self._report(item, f"`{path}` lists {value} twice")
         return BAD if BAD in chosen else tuple(value for value in values if value in chosen)
 
-    def _expression(self, node: Node, path: str) -> Any:
+    def _expression(self, node: Node, kind: k.Expression, path: str) -> Any:
+        if kind.optional and isinstance(node, Scalar) and node.type == "null":
+            return None
         if not isinstance(node, Scalar) or node.type != "str":
-            return self._wrong(node, path, "an expression in x, such as elu(x) + 1")
+            or_null = ", or null" if kind.optional else ""
+            return self._wrong(node, path, f"an expression in x, such as elu(x) + 1{or_null}")
         # Imported here: sympy takes half a second, and most layers have no expression.
         from .feature_map import canonical_text, parse
 
