@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cache import entry, entry_spec
+from .cache import cache_directory, entry, entry_spec, same_modules
 from .errors import ArgumentTypeError, CacheError, UnknownVariant, VersionError, message
 from .record import names, record
 from .registry import LOCK as _lock
@@ -74,11 +74,16 @@ def operators(name: str) -> None:
     from based_ops.codegen.spec.load import parse_spec
 
     found = _of_spec(parse_spec(spec, f"<the spec of {name} in the cache>"))
-    if found.name != name:
+    if found.name == name:
+        return
+    if not same_modules(name, found.name):
         raise VersionError(
             f"{name}: a program calls its operators, but was exported with another build of this layer; "
             f"the present one is {found.name}: export the program again"
         )
+    with _lock:
+        if name not in names():  # another compiler, but it prints the same
+            import_package(name, cache_directory() / name)
 
 
 def _of_spec(spec: LayerSpec) -> Variant:
