@@ -75,9 +75,19 @@ def test_one_name_cannot_mean_two_things() -> None:
         )
 
 
+SCHEMAS = dict.fromkeys(("forward", "backward", "step"), "(Tensor x, str kernel) -> Tensor")
+
+
 @pytest.mark.parametrize("name, build", [("../x", "0" * 8), ("x y", "0" * 8), ("ok", "short")])
 def test_descriptions_are_checked(name: str, build: str) -> None:
+    entry = {"build": build, "spec": {"mixer": "linear_attention"}, "schemas": SCHEMAS}
     with pytest.raises(errors.RegistrationError, match="not a description of a variant"):
-        register_package("elsewhere", {name: {"build": build, "spec": {"mixer": "linear_attention"}}})
-    with pytest.raises(errors.RegistrationError, match="got mixer 'hyena'"):
-        register_package("elsewhere", {"fine": {"build": "0" * 8, "spec": {"mixer": "hyena"}}})
+        register_package("elsewhere", {name: entry})
+
+
+@pytest.mark.parametrize("lacking", ["build", "spec", "schemas"])
+def test_descriptions_are_whole(lacking: str) -> None:
+    entry = {"build": "0" * 8, "spec": {"mixer": "linear_attention"}, "schemas": SCHEMAS}
+    del entry[lacking]
+    with pytest.raises(errors.RegistrationError, match="not a description of a variant"):
+        register_package("elsewhere", {"fine": entry})
