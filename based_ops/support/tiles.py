@@ -79,7 +79,7 @@ def store(tensor: Tensor, index: tuple[Index, ...], value: Tensor) -> None:
     """
     axis = tensor.dim() - len(index)
     batch = axis
-    for entry in index:
+    for place, entry in enumerate(index):
         if isinstance(entry, int):
             tensor = tensor.select(axis, entry)
         elif isinstance(entry, Tensor):
@@ -92,7 +92,8 @@ def store(tensor: Tensor, index: tuple[Index, ...], value: Tensor) -> None:
             start, size = _overlap(entry, tensor.shape[axis])
             tensor = tensor.narrow(axis, start, size)
             skipped = min(max(0, -entry.start), len(entry))
-            side = value.dim() - (tensor.dim() - axis) if value.dim() > batch else 0
+            further = sum(not isinstance(other, int) for other in index[place:])
+            side = value.dim() - further if value.dim() > batch else 0
             value = value.narrow(side, skipped, size)
             axis += 1
     tensor.copy_(value.expand(tensor.shape))
