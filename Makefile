@@ -31,8 +31,8 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 # A stamp each, so that a second call installs nothing.
-.venv/.installed: pyproject.toml setup.py constraints.txt | $(BIN)/python
-	$(INSTALL) -e .
+.venv/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e ".[all]"
 	@touch $@
 
 .venv/.installed-test: .venv/.installed

@@ -24,9 +24,8 @@ def checkout() -> Path | None:
 
 
 def shipped_specs() -> Path:
-    """The specs that come with this package: a directory of the checkout, or of the installed package."""
-    root = checkout()
-    return root / "specs" if root else PACKAGE / "specs"
+    """The specs that come with this package; in a checkout the room that the package links to."""
+    return (PACKAGE / "specs").resolve()
 
 
 def specs_option(function: Callable[..., Any]) -> Callable[..., Any]:

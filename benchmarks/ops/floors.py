@@ -55,8 +55,8 @@ def _sequence(work: Work) -> Floor:
 def _products(work: Work) -> float:
     """Operations of a forward pass."""
     op, length = work.op, work.length
-    if op.spec.mixer == "sliding_window":
-        seen = min(op.spec.window, length)
+    if work.spec.mixer == "sliding_window":
+        seen = min(work.spec.window, length)
         pairs = seen * length - seen * (seen - 1) // 2
         return 2.0 * (op.qk + op.v) * work.rows * pairs
     pairs = length * (length + 1) // 2
@@ -68,8 +68,8 @@ def _step(work: Work) -> Floor:
     op, size = work.op, work.torch_dtype.itemsize
     token = work.rows * (op.qk + op.v) * size
     outside = work.rows * (2 * op.qk + 2 * op.v) * size
-    if op.spec.mixer == "sliding_window":
-        return Floor(_state_bytes(work) + token + outside, 2 * work.rows * op.spec.window * (op.qk + op.v))
+    if work.spec.mixer == "sliding_window":
+        return Floor(_state_bytes(work) + token + outside, 2 * work.rows * work.spec.window * (op.qk + op.v))
     return Floor(2 * _state_bytes(work) + outside, 4 * work.rows * _features(work) * op.v)
 
 
@@ -78,4 +78,4 @@ def _state_bytes(work: Work) -> int:
 
 
 def _features(work: Work) -> int:
-    return feature_count(work.op.spec)
+    return feature_count(work.spec)

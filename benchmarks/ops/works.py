@@ -55,6 +55,11 @@ class Work:
         return _variant(self.variant)
 
     @property
+    def spec(self) -> Any:
+        """The variant's spec; whoever takes work of one mixer reads what that mixer has."""
+        return self.op.spec
+
+    @property
     def rows(self) -> int:
         """Sequences that are independent of each other, B·H."""
         return self.batch * self.heads

@@ -14,7 +14,7 @@ from ..works import Work
 
 def is_taylor(work: Work) -> bool:
     """Whether the layer is the second-order Taylor linear attention."""
-    spec = work.op.spec
+    spec = work.spec
     return (
         spec.mixer == "linear_attention"
         and spec.feature_map.kind == "taylor_exp"

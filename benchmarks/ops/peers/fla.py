@@ -40,7 +40,7 @@ class FlaBased(Contender):
         import fla.ops.based
 
         function = getattr(fla.ops.based, self.function)
-        normalize = work.op.spec.normalize
+        normalize = work.spec.normalize
         return sequence_call(work, inputs, inputs.leaves, lambda *x: function(*x, use_norm=normalize))
 
 
@@ -53,7 +53,7 @@ class FlaLinear(Contender):
     function: str
 
     def takes(self, work: Work) -> bool:
-        spec = work.op.spec
+        spec = work.spec
         elementwise_map = spec.mixer == "linear_attention" and spec.feature_map.kind == "elementwise"
         return (elementwise_map and work.task == "forward") or (work.task != "step" and is_taylor(work))
 
@@ -67,7 +67,7 @@ class FlaLinear(Contender):
         import fla.ops.linear_attn
 
         function = getattr(fla.ops.linear_attn, self.function)
-        spec, scale = work.op.spec, work.op.default_scale
+        spec, scale = work.spec, work.op.default_scale
         if is_taylor(work):
 
             def expanded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

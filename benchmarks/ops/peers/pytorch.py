@@ -29,7 +29,7 @@ class Sdpa(Contender):
     compiles = False
 
     def takes(self, work: Work) -> bool:
-        return work.task != "step" and (is_taylor(work) or work.op.spec.mixer == "sliding_window")
+        return work.task != "step" and (is_taylor(work) or work.spec.mixer == "sliding_window")
 
     def quadratic_flops(self, work: Work) -> float:
         return 2.0 * work.rows * work.length**2 * work.op.v
@@ -62,7 +62,7 @@ class Flex(Contender):
     by = "FlexAttention"
 
     def takes(self, work: Work) -> bool:
-        return work.task != "step" and work.op.spec.mixer == "sliding_window"
+        return work.task != "step" and work.spec.mixer == "sliding_window"
 
     def why_not(self, entry: Entry, device: str) -> str | None:
         if entry.sweep and entry.work.rows != 16:
@@ -73,7 +73,7 @@ class Flex(Contender):
         from torch.nn.attention.flex_attention import flex_attention
 
         attend = _compiled(flex_attention)
-        mask = window_mask(work.op.spec.window, work.length, inputs.q.device)
+        mask = window_mask(work.spec.window, work.length, inputs.q.device)
         # FlexAttention wants heads before tokens; strided views cost it nothing.
         return sequence_call(
             work,
@@ -114,7 +114,7 @@ class Varlen(Contender):
     compiles = False
 
     def takes(self, work: Work) -> bool:
-        return work.task != "step" and work.op.spec.mixer == "sliding_window"
+        return work.task != "step" and work.spec.mixer == "sliding_window"
 
     def why_not(self, entry: Entry, device: str) -> str | None:
         try:
@@ -131,7 +131,7 @@ class Varlen(Contender):
         length = work.length
         ends = torch.arange(work.batch + 1, device=inputs.q.device, dtype=torch.int32) * length
         # (W - 1, 0) is W keys, the query's own included.
-        window = (work.op.spec.window - 1, 0)
+        window = (work.spec.window - 1, 0)
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Any:
             q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
@@ -151,7 +151,7 @@ class CompiledStep(Contender):
 
     def prepare(self, work: Work, inputs: Inputs) -> Call:
         q, k, v = (x[:, 0] for x in inputs.leaves)
-        scale, eps = work.op.default_scale, work.op.spec.eps
+        scale, eps = work.op.default_scale, work.spec.eps
         rows = 1 + work.op.qk + work.op.qk**2
         state = torch.randn(work.batch, work.heads, rows, work.op.v, device=q.device).abs()
         total = torch.randn(work.batch, work.heads, rows, device=q.device).abs()
