@@ -24,6 +24,7 @@ import torch
 from based_ops.codegen.names import BACKENDS
 
 from .errors import ArgumentTypeError, BackendUnavailable, VersionError, fail_text
+from .extras import command, installed
 from .record import Record
 from .record import record as record_of
 from .tracing import run_while_tracing
@@ -58,15 +59,16 @@ def why_not(backend: str, device_type: str) -> str | None:
     """Why this machine cannot run kernels of `backend` on such a device; None if it can."""
     if backend == "torch":
         return None
-    if importlib.util.find_spec(backend) is None:
-        return f"the package {backend} is not installed"
+    if not installed(backend):
+        install = command("tilelang") if backend == "tilelang" else f"pip install {backend}"
+        return f"the package {backend} is not installed; run: {install}"
     if device_type == "cuda":
         return None if torch.cuda.is_available() else "PyTorch sees no CUDA device"
     if device_type != "cpu":
         return f"{backend} kernels run on CUDA devices, not on {device_type}"
     if backend == "triton":
         if os.environ.get("TRITON_INTERPRET") == "1":
-            return None
+            return None if installed("numpy") else f"Triton's interpreter needs NumPy; run: {command('cli')}"
         return "Triton runs on a CPU only as an interpreter: set TRITON_INTERPRET=1 before Python starts"
     if shutil.which("gcc") is None:
         return "TileLang kernels run on a CPU as compiled C, and there is no gcc on the PATH"

@@ -67,6 +67,10 @@ class CacheError(BasedOpsError, RuntimeError):
     """The just-in-time cache cannot be trusted, read or written."""
 
 
+class MissingExtra(BasedOpsError, ImportError):
+    """A package is not installed that comes with an extra; the message says which."""
+
+
 def message(argument: str, got: object, must: str) -> str:
     """The text of every argument error."""
     return f"{argument}: got {got}, must be {must}"

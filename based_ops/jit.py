@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cache import cache_directory, entry, entry_spec, same_modules
 from .errors import ArgumentTypeError, CacheError, UnknownVariant, VersionError, message
+from .extras import require
 from .record import names, record
 from .registry import LOCK as _lock
 from .registry import get
@@ -33,9 +34,10 @@ def load(path: str | os.PathLike[str]) -> Variant:
     """The variant that a spec file describes; equal specs give the same object.
 
     Its operators are called `<name>_<key>_forward` and so on, so a user's spec never meets a shipped one of
-    the same name. Raises `based_ops.errors.SpecErrors` with every fault of the spec, or `CacheError`
-    if the cache directory cannot be used.
+    the same name. Raises `based_ops.errors.SpecErrors` with every fault of the spec, `CacheError` if
+    the cache directory cannot be used, or `MissingExtra` where the compiler's packages are not installed.
     """
+    require("compile", "compiling a spec")
     from based_ops.codegen.spec.load import load_file
 
     if not isinstance(path, (str, os.PathLike)):
@@ -48,6 +50,7 @@ def pickled(name: str, spec: str) -> Variant:
 
     It is the registered one of that name, else a registered one of the same meaning, else it is compiled.
     """
+    require("compile", "a pickled variant")
     from based_ops.codegen.spec.load import parse_spec
 
     wanted = parse_spec(spec, f"<the spec of a pickled variant, {name}>")
@@ -71,6 +74,7 @@ def operators(name: str) -> None:
             f"{name}: a program calls its operators, but it is not loaded and not in the cache; "
             f"load its spec first, with based_ops.load"
         )
+    require("compile", "a layer from the cache")
     from based_ops.codegen.spec.load import parse_spec
 
     found = _of_spec(parse_spec(spec, f"<the spec of {name} in the cache>"))

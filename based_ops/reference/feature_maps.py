@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..extras import require
+
 if TYPE_CHECKING:
     from based_ops.codegen.mixers.linear_attention import LinearAttention
 
@@ -36,6 +38,7 @@ _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @functools.cache
 def _tree(expression: str) -> tuple[Any, ...]:
+    require("compile", "the naive mathematics of an expression", "sympy")
     from based_ops.codegen.spec.feature_map import parse, to_tree
 
     return to_tree(parse(expression))

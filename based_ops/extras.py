@@ -1,0 +1,39 @@
+"""What only some users need: packages that come with an extra, and the error that names it.
+
+Running generated layers takes torch and triton alone.  Whatever takes more asks for it here before it
+imports it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+from .errors import MissingExtra
+
+_COMPILE = ("sympy", "yaml")
+EXTRAS = {
+    "compile": _COMPILE,
+    "tilelang": ("tilelang",),
+    "cli": (*_COMPILE, "click", "rich"),
+}
+"""The modules that an extra brings, as far as this library imports them."""
+
+
+def installed(module: str) -> bool:
+    """Whether a top-level module can be imported; it is not imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
+
+
+def command(extra: str) -> str:
+    """What to type to have an extra."""
+    return f"pip install 'based-ops[{extra}]'"
+
+
+def require(extra: str, what: str, *modules: str) -> None:
+    """Raises `MissingExtra` unless what `what` needs is there: `modules`, or all that the extra brings."""
+    missing = [module for module in modules or EXTRAS[extra] if not installed(module)]
+    if missing:
+        raise MissingExtra(f"{what} needs {', '.join(missing)}; run: {command(extra)}")
