@@ -1,5 +1,6 @@
 # Everything runs in .venv, which is made on first use with the versions of constraints.txt.
-#   make demo      the whole way from a spec to a language model that writes
+#   make quick     a minute: a new layer from spec to kernels, verified, trained with and decoded with
+#   make demo      minutes: the same on every backend, and a language model that writes
 #   make test      every test that needs no GPU
 #   make lint      ruff and mypy
 #   make generate  bring generated/ up to date with specs/ and codegen/
@@ -9,7 +10,10 @@ WORKERS ?= 2
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint generate clean
+.PHONY: quick demo test lint generate clean
+
+quick: .venv/.installed
+	$(BIN)/based-ops demo --quick
 
 demo: .venv/.installed
 	$(BIN)/based-ops demo

@@ -6,11 +6,13 @@ import click
 
 
 @click.command(short_help="The whole way from a new spec to text.")
-def demo() -> None:
+@click.option("--quick", is_flag=True, help="A minute: fewer checks and steps, no torch.compile.")
+def demo(quick: bool) -> None:
     """Declare a layer, compile, verify, train a small language model with it, and write text.
 
-    Takes a few minutes on two CPU cores; uses the GPU where there is one.
+    Takes two to four minutes on two CPU cores, or one with --quick; says at its start what it takes on this
+    machine, and uses the GPU where there is one.
     """
-    from ..demo import run
+    from ..demo import QUICK, run
 
-    run()
+    run(QUICK if quick else None)

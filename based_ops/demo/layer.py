@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.syntax import Syntax
 
 from ..jit import load
 from ..variant import Variant
+from ..verify import SHORT, Case, measure
 
 NAME = "softplus_squared"
 EXPRESSION = "softplus(x)**2"
+DISAGREE = "the demonstration ends here: not all kernels agree with the mathematics"
+FEW = (Case(1, 17, 3, 1, "dense"), Case(1, 63, 1, 70, "heads first"))
+"""The shapes that Triton's interpreter gets through in seconds."""
 SHOWN = "outputs"
 """The kernel to show: the one that computes outputs from a chunk and from the state of older tokens."""
 
@@ -60,6 +66,27 @@ def excerpt(source: str, lines: int = 36) -> str:
     return "\n".join(shown[:end] + more).rstrip()
 
 
+def verify_here(variant: Variant, device: str, console: Console) -> None:
+    """Compares the layer's kernels with naive mathematics in this process, on few shapes.
+
+    TileLang's are left out: compiling them takes longer than all the rest.
+    """
+    if device == "cpu":
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported, which is later
+    for status in variant.backends(device):
+        if not status.available or status.name == "tilelang":
+            continue
+        cases = SHORT if status.name == "torch" else FEW
+        found = list(measure(variant, status.name, device, torch.float32, over=cases))
+        worst = max(found, key=lambda m: m.found.norm / m.allowed.norm)
+        console.print(
+            f"{status.name}: {len(found)} tensors of {len(cases)} shapes, forward, backward and step; "
+            f"largest error {worst.found.norm:.1e}, allowed {worst.allowed.norm:.0e}"
+        )
+        if not all(m.fine for m in found):
+            raise SystemExit(DISAGREE)
+
+
 def verify(path: Path, device: str) -> None:
     """Runs ``based-ops verify`` on the spec, in a process of its own.
 
@@ -68,6 +95,6 @@ def verify(path: Path, device: str) -> None:
     # The interpreters are slow: one dtype is enough for a demonstration.
     options = ["--device", device, "--dtype", "float32"]
     sys.stdout.flush()
-    done = subprocess.run([sys.executable, "-m", "based_ops", "verify", str(path), *options])
-    if done.returncode:
-        raise SystemExit("the demonstration ends here: not all kernels agree with the mathematics")
+    words = [sys.executable, "-m", "based_ops", "verify", str(path), *options]
+    if subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode:
+        raise SystemExit(DISAGREE)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layers import LinearAttention, SlidingWindowAttention
+from ..variant import Variant
 
 BYTES = 256
 
@@ -37,7 +38,7 @@ class Block(nn.Module):
 class ByteModel(nn.Module):
     """Bytes [B,T] to logits [B,T,256] of the next byte."""
 
-    def __init__(self, width: int, heads: int, linear: str, window: str) -> None:
+    def __init__(self, width: int, heads: int, linear: Variant | str, window: Variant | str) -> None:
         super().__init__()
         self.embedding = nn.Embedding(BYTES, width)
         self.near = Block(width, SlidingWindowAttention(width, heads, window))

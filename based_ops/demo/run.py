@@ -13,6 +13,7 @@ from rich.table import Table
 
 from . import decode, layer
 from .data import standard_library
+from .forecast import foresee, spoken
 from .model import ByteModel, state_bytes
 from .settings import Settings
 from .train import Training, train
@@ -24,37 +25,48 @@ def run(settings: Settings | None = None) -> Training:
     """Runs everything and prints it; returns what training did."""
     settings = settings or Settings()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        # The tensors are small: a second thread costs more than it does, and many times more on a busy core.
+        torch.set_num_threads(1)
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=120)
     start = time.perf_counter()
+    expected = foresee(settings, device)
+    console.print(f"This takes about {spoken(expected.total)} on {_name(device)}.")
 
     _title(console, "1  A layer that did not exist: one line of YAML")
     with tempfile.TemporaryDirectory() as directory:
         path = layer.declare(Path(directory))
-        layer.compile_layer(path, console)
-        _title(console, "2  Its kernels against naive mathematics in float64")
-        layer.verify(path, device)
+        variant = layer.compile_layer(path, console)
+        _title(console, "2  Its kernels against naive mathematics in float64", expected.total)
+        if settings.thorough:
+            layer.verify(path, device)
+        else:
+            layer.verify_here(variant, device, console)
 
-    _title(console, "3  A language model of two layers, trained on Python's standard library")
+    left = expected.train + expected.write
+    _title(console, "3  A language model of two layers, trained on Python's standard library", left)
     text = standard_library()
     torch.manual_seed(settings.seed)
-    model = ByteModel(settings.width, settings.heads, settings.linear, settings.window).to(device)
+    linear = settings.linear or variant
+    model = ByteModel(settings.width, settings.heads, linear, settings.window).to(device)
     weights = sum(p.numel() for p in model.parameters())
     console.print(
         f"{text.files} files, {len(text.train) / 1e6:.1f} MB to learn from, "
         f"{len(text.held_out) / 1e6:.1f} MB held out; {weights / 1e6:.2f} M weights, "
-        f"layers {settings.window} and {settings.linear}, on {_name(device)}"
+        f"layers {settings.window} and {settings.linear or variant.name}"
     )
 
-    def report(step: int, bits: float) -> None:
-        console.print(f"  step {step:5}   {bits:.2f} bits a byte")
+    def report(step: int, bits: float, seconds: float) -> None:
+        left = spoken(seconds + expected.write)
+        console.print(f"  step {step:5} of {settings.steps}   {bits:.2f} bits a byte   about {left} left")
 
     done = train(model, text, settings, device, report)
     model.eval()
+    how = f"torch.compile, fullgraph, {done.compiled_with}" if done.compiled_with else "not compiled"
     console.print(
-        f"{done.tokens:,} bytes in {done.seconds:.0f} s ({done.first_step:.0f} s of it compile: "
-        f"torch.compile, fullgraph, {done.compiled_with})"
+        f"{done.tokens:,} bytes in {done.seconds:.0f} s ({done.first_step:.0f} s of it the first step: {how})"
     )
     _table(
         console,
@@ -62,7 +74,7 @@ def run(settings: Settings | None = None) -> Training:
         [("before", f"{done.before:.2f}"), ("after", f"{done.after:.2f}")],
     )
 
-    _title(console, "4  Text from it, a byte at a time, at constant memory")
+    _title(console, "4  Text from it, a byte at a time, at constant memory", expected.write)
     written = decode.write(model, PROMPT, settings.written, settings.seed)
     console.print((PROMPT + written).decode("utf-8", errors="replace"), markup=False)
     _costs(console, model, text.held_out.to(device), settings)
@@ -97,8 +109,9 @@ def _cache_bytes(model: ByteModel) -> int:
     return sum(m.heads * (m.op.qk + m.op.v) for m in mixers) * model.head.weight.element_size()
 
 
-def _title(console: Console, text: str) -> None:
-    console.print(f"\n[bold]{text}[/bold]\n")
+def _title(console: Console, text: str, left: float | None = None) -> None:
+    more = "" if left is None else f"   (about {spoken(left)} left)"
+    console.print(f"\n[bold]{text}[/bold]{more}\n")
 
 
 def _table(console: Console, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
@@ -111,4 +124,4 @@ def _table(console: Console, columns: tuple[str, ...], rows: Sequence[tuple[str,
 
 
 def _name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    return torch.cuda.get_device_name() if device == "cuda" else "this machine's processor"

@@ -16,6 +16,9 @@ from .data import Text, batch
 from .model import ByteModel
 from .settings import Settings
 
+REPORTS = 10
+"""How often training says how far it is."""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -26,7 +29,7 @@ class Training:
     first_step: float
     seconds: float
     tokens: int
-    compiled_with: str
+    compiled_with: str | None
 
 
 def compiler(device: str) -> str:
@@ -37,17 +40,17 @@ def compiler(device: str) -> str:
 
 
 def train(
-    model: ByteModel, text: Text, settings: Settings, device: str, report: Callable[[int, float], None]
+    model: ByteModel, text: Text, settings: Settings, device: str, report: Callable[[int, float, float], None]
 ) -> Training:
-    """Trains in place; `report` is called with the step and its bits a byte now and then."""
+    """Trains in place; `report` gets the step, its bits a byte and the seconds left, now and then."""
     generator = torch.Generator().manual_seed(settings.seed)
     judge = torch.Generator().manual_seed(settings.seed + 1)
     held_out = batch(text.held_out, settings.held_out, settings.length, judge).to(device)
-    with_backend = compiler(device)
-    loss_of = torch.compile(model.loss, fullgraph=True, backend=with_backend)
+    with_backend = compiler(device) if settings.thorough else None
+    loss_of = torch.compile(model.loss, fullgraph=True, backend=with_backend) if with_backend else model.loss
     optimizers = _optimizers(model, settings)
-    pace = functools.partial(_pace, steps=settings.steps)
-    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, pace) for optimizer in optimizers]
+    factor = functools.partial(_factor, steps=settings.steps)
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]
 
     before = _judge(model, held_out)
     start = time.perf_counter()
@@ -63,8 +66,10 @@ def train(
         if step == 0:
             loss.item()
             first_step = time.perf_counter() - start
-        if (step + 1) % max(1, settings.steps // 6) == 0:
-            report(step + 1, loss.item() / math.log(2))
+        if (step + 1) % max(1, settings.steps // REPORTS) == 0:
+            bits = loss.item() / math.log(2)
+            pace = (time.perf_counter() - start - first_step) / max(1, step)
+            report(step + 1, bits, pace * (settings.steps - step - 1))
     seconds = time.perf_counter() - start
     tokens = settings.steps * settings.batch * settings.length
     return Training(before, _judge(model, held_out), first_step, seconds, tokens, with_backend)
@@ -81,7 +86,7 @@ def _optimizers(model: ByteModel, settings: Settings) -> list[torch.optim.Optimi
     ]
 
 
-def _pace(step: int, steps: int) -> float:
+def _factor(step: int, steps: int) -> float:
     """The learning rate's factor: up over a twentieth of the steps, then down along a cosine."""
     warm = max(1, steps // 20)
     if step < warm:
