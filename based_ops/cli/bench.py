@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from .console import fail, table
+from .files import replace_text
+from .places import checkout
 
 if TYPE_CHECKING:
     from based_ops.benchmarks.ops.results import Report
@@ -26,6 +27,7 @@ def bench() -> None:
 @click.option("--only", multiple=True, metavar="GROUP", help="Lines of this group only; may be repeated.")
 @click.option("--sweep/--no-sweep", default=True, help="Also lengths and batch sizes without targets.")
 @click.option("--json", "result", type=click.Path(dir_okay=False, path_type=Path), help="Write the result.")
+@click.option("--resume", is_flag=True, help="Keep that file's lines; on the same machine and code only.")
 @click.option("--plots", type=click.Path(file_okay=False, path_type=Path), help="Draw PNGs into DIRECTORY.")
 @click.option(
     "--budget-minutes",
@@ -39,6 +41,7 @@ def ops(
     only: tuple[str, ...],
     sweep: bool,
     result: Path | None,
+    resume: bool,
     plots: Path | None,
     budget_minutes: float,
 ) -> None:
@@ -46,10 +49,12 @@ def ops(
 
     What is measured, and what it should reach, stands in benchmarks/targets.yaml.  Other libraries that are
     not installed are named and left out.  Numbers appear as they are found; the result is written after every
-    line.  Groups are those of the file; --only takes the group of a sweep too.
+    line, and --resume goes on where a run was out of time.  Groups are those of the file; --only takes the
+    group of a sweep too.
     """
     import torch
 
+    from based_ops.benchmarks.ops.results import read
     from based_ops.benchmarks.ops.run import run
     from based_ops.benchmarks.ops.works import entries
 
@@ -61,12 +66,18 @@ def ops(
     except ValueError as error:
         fail(f"--only: {error}")
     _can_draw(plots)
+    if resume and result is None:
+        raise click.UsageError("--resume needs --json, the file to go on with")
 
     def save(report: Report) -> None:
         if result is not None:
             report.write(result)
 
-    report = run(chosen, device, budget_minutes, lambda text: click.echo(text, err=True), save)
+    try:
+        earlier = read(result) if resume and result is not None and result.exists() else None
+        report = run(chosen, device, budget_minutes, lambda text: click.echo(text, err=True), save, earlier)
+    except ValueError as error:
+        fail(f"--resume: {error}")
     _show(report)
     _draw(report, plots)
 
@@ -88,36 +99,51 @@ def compile(result: Path | None) -> None:
         write(report, result)
 
 
-@bench.command(short_help="Join results, and draw their plots again.")
-@click.argument("results", nargs=-1, required=True, type=RESULT, metavar="RESULT.json...")
+@bench.command(short_help="Draw the plots of a result.")
+@click.argument("result", type=RESULT, metavar="RESULT.json")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Directory to write to.  [default: that of the last result]",
+    help="Directory to write to.  [default: that of the result]",
 )
-@click.option("--json", "result", type=click.Path(dir_okay=False, path_type=Path), help="Write them as one.")
-def plots(results: tuple[Path, ...], out: Path | None, result: Path | None) -> None:
-    """Draw the plots of one or several results of `bench ops`, and print their table.
-
-    Of a line that several have, everybody's fastest time counts.
-    """
-    from based_ops.benchmarks.ops.results import joined, read
-    from based_ops.benchmarks.ops.run import judged
-    from based_ops.benchmarks.ops.works import entries
+def plots(result: Path, out: Path | None) -> None:
+    """Draw the plots of a result of `bench ops`, and print its table."""
+    from based_ops.benchmarks.ops.results import read
 
     try:
-        report = joined([read(path) for path in results])
+        report = read(result)
     except ValueError as error:
         fail(str(error))
-    device = "cuda" if report.machine.get("cuda") else "cpu"
-    lines = judged({line.work: line for line in report.lines}, entries(device), report.ceilings)
-    report = replace(report, lines=lines)
-    if result is not None:
-        report.write(result)
+    _can_draw(out or result.parent)
     _show(report)
-    directory = out or results[-1].parent
-    _can_draw(directory)
-    _draw(report, directory)
+    _draw(report, out or result.parent)
+
+
+@bench.command(short_help="Rewrite the tables of README.md and docs/ from results.")
+@click.option("--check", is_flag=True, help="Write nothing; exit 1 if anything would change.")
+def tables(check: bool) -> None:
+    """Rewrite the tables of measurements in the checkout's documents from the files that they name."""
+    from based_ops.benchmarks.ops.tables import DOCUMENTS, rewritten
+
+    root = checkout()
+    if root is None:
+        raise click.UsageError("this is an installed package, not a checkout: there are no documents")
+    stale = []
+    for path in (root / name for name in DOCUMENTS):
+        before = path.read_text(encoding="utf-8")
+        try:
+            after = rewritten(before, root)
+        except (ValueError, OSError) as error:
+            fail(f"{path}: {error}")
+        if after == before:
+            continue
+        stale.append(path)
+        if not check:
+            replace_text(path, after)
+    for path in stale:
+        click.echo(f"{'stale' if check else 'updated'}: {path}")
+    if check and stale:
+        fail("to mend this, run: based-ops bench tables", code=1)
 
 
 def _show(report: Report) -> None:

@@ -1,26 +1,35 @@
 """Plots of a report: time against length, percent of the limit, speed-up.
 
-Each comes twice, `NAME-light.png` and `NAME-dark.png`, for a page that shows the one that fits.  Colours are
-chosen after Okabe and Ito, which colour-blind people can tell apart; markers differ as well.
+Each comes twice, `NAME-light.png` and `NAME-dark.png`, for a page that shows the one that fits, and says on
+what and when it was measured.  The first colours are those of Okabe and Ito, which colour-blind people can
+tell apart; markers differ as well, and who computes another layer is dashed or hatched.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .report import described, dtype_of, label
 from .results import Line, Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 THEMES = {"light": ("#ffffff", "#1f2328", "#d0d7de"), "dark": ("#0d1117", "#e6edf3", "#30363d")}
 """Background, ink and grid."""
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#8C6BD6", "#999999")
-MARKERS = "osD^vP*X<>dp"
-OURS = "based_ops "
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"),
+    *("#8C6BD6", "#999999", "#9C6B3F", "#B5BD00", "#00B5B8", "#F0506E", "#5FD35F"),
+)
+MARKERS = "osD^vP*X<>d"
+OURS, SAME, OTHER = "this library", "the same layer", "another layer: full attention"
+"""Kinds of contenders."""
+COMPARED = "for comparison"
 PANELS = (
     ("taylor2_qk16_v64", "forward"),
     ("taylor2_qk16_v64", "training"),
@@ -28,15 +37,44 @@ PANELS = (
     ("window64_d64", "training"),
 )
 SPEED_UP_GROUPS = ("taylor", "training", "window", "step", "maps")
-"""Groups of the table whose speed-ups are drawn; the others are variations of their lines."""
+"""Groups whose speed-ups are drawn, beside those of every line on which a peer is faster."""
 DPI = 130
-
-Style = tuple[str, str]
-"""Colour and marker."""
 
 
 class PlotsUnavailable(RuntimeError):
     """Plots need a package that is not there."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a contender is drawn, as a line or as a bar."""
+
+    kind: str
+    colour: str
+    marker: str
+
+    @property
+    def line(self) -> dict[str, Any]:
+        dashes = (0, (4, 2)) if self.kind == OTHER else "-"
+        width = 2.2 if self.kind == OURS else 1.3
+        return dict(color=self.colour, marker=self.marker, markersize=5, linewidth=width, linestyle=dashes)
+
+    @property
+    def bar(self) -> dict[str, Any]:
+        return dict(facecolor=self.colour, hatch="////" if self.kind == OTHER else "", height=0.85)
+
+
+def styles(report: Report) -> dict[str, Style]:
+    """A style for everybody who has a time, this library first; no two share colour and marker."""
+    kinds: dict[str, str] = {}
+    for time in (time for line in report.lines for time in line.times):
+        kinds.setdefault(time.by, OURS if time.ours else SAME if time.same else OTHER)
+    names = sorted(kinds, key=lambda by: (OURS, OTHER, SAME).index(kinds[by]))
+    # Thirteen colours and eleven markers have no common divisor: 143 pairs before one comes again.
+    return {
+        by: Style(kinds[by], COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
+        for i, by in enumerate(names)
+    }
 
 
 def draw(report: Report, directory: Path) -> list[Path]:
@@ -52,6 +90,7 @@ def draw(report: Report, directory: Path) -> list[Path]:
                 "savefig.facecolor": paper,
                 "grid.color": grid,
                 "axes.edgecolor": grid,
+                "hatch.color": paper,
                 "legend.frameon": False,
                 "axes.spines.top": False,
                 "axes.spines.right": False,
@@ -80,24 +119,22 @@ def require() -> Any:
     return plt
 
 
-def time_against_length(plt: Any, report: Report) -> Any:
+def time_against_length(plt: Any, report: Report) -> Figure | None:
     """One panel a layer and pass, at the number of rows for which there are most lengths."""
     panels = [(title, lines) for title, lines in map(lambda p: _panel(report, *p), PANELS) if len(lines) > 1]
     if not panels:
         return None
-    styles = _styles([time.by for line in lines for time in line.times] for _, lines in panels)
     columns = min(2, len(panels))
     height = -(-len(panels) // columns)
     figure, grid = plt.subplots(height, columns, figsize=(5.5 * columns, 3.9 * height), squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
+    known = styles(report)
     for axes, (title, lines) in zip(grid.flat, panels, strict=False):
-        own = {time.by for line in lines for time in line.times if time.ours}
-        for by, (colour, marker) in styles.items():
+        for by, style in known.items():
             points = [(line.work.length, time.ms) for line in lines if (time := line.time(by))]
             if points:
-                label = OURS + by if by in own else by
-                axes.plot(*zip(*points, strict=True), color=colour, marker=marker, label=label, markersize=5)
+                axes.plot(*zip(*points, strict=True), label=by, **style.line)
         limits = [(line.work.length, line.limit_ms) for line in lines]
         axes.plot(*zip(*limits, strict=True), linestyle=":", color="#888888", label="limit of this device")
         axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="ms", title=title)
@@ -105,22 +142,18 @@ def time_against_length(plt: Any, report: Report) -> Any:
         axes.xaxis.set_minor_locator(plt.NullLocator())
         axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1024:g}k" if x >= 1024 else f"{x:g}")
         axes.grid(True, linewidth=0.6)
-    # A peer of one panel is none of another: the legend gathers them all.
-    entries: dict[str, Any] = {}
-    for axes in grid.flat[: len(panels)]:
-        entries |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(entries.values(), entries.keys(), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3)
-    figure.tight_layout()
+    figure.suptitle(described(report), fontsize=9)
+    _legends(figure, known, list(grid.flat[: len(panels)]))
     return figure
 
 
 def _panel(report: Report, variant: str, task: str) -> tuple[str, list[Line]]:
+    usual = dtype_of(report)
     found = [
         line
         for line in report.lines
-        if (line.work.variant, line.work.task, line.work.state, line.work.clock)
-        == (variant, task, False, "device")
-        and line.work.dtype == report.lines[0].work.dtype
+        if (line.work.variant, line.work.task, line.work.state, line.work.clock, line.work.dtype)
+        == (variant, task, False, "device", usual)
         and line.times
     ]
     if not found:
@@ -132,16 +165,17 @@ def _panel(report: Report, variant: str, task: str) -> tuple[str, list[Line]]:
     return title, [by_length[length] for length in sorted(by_length)]
 
 
-def percent_of_limit(plt: Any, report: Report) -> Any:
+def percent_of_limit(plt: Any, report: Report) -> Figure | None:
     """A bar for each backend of this library on each line of the table, and a tick where the target is."""
 
     def bars(line: Line) -> list[tuple[str, float]]:
-        return [(OURS + t.by, t.percent) for t in line.times if t.ours and t.percent is not None]
+        return [(t.by, t.percent) for t in line.times if t.ours and t.percent is not None]
 
     lines = [line for line in report.lines if not line.sweep and bars(line)]
     if not lines:
         return None
-    figure, axes, centres = _bars(plt, lines, bars, lambda by, value: f"{value:.0f}")
+    known = styles(report)
+    figure, axes, centres = _bars(plt, report, lines, bars, lambda by, value: f"{value:.0f}", start=0.0)
     targets = [
         (100 * line.limit_ms / line.target_ms, centre)
         for line, centre in zip(lines, centres, strict=True)
@@ -153,79 +187,93 @@ def percent_of_limit(plt: Any, report: Report) -> Any:
         axes.plot(*zip(*targets, strict=True), label="target", **ticks)
     axes.set(xlim=(0, 105), xlabel="percent of the limit of this device (copy bandwidth or matrix products)")
     axes.axvline(100, color="#888888", linestyle=":")
-    _legend(axes)
+    _legends(figure, known, [axes])
     return figure
 
 
-def speed_up(plt: Any, report: Report) -> Any:
-    """A bar for each peer on each line of the table: how many times as fast a call without `backend` is."""
+def speed_up(plt: Any, report: Report) -> Figure | None:
+    """A bar for each peer on each line of the table: how many times as fast a call without `backend` is.
+
+    Every line on which a peer is faster is drawn, of the sweep too, and these come first.
+    """
 
     def bars(line: Line) -> list[tuple[str, float]]:
         return [] if line.own is None else list(line.own.speedup.items())
 
-    lines = [line for line in report.lines if not line.sweep and line.group in SPEED_UP_GROUPS and bars(line)]
+    drawn = [
+        line
+        for line in report.lines
+        if bars(line) and (line.faster_peers or (not line.sweep and line.group in SPEED_UP_GROUPS))
+    ]
+    lines = sorted(drawn, key=lambda line: not line.faster_peers)
     if not lines:
         return None
-    figure, axes, _ = _bars(plt, lines, bars, lambda by, value: f"{value:.1f}×  {by}")
-    axes.set(xscale="log", xlabel="times as fast as the peer (right of the line: this library is faster)")
+    figure, axes, _ = _bars(plt, report, lines, bars, _times, start=1.0)
+    axes.set(
+        xscale="log", xlabel="← peer faster        times as fast as the peer        this library faster →"
+    )
     axes.xaxis.set_major_locator(plt.matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     axes.xaxis.set_minor_formatter(plt.NullFormatter())
-    axes.axvline(1, color="#888888", linestyle=":")
+    axes.margins(x=0.12)
+    axes.axvline(1, color=plt.rcParams["text.color"], linewidth=0.8)
+    _legends(figure, styles(report), [axes])
     return figure
+
+
+def _times(by: str, value: float) -> str:
+    return f"{value:.{0 if value >= 10 else 1 if value >= 2 else 2 if value >= 1 else 3}f}×  {by}"
 
 
 def _bars(
     plt: Any,
+    report: Report,
     lines: Sequence[Line],
     bars: Callable[[Line], list[tuple[str, float]]],
-    label: Callable[[str, float], str],
-) -> tuple[Any, Axes, list[float]]:
-    """Horizontal bars with labels, a group a line; also the middles of the groups."""
+    text: Callable[[str, float], str],
+    start: float,
+) -> tuple[Figure, Axes, list[float]]:
+    """Horizontal bars from `start`, with labels, a group a line; also the middles of the groups."""
+    known, usual = styles(report), dtype_of(report)
     groups = [bars(line) for line in lines]
-    styles = _styles([by for by, _ in group] for group in groups)
     figure, axes = plt.subplots(figsize=(9, 0.19 * sum(len(group) + 1 for group in groups) + 1.2))
     place, centres = 0, []
     for group in groups:
         centres.append(place + (len(group) - 1) / 2)
         for by, value in group:
-            drawn = axes.barh(place, value, height=0.85, color=styles[by][0], label=by)
-            axes.bar_label(drawn, [label(by, value)], padding=3, fontsize=7)
+            axes.barh(place, value - start, left=start, label=by, linewidth=0, **known[by].bar)
+            # Right of the bar, or of where it starts, so that no label meets the names of the lines.
+            weight = "bold" if value < start else "normal"
+            near = dict(xytext=(4, 0), textcoords="offset points", va="center", fontsize=7, weight=weight)
+            axes.annotate(text(by, value), (max(value, start), place), **near)
             place += 1
         place += 1
-    axes.set_yticks(centres, [str(line.work).replace(" bfloat16", "") for line in lines], fontsize=8)
+    axes.set_yticks(centres, [label(line.work, usual) for line in lines], fontsize=8)
     axes.set_ylim(place - 0.5, -1)
     axes.grid(True, axis="x", linewidth=0.6)
     axes.set_axisbelow(True)
+    axes.set_title(described(report), fontsize=9)
     return figure, axes, centres
 
 
-def _legend(axes: Axes) -> None:
-    """The labels of the bars, each once, above them."""
-    handles, labels = axes.get_legend_handles_labels()
-    entries = dict(zip(labels, handles, strict=True))
-    axes.legend(
-        entries.values(), entries.keys(), loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8
-    )
+def _legends(figure: Figure, known: dict[str, Style], panels: Iterable[Axes]) -> None:
+    """Above a figure a legend for each kind of contender, and one for what is no contender."""
+    figure.tight_layout()
+    entries: dict[str, Any] = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    kinds: dict[str, list[str]] = {kind: [] for kind in (OURS, SAME, OTHER, COMPARED)}
+    for by in (*(by for by in known if by in entries), *(by for by in entries if by not in known)):
+        kinds[known[by].kind if by in known else COMPARED].append(by)
+    sections = [(kind, names) for kind, names in kinds.items() if names]
+    for number, (kind, names) in enumerate(sections):
+        where = dict(loc="lower center", bbox_to_anchor=((number + 0.5) / len(sections), 1))
+        handles = [entries[by] for by in names]
+        figure.legend(handles, names, title=kind, fontsize=8, title_fontsize=8, **where)
 
 
-def _styles(groups: Iterable[Iterable[str]]) -> dict[str, Style]:
-    """A style for each name; names that meet in a group differ in colour as long as there are colours."""
-    met: dict[str, set[str]] = {}
-    for group in groups:
-        names = list(group)
-        for name in names:
-            met.setdefault(name, set()).update(names)
-    styles: dict[str, Style] = {}
-    for number, name in enumerate(met):
-        taken = {styles[other][0] for other in met[name] if other in styles}
-        free = [colour for colour in COLOURS if colour not in taken]
-        colour = free[0] if free else COLOURS[number % len(COLOURS)]
-        styles[name] = colour, MARKERS[number % len(MARKERS)]
-    return styles
-
-
-PLOTS: dict[str, Callable[[Any, Report], Any]] = {
+PLOTS: dict[str, Callable[[Any, Report], Figure | None]] = {
     "time-against-length": time_against_length,
     "percent-of-limit": percent_of_limit,
     "speed-up": speed_up,

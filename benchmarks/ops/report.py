@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from .results import Line, Report, Time
+from .works import Work
 
 COLUMNS = ("line", "by", "ms", "GB/s", "TFLOP/s", "% of limit", "MiB", "target ms", "fastest peer")
 
@@ -35,6 +38,25 @@ def _row(line: Line, time: Time) -> tuple[str, ...]:
 
 def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
+
+
+def described(report: Report) -> str:
+    """On what and when a report was measured, and the hash of the compiler whose kernels it measures."""
+    machine = report.machine
+    names = {"torch": "torch", "triton": "Triton", "tilelang": "TileLang", "fla-core": "fla-core"}
+    versions = [f"{name} {machine[key]}" for key, name in names.items() if machine.get(key)]
+    about = (machine.get("device"), dtype_of(report), machine.get("date") or "date not recorded", *versions)
+    return ", ".join(map(str, about)) + f"; compiler {machine.get('compiler') or 'not recorded'}"
+
+
+def dtype_of(report: Report) -> str:
+    """The dtype of most lines; the others name theirs."""
+    return Counter(line.work.dtype for line in report.lines).most_common(1)[0][0]
+
+
+def label(work: Work, usual: str) -> str:
+    """A line's name, without its dtype if that is the usual one."""
+    return str(work).replace(f" {usual}", "")
 
 
 def summary(report: Report) -> list[str]:

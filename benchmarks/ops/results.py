@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,7 @@ METHOD = (
     "clock graph: a CUDA graph of calls on inputs that together exceed that cache, divided by their number; "
     "clock host: time until a call returns, batches of calls that nothing waits for. On a CPU wall time. "
     "Every result of this library is held against naive float64 mathematics before it is timed. "
-    "GB/s and TFLOP/s count the least bytes and products of the work (benchmarks/ops/floors.py). "
-    "Of runs that are joined everybody's fastest time counts."
+    "GB/s and TFLOP/s count the least bytes and products of the work (benchmarks/ops/floors.py)."
 )
 
 
@@ -147,32 +147,6 @@ def _line(data: dict[str, Any]) -> Line:
     return Line(**{**fields, "work": Work(**data["work"]), "times": [Time(**t) for t in data["times"]]})
 
 
-def joined(reports: Sequence[Report]) -> Report:
-    """Several runs on one kind of machine as one: of a line that several have, everybody's fastest time.
-
-    A median leaves out what disturbs some calls; what disturbs a whole run, a slow host say, only ever adds.
-    """
-    lines: dict[Work, Line] = {}
-    for line in (line for report in reports for line in report.lines):
-        before = lines.get(line.work)
-        lines[line.work] = line if before is None else _fastest(before, line)
-    measured = {str(work) for work in lines}
-    missing = dict.fromkeys(name for report in reports for name in report.not_measured)
-    left = [name for name in missing if name not in measured]
-    seconds = sum(report.seconds for report in reports)
-    return replace(reports[-1], lines=list(lines.values()), not_measured=left, seconds=seconds)
-
-
-def _fastest(one: Line, other: Line) -> Line:
-    """The later line with everybody's fastest time."""
-    times: dict[str, Time] = {}
-    for time in (*other.times, *one.times):
-        if time.by not in times or time.ms < times[time.by].ms:
-            times[time.by] = time
-    missing = {by: reason for by, reason in (one.missing | other.missing).items() if by not in times}
-    return replace(other, times=with_speedups(times.values()), missing=missing)
-
-
 def with_speedups(times: Iterable[Time]) -> list[Time]:
     """The times, each of ours with its speed-up over each peer."""
     times = list(times)
@@ -181,8 +155,9 @@ def with_speedups(times: Iterable[Time]) -> list[Time]:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Hardware and versions."""
+    """Hardware, versions, and the hash of the compiler whose kernels are measured."""
     from based_ops import __version__
+    from based_ops.codegen.pipeline import compiler_hash
 
     about: dict[str, Any] = {"device": f"{torch.get_num_threads()} CPU threads"}
     if device == "cuda":
@@ -195,10 +170,10 @@ def machine(device: str) -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
         }
-    about |= {"python": platform.python_version(), "based-ops": __version__}
+    about |= {"python": platform.python_version(), "based-ops": __version__, "compiler": compiler_hash()[:8]}
     for package in PACKAGES:
         try:
             about[package] = version(package)
         except PackageNotFoundError:
             about[package] = None
-    return about
+    return about | {"date": date.today().isoformat()}

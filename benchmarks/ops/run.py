@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -32,25 +33,37 @@ def run(
     minutes: float,
     say: Say,
     save: Callable[[Report], None] = lambda report: None,
+    earlier: Report | None = None,
 ) -> Report:
-    """Measures the entries that can be begun within `minutes`; `save` gets what there is after each line."""
-    begin = time.monotonic()
+    """Measures the entries that can be begun within `minutes`; `save` gets what there is after each line.
+
+    The lines of `earlier`, a run that ran out of time, are kept; `ValueError` unless it is of this machine
+    and this code.
+    """
+    begin, spent = time.monotonic(), 0.0
     end = begin + 60 * minutes
+    about = machine(device)
+    lines: dict[Work, Line] = {}
+    if earlier is not None:
+        _require_same(earlier.machine, about)
+        about, spent = earlier.machine, earlier.seconds
+        lines = {line.work: line for line in earlier.lines}
+    waiting = [entry for entry in entries if entry.work not in lines]
     if device == "cuda":
         from .warm import compile_ahead
 
         say("compiling ahead")
-        compile_ahead(entries, 60 * minutes * SHARE_OF_COMPILING, say)
-    about, found = machine(device), measure.ceilings(device)
+        compile_ahead(waiting, 60 * minutes * SHARE_OF_COMPILING, say)
+    found = measure.ceilings(device) if earlier is None else earlier.ceilings
     say(f"copy {found.copy_gb_s:.0f} GB/s, {found.matmul_dtype} product {found.matmul_tflop_s:.1f} TFLOP/s")
-    lines: dict[Work, Line] = {}
     lost = False
 
     def report() -> Report:
         left = [str(entry.work) for entry in entries if entry.work not in lines]
-        return Report(about, found, judged(lines, entries, found), left, time.monotonic() - begin)
+        seconds = spent + time.monotonic() - begin
+        return Report(about, found, judged(lines, entries, found), left, seconds)
 
-    for entry in entries:
+    for entry in waiting:
         if time.monotonic() > end or lost:
             break
         try:
@@ -60,6 +73,15 @@ def run(
             lost = True
         save(report())
     return report()
+
+
+def _require_same(earlier: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises `ValueError` where something but the date differs between the machines of two runs."""
+    for key in dict.fromkeys((*earlier, *now)):
+        if key != "date" and earlier.get(key) != now.get(key):
+            raise ValueError(
+                f"a run of other code or of another machine: {key} {earlier.get(key)}, here {now.get(key)}"
+            )
 
 
 def measure_line(entry: Entry, device: str, ceilings: Ceilings, say: Say) -> Line:
@@ -161,7 +183,7 @@ def judged(lines: dict[Work, Line], entries: Sequence[Entry], ceilings: Ceilings
     """The lines with targets in milliseconds, as far as what those refer to has been measured."""
     targets = {entry.work: entry.target for entry in entries}
     return [
-        replace(line, target_ms=target_ms(line, targets[work], lines, ceilings))
+        replace(line, target_ms=target_ms(line, targets[work], lines, ceilings)) if work in targets else line
         for work, line in lines.items()
     ]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from based_ops.benchmarks.ops import measure, ours
 from based_ops.benchmarks.ops import run as running
 from based_ops.benchmarks.ops.measure import Effort
 from based_ops.benchmarks.ops.report import rows, summary
-from based_ops.benchmarks.ops.results import Line, Report, joined, read
+from based_ops.benchmarks.ops.results import Line, Report, read
 from based_ops.benchmarks.ops.run import run
 from based_ops.benchmarks.ops.works import Entry, Target, Work
 from based_ops.cli import main
+from based_ops.codegen.pipeline import compiler_hash
 
 FORWARD = Work("taylor2_qk16_v64", "forward", 1, 1, 128, "float32")
 ENTRIES = [
@@ -131,19 +131,25 @@ def test_a_report_is_shown_in_full(report: Report) -> None:
     assert "not measured: something else" in text
 
 
-def test_reports_join_and_everybodys_fastest_time_counts(report: Report) -> None:
-    first = report.lines[0]
-    own, rival = first.times
-    times = [replace(own, ms=2 * own.ms), replace(rival, ms=rival.ms / 2)]
-    newer = replace(
-        first, group="newer", times=times, missing={own.by: "failed", "absent": "is not installed"}
-    )
-    both = joined([report, replace(report, lines=[newer], not_measured=[str(first.work), "another"])])
-    assert [line.group for line in both.lines] == ["newer", "taylor", "taylor"]
-    assert {time.by: time.ms for time in both.lines[0].times} == {own.by: own.ms, rival.by: rival.ms / 2}
-    assert both.lines[0].time(own.by).speedup == {rival.by: rival.ms / 2 / own.ms}
-    assert both.lines[0].missing == {"absent": "is not installed"}
-    assert both.not_measured == ["something else", "another"]
+def test_a_run_goes_on_where_it_was_out_of_time() -> None:
+    first = run(ENTRIES[:1], "cpu", 5.0, lambda text: None)
+    said: list[str] = []
+    both = run(ENTRIES[:2], "cpu", 5.0, said.append, earlier=first)
+    assert [line.work for line in both.lines] == [entry.work for entry in ENTRIES[:2]]
+    assert both.lines[0].times == first.lines[0].times, "what was measured is not measured again"
+    assert not any(str(ENTRIES[0].work) in text for text in said)
+    assert both.machine == first.machine and both.ceilings == first.ceilings
+    assert both.seconds > first.seconds and both.not_measured == []
+
+
+@pytest.mark.parametrize("key", ["device", "torch", "compiler"])
+def test_no_run_goes_on_for_another(key: str) -> None:
+    first = run([], "cpu", 5.0, lambda text: None)
+    other = replace(first, machine=first.machine | {key: "another"})
+    with pytest.raises(ValueError, match=f"of other code or of another machine: {key} another, here"):
+        run(ENTRIES[:1], "cpu", 5.0, lambda text: None, earlier=other)
+    tomorrow = replace(first, machine=first.machine | {"date": "2100-01-01"})
+    assert run([], "cpu", 5.0, lambda text: None, earlier=tomorrow).machine["date"] == "2100-01-01"
 
 
 def test_a_file_that_is_no_result(tmp_path: Path) -> None:
@@ -155,33 +161,24 @@ def test_a_file_that_is_no_result(tmp_path: Path) -> None:
     assert done.exit_code == 2 and "not a result" in done.stderr
 
 
-def test_plots(report: Report, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    result = tmp_path / "result.json"
-    report.write(result)
-    done = CliRunner().invoke(main, ["bench", "plots", str(result), "--out", str(tmp_path / "plots")])
-    assert done.exit_code == 0, done.output
-    drawn = {path.name: path.read_bytes() for path in (tmp_path / "plots").iterdir()}
-    names = ("time-against-length", "percent-of-limit", "speed-up")
-    assert set(drawn) == {f"{name}-{theme}.png" for name in names for theme in ("light", "dark")}
-    assert all(data.startswith(b"\x89PNG") and len(data) > 5000 for data in drawn.values())
-    assert drawn["speed-up-light.png"] != drawn["speed-up-dark.png"]
-
-
-def test_plots_without_matplotlib_name_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    done = CliRunner().invoke(main, ["bench", "ops", "--device", "cpu", "--plots", str(tmp_path)])
-    assert done.exit_code == 1
-    assert "pip install 'based-ops[bench]'" in done.stderr
-
-
 def test_the_command_measures_and_writes(tmp_path: Path) -> None:
     result = tmp_path / "cpu.json"
     words = ["bench", "ops", "--device", "cpu", "--only", "calls", "--json", str(result)]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
     assert "torch (default)" in done.stdout and "targets met" in done.stdout
-    assert len(json.loads(result.read_text())["lines"]) == 1
+    document = json.loads(result.read_text())
+    assert len(document["lines"]) == 1
+    assert document["machine"]["compiler"] == compiler_hash()[:8]
+    document["lines"][0]["times"][0]["ms"] = 123.0
+    result.write_text(json.dumps(document))
+    again = CliRunner().invoke(main, [*words, "--resume"])
+    assert again.exit_code == 0 and "123.0000" in again.stdout, again.output
+    document["machine"]["compiler"] = "another"
+    result.write_text(json.dumps(document))
+    other = CliRunner().invoke(main, [*words, "--resume"])
+    assert other.exit_code == 2 and "compiler another" in other.stderr
+    assert CliRunner().invoke(main, [*words[:-2], "--resume"]).exit_code == 2
 
 
 def test_the_command_names_the_groups() -> None:
