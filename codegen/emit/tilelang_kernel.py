@@ -113,10 +113,12 @@ class _Kernel:
                     w.line(f"{size}: tl.int32,")
             w.line("):")
             with w.indented():
-                w.call("grid = (", [self.expr(axis.extent) for axis in program.grid])
+                alone = ",)" if len(program.grid) == 1 else ")"
+                w.call("grid = (", [self.expr(axis.extent) for axis in program.grid], alone)
                 w.line("with tl.Kernel(prod(grid), threads=THREADS) as program:")
                 with w.indented():
-                    w.line(f"{', '.join(axis.name for axis in program.grid)} = coordinates(program, grid)")
+                    axes = ", ".join(axis.name for axis in program.grid) + alone[:-1]
+                    w.line(f"{axes} = coordinates(program, grid)")
                     self._allocate()
                     self._block(self.body)
             w.blank()
