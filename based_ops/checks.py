@@ -7,12 +7,26 @@ can be traced: `operator.index` turns a symbolic size into a number where a mess
 from __future__ import annotations
 
 import operator
-from typing import Protocol
+import warnings
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .errors import ArgumentTypeError, DeviceError, DtypeError, GradientError, ShapeError, StateError, fail
+from .errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    DeviceError,
+    DtypeError,
+    GradientError,
+    LayoutWarning,
+    ShapeError,
+    StateError,
+    fail,
+)
+
+MAX_SCALE = 1e6
+"""The largest scale of a call, as of a spec."""
 
 
 class Facts(Protocol):
@@ -25,8 +39,6 @@ class Facts(Protocol):
     def qk(self) -> int: ...
     @property
     def v(self) -> int: ...
-    @property
-    def default_scale(self) -> float: ...
 
 
 def sizes(tensor: Tensor) -> tuple[int, ...]:
@@ -43,17 +55,23 @@ def qkv(variant: Facts, q: Tensor, k: Tensor, v: Tensor, tokens: int | None = No
         for name, value in (("q", q), ("k", k), ("v", v)):
             if not isinstance(value, Tensor):
                 fail(ArgumentTypeError, name, type(value).__name__, "a torch.Tensor")
-    shape = q.shape
-    if len(shape) != 4:
-        _explain_shapes(variant, q, k, v, tokens)
-    batch, length, heads, width = shape
-    if not (
-        width == variant.qk
-        and k.shape == shape
-        and v.shape == (batch, length, heads, variant.v)
-        and (tokens is None or length == tokens)
-    ):
-        _explain_shapes(variant, q, k, v, tokens)
+    if not (q.layout == k.layout == v.layout == torch.strided):
+        _explain_layouts(q, k, v)
+    try:
+        shape = q.shape
+        if len(shape) != 4:
+            _explain_shapes(variant, q, k, v, tokens)
+        batch, length, heads, width = shape
+        if not (
+            width == variant.qk
+            and k.shape == shape
+            and v.shape == (batch, length, heads, variant.v)
+            and (tokens is None or length == tokens)
+        ):
+            _explain_shapes(variant, q, k, v, tokens)
+    except RuntimeError:  # nested tensors have no shape
+        _explain_layouts(q, k, v)
+        raise
     dtype = q.dtype
     if not (k.dtype == dtype and v.dtype == dtype and dtype in variant.dtypes):
         _explain_dtypes(variant, q, k, v)
@@ -62,6 +80,19 @@ def qkv(variant: Facts, q: Tensor, k: Tensor, v: Tensor, tokens: int | None = No
         name, other = ("k", k) if k.device != device else ("v", v)
         fail(DeviceError, name, str(other.device), f"on the device of q, {device}")
     return batch, length, heads
+
+
+def _explain_layouts(q: Tensor, k: Tensor, v: Tensor) -> None:
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.is_nested:
+            fail(
+                ArgumentTypeError,
+                name,
+                "a nested tensor",
+                "a dense one: pad its sequences behind their ends, or call once for each",
+            )
+        if tensor.layout != torch.strided:
+            fail(ArgumentTypeError, name, f"a tensor of layout {tensor.layout}", "dense, as of `to_dense()`")
 
 
 def _explain_shapes(variant: Facts, q: Tensor, k: Tensor, v: Tensor, tokens: int | None) -> None:
@@ -80,7 +111,8 @@ def _explain_shapes(variant: Facts, q: Tensor, k: Tensor, v: Tensor, tokens: int
                 ShapeError,
                 name,
                 f"{operator.index(tensor.shape[2])} heads in {sizes(tensor)}",
-                f"of as many heads as q, {want[2]}: q, k and v share one number of heads",
+                f"of as many heads as q, {want[2]}: q, k and v share one number of heads"
+                + _grouped(name, tensor, q),
             )
         if tensor.shape[:3] != q.shape[:3]:
             fail(
@@ -89,6 +121,34 @@ def _explain_shapes(variant: Facts, q: Tensor, k: Tensor, v: Tensor, tokens: int
                 sizes(tensor),
                 f"of q's batch, length and heads, [{want[0]}, {want[1]}, {want[2]}]",
             )
+
+
+def _grouped(name: str, tensor: Tensor, q: Tensor) -> str:
+    """A hint for grouped heads."""
+    heads, want = sizes(tensor)[2], sizes(q)[2]
+    if heads == 0 or want % heads:
+        return ""
+    return f"; of grouped heads repeat each, `{name}.repeat_interleave({want // heads}, dim=2)`"
+
+
+_known_heads: set[tuple[str, int]] = set()
+
+
+def layout_is_known(name: str, heads: int) -> None:
+    """Says that calls of a variant with so many heads are laid out right, as a layer's are."""
+    _known_heads.add((name, heads))
+
+
+def warn_of_layout(name: str, length: int, heads: int) -> None:
+    """Warns once of tensors with less time than heads: they may be [B,H,T,D]."""
+    if (name, heads) not in _known_heads:
+        warnings.warn(
+            f"{name}: q has {length} tokens and {heads} heads; tensors are [B, T, H, D], so if these are "
+            "[B, H, T, D], heads and time have changed places: take `x.transpose(1, 2)`",
+            LayoutWarning,
+            stacklevel=4,
+        )
+        layout_is_known(name, heads)
 
 
 def _explain_dtypes(variant: Facts, q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -100,13 +160,32 @@ def _explain_dtypes(variant: Facts, q: Tensor, k: Tensor, v: Tensor) -> None:
             fail(DtypeError, name, str(tensor.dtype), f"of q's dtype, {q.dtype}")
 
 
-def scale(variant: Facts, value: float | None) -> float:
-    """The scale of a call: the argument, or the spec's."""
-    if value is None:
-        return variant.default_scale
+def scale(value: float) -> float:
+    """The scale that a call gives."""
     if isinstance(value, bool) or not isinstance(value, (float, int)):
         fail(ArgumentTypeError, "scale", type(value).__name__, "a Python float (or None for the spec's own)")
+    if not 0 < value <= MAX_SCALE:
+        fail(ArgumentValueError, "scale", value, f"a positive number up to {MAX_SCALE:g}, as in a spec")
     return float(value)
+
+
+def count(name: str, value: Any, least: int) -> None:
+    """A size: an integer of at least `least`."""
+    if isinstance(value, torch.SymInt):
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        fail(ArgumentTypeError, name, type(value).__name__, "an int")
+    if value < least:
+        fail(ArgumentValueError, name, value, f"at least {least}")
+
+
+def sizes_of_state(variant: Facts, batch: Any, heads: Any, dtype: Any) -> None:
+    """What a state is made for: batch and heads, each of which may be 0, and the inputs' dtype or None."""
+    count("batch", batch, 0)
+    count("heads", heads, 0)
+    if dtype is not None and dtype not in variant.dtypes:
+        allowed = ", ".join([str(x) for x in variant.dtypes])
+        fail(DtypeError, "dtype", str(dtype), f"one of {allowed}, or None")
 
 
 def state_part(

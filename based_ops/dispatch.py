@@ -97,19 +97,18 @@ _HOSTED = {module_name(backend, "cpu"): backend for backend in BACKENDS}
 """Backends by their modules for the host."""
 
 # `os.environ.get` raises and catches where the name is absent, which is 1 µs of each call.
+_ENVIRONMENT = os.environ
 _DICTIONARY = getattr(os.environ, "_data", None)
 _KEY = getattr(os.environ, "encodekey", str)(VARIABLE)
 
 
 def asked(backend: str | None) -> str | None:
     """What a call asks for: by its argument, or by the environment variable, now."""
-    return backend if backend is not None else _environment() or None
-
-
-def _environment() -> str | None:
-    if _DICTIONARY is not None and _KEY not in _DICTIONARY:
+    if backend is not None:
+        return backend
+    if os.environ is _ENVIRONMENT and _DICTIONARY is not None and _KEY not in _DICTIONARY:
         return None
-    return os.environ.get(VARIABLE)
+    return os.environ.get(VARIABLE) or None
 
 
 @run_while_tracing

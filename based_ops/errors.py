@@ -35,6 +35,10 @@ class ArgumentTypeError(BasedOpsError, TypeError):
     """An argument is not of the Python type it must be."""
 
 
+class ArgumentValueError(BasedOpsError, ValueError):
+    """An argument has the right type, but a value that it cannot have."""
+
+
 class ShapeError(BasedOpsError, ValueError):
     """A tensor has the wrong shape."""
 
@@ -69,6 +73,10 @@ class CacheError(BasedOpsError, RuntimeError):
 
 class MissingExtra(BasedOpsError, ImportError):
     """A package is not installed that comes with an extra; the message says which."""
+
+
+class LayoutWarning(UserWarning):
+    """Tensors look as if heads came before time."""
 
 
 def message(argument: str, got: object, must: str) -> str:

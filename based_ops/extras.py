@@ -20,11 +20,15 @@ EXTRAS = {
 
 
 def installed(module: str) -> bool:
-    """Whether a top-level module can be imported; it is not imported."""
+    """Whether a top-level module can be imported; it is not imported.
+
+    Neither a placeholder in its place nor a mere directory of that name can.
+    """
     try:
-        return importlib.util.find_spec(module) is not None
-    except ImportError:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # a placeholder may have no spec
         return False
+    return spec is not None and spec.origin is not None
 
 
 def command(extra: str) -> str:

@@ -141,7 +141,7 @@ class Replays:
             return None
         try:
             known = self._known.get(_name(key, tensors))
-        except TypeError:  # an argument of a wrong type cannot be hashed
+        except (TypeError, RuntimeError):  # what has a wrong type has no hash, and a nested tensor no shape
             return None
         if known is None or _watched() or self._launcher.watched():
             return None

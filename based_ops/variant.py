@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from . import checks, dispatch, ops
 from .admission import refuse_overlap
+from .arguments import refuse
 from .replay import Replays, recordable
 from .tracing import is_traced, run_while_tracing
 
@@ -109,6 +110,7 @@ class Variant(ABC):
         initial_state: Any = None,
         output_final_state: bool = False,
         backend: str | None = None,
+        **foreign: NoReturn,
     ) -> tuple[Tensor, Any]:
         """Causal attention over a sequence: `(o, final_state)`, with o [B,T,H,v] contiguous and of v's dtype.
 
@@ -118,9 +120,12 @@ class Variant(ABC):
 
         `scale` is a Python float that replaces the spec's.  `initial_state` is what an earlier call returned
         for the tokens before these; `final_state` is None unless `output_final_state`.  Gradients flow to q,
-        k, v, the initial state, and from the final state, once.  Under autocast, inputs are cast to its dtype,
-        or to float32 if the spec lacks that.  Raises the errors of `based_ops.errors` before any kernel runs.
+        k, v, the initial state, and from the final state, once.  Under autocast, inputs are cast to its
+        dtype, or to float32 if the spec lacks that.  Raises the errors of `based_ops.errors` before any
+        kernel runs.
         """
+        if foreign:
+            refuse(Variant.__call__, tuple(foreign))
         facts, key = self._facts(), None
         if initial_state is None and not output_final_state and facts is not self:
             key = self._key("forward", scale, backend)
@@ -136,8 +141,11 @@ class Variant(ABC):
         state: Any,
         scale: float | None = None,
         backend: str | None = None,
+        **foreign: NoReturn,
     ) -> Tensor:
         """One more token (T = 1): returns o [B,1,H,v] and updates `state` in place.  Not differentiable."""
+        if foreign:
+            refuse(Variant.step, tuple(foreign))
         facts, key = self._facts(), None
         if type(state) is self._state_type and facts is not self:
             key = self._key("step", scale, backend)
@@ -146,19 +154,31 @@ class Variant(ABC):
                 return results[0]
         return self._token(facts, key, q, k, v, state, scale, backend)
 
-    @abstractmethod
     def init_state(
         self,
         batch: int,
         heads: int,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **foreign: NoReturn,
     ) -> Any:
-        """The state before the first token, for inputs of `dtype`."""
+        """The state before the first token, for inputs of `dtype`.
 
-    @abstractmethod
-    def state_bytes(self, batch: int, heads: int, dtype: torch.dtype | None = None) -> int:
-        """Bytes of the state, which do not depend on the length of the sequence."""
+        A window keeps that dtype, None being PyTorch's default; for a linear attention only float64 matters.
+        """
+        if foreign:
+            refuse(Variant.init_state, tuple(foreign))
+        checks.sizes_of_state(self._facts(), batch, heads, dtype)
+        return self._start(batch, heads, device, dtype)
+
+    def state_bytes(
+        self, batch: int, heads: int, dtype: torch.dtype | None = None, **foreign: NoReturn
+    ) -> int:
+        """Bytes of `init_state(batch, heads, dtype=dtype)`, whatever the length of the sequence."""
+        if foreign:
+            refuse(Variant.state_bytes, tuple(foreign))
+        checks.sizes_of_state(self._facts(), batch, heads, dtype)
+        return self._start_bytes(batch, heads, dtype)
 
     def reference(
         self,
@@ -168,10 +188,13 @@ class Variant(ABC):
         scale: float | None = None,
         initial_state: Any = None,
         output_final_state: bool = False,
+        **foreign: NoReturn,
     ) -> Any:
         """Naive quadratic mathematics in q's precision: o, or (o, final_state) if `output_final_state`."""
+        if foreign:
+            refuse(Variant.reference, tuple(foreign))
         checks.qkv(self, q, k, v)
-        scale = checks.scale(self, scale)
+        scale = self.default_scale if scale is None else checks.scale(scale)
         if initial_state is not None:
             self._check_state(self, "initial_state", initial_state, q)
         o, final_state = self._reference(q, k, v, scale, initial_state)
@@ -188,6 +211,16 @@ class Variant(ABC):
     @abstractmethod
     def _setup(self) -> None:
         """Sets the attributes of the mixer."""
+
+    @abstractmethod
+    def _start(
+        self, batch: int, heads: int, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> Any:
+        """`init_state` after validation."""
+
+    @abstractmethod
+    def _start_bytes(self, batch: int, heads: int, dtype: torch.dtype | None) -> int:
+        """`state_bytes` after validation."""
 
     @abstractmethod
     def _check_state(self, facts: Any, argument: str, state: Any, q: Tensor, in_place: bool = False) -> None:
@@ -302,7 +335,7 @@ class Variant(ABC):
         """A call without a batch, a token or a head: the state stays, and every gradient is zero."""
         state = initial_state
         if state is None:
-            state = self.init_state(q.shape[0], q.shape[2], device=q.device, dtype=q.dtype)
+            state = self._start(q.shape[0], q.shape[2], q.device, q.dtype)
         parts = [x for x in (q, k, v, *state) if x is not None and x.is_floating_point()]
         zero = sum(x[:0].sum() for x in parts)  # of all arguments, as outputs are of all arguments elsewhere
         o = v - zero
@@ -340,7 +373,7 @@ class Variant(ABC):
         return cast(q, dtype), cast(k, dtype), cast(v, dtype)
 
     def autocast_dtype(self, q: Tensor) -> torch.dtype | None:
-        """The dtype that autocast gives a call with `q`: its own, else float32, as the spec allows; or None."""
+        """The dtype that autocast gives a call with `q`: its own or float32, as the spec allows, or None."""
         if not isinstance(q, Tensor):
             return None
         device = q.device.type

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+import difflib
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from ..checks import sizes
-from ..errors import ArgumentTypeError, ShapeError, fail
+from ..arguments import refuse
+from ..checks import count, layout_is_known, sizes
+from ..errors import ArgumentTypeError, ShapeError, UnknownVariant, fail
+from ..record import names, record
 from ..registry import get
 from ..variant import Variant
+
+
+def _named(name: Any, mixer: str) -> Variant:
+    """The variant of that name; where there is none, the error names the nearest of this mixer."""
+    if not isinstance(name, str):
+        fail(ArgumentTypeError, "variant", type(name).__name__, f"a variant or the name of one, a {mixer}")
+    try:
+        return get(name)
+    except UnknownVariant:
+        fitting = [x for x in names() if record(x).mixer == mixer]
+    near = difflib.get_close_matches(name, fitting, n=3, cutoff=0.5) or fitting
+    fail(UnknownVariant, "variant", repr(name), f"the name of a {mixer}, such as {', '.join(near)}")
 
 
 class AttentionLayer(nn.Module):
@@ -28,23 +43,37 @@ class AttentionLayer(nn.Module):
         variant: Variant | str,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **foreign: NoReturn,
     ) -> None:
         super().__init__()
-        op = variant if isinstance(variant, Variant) else get(variant)
+        if foreign:
+            refuse(type(self).__init__, tuple(foreign))
+        count("d_model", d_model, 1)
+        count("heads", heads, 1)
+        op = variant if isinstance(variant, Variant) else _named(variant, self.mixer)
         if op.spec.mixer != self.mixer:
-            fail(ArgumentTypeError, "variant", f"{op.name}, a {op.spec.mixer}", f"a {self.mixer}")
+            layers = [x.__name__ for x in AttentionLayer.__subclasses__() if x.mixer == op.spec.mixer]
+            hint = f"; the layer of {op.name} is {layers[0]}" if layers else ""
+            fail(ArgumentTypeError, "variant", f"{op.name}, a {op.spec.mixer}", f"a {self.mixer}{hint}")
+        layout_is_known(op.name, heads)
         self.d_model, self.heads, self.op = d_model, heads, op
         self.q_proj = nn.Linear(d_model, heads * op.qk, bias=False, device=device, dtype=dtype)
         self.k_proj = nn.Linear(d_model, heads * op.qk, bias=False, device=device, dtype=dtype)
         self.v_proj = nn.Linear(d_model, heads * op.v, bias=False, device=device, dtype=dtype)
         self.o_proj = nn.Linear(heads * op.v, d_model, bias=False, device=device, dtype=dtype)
 
-    def init_state(self, batch: int) -> Any:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        layout_is_known(self.op.name, self.heads)
+
+    def init_state(self, batch: int, **foreign: NoReturn) -> Any:
         """The state before the first token, on the layer's device and for its dtype.
 
         It serves inside and outside autocast: a step computes in the state's dtype, and a sequence in
         autocast's, as its final state then has.
         """
+        if foreign:
+            refuse(AttentionLayer.init_state, tuple(foreign))
         return self.op.init_state(batch, self.heads, device=self.q_proj.weight.device, dtype=self._dtype())
 
     def state_bytes(self, batch: int) -> int:
@@ -62,6 +91,8 @@ class AttentionLayer(nn.Module):
         return self.op.autocast_dtype(weight) or self.op.dtypes[0]
 
     def _project(self, x: Tensor, tokens: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        if not isinstance(x, Tensor):
+            fail(ArgumentTypeError, "x", type(x).__name__, "a torch.Tensor")
         if x.dim() != 3 or x.shape[2] != self.d_model or (tokens is not None and x.shape[1] != tokens):
             time = "T" if tokens is None else tokens
             fail(ShapeError, "x", sizes(x), f"of shape [B, {time}, {self.d_model}]")

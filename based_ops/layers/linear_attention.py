@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from torch import Tensor
 
+from ..arguments import refuse
 from ..state import LinearAttentionState
 from .base import AttentionLayer
 
@@ -19,12 +22,20 @@ class LinearAttention(AttentionLayer):
     mixer = "linear_attention"
 
     def forward(
-        self, x: Tensor, state: LinearAttentionState | None = None, output_state: bool = False
+        self,
+        x: Tensor,
+        state: LinearAttentionState | None = None,
+        output_state: bool = False,
+        **foreign: NoReturn,
     ) -> tuple[Tensor, LinearAttentionState | None]:
         """x [B,T,d_model] to (y of the same shape, the state after x or None unless `output_state`)."""
+        if foreign:
+            refuse(LinearAttention.forward, tuple(foreign))
         o, final = self.op(*self._project(x), initial_state=state, output_final_state=output_state)
         return self._leave(o), final
 
-    def step(self, x: Tensor, state: LinearAttentionState) -> Tensor:
+    def step(self, x: Tensor, state: LinearAttentionState, **foreign: NoReturn) -> Tensor:
         """One token, [B,1,d_model] to the same shape; updates `state` in place.  Not differentiable."""
+        if foreign:
+            refuse(LinearAttention.step, tuple(foreign))
         return self._leave(self.op.step(*self._project(x, tokens=1), state))

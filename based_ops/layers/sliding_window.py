@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
-from ..errors import ShapeError, fail
+from ..arguments import refuse
+from ..checks import state_part
+from ..errors import ShapeError, StateError, fail
 from ..state import SlidingWindowState
 from ..variant import Variant
 from .base import AttentionLayer
@@ -27,8 +31,9 @@ class SlidingWindowAttention(AttentionLayer):
         variant: Variant | str,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **foreign: NoReturn,
     ) -> None:
-        super().__init__(d_model, heads, variant, device=device, dtype=dtype)
+        super().__init__(d_model, heads, variant, device=device, dtype=dtype, **foreign)
         if self.op.qk % 2:
             fail(
                 ShapeError,
@@ -38,19 +43,35 @@ class SlidingWindowAttention(AttentionLayer):
             )
 
     def forward(
-        self, x: Tensor, state: SlidingWindowState | None = None, output_state: bool = False
+        self,
+        x: Tensor,
+        state: SlidingWindowState | None = None,
+        output_state: bool = False,
+        **foreign: NoReturn,
     ) -> tuple[Tensor, SlidingWindowState | None]:
         """x [B,T,d_model] to (y of the same shape, the state after x or None unless `output_state`)."""
+        if foreign:
+            refuse(SlidingWindowAttention.forward, tuple(foreign))
         q, k, v = self._project(x)
         position = torch.arange(x.shape[1], device=x.device).unsqueeze(-1)
         if state is not None:
-            position = position + state.position.unsqueeze(1)
+            position = position + self._past(state, x)
         q, k = rotate(q, position), rotate(k, position)
         o, final = self.op(q, k, v, initial_state=state, output_final_state=output_state)
         return self._leave(o), final
 
-    def step(self, x: Tensor, state: SlidingWindowState) -> Tensor:
+    def step(self, x: Tensor, state: SlidingWindowState, **foreign: NoReturn) -> Tensor:
         """One token, [B,1,d_model] to the same shape; updates `state` in place.  Not differentiable."""
+        if foreign:
+            refuse(SlidingWindowAttention.step, tuple(foreign))
         q, k, v = self._project(x, tokens=1)
-        position = state.position.unsqueeze(1)
+        position = self._past(state, x)
         return self._leave(self.op.step(rotate(q, position), rotate(k, position), v, state))
+
+    def _past(self, state: SlidingWindowState, x: Tensor) -> Tensor:
+        """How many tokens came before x, [B,1,H]."""
+        if not isinstance(state, SlidingWindowState):
+            fail(StateError, "state", type(state).__name__, "a SlidingWindowState, as this layer returns it")
+        shape = (x.shape[0], self.heads)
+        state_part("state", "position", state.position, shape, torch.int32, x, in_place=False)
+        return state.position.unsqueeze(1)

@@ -9,10 +9,7 @@ from torch import Tensor
 
 from .. import checks, dispatch
 from ..errors import StateError, fail
-from ..ops import (
-    call,
-    call_step,
-)
+from ..ops import call, call_step
 from ..replay import recordable
 from ..state import LinearAttentionState, feature_count
 from ..variant import Variant, constant, dtype_named
@@ -39,7 +36,9 @@ class LinearAttentionVariant(Variant):
         if torch._C._is_any_autocast_enabled():
             q, k, v = self._autocast(q, k, v)
         batch, length, heads = checks.qkv(facts, q, k, v)
-        scale = checks.scale(facts, scale)
+        if facts is not self and 1 < length < heads:  # in traced code that would be a guard
+            checks.warn_of_layout(self.name, length, heads)
+        scale = facts.default_scale if scale is None else checks.scale(scale)
         if initial_state is not None:
             self._check_state(facts, "initial_state", initial_state, q)
         kernel = dispatch.kernel(self.name, backend, q.device, q.dtype, facts is self)
@@ -68,7 +67,7 @@ class LinearAttentionVariant(Variant):
         if torch._C._is_any_autocast_enabled():
             q, k, v = self._autocast(q, k, v)
         batch, _, heads = checks.qkv(facts, q, k, v, tokens=1)
-        scale = checks.scale(facts, scale)
+        scale = facts.default_scale if scale is None else checks.scale(scale)
         self._check_state(facts, "state", state, q, True)
         self._check_overlap(facts, state, q, k, v)
         if torch.is_grad_enabled():
@@ -90,14 +89,9 @@ class LinearAttentionVariant(Variant):
     ) -> tuple[Any, ...]:
         return d_o, None, None, q, k, v, o, kept, scale, None, None
 
-    def init_state(
-        self,
-        batch: int,
-        heads: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+    def _start(
+        self, batch: int, heads: int, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> LinearAttentionState:
-        """The state before the first token.  `dtype` is that of the inputs; it matters for float64 only."""
         kept = torch.float64 if dtype == torch.float64 else self.state_dtype
         state = torch.zeros(batch, heads, self.features, self.v, device=device, dtype=kept)
         if not self.normalize:
@@ -106,8 +100,7 @@ class LinearAttentionVariant(Variant):
             state, torch.zeros(batch, heads, self.features, device=device, dtype=kept)
         )
 
-    def state_bytes(self, batch: int, heads: int, dtype: torch.dtype | None = None) -> int:
-        """Bytes of `init_state(batch, heads, dtype=dtype)`, whatever the length of the sequence."""
+    def _start_bytes(self, batch: int, heads: int, dtype: torch.dtype | None) -> int:
         kept = torch.float64 if dtype == torch.float64 else self.state_dtype
         return batch * heads * self.features * (self.v + (1 if self.normalize else 0)) * kept.itemsize
 

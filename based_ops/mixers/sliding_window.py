@@ -9,17 +9,14 @@ from torch import Tensor
 
 from .. import checks, dispatch
 from ..errors import StateError, fail
-from ..ops import (
-    call,
-    call_step,
-)
+from ..ops import call, call_step
 from ..replay import recordable
 from ..state import SlidingWindowState, first_valid, linear_to_ring, ring_of_start, ring_to_linear
 from ..variant import Variant, cast, constant
 
 _OTHER_DTYPE = (
-    "; a window has the dtype of the call that made it, which under autocast is autocast's: go on as you began, "
-    "or convert it, `state._replace(k=state.k.to(dtype), v=state.v.to(dtype))`"
+    "; a window has the dtype of the call that made it, which under autocast is autocast's: go on as you "
+    "began, or convert it, `state._replace(k=state.k.to(dtype), v=state.v.to(dtype))`"
 )
 
 
@@ -45,7 +42,9 @@ class SlidingWindowVariant(Variant):
             q, k, v = self._autocast(q, k, v)
             initial_state = self._autocast_rings(q, initial_state)
         batch, length, heads = checks.qkv(facts, q, k, v)
-        scale = checks.scale(facts, scale)
+        if facts is not self and 1 < length < heads:  # in traced code that would be a guard
+            checks.warn_of_layout(self.name, length, heads)
+        scale = facts.default_scale if scale is None else checks.scale(scale)
         if initial_state is not None:
             self._check_state(facts, "initial_state", initial_state, q)
         kernel = dispatch.kernel(self.name, backend, q.device, q.dtype, facts is self)
@@ -84,7 +83,7 @@ class SlidingWindowVariant(Variant):
         if torch._C._is_any_autocast_enabled():
             q, k, v = self._autocast(q, k, v, getattr(state, "k", None))
         batch, _, heads = checks.qkv(facts, q, k, v, tokens=1)
-        scale = checks.scale(facts, scale)
+        scale = facts.default_scale if scale is None else checks.scale(scale)
         self._check_state(facts, "state", state, q, True)
         self._check_overlap(facts, state, q, k, v)
         if torch.is_grad_enabled():
@@ -106,22 +105,16 @@ class SlidingWindowVariant(Variant):
     ) -> tuple[Any, ...]:
         return d_o, q, k, v, o, kept, scale, None
 
-    def init_state(
-        self,
-        batch: int,
-        heads: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+    def _start(
+        self, batch: int, heads: int, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> SlidingWindowState:
-        """An empty window.  `dtype` is that of the inputs; None is PyTorch's default dtype."""
         return SlidingWindowState(
             torch.zeros(batch, heads, self.window, self.qk, device=device, dtype=dtype),
             torch.zeros(batch, heads, self.window, self.v, device=device, dtype=dtype),
             torch.zeros(batch, heads, device=device, dtype=torch.int32),
         )
 
-    def state_bytes(self, batch: int, heads: int, dtype: torch.dtype | None = None) -> int:
-        """Bytes of `init_state(batch, heads, dtype=dtype)`, whatever the length of the sequence."""
+    def _start_bytes(self, batch: int, heads: int, dtype: torch.dtype | None) -> int:
         each = (dtype or torch.get_default_dtype()).itemsize
         return batch * heads * (self.window * (self.qk + self.v) * each + torch.int32.itemsize)
 
