@@ -55,15 +55,10 @@ _INSTEAD = {
     "position_ids position_embeddings rotary_emb cos sin": (
         "positions are those in the sequence, counted on from the state's"
     ),
-    "num_heads n_heads nheads n_head num_attention_heads": "it is `heads` here",
-    "hidden_size embed_dim dim d_embed n_embd": "it is `d_model` here",
     "head_dim head_dims key_dim value_dim head_k_dim head_v_dim kdim vdim feature_dim d_head": (
         "widths of a head are the variant's, `qk` and `v` of its spec's `head_dims`"
     ),
     "bias qkv_bias attention_bias add_bias_kv": "the projections have no bias: leave it out",
-    "batch_size bsz": "it is `batch` here",
-    "query key value": "they are `q`, `k` and `v` here",
-    "hidden_states x_t inputs input": "it is `x` here",
 }
 INSTEAD = {name: words for names, words in _INSTEAD.items() for name in names.split()}
 """What to do instead of giving an argument of that name."""
@@ -77,5 +72,5 @@ def refuse(function: Callable[..., Any], names: tuple[str, ...]) -> NoReturn:
     near = difflib.get_close_matches(name, allowed, n=1)
     nearest = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(allowed)}"
     instead = INSTEAD.get(name, nearest)
-    what = function.__qualname__.removesuffix(".__init__").replace(".__call__", " call")
+    what = function.__qualname__.removesuffix(".__init__").removesuffix(".__call__")
     fail_text(ArgumentTypeError, f"{name}: no argument of {what}: {instead}")

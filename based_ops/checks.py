@@ -25,9 +25,6 @@ from .errors import (
     fail,
 )
 
-MAX_SCALE = 1e6
-"""The largest scale of a call, as of a spec."""
-
 
 class Facts(Protocol):
     """What the checks read of a variant, see `Variant._facts`."""
@@ -164,8 +161,9 @@ def scale(value: float) -> float:
     """The scale that a call gives."""
     if isinstance(value, bool) or not isinstance(value, (float, int)):
         fail(ArgumentTypeError, "scale", type(value).__name__, "a Python float (or None for the spec's own)")
-    if not 0 < value <= MAX_SCALE:
-        fail(ArgumentValueError, "scale", value, f"a positive number up to {MAX_SCALE:g}, as in a spec")
+    if not 0 < value <= 1e6:  # in words and written out, since traced code may know the number as a symbol
+        got = "NaN" if value != value else "a larger number" if value > 0 else "zero or less"
+        fail(ArgumentValueError, "scale", got, "a positive number up to 1e6, as in a spec")
     return float(value)
 
 
