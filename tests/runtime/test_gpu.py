@@ -101,6 +101,62 @@ def test_step_in_a_cuda_graph(variant: Variant) -> None:
         assert_close(got, want)
 
 
+def copy_of(state: Any) -> Any:
+    return type(state)(*(None if part is None else part.clone() for part in state))
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_compiled_steps_are_cuda_graphs(variant: Variant, static: bool) -> None:
+    """If the state is known to stay where it is; otherwise PyTorch skips them: a step writes into it."""
+    from torch._dynamo.utils import counters
+    from torch._inductor import cudagraph_trees
+
+    cudagraph_trees.reset_cudagraph_trees()
+    counters.clear()
+    state = variant.init_state(2, 2, device="cuda", dtype=torch.bfloat16)
+    want_state = copy_of(state)
+    if static:
+        for part in leaves(state):
+            torch._dynamo.mark_static_address(part)
+    addresses = [part.data_ptr() for part in leaves(state)]
+    step = torch.compile(variant.step, mode="reduce-overhead", fullgraph=True)
+    with torch.no_grad():
+        for _ in range(6):
+            token = on_device(variant, length=1)
+            got = step(*token, state).clone()
+            assert_close(got, variant.step(*token, want_state), rtol=0, atol=0)
+    for part, other in zip(leaves(state), leaves(want_state), strict=True):
+        assert_close(part, other, rtol=0, atol=0)
+    assert [part.data_ptr() for part in leaves(state)] == addresses
+    assert (counters["inductor"]["cudagraph_skips"] == 0) == static
+    if static:
+        manager = cudagraph_trees.get_manager(torch.cuda.current_device(), create_if_none_exists=False)
+        assert manager is not None and manager.new_graph_id().id == 1  # one graph was recorded
+
+
+def test_compiled_layer_decodes_in_a_cuda_graph(variant: Variant) -> None:
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    kind = LinearAttention if variant.spec.mixer == "linear_attention" else SlidingWindowAttention
+    layer = kind(64, 2, variant, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(2, 40, 64, device="cuda", dtype=torch.bfloat16)
+    with torch.no_grad():
+        state = layer.init_state(2)
+        for part in leaves(state):
+            torch._dynamo.mark_static_address(part)
+        step = torch.compile(layer.step, mode="reduce-overhead", fullgraph=True)
+        for start in (0, 20):  # a second prompt goes into the state that the graph knows
+            want, _ = layer(x[:, start : start + 20])
+            _, prompt = layer(x[:, start : start + 10], output_state=True)
+            for part, new in zip(leaves(state), leaves(prompt), strict=True):
+                part.copy_(new)
+            for t in range(10, 20):
+                got = step(x[:, start + t : start + t + 1], state).clone()
+                assert_close(got, want[:, t : t + 1], rtol=5e-2, atol=2e-2)
+    assert counters["inductor"]["cudagraph_skips"] == 0
+
+
 def test_step_does_not_wait_for_the_device(variant: Variant) -> None:
     q, k, v = on_device(variant, length=1)
     state = variant.init_state(2, 2, device="cuda", dtype=q.dtype)

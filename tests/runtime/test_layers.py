@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -77,6 +78,62 @@ def test_autocast(variant: Variant) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y, _ = layer(torch.randn(2, 9, WIDTH))
     assert y.dtype == torch.bfloat16
+
+
+INSIDE = list(itertools.product([False, True], repeat=3))
+
+
+def within(inside: bool, dtype: torch.dtype) -> Any:
+    return torch.autocast("cpu", dtype=dtype, enabled=inside)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_states_cross_autocast(variant: Variant, dtype: torch.dtype, compiled: bool) -> None:
+    """A state from `init_state`, a sequence or steps, inside or outside, goes on inside or outside.
+
+    But for a window's state that autocast has made: outside its dtype is refused with the way out.
+    """
+    layer = layer_for(variant, torch.float32)
+    run, step = layer, layer.step
+    if compiled:
+        run, step = (torch.compile(f, fullgraph=True, backend="aot_eager") for f in (run, step))
+    x = torch.randn(2, 9, WIDTH)
+
+    def steps(x: torch.Tensor, state: Any) -> torch.Tensor:
+        return torch.cat([step(x[:, t : t + 1], state).float() for t in range(x.shape[1])], dim=1)
+
+    with torch.no_grad():
+        want, _ = layer(x)
+        for start, first, second in INSIDE:
+            with within(start, dtype):
+                state = layer.init_state(2)
+            with within(first, dtype):
+                head = steps(x[:, :3], state)
+                middle, state = run(x[:, 3:6], state=state, output_state=True)
+            refused = variant.spec.mixer == "sliding_window" and first and not second
+            if refused:
+                with pytest.raises(errors.StateError, match=rf"^state\.k: got {dtype}, .* or convert it, `"):
+                    step(x[:, 6:7], state)
+                state = state._replace(k=state.k.float(), v=state.v.float())
+            with within(second, dtype):
+                tail = steps(x[:, 6:], state)
+            assert_close(torch.cat([head, middle.float(), tail], dim=1), want, rtol=3e-2, atol=1e-2)
+
+
+def test_the_state_of_a_layer_whose_dtype_no_call_can_have(
+    variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights in float32, computed under autocast alone."""
+    layer = layer_for(variant, torch.float32)
+    monkeypatch.setattr(variant, "dtypes", (torch.bfloat16, torch.float16, torch.float64))
+    monkeypatch.setattr(variant._plain, "dtypes", variant.dtypes)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+            state = layer.init_state(2)
+            layer.step(torch.randn(2, 1, WIDTH), state)
+            layer(torch.randn(2, 3, WIDTH), state=state)
+            assert sum(x.nbytes for x in state if x is not None) == layer.state_bytes(2)
 
 
 def test_layers_copy_and_save(variant: Variant) -> None:

@@ -69,6 +69,8 @@ def test_forward_mode_is_refused(variant: Variant) -> None:
         tangent = forward_ad.make_dual(v, torch.ones_like(v))
         with pytest.raises(NotImplementedError, match="forward mode"):
             variant(q, k, tangent)
+        with pytest.raises(errors.GradientError, match="no forward mode: differentiate it backwards"):
+            variant(q, k, tangent)
         with pytest.raises(errors.GradientError, match="not differentiable"):
             variant.step(*first[:2], tangent[:, :1], state)
 
@@ -151,6 +153,39 @@ def test_empty_keeps_the_state(variant: Variant) -> None:
         assert got.data_ptr() != want.data_ptr()
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("batch, length, heads", [(0, 5, 2), (2, 0, 2), (2, 5, 0)])
+def test_gradients_of_empty_calls(
+    variant: Variant, batch: int, length: int, heads: int, compiled: bool
+) -> None:
+    """Of every output with respect to every input alone: zeros, but ones from a state to itself."""
+    start = variant.init_state(batch, heads, dtype=F64)
+    kept = [i for i, x in enumerate(start) if x is not None and x.is_floating_point()]
+    inputs = [*qkv(variant, batch, length, heads, F64), *(torch.randn_like(start[i]) for i in kept)]
+
+    def outputs(*inputs: torch.Tensor) -> list[torch.Tensor]:
+        parts = list(start)
+        for i, x in zip(kept, inputs[3:], strict=True):
+            parts[i] = x
+        o, end = variant(*inputs[:3], initial_state=type(start)(*parts), output_final_state=True)
+        return [o, *(end[i] for i in kept)]
+
+    run = torch.compile(outputs, fullgraph=True, backend="aot_eager") if compiled else outputs
+    for i, x in enumerate(inputs):
+        given = [y.detach().requires_grad_(j == i) for j, y in enumerate(inputs)]
+        for j, output in enumerate(run(*given)):
+            (got,) = torch.autograd.grad(output.sum(), given[i], retain_graph=True)
+            assert_close(got, torch.full_like(x, float(j > 0 and i - 3 == j - 1)), rtol=0, atol=0)
+
+
+def test_empty_calls_without_a_state_have_gradients(variant: Variant) -> None:
+    q, k, v = qkv(variant, length=0, requires_grad=True)
+    _, end = variant(q, k, v, output_final_state=True)
+    for output in (x for x in leaves(end) if x.is_floating_point()):
+        gradients = torch.autograd.grad(output.sum(), (q, k, v), retain_graph=True)
+        assert [x.shape for x in gradients] == [q.shape, k.shape, v.shape]
+
+
 def test_no_state_unless_asked(variant: Variant) -> None:
     assert variant(*qkv(variant))[1] is None
 
@@ -184,6 +219,42 @@ def test_autocast_leaves_the_inside_of_a_kernel_alone(variant: Variant) -> None:
     want = op(q, k, v, *rest)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert_close(op(q, k, v, *rest)[0], want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_casts_rings_like_keys(window: Variant, dtype: torch.dtype) -> None:
+    first, more = qkv(window), qkv(window, requires_grad=True)
+    _, start = window(*first, output_final_state=True)
+    start = start._replace(k=start.k.requires_grad_(), v=start.v.requires_grad_())
+    with torch.autocast("cpu", dtype=dtype):
+        o, end = window(*more, initial_state=start, output_final_state=True)
+    assert o.dtype == end.k.dtype == end.v.dtype == dtype
+    cast = start._replace(k=start.k.to(dtype), v=start.v.to(dtype))
+    want, _ = window(*(x.to(dtype) for x in more), initial_state=cast)
+    assert_close(o, want, rtol=0, atol=0)
+    o.float().sum().backward()
+    assert start.k.grad is not None and start.k.grad.abs().sum() > 0
+
+
+def test_autocast_steps_in_the_dtype_of_the_ring(window: Variant) -> None:
+    token = qkv(window, length=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for dtype in (torch.float32, torch.bfloat16):
+            state, other = (window.init_state(2, 2, dtype=dtype) for _ in range(2))
+            got = window.step(*(x.bfloat16() for x in token), state)
+            with torch.autocast("cpu", enabled=False):
+                want = window.step(*(x.bfloat16().to(dtype) for x in token), other)
+            assert_close([got, *state], [want, *other], rtol=0, atol=0)
+        for dtype in (torch.float16, torch.float64):
+            with pytest.raises(errors.StateError, match=rf"^state\.k: got {dtype}, .* convert it"):
+                window.step(*token, window.init_state(2, 2, dtype=dtype))
+
+
+def test_autocast_where_the_spec_has_float32_alone(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variant, "dtypes", (torch.float32, torch.float64))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        o, _ = variant(*qkv(variant, dtype=torch.bfloat16))
+    assert o.dtype == torch.float32
 
 
 def test_autocast_leaves_float64_alone(variant: Variant) -> None:
