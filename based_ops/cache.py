@@ -74,10 +74,9 @@ def entry_spec(name: str) -> str | None:
     return _spec_of(cache_directory() / name)
 
 
-def same_modules(name: str, other: str) -> bool:
-    """Whether the modules of two entries are equal to the byte."""
-    root = cache_directory()
-    return _hashes(root / name / name) == _hashes(root / other / other)
+def same_modules(directory: Path, other: Path) -> bool:
+    """Whether two directories of an entry's modules are equal to the byte."""
+    return _hashes(directory) == _hashes(other)
 
 
 def _put(made: Path, place: Path, spec: str, aside: Path) -> None:

@@ -80,14 +80,15 @@ def operators(name: str) -> None:
     found = _of_spec(parse_spec(spec, f"<the spec of {name} in the cache>"))
     if found.name == name:
         return
-    if not same_modules(name, found.name):
+    place, present = cache_directory() / name, _package(found.name)
+    if not same_modules(place / name, Path(sys.modules[present].__path__[0]) / found.name):
         raise VersionError(
             f"{name}: a program calls its operators, but was exported with another build of this layer; "
             f"the present one is {found.name}: export the program again"
         )
     with _lock:
         if name not in names():  # another compiler, but it prints the same
-            import_package(name, cache_directory() / name)
+            import_package(name, place)
 
 
 def _of_spec(spec: LayerSpec) -> Variant:
@@ -111,9 +112,13 @@ class _FromSource(importlib.machinery.SourceFileLoader):
         raise OSError("no bytecode")
 
 
+def _package(name: str) -> str:
+    return f"based_ops_jit_{name}"
+
+
 def import_package(name: str, directory: Path) -> None:
     """Imports a package directory under a name of its own, which registers its variant."""
-    package = f"based_ops_jit_{name}"
+    package = _package(name)
     init = directory / "__init__.py"
     loader = _FromSource(package, str(init))
     found = importlib.util.spec_from_file_location(

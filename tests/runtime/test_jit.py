@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from torch.testing import assert_close
 
 import based_ops
 from based_ops import errors, jit
+from based_ops.cache import entry
 from based_ops.codegen.errors import SpecErrors
 from based_ops.codegen.pipeline import cache_key
 from based_ops.codegen.spec.load import load_file
+from based_ops.codegen.spec.model import dump_yaml
 
 SPEC = """\
 name: {name}
@@ -115,22 +118,29 @@ def test_a_faster_process_wins(cache: Path, tmp_path: Path, monkeypatch: pytest.
 
     generate_one = pipeline.generate_one
 
-    def overtaken(spec: object, out: Path, variant: str) -> str:
-        generate_one(spec, cache / variant, variant)
-        return generate_one(spec, out, variant)
+    def overtaken(spec: Any, out: Path, variant: str) -> None:
+        entry(variant, dump_yaml(spec), lambda faster: generate_one(spec, faster, variant))
+        generate_one(spec, out, variant)
 
     monkeypatch.setattr(pipeline, "generate_one", overtaken)
     op = based_ops.load(write(tmp_path, 1.375))
     assert [entry.name for entry in entries(cache)] == [op.name]
 
 
-def test_foreign_content_is_refused(cache: Path, tmp_path: Path) -> None:
+def test_foreign_content_is_made_again(cache: Path, tmp_path: Path) -> None:
     path = write(tmp_path, 1.5)
     name = f"mine_{cache_key(load_file(path))}"
     (cache / name).mkdir(parents=True, mode=0o700)
+    (cache / name / "__init__.py").write_text("raise AssertionError('not ours')")
     cache.chmod(0o700)
-    with pytest.raises(errors.CacheError, match="delete this directory"):
-        based_ops.load(path)
+    assert based_ops.load(path).name == name
+    assert [entry.name for entry in entries(cache)] == [name]
+
+
+def test_the_cache_of_bytecode_is_not_used(cache: Path, tmp_path: Path) -> None:
+    op = based_ops.load(write(tmp_path, 1.5625))
+    op._record.module("torch")
+    assert not list(cache.rglob("__pycache__"))
 
 
 def test_bad_specs_write_nothing(cache: Path, tmp_path: Path) -> None:

@@ -297,6 +297,20 @@ def test_a_step_changes_its_state_and_autograd_knows(variant: Variant) -> None:
         assert [part._version for part in leaves(state)] == [count] * len(leaves(state))
 
 
+def test_shared_memory_is_never_replayed(variant: Variant, long_ones: list[str]) -> None:
+    q, k, v = qkv(variant, length=1, dtype=BF16)
+    state = variant.init_state(2, 2, dtype=BF16)
+    for _ in range(2):
+        variant.step(q, k, v, state)
+    long_ones.clear()
+    inside = state[0].flatten().view(BF16)[: q.numel()].view(q.shape)
+    for shared in ((inside, k, v), (q, inside, v)):
+        with pytest.raises(errors.StateError, match=f"^state.{state._fields[0]}: got memory that [qk] has"):
+            variant.step(*shared, state)
+    variant.step(k, q, v, state)  # of other addresses, but apart
+    assert not long_ones
+
+
 def test_second_derivatives_are_refused(variant: Variant) -> None:
     q, k, v = qkv(variant, dtype=BF16, requires_grad=True)
     for _ in range(2):

@@ -1,0 +1,226 @@
+"""Operators that are called directly: what does not fit is named before any kernel runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
+from torch.testing import assert_close
+
+import based_ops
+from based_ops import errors, ops
+from based_ops.overlap import extent, overlapping
+from based_ops.variant import Variant
+
+from .conftest import representatives
+from .inputs import leaves, qkv
+
+F32 = torch.float32
+SIZES = {"B": 2, "T": 5, "Tk": 5, "H": 3}
+PASSES = ("forward", "backward", "step")
+
+
+def operator(variant: Variant, which: str) -> Any:
+    return getattr(torch.ops.based_ops, f"{variant.name}_{which}").default
+
+
+def arguments(variant: Variant, which: str, optional: bool = True) -> list[Any]:
+    """Arguments that fit, of odd sizes; all that may be left out, or nothing of it."""
+    taken = ops.of(variant.name).admission.operands[which]
+    sizes = SIZES | taken.sizes
+    found: list[Any] = []
+    for argument, operand in zip(operator(variant, which)._schema.arguments, taken.entries, strict=True):
+        if operand is None:
+            found.append({"float": 0.5, "bool": True}.get(str(argument.type), "torch"))
+        elif not operand.argument.present and not operand.returned or (operand.part_of and not optional):
+            found.append(None)
+        else:
+            dims = operand.argument.dims if operand.argument.present else (0,)
+            shape = [sizes[dim] if isinstance(dim, str) else dim for dim in dims]
+            integer = operand.argument.dtype == "int32"
+            found.append(torch.zeros(shape, dtype=torch.int32) if integer else torch.rand(shape))
+    return found
+
+
+@pytest.mark.parametrize("optional", [True, False])
+@pytest.mark.parametrize("which", PASSES)
+def test_what_fits_is_served(any_variant: Variant, which: str, optional: bool) -> None:
+    operator(any_variant, which)(*arguments(any_variant, which, optional))
+
+
+def narrower(x: torch.Tensor, dim: int) -> torch.Tensor:
+    return x.narrow(dim, 0, x.shape[dim] - 1)
+
+
+def wider(x: torch.Tensor, dim: int) -> torch.Tensor:
+    return torch.cat([x, x.narrow(dim, 0, 1)], dim)
+
+
+@given(st.data())
+def test_what_does_not_fit_is_named(data: st.DataObject) -> None:
+    """One tensor is changed in one way, in a call with and without data."""
+    variant = based_ops.get(data.draw(st.sampled_from(representatives()), "variant"))
+    which = data.draw(st.sampled_from(PASSES), "pass")
+    given = arguments(variant, which)
+    taken = ops.of(variant.name).admission.operands[which]
+    places = [place for place in taken.places if given[place] is not None]
+    place = data.draw(st.sampled_from(places), "tensor")
+    operand, x = taken.tensors[place], given[place]
+    change = data.draw(st.sampled_from(["shape", "rank", "dtype", "device", "absent"]), "change")
+    if change == "shape":
+        dim = data.draw(st.integers(0, x.dim() - 1), "dim")
+        more = data.draw(st.booleans(), "more")
+        free = operand.argument.dims[dim] if operand.argument.present else 0
+        if free in taken.signature.longer and more:
+            more = False  # a window may have more keys than queries
+        if x.shape[dim] == 0:
+            changed = x.new_zeros(1)
+        else:
+            changed = (wider if more else narrower)(x, dim)
+        tied = sum(free in other.argument.dims for other in taken.tensors.values()) > 1
+        longer = free in taken.signature.longer.values() and which == "forward" and place == taken.lead
+        if isinstance(free, str) and (not tied or (longer and not more)):
+            return  # nothing else has this size, or fewer queries than keys
+    elif change == "rank":
+        changed = x.unsqueeze(data.draw(st.integers(0, x.dim()), "dim"))
+    elif change == "dtype":
+        changed = x.to(data.draw(st.sampled_from([torch.int64, torch.bool, torch.complex64]), "dtype"))
+    elif change == "device":
+        changed = x.to("meta")
+    else:
+        changed = None
+        group = [y for y in taken.tensors.values() if y.part_of == operand.part_of and y.argument.present]
+        if not operand.part_of or len(group) < 2:
+            return  # the schema says that it must be there, or it may be left out alone
+    given[place] = changed
+    with pytest.raises(errors.BasedOpsError):
+        operator(variant, which)(*given)
+    if change == "device":
+        return
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fakes = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in given]
+        with pytest.raises(errors.BasedOpsError):
+            operator(variant, which)(*fakes)
+
+
+@pytest.mark.parametrize("which", PASSES)
+def test_kernel_strings(variant: Variant, which: str) -> None:
+    build = variant._record.build
+    call = arguments(variant, which)[:-1]
+    op = operator(variant, which)
+    for fine in ("torch", "default", f"torch-{build}", f"default-{build}"):
+        op(*call, fine)
+    for wrong, error, match in [
+        ("torch-deadbeef", errors.VersionError, f"must be of build {build}.*export or compile it again"),
+        (f"torch-{build}0", errors.VersionError, "must be of build"),
+        ("nothing", errors.BackendUnavailable, "must be one of default, triton, tilelang, torch"),
+        ("", errors.BackendUnavailable, "must be one of"),
+        (f"Torch-{build}", errors.BackendUnavailable, "must be one of"),
+    ]:
+        with pytest.raises(error, match=match):
+            op(*call, wrong)
+
+
+def test_gradients_of_an_operator_that_asks_for_the_default(variant: Variant) -> None:
+    inputs = qkv(variant, dtype=torch.float64, requires_grad=True)
+    rest = [None if isinstance(x, torch.Tensor) else x for x in arguments(variant, "forward")[3:-1]]
+    for kernel in ("default", "torch"):
+        o, *_ = operator(variant, "forward")(*inputs, *rest, kernel)
+        want = variant.reference(*inputs, scale=0.5)
+        assert_close(torch.autograd.grad(o.sum(), inputs), torch.autograd.grad(want.sum(), inputs))
+
+
+def test_a_public_call_is_checked_once(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    def again(*_: Any) -> str:
+        raise AssertionError("checked twice")
+
+    inputs, state = qkv(variant, requires_grad=True), variant.init_state(2, 2)
+    monkeypatch.setattr(ops.of(variant.name).admission, "kernel", again)
+    variant(*inputs)[0].sum().backward()
+    with torch.no_grad():
+        variant(*inputs, initial_state=state)
+        variant.step(*(x[:, :1] for x in inputs), state)
+    with pytest.raises(AssertionError, match="checked twice"):
+        operator(variant, "step")(*arguments(variant, "step"))
+
+
+def test_strided_states_are_as_good_as_dense_ones(any_variant: Variant) -> None:
+    """What comes out is dense, whatever went in."""
+    _, start = any_variant(*qkv(any_variant, 3), output_final_state=True)
+    strided = [None if x is None else x.transpose(0, 1).contiguous().transpose(0, 1) for x in start]
+    if isinstance(start, based_ops.SlidingWindowState):
+        lengths = torch.arange(6, dtype=torch.int32).view(2, 3).T  # of each sequence another
+        start, strided[2] = start._replace(position=lengths.contiguous()), lengths
+    for length in (0, 1, 7):
+        inputs = qkv(any_variant, 3, length)
+        want, ends = any_variant(*inputs, initial_state=start, output_final_state=True)
+        got, found = any_variant(*inputs, initial_state=type(start)(*strided), output_final_state=True)
+        assert_close(got, want, rtol=0, atol=0)
+        for x, y in zip(leaves(found), leaves(ends), strict=True):
+            assert x.is_contiguous()
+            assert_close(x, y, rtol=0, atol=0)
+        any_variant.step(*(x[:, :1] for x in qkv(any_variant, 3)), found)
+
+
+@given(st.data())
+def test_shared_memory_is_refused(data: st.DataObject) -> None:
+    """Two arguments of a step begin in the same piece of memory; if one is written, that is an error."""
+    variant = based_ops.get(data.draw(st.sampled_from(representatives()), "variant"))
+    token, state = list(qkv(variant, 1, 1, 1)), list(variant.init_state(1, 1))
+    tensors = [x for x in (*token, *state) if x is not None]
+    first, second = data.draw(st.sets(st.integers(0, len(tensors) - 1), min_size=2, max_size=2), "which")
+    first, second = sorted((first, second))
+    memory = torch.zeros(1 << 16, dtype=F32)
+    offset = data.draw(st.integers(-2, 2), "offset") * 16
+    start = 1 << 14
+
+    def put(x: torch.Tensor, at: int) -> torch.Tensor:
+        piece = memory[at : at + x.numel()]
+        return (piece if x.dtype == F32 else piece.view(x.dtype)).view(x.shape)
+
+    placed = list(tensors)
+    placed[first] = put(tensors[first], start)
+    placed[second] = put(tensors[second], start + offset)
+    shares = offset < tensors[first].numel() and -offset < tensors[second].numel()
+    call = (*placed[:3], type(variant.init_state(1, 1))(*placed[3:], *[None] * state.count(None)))
+    direct = (*placed[:3], 0.5, *placed[3:], *[None] * state.count(None), "torch")
+    if shares and second >= 3:
+        for function, given in ((variant.step, call), (operator(variant, "step"), direct)):
+            with pytest.raises(errors.StateError, match="memory that .* has too"):
+                function(*given)
+    else:
+        variant.step(*call)
+        operator(variant, "step")(*direct)
+
+
+def test_one_tensor_twice_is_refused_while_tracing(window: Variant) -> None:
+    ring = window.init_state(1, 1)
+    twice = ring._replace(v=ring.k)
+    compiled = torch.compile(window.step, fullgraph=True, backend="aot_eager")
+    with pytest.raises(errors.StateError, match="memory that state.k has too"):
+        compiled(*qkv(window, 1, 1, 1), twice)
+
+
+@given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 4)), min_size=2, max_size=6), st.data())
+def test_overlapping_says_what_bytes_say(spans: list[tuple[int, int]], data: st.DataObject) -> None:
+    written = data.draw(st.integers(0, len(spans)))
+    bytes_of = [set(range(start, start + size)) for start, size in spans]
+    pairs = {
+        (i, j) for i in range(len(spans)) for j in range(len(spans)) if i < j and bytes_of[i] & bytes_of[j]
+    }
+    wanted = {pair for pair in pairs if max(pair) >= written}
+    found = overlapping([start for start, _ in spans], [size for _, size in spans], written)
+    assert (found is None) == (not wanted)
+    if found is not None:
+        first, second = sorted(found)
+        assert (first, second) in wanted
+
+
+def test_extent_reaches_behind_the_last_element() -> None:
+    x = torch.zeros(4, 6)
+    for view, size in ((x, 96), (x[:, :2], 80), (x[::2], 72), (x[:0], 0), (x[0].expand(3, 6), 24)):
+        assert extent(view) == size
