@@ -70,7 +70,7 @@ def qkv(variant: Facts, q: Tensor, k: Tensor, v: Tensor, tokens: int | None = No
         _explain_layouts(q, k, v)
         raise
     dtype = q.dtype
-    if not (k.dtype == dtype and v.dtype == dtype and dtype in variant.dtypes):
+    if not (k.dtype is dtype and v.dtype is dtype and dtype in variant.dtypes):
         _explain_dtypes(variant, q, k, v)
     device = q.device
     if not (k.device == device and v.device == device):
@@ -204,7 +204,7 @@ def state_part(
         fail(StateError, f"{argument}.{name}", type(part).__name__, "a torch.Tensor")
     if (
         part.shape == shape
-        and part.dtype == dtype
+        and part.dtype is dtype
         and part.device == like.device
         and (not in_place or part.is_contiguous())
     ):

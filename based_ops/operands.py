@@ -74,6 +74,16 @@ class Operands:
         return tuple(self.tensors)
 
     @functools.cached_property
+    def strided(self) -> tuple[int, ...]:
+        """Where those stand that kernels take with any strides but in the last dimension."""
+        return tuple(place for place, x in self.tensors.items() if x.strided and not x.written)
+
+    @functools.cached_property
+    def packed(self) -> tuple[int, ...]:
+        """Where those stand that kernels take contiguous; what an operator updates is as it is."""
+        return tuple(place for place, x in self.tensors.items() if not (x.strided or x.written))
+
+    @functools.cached_property
     def lead(self) -> int:
         """Where the input stands whose dtype and device are those of the call."""
         return self.named(self.signature.lead.name)

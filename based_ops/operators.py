@@ -6,7 +6,6 @@ A mixer says what its operators take and give (`codegen.spec.signature`) and not
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import starmap
 from typing import Any
 
 import torch
@@ -16,8 +15,8 @@ from based_ops.codegen.names import PASSES
 from based_ops.codegen.spec.signature import Argument
 
 from .admission import checked
-from .operands import Operand, dtype_of
-from .ops import Ops, below_autograd, call, dense, derive, derive_backward, derive_step, launch
+from .operands import Operands, dtype_of
+from .ops import Ops, below_autograd, call, derive, derive_backward, derive_step, launch
 from .tracing import is_traced
 
 
@@ -33,28 +32,30 @@ def define(ops: Ops) -> None:
 def _implementation(ops: Ops, which: str) -> Callable[..., Any]:
     """What an operator does everywhere: it calls the generated function of its pass."""
     kernels, admission = ops.kernels, ops.admission
+    taken: Operands | None = None
 
     def run(*arguments: Any) -> Any:
+        nonlocal taken
+        if taken is None:  # what a layer's operators take is not asked for before the first call
+            taken = admission.operands[which]
         kernel = arguments[-1]
         if checked.tensor is arguments[0]:
             checked.tensor = None
         else:
             kernel = admission.kernel(which, *arguments)
-        taken = admission.operands[which]
-        entries = zip(taken.entries[:-1], arguments, strict=False)
-        return launch(getattr(kernels[kernel], which), arguments[taken.lead], *starmap(_ready, entries))
+        passed = [*arguments[:-1]]
+        # Plain loops: a function for each tensor would take as long as all else that an operator does.
+        for place in taken.strided:
+            x = passed[place]
+            if x is not None and not (x.is_contiguous() or x.stride(-1) == 1):
+                passed[place] = x.contiguous()
+        for place in taken.packed:
+            x = passed[place]
+            if x is not None:
+                passed[place] = x.contiguous()
+        return launch(getattr(kernels[kernel], which), arguments[taken.lead], *passed)
 
     return run
-
-
-def _ready(entry: Operand | None, x: Any) -> Any:
-    """An argument as kernels take it.
-
-    What a user passes may have any strides but in its last dimension; what an operator updates is as it is.
-    """
-    if x is None or entry is None or entry.written:
-        return x
-    return dense(x) if entry.strided else x.contiguous()
 
 
 def _fake(ops: Ops, which: str) -> Callable[..., Any]:

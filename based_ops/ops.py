@@ -201,9 +201,11 @@ def call_step(op: OpOverload, ready: bool, state: tuple[torch.Tensor | None, ...
 
 
 def mark_written(tensors: Iterable[torch.Tensor | None]) -> None:
-    """Tells autograd that tensors, which a backward pass may still need, have changed."""
-    written = [tensor for tensor in tensors if tensor is not None and not tensor.is_inference()]
-    torch._C._increment_version(written)
+    """Tells autograd that tensors, which a backward pass may still need, have changed.
+
+    PyTorch refuses those that were made in inference mode where that is off, as it refuses all other changes.
+    """
+    torch._C._increment_version([tensor for tensor in tensors if tensor is not None])
 
 
 def below_autograd(op: OpOverload, keyset: Any, *args: Any) -> Any:

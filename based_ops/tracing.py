@@ -21,10 +21,9 @@ def run_while_tracing(function: Callable[P, R]) -> Callable[P, R]:
     return function
 
 
+_modes, _transforms = torch._C._len_torch_dispatch_stack, torch._C._are_functorch_transforms_active
+
+
 def is_traced() -> bool:
     """Whether operators called now are recorded, to run again later and elsewhere, or transformed."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() != 0
-        or torch._C._are_functorch_transforms_active()
-    )
+    return torch.compiler.is_compiling() or _modes() != 0 or _transforms()

@@ -75,6 +75,7 @@ class Variant(ABC):
         self._know(qk=spec.head_dims.qk, v=spec.head_dims.v, default_scale=float(spec.default_scale()))
         self._record = record
         self._ops = ops.of(record.name)
+        self._collision = self._ops.admission.apart.collision
         self._replays = Replays()
         self._setup()
 
@@ -230,7 +231,7 @@ class Variant(ABC):
         """Raises `StateError` if parts of a valid state share memory with each other or with q, k, v."""
         parts = state if state[-1] is not None else state[:-1]  # what a layer lacks comes last
         if facts is not self:
-            found = self._ops.admission.apart.collision((*qkv, *parts), 3)
+            found = self._collision((*qkv, *parts), len(qkv))
         else:  # traced tensors have no memory yet: the operator sees where they lie
             found = next(((3, 4) for part in parts[1:] if part is parts[0]), None)
         if found is not None:
