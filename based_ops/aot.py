@@ -55,7 +55,7 @@ def compile_triton(
     from triton.compiler import ASTSource
     from triton.experimental.gluon._runtime import GluonASTSource
 
-    from based_ops.codegen.ir.nodes import counts
+    from based_ops.codegen.ir.kernels import counts
 
     kernel = getattr(module, program)
     constants = dict(module.SCHEDULE[program][dtype])

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import operator
 import warnings
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,12 +26,19 @@ from .errors import (
     fail,
 )
 
+if TYPE_CHECKING:
+    from based_ops.codegen.spec.signature import Argument
+
 
 class Facts(Protocol):
     """What the checks read of a variant, see `Variant._facts`."""
 
     name: str
     dtypes: tuple[torch.dtype, ...]
+
+
+class Widths(Facts, Protocol):
+    """The same of attention."""
 
     @property
     def qk(self) -> int: ...
@@ -43,7 +51,7 @@ def sizes(tensor: Tensor) -> tuple[int, ...]:
     return tuple([operator.index(size) for size in tensor.shape])
 
 
-def qkv(variant: Facts, q: Tensor, k: Tensor, v: Tensor, tokens: int | None = None) -> tuple[int, int, int]:
+def qkv(variant: Widths, q: Tensor, k: Tensor, v: Tensor, tokens: int | None = None) -> tuple[int, int, int]:
     """q, k [B,T,H,qk] and v [B,T,H,v] of one allowed dtype, on one device; T = `tokens` if given.
 
     Returns B, T and H.
@@ -81,18 +89,23 @@ def qkv(variant: Facts, q: Tensor, k: Tensor, v: Tensor, tokens: int | None = No
 
 def _explain_layouts(q: Tensor, k: Tensor, v: Tensor) -> None:
     for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if tensor.is_nested:
-            fail(
-                ArgumentTypeError,
-                name,
-                "a nested tensor",
-                "a dense one: pad its sequences behind their ends, or call once for each",
-            )
-        if tensor.layout != torch.strided:
-            fail(ArgumentTypeError, name, f"a tensor of layout {tensor.layout}", "dense, as of `to_dense()`")
+        layout(name, tensor)
 
 
-def _explain_shapes(variant: Facts, q: Tensor, k: Tensor, v: Tensor, tokens: int | None) -> None:
+def layout(name: str, tensor: Tensor) -> None:
+    """A dense tensor."""
+    if tensor.is_nested:
+        fail(
+            ArgumentTypeError,
+            name,
+            "a nested tensor",
+            "a dense one: pad its sequences behind their ends, or call once for each",
+        )
+    if tensor.layout != torch.strided:
+        fail(ArgumentTypeError, name, f"a tensor of layout {tensor.layout}", "dense, as of `to_dense()`")
+
+
+def _explain_shapes(variant: Widths, q: Tensor, k: Tensor, v: Tensor, tokens: int | None) -> None:
     time = "T" if tokens is None else tokens
     for name, tensor, width in (("q", q, variant.qk), ("k", k, variant.qk), ("v", v, variant.v)):
         if tensor.dim() != 4 or tensor.shape[3] != width:
@@ -177,10 +190,10 @@ def count(name: str, value: Any, least: int) -> None:
         fail(ArgumentValueError, name, value, f"at least {least}")
 
 
-def sizes_of_state(variant: Facts, batch: Any, heads: Any, dtype: Any) -> None:
-    """What a state is made for: batch and heads, each of which may be 0, and the inputs' dtype or None."""
+def sizes_of_state(variant: Facts, batch: Any, units: Any, dtype: Any, unit: str = "heads") -> None:
+    """What a state is made for: a batch and heads, each of which may be 0, and the inputs' dtype or None."""
     count("batch", batch, 0)
-    count("heads", heads, 0)
+    count(unit, units, 0)
     if dtype is not None and dtype not in variant.dtypes:
         allowed = ", ".join([str(x) for x in variant.dtypes])
         fail(DtypeError, "dtype", str(dtype), f"one of {allowed}, or None")
@@ -225,14 +238,66 @@ def state_part(
     )
 
 
-def no_gradient(**tensors: Tensor | None) -> None:
+def no_gradient(names: Iterable[str], tensors: Iterable[Tensor | None]) -> None:
     """A step is not differentiable."""
-    if torch.is_grad_enabled():
-        for name, tensor in tensors.items():
-            if tensor is not None and tensor.requires_grad:
-                fail(
-                    GradientError,
-                    name,
-                    "a tensor that requires a gradient",
-                    "used under torch.no_grad(): a step updates its state in place and is not differentiable",
+    for name, tensor in zip(names, tensors, strict=True):
+        if tensor is not None and tensor.requires_grad:
+            fail(
+                GradientError,
+                name,
+                "a tensor that requires a gradient",
+                "used under torch.no_grad(): a step updates its state in place and is not differentiable",
+            )
+
+
+def cast(x: Any, dtype: torch.dtype) -> Any:
+    """`x` as autocast casts it."""
+    # float64 stays, and so does what is no floating tensor, for the checks to name.
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == torch.float64:
+        return x
+    return x.to(dtype)
+
+
+def inputs(
+    arguments: Sequence[Argument], variant: Facts, tensors: Sequence[Tensor | None], tokens: int | None = None
+) -> tuple[int, int, int]:
+    """Inputs as `arguments` describe them, of one allowed dtype, on one device; T = `tokens` if given.
+
+    Returns the first three sizes of the first, which are batch, length, and heads or channels.
+    """
+    known: dict[str, Any] = {} if tokens is None else {"T": tokens}
+    lead = tensors[0]
+    for x, tensor in zip(arguments, tensors, strict=True):
+        if tensor is None and x.optional:
+            continue
+        if not x.present:
+            fail(ArgumentTypeError, x.name, "a tensor", f"None, since {variant.name} takes none")
+        if not isinstance(tensor, Tensor):
+            fail(ArgumentTypeError, x.name, type(tensor).__name__, "a torch.Tensor")
+        layout(x.name, tensor)
+        shape = tensor.shape
+        if len(shape) == len(x.dims):
+            for dim, size in zip(x.dims, shape, strict=True):
+                want = (
+                    dim
+                    if isinstance(dim, int)
+                    else known.setdefault(dim, tokens if dim == "T" and tokens else size)
                 )
+                if size != want:
+                    break
+            else:
+                _same_kind(variant, x.name, tensor, arguments[0].name, lead)
+                continue
+        wanted = [str(operator.index(known[dim])) if dim in known else str(dim) for dim in map(str, x.dims)]
+        fail(ShapeError, x.name, sizes(tensor), f"of shape [{', '.join(wanted)}] for {variant.name}")
+    return known["B"], known["T"], known[str(arguments[0].dims[2])]
+
+
+def _same_kind(variant: Facts, name: str, tensor: Tensor, first: str, lead: Any) -> None:
+    if tensor.dtype not in variant.dtypes:
+        allowed = ", ".join([str(dtype) for dtype in variant.dtypes])
+        fail(DtypeError, name, str(tensor.dtype), f"one of {allowed} (float64 on the torch backend only)")
+    if tensor.dtype != lead.dtype:
+        fail(DtypeError, name, str(tensor.dtype), f"of {first}'s dtype, {lead.dtype}")
+    if tensor.device != lead.device:
+        fail(DeviceError, name, str(tensor.device), f"on the device of {first}, {lead.device}")

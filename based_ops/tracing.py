@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -27,3 +27,21 @@ _modes, _transforms = torch._C._len_torch_dispatch_stack, torch._C._are_functorc
 def is_traced() -> bool:
     """Whether operators called now are recorded, to run again later and elsewhere, or transformed."""
     return torch.compiler.is_compiling() or _modes() != 0 or _transforms()
+
+
+_numbers: dict[tuple[str, str], Any] = {}
+
+
+def numbers(variant: str, values: Mapping[str, Any]) -> None:
+    """Says what `number` gives."""
+    _numbers.update({(variant, which): value for which, value in values.items()})
+
+
+@run_while_tracing
+def number(variant: str, which: str) -> Any:
+    """A number of a variant, for Dynamo a constant.
+
+    Dynamo takes numbers that it reads from an object as symbols under dynamic shapes, but not the result of a
+    function that it runs on strings.
+    """
+    return _numbers[variant, which]

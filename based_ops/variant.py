@@ -1,25 +1,29 @@
-"""The public object of a variant: what `based_ops.get` and `based_ops.load` return."""
+"""What the public objects of all mixers share: what `based_ops.get` and `based_ops.load` return.
+
+Everything here follows from the signature of the layer.  A mixer adds the public functions with their names
+and documents, and what a state becomes before and after an operator.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
+from itertools import compress
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from . import checks, dispatch, ops
+from . import checks, dispatch, ops, tracing
 from .admission import refuse_overlap
-from .arguments import refuse
+from .ops import call, call_step
 from .replay import Replays, recordable
-from .tracing import is_traced, run_while_tracing
+from .state_form import StateForm
+from .tracing import is_traced, number
 
 if TYPE_CHECKING:
-    from based_ops.codegen.spec.model import LayerSpec
-
     from .record import Record
 
 
@@ -28,43 +32,29 @@ def dtype_named(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
-_numbers: dict[tuple[str, str], Any] = {}
-
-
-@run_while_tracing
-def _number(variant: str, which: str) -> Any:
-    return _numbers[variant, which]
-
-
 def constant(which: str, doc: str) -> property:
-    """A read-only number of a variant, for Dynamo a constant.
-
-    Dynamo takes numbers that it reads from an object as symbols under dynamic shapes, but not the result of a
-    function that it runs on strings.
-    """
+    """A read-only number of a variant, for Dynamo a constant."""
 
     def read(variant: Variant) -> Any:
-        return _number(variant.name, which)
+        return number(variant.name, which)
 
     return property(read, doc=doc)
 
 
-class Variant(ABC):
-    """A compiled layer spec.
+Tensors = tuple[Tensor | None, ...]
 
-    Tensors are [B, T, H, D] (B batch, T tokens, H heads; q and k of width `qk`, v of width `v`), share B, T,
-    H, dtype and device, and may have any strides; one whose last dimension is not dense is copied.  B, T and
-    H may be 0.
-    """
+
+class Variant(ABC):
+    """A compiled layer spec."""
 
     name: str
-    spec: LayerSpec
+    spec: Any
+    """The spec, of its mixer's class (`codegen.mixers`)."""
     dtypes: tuple[torch.dtype, ...]
+    """Dtypes of inputs; float64 is computed on the torch backend only."""
     _state_type: Any
-
-    qk = constant("qk", "Width of a query and of a key.")
-    v = constant("v", "Width of a value.")
-    default_scale = constant("default_scale", "The scale of a call that gives none.")
+    _other_dtype = ""
+    """What to say besides where a state has another dtype than the inputs."""
 
     def __init__(self, record: Record) -> None:
         spec = record.layer
@@ -72,16 +62,26 @@ class Variant(ABC):
         self.spec = spec
         self.dtypes = (*(dtype_named(name) for name in spec.dtypes), torch.float64)
         self._plain = SimpleNamespace(name=self.name, dtypes=self.dtypes)
-        self._know(qk=spec.head_dims.qk, v=spec.head_dims.v, default_scale=float(spec.default_scale()))
         self._record = record
         self._ops = ops.of(record.name)
         self._collision = self._ops.admission.apart.collision
         self._replays = Replays()
+        signature = self._ops.signature
+        self._names = tuple(x.name for x in signature.inputs)
+        self._optional = any(x.optional for x in signature.inputs)
+        width = signature.output.dims[-1]
+        self._like_output = next(i for i, x in enumerate(signature.inputs) if x.dims[-1] == width)
+        self._form = StateForm(self.name, self._state_type, signature, spec.kept_dtype, self._other_dtype)
+        self._kept = len(signature.kept)
+        self._no_carry: Tensors = (None,) * len(signature.carried)
+        self._no_final: Tensors = (None,) * len(signature.final)
+        self._asked = bool(signature.final)
+        self._keeps_output = signature.keeps_output
         self._setup()
 
     def _know(self, **numbers: Any) -> None:
         """Sets the values of `constant` properties."""
-        _numbers.update({(self.name, which): value for which, value in numbers.items()})
+        tracing.numbers(self.name, numbers)
         vars(self._plain).update(numbers)
 
     def _facts(self) -> Any:
@@ -93,7 +93,7 @@ class Variant(ABC):
         return self if is_traced() else self._plain
 
     def __repr__(self) -> str:
-        return f"<based_ops variant {self.name}: {self.spec.mixer}, qk {self.qk}, v {self.v}>"
+        return f"<based_ops variant {self.name}: {self.spec.mixer}, {self.spec.describe()}>"
 
     def __reduce__(self) -> Any:
         from based_ops.codegen.spec.model import dump_yaml
@@ -101,105 +101,6 @@ class Variant(ABC):
         from .jit import pickled
 
         return pickled, (self.name, dump_yaml(self.spec))
-
-    def __call__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        scale: float | None = None,
-        initial_state: Any = None,
-        output_final_state: bool = False,
-        backend: str | None = None,
-        **foreign: NoReturn,
-    ) -> tuple[Tensor, Any]:
-        """Causal attention over a sequence: `(o, final_state)`, with o [B,T,H,v] contiguous and of v's dtype.
-
-        There are no masks yet, and zeros are no padding of k: a zero key weighs φ(q)·φ(0), which a Taylor map
-        or elu(x) + 1 does not make 0, and a window counts it.  Padding before a sequence changes its outputs;
-        padding after it changes none, but the final state.
-
-        `scale` is a Python float that replaces the spec's.  `initial_state` is what an earlier call returned
-        for the tokens before these; `final_state` is None unless `output_final_state`.  Gradients flow to q,
-        k, v, the initial state, and from the final state, once.  Under autocast, inputs are cast to its
-        dtype, or to float32 if the spec lacks that.  Raises the errors of `based_ops.errors` before any
-        kernel runs.
-        """
-        if foreign:
-            refuse(Variant.__call__, tuple(foreign))
-        facts, key = self._facts(), None
-        if initial_state is None and not output_final_state and facts is not self:
-            key = self._key("forward", scale, backend)
-            if (results := self._replays.results(key, q, k, v)) is not None:
-                return results[0], None
-        return self._sequence(facts, key, q, k, v, scale, initial_state, output_final_state, backend)
-
-    def step(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        state: Any,
-        scale: float | None = None,
-        backend: str | None = None,
-        **foreign: NoReturn,
-    ) -> Tensor:
-        """One more token (T = 1): returns o [B,1,H,v] and updates `state` in place.  Not differentiable."""
-        if foreign:
-            refuse(Variant.step, tuple(foreign))
-        facts, key = self._facts(), None
-        if type(state) is self._state_type and facts is not self:
-            key = self._key("step", scale, backend)
-            parts = state if state[-1] is not None else state[:-1]  # what a layer lacks comes last
-            if (results := self._replays.results(key, q, k, v, *parts)) is not None:
-                return results[0]
-        return self._token(facts, key, q, k, v, state, scale, backend)
-
-    def init_state(
-        self,
-        batch: int,
-        heads: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        **foreign: NoReturn,
-    ) -> Any:
-        """The state before the first token, for inputs of `dtype`.
-
-        A window keeps that dtype, None being PyTorch's default; for a linear attention only float64 matters.
-        """
-        if foreign:
-            refuse(Variant.init_state, tuple(foreign))
-        checks.sizes_of_state(self._facts(), batch, heads, dtype)
-        return self._start(batch, heads, device, dtype)
-
-    def state_bytes(
-        self, batch: int, heads: int, dtype: torch.dtype | None = None, **foreign: NoReturn
-    ) -> int:
-        """Bytes of `init_state(batch, heads, dtype=dtype)`, whatever the length of the sequence."""
-        if foreign:
-            refuse(Variant.state_bytes, tuple(foreign))
-        checks.sizes_of_state(self._facts(), batch, heads, dtype)
-        return self._start_bytes(batch, heads, dtype)
-
-    def reference(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        scale: float | None = None,
-        initial_state: Any = None,
-        output_final_state: bool = False,
-        **foreign: NoReturn,
-    ) -> Any:
-        """Naive quadratic mathematics in q's precision: o, or (o, final_state) if `output_final_state`."""
-        if foreign:
-            refuse(Variant.reference, tuple(foreign))
-        checks.qkv(self, q, k, v)
-        scale = self.default_scale if scale is None else checks.scale(scale)
-        if initial_state is not None:
-            self._check_state(self, "initial_state", initial_state, q)
-        o, final_state = self._reference(q, k, v, scale, initial_state)
-        return (o, final_state) if output_final_state else o
 
     def backends(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -209,137 +110,164 @@ class Variant(ABC):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         return dispatch.statuses(self._record, torch.device(device).type, dtype or self.dtypes[0])
 
+    # What mixers add
+
+    if TYPE_CHECKING:  # a name says nothing of the mixer, and so of the numbers that it adds
+
+        def __getattr__(self, name: str) -> Any: ...
+
     @abstractmethod
-    def _setup(self) -> None:
+    def __call__(self, *inputs: Any, **options: Any) -> tuple[Tensor, Any]:
+        """The output of a sequence, and the state after it if that is asked for."""
+
+    @abstractmethod
+    def step(self, *inputs: Any, **options: Any) -> Tensor:
+        """The output of one more token; the state is updated in place."""
+
+    @abstractmethod
+    def init_state(self, *sizes: Any, **options: Any) -> Any:
+        """The state before the first token."""
+
+    @abstractmethod
+    def state_bytes(self, *sizes: Any, **options: Any) -> int:
+        """Bytes of such a state."""
+
+    @abstractmethod
+    def reference(self, *inputs: Any, **options: Any) -> Any:
+        """Naive mathematics in the inputs' precision."""
+
+    def _setup(self) -> None:  # noqa: B027
         """Sets the attributes of the mixer."""
 
-    @abstractmethod
-    def _start(
-        self, batch: int, heads: int, device: torch.device | str | None, dtype: torch.dtype | None
-    ) -> Any:
-        """`init_state` after validation."""
+    def _numbers(self, facts: Any, factor: Any) -> tuple[float, ...]:
+        """The factors of a call, checked, from what it gives for them."""
+        return ()
 
-    @abstractmethod
-    def _start_bytes(self, batch: int, heads: int, dtype: torch.dtype | None) -> int:
-        """`state_bytes` after validation."""
+    def _check_inputs(self, facts: Any, tensors: Tensors, tokens: int | None = None) -> tuple[int, int, int]:
+        """Batch, length, and heads or channels of a call; raises typed errors unless its inputs are right."""
+        return checks.inputs(self._ops.signature.inputs, facts, tensors, tokens)
 
-    @abstractmethod
-    def _check_state(self, facts: Any, argument: str, state: Any, q: Tensor, in_place: bool = False) -> None:
-        """Raises `StateError` unless `state` fits this variant, and a call with `q` that may update it."""
+    def _enter(self, tensors: Tensors, state: Any) -> tuple[Tensors, Tensors]:
+        """What the forward operator takes, of the inputs and of an initial state or None."""
+        return tensors, self._no_carry if state is None else tuple(state)
 
-    def _check_overlap(self, facts: Any, state: Any, *qkv: Tensor) -> None:
-        """Raises `StateError` if parts of a valid state share memory with each other or with q, k, v."""
-        parts = state if state[-1] is not None else state[:-1]  # what a layer lacks comes last
-        if facts is not self:
-            found = self._collision((*qkv, *parts), len(qkv))
-        else:  # traced tensors have no memory yet: the operator sees where they lie
-            found = next(((3, 4) for part in parts[1:] if part is parts[0]), None)
-        if found is not None:
-            refuse_overlap(("q", "k", "v", *(f"state.{name}" for name in state._fields)), found)
+    def _leave(self, tensors: Tensors, final: Sequence[Tensor], initial_state: Any, length: int) -> Any:
+        """The state after a call whose operator took `tensors`, and left `final`."""
+        parts = zip(self._form.parts, final, strict=True)
+        return self._state_type(*[x if part.present else None for part, x in parts])
 
     @abstractmethod
     def _reference(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float, initial_state: Any
+        self, tensors: Tensors, numbers: tuple[float, ...], initial_state: Any
     ) -> tuple[Tensor, Any]:
         """`reference` after validation."""
 
-    def _key(self, which: str, scale: Any, backend: Any) -> tuple[Any, ...]:
-        """What tells calls of a pass apart besides their tensors; see `Replays`."""
-        autocast = None
-        if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled("cuda"):
-            autocast = torch.get_autocast_dtype("cuda")
-        return which, scale, type(scale), dispatch.asked(backend), autocast  # True is 1.0, but no scale
+    # Calls
 
-    def _first(self, key: tuple[Any, ...], kernel: str, scale: float, *qkv: Tensor) -> Tensor:
-        """The outputs of a call without states; calls like it will be replayed."""
-        forward, trained = self._ops.kernels[kernel].forward, ops.needs_gradient(*qkv)
-
-        def run(*qkv: Tensor) -> Sequence[Tensor]:
-            return forward(*self._forward_arguments(scale, *qkv))[: 2 if trained else 1]
-
-        derive = partial(self._gradients, kernel, scale) if trained else None
-        return self._replays.first(key, run, qkv, derive)[0]
-
-    def _first_step(
-        self, key: tuple[Any, ...], kernel: str, scale: float, state: Any, *qkv: Tensor
-    ) -> Tensor:
-        """The same for a step."""
-        step, absent = self._ops.kernels[kernel].step, [None for part in state if part is None]
-        parts = [part for part in state if part is not None]  # what a layer lacks comes last
-
-        def run(q: Tensor, k: Tensor, v: Tensor, *parts: Tensor) -> Sequence[Tensor]:
-            return (step(q, k, v, scale, *parts, *absent),)
-
-        changed = range(len(qkv), len(qkv) + len(parts))
-        return self._replays.first(key, run, (*qkv, *parts), changed=changed)[0]
-
-    def _gradients(
+    def _call(
         self,
-        kernel: str,
-        scale: float,
-        d_o: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        o: Tensor,
-        kept: Tensor,
-    ) -> Sequence[Tensor]:
-        """Gradients of q, k and v, given that of o and what else the forward pass kept."""
-        tensors = (d_o, q, k, v, o, kept)
-        traced = is_traced()
-        if not (traced or ops.needs_gradient(*tensors)):
-            key = "backward", kernel, scale
-            if (results := self._replays.results(key, *tensors)) is not None:
-                return results
-            if recordable(kernel, *tensors):
-                backward = self._ops.kernels[kernel].backward
-
-                def run(*tensors: Tensor) -> Sequence[Tensor]:
-                    return backward(*self._backward_arguments(scale, *tensors))[:3]
-
-                return self._replays.first(key, run, tensors)
-        arguments = self._backward_arguments(scale, *tensors)
-        return ops.call(self._ops.backward, not traced, *arguments, kernel)[:3]
-
-    @abstractmethod
-    def _sequence(
-        self,
-        facts: Any,
-        key: tuple[Any, ...] | None,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        scale: float | None,
+        tensors: Tensors,
+        factor: Any,
         initial_state: Any,
         output_final_state: bool,
         backend: str | None,
     ) -> tuple[Tensor, Any]:
-        """`__call__` where nothing is remembered; with a `key` a call may be."""
+        """The output of a sequence, and the state after it if that is asked for."""
+        facts, key = self._facts(), None
+        if initial_state is None and not output_final_state and facts is not self:
+            given, key = self._given(tensors), self._key("forward", factor, backend, tensors)
+            if (results := self._replays.results(key, *given)) is not None:
+                return results[0], None
+        return self._sequence(facts, key, tensors, factor, initial_state, output_final_state, backend)
 
-    @abstractmethod
+    def _step(self, tensors: Tensors, factor: Any, state: Any, backend: str | None) -> Tensor:
+        """The output of one more token; the state is updated in place."""
+        facts, key = self._facts(), None
+        if type(state) is self._state_type and facts is not self:
+            given, key = self._given(tensors), self._key("step", factor, backend, tensors)
+            parts = state if state[-1] is not None else state[:-1]  # what a layer lacks comes last
+            if (results := self._replays.results(key, *given, *parts)) is not None:
+                return results[0]
+        return self._token(facts, key, tensors, factor, state, backend)
+
+    def _given(self, tensors: Tensors) -> Sequence[Any]:
+        """The inputs that a call gives."""
+        return [x for x in tensors if x is not None] if self._optional else tensors
+
+    def _sequence(
+        self,
+        facts: Any,
+        key: tuple[Any, ...] | None,
+        tensors: Tensors,
+        factor: Any,
+        initial_state: Any,
+        output_final_state: bool,
+        backend: str | None,
+    ) -> tuple[Tensor, Any]:
+        """`_call` where nothing is remembered; with a `key` a call may be."""
+        if torch._C._is_any_autocast_enabled():
+            tensors = self._autocast(tensors)
+            lead: Any = tensors[0]
+            if type(initial_state) is self._state_type and lead.dtype == self.autocast_dtype(lead):
+                initial_state = self._form.cast(initial_state, lead.dtype)
+        batch, length, units = self._check_inputs(facts, tensors)
+        numbers = self._numbers(facts, factor)
+        lead = tensors[0]
+        if initial_state is not None:
+            self._form.check("initial_state", initial_state, lead, facts is self)
+        kernel = dispatch.kernel(self.name, backend, lead.device, lead.dtype, facts is self)
+        if batch == 0 or length == 0 or units == 0:
+            return self._nothing(tensors, initial_state, output_final_state)
+        if key is not None and recordable(kernel, *self._given(tensors)):
+            return self._first(key, kernel, numbers, tensors), None
+        entered, carried = self._enter(tensors, initial_state)
+        asked = (output_final_state,) if self._asked else ()
+        arguments = (*entered, *numbers, *carried, *asked, kernel)
+        results = call(self._ops.forward, facts is not self, *arguments)
+        output, *others = results if isinstance(results, tuple) else (results,)
+        if not output_final_state:
+            return output, None
+        return output, self._leave(entered, others[self._kept :], initial_state, length)
+
     def _token(
         self,
         facts: Any,
         key: tuple[Any, ...] | None,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        tensors: Tensors,
+        factor: Any,
         state: Any,
-        scale: float | None,
         backend: str | None,
     ) -> Tensor:
-        """The same for `step`."""
+        """The same for `_step`."""
+        if torch._C._is_any_autocast_enabled():
+            tensors = self._autocast(tensors, self._form.inputs(state))
+        batch, _, units = self._check_inputs(facts, tensors, 1)
+        numbers = self._numbers(facts, factor)
+        lead: Any = tensors[0]
+        self._form.check("state", state, lead, facts is self, True)
+        self._check_overlap(facts, state, tensors)
+        if torch.is_grad_enabled():
+            checks.no_gradient(self._names, tensors)
+            checks.no_gradient([f"state.{part.field}" for part in self._form.parts], state)
+        kernel = dispatch.kernel(self.name, backend, lead.device, lead.dtype, facts is self)
+        if batch == 0 or units == 0:
+            output: Any = tensors[self._like_output]
+            return output.clone()
+        if key is not None and recordable(kernel, *self._given(tensors)):
+            return self._first_step(key, kernel, numbers, state, tensors)
+        arguments = (*tensors, *numbers, *state, kernel)
+        return call_step(self._ops.step, facts is not self, state, *arguments)
 
-    def _nothing(
-        self, q: Tensor, k: Tensor, v: Tensor, initial_state: Any, output_final_state: bool
-    ) -> tuple[Tensor, Any]:
+    def _nothing(self, tensors: Tensors, initial_state: Any, output_final_state: bool) -> tuple[Tensor, Any]:
         """A call without a batch, a token or a head: the state stays, and every gradient is zero."""
+        lead: Any = tensors[0]
+        like: Any = tensors[self._like_output]
         state = initial_state
         if state is None:
-            state = self._start(q.shape[0], q.shape[2], q.device, q.dtype)
-        parts = [x for x in (q, k, v, *state) if x is not None and x.is_floating_point()]
+            state = self._form.zeros(lead.shape[0], lead.shape[2], lead.device, lead.dtype, is_traced())
+        parts = [x for x in (*tensors, *state) if x is not None and x.is_floating_point()]
         zero = sum(x[:0].sum() for x in parts)  # of all arguments, as outputs are of all arguments elsewhere
-        o = v - zero
+        o = like - zero
         if not output_final_state:
             return o, None
         ends = [
@@ -347,33 +275,115 @@ class Variant(ABC):
         ]
         return o, self._state_type(*ends)
 
-    @staticmethod
-    @abstractmethod
-    def _forward_arguments(scale: float, q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, ...]:
-        """Arguments of the forward pass where no state comes in or goes out."""
+    # Calls like an earlier one
 
-    @staticmethod
-    @abstractmethod
-    def _backward_arguments(
-        scale: float, d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, kept: Tensor
-    ) -> tuple[Any, ...]:
-        """The same for the backward pass; `kept` is the forward pass's second result."""
+    def _key(self, which: str, factor: Any, backend: Any, tensors: Tensors) -> tuple[Any, ...]:
+        """What tells calls of a pass apart besides their tensors; see `Replays`."""
+        autocast = None
+        if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled("cuda"):
+            autocast = torch.get_autocast_dtype("cuda")
+        absent = tuple([x is None for x in tensors]) if self._optional else ()
+        # True is 1.0, but no factor.
+        return which, factor, type(factor), dispatch.asked(backend), autocast, absent
 
-    def _autocast(
-        self, q: Tensor, k: Tensor, v: Tensor, ring: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _first(
+        self, key: tuple[Any, ...], kernel: str, numbers: tuple[float, ...], tensors: Tensors
+    ) -> Tensor:
+        """The output of a call without states; calls like it will be replayed."""
+        given = self._given(tensors)
+        forward, trained = self._ops.kernels[kernel].forward, ops.needs_gradient(*given)
+        rest = (*numbers, *self._no_carry, *((False,) if self._asked else ()))
+        there = [x is not None for x in tensors]
+        wanted = 1 + self._kept if trained else 1
+
+        def run(*given: Tensor) -> Sequence[Tensor]:
+            results = forward(*_filled(there, given), *rest)
+            return results[:wanted] if isinstance(results, tuple) else (results,)
+
+        derive = partial(self._gradients, kernel, numbers, there) if trained else None
+        return self._replays.first(key, run, given, derive)[0]
+
+    def _first_step(
+        self,
+        key: tuple[Any, ...],
+        kernel: str,
+        numbers: tuple[float, ...],
+        state: Any,
+        tensors: Tensors,
+    ) -> Tensor:
+        """The same for a step."""
+        step, given = self._ops.kernels[kernel].step, self._given(tensors)
+        parts = [part for part in state if part is not None]  # what a layer lacks comes last
+        absent, count = [None] * (len(state) - len(parts)), len(given)
+        there = [x is not None for x in tensors]
+
+        def run(*passed: Tensor) -> Sequence[Tensor]:
+            return (step(*_filled(there, passed[:count]), *numbers, *passed[count:], *absent),)
+
+        changed = range(count, count + len(parts))
+        return self._replays.first(key, run, (*given, *parts), changed=changed)[0]
+
+    def _gradients(
+        self,
+        kernel: str,
+        numbers: tuple[float, ...],
+        there: Sequence[bool],
+        d_output: Tensor,
+        *tensors: Tensor,
+    ) -> Sequence[Tensor]:
+        """Gradients of the inputs that are `there`, given that of the output.
+
+        `tensors` are those inputs, the output, and what else the forward pass kept.
+        """
+        traced, count = is_traced(), sum(there)
+
+        def arguments(d_output: Tensor, *tensors: Tensor) -> tuple[Any, ...]:
+            read = tensors[count:] if self._keeps_output else tensors[count + 1 :]
+            inputs = _filled(there, tensors[:count])
+            return (d_output, *self._no_final, *inputs, *read, *numbers, *self._no_carry)
+
+        if not (traced or ops.needs_gradient(d_output, *tensors)):
+            key = "backward", kernel, numbers, tuple(there)
+            if (results := self._replays.results(key, d_output, *tensors)) is not None:
+                return results
+            if recordable(kernel, d_output, *tensors):
+                backward = self._ops.kernels[kernel].backward
+
+                def run(*tensors: Tensor) -> Sequence[Tensor]:
+                    return tuple(compress(backward(*arguments(*tensors)), there))
+
+                return self._replays.first(key, run, (d_output, *tensors))
+        results = call(self._ops.backward, not traced, *arguments(d_output, *tensors), kernel)
+        return tuple(compress(results, there))
+
+    def _check_overlap(self, facts: Any, state: Any, tensors: Tensors) -> None:
+        """Raises `StateError` if parts of a valid state share memory with each other or with inputs."""
+        parts = state if state[-1] is not None else state[:-1]  # what a layer lacks comes last
+        given = self._given(tensors)
+        if facts is not self:
+            found = self._collision((*given, *parts), len(given))
+        else:  # traced tensors have no memory yet: the operator sees where they lie
+            count = len(given)
+            found = next(((count, count + 1) for part in parts[1:] if part is parts[0]), None)
+        if found is not None:
+            names = compress(self._names, [x is not None for x in tensors])
+            refuse_overlap((*names, *(f"state.{part.field}" for part in self._form.parts)), found)
+
+    # Autocast
+
+    def _autocast(self, tensors: Tensors, ring: Tensor | None = None) -> Tensors:
         """The inputs as autocast wants them, where it is on.
 
         A `ring` that a step will write into stays as it is, and if it has float32, the inputs take that.
         """
-        dtype = self.autocast_dtype(q)
+        dtype = self.autocast_dtype(tensors[0])
         if dtype is None:
-            return q, k, v
+            return tensors
         if isinstance(ring, Tensor) and ring.dtype == torch.float32 and torch.float32 in self.dtypes:
             dtype = torch.float32
-        return cast(q, dtype), cast(k, dtype), cast(v, dtype)
+        return tuple([checks.cast(x, dtype) for x in tensors])
 
-    def autocast_dtype(self, q: Tensor) -> torch.dtype | None:
+    def autocast_dtype(self, q: Tensor | None) -> torch.dtype | None:
         """The dtype that autocast gives a call with `q`: its own or float32, as the spec allows, or None."""
         if not isinstance(q, Tensor):
             return None
@@ -386,9 +396,7 @@ class Variant(ABC):
         return torch.float32 if torch.float32 in self.dtypes else None
 
 
-def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x` as autocast casts it."""
-    # float64 stays, and so does what is no floating tensor, for the checks to name.
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == torch.float64:
-        return x
-    return x.to(dtype)
+def _filled(there: Sequence[bool], given: Sequence[Tensor]) -> list[Tensor | None]:
+    """All inputs, None for those that a call does not give."""
+    left = iter(given)
+    return [next(left) if is_there else None for is_there in there]

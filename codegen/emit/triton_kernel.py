@@ -7,7 +7,7 @@ from math import prod
 
 from ..ir.check import infer, walk
 from ..ir.fuse import expressions, statements
-from ..ir.kernels import Kernel
+from ..ir.kernels import Kernel, counts
 from ..ir.nodes import (
     Add,
     Comment,
@@ -28,7 +28,6 @@ from ..ir.nodes import (
     Tensor,
     Var,
     When,
-    counts,
     loads_ahead,
     uses_operands,
 )

@@ -62,3 +62,9 @@ def parameters(kernel: Kernel) -> dict[str, str]:
         **dict.fromkeys(kernel.scalars, NUMBER),
         **dict.fromkeys(kernel.flags, TRUTH),
     }
+
+
+def counts(kernel: Kernel) -> tuple[str, ...]:
+    """The sizes that a kernel takes, but for lengths of rows as the user passes them."""
+    rows = {tensor.dims[-1] for tensor in kernel.tensors if tensor.strided}
+    return tuple(size for size in kernel.sizes if size not in rows)

@@ -383,12 +383,6 @@ def column(x: Expr) -> Expr:
     return Expand(x, 1)
 
 
-def counts(program: Program) -> tuple[str, ...]:
-    """The sizes of a program, but for lengths of rows as the user passes them."""
-    rows = {tensor.dims[-1] for tensor in program.tensors if tensor.strided}
-    return tuple(size for size in program.sizes if size not in rows)
-
-
 def uses_operands(program: Program) -> bool:
     """Whether anything in the program is a matrix operand."""
     return "'operand'" in repr(program.body)

@@ -1,0 +1,127 @@
+"""What linear attention and sliding windows share: calls with queries, keys and values."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from . import checks
+from .arguments import refuse
+from .tracing import is_traced
+from .variant import Tensors, Variant, constant
+
+
+class AttentionVariant(Variant):
+    """A compiled layer spec.
+
+    Tensors are [B, T, H, D] (B batch, T tokens, H heads; q and k of width `qk`, v of width `v`), share B, T,
+    H, dtype and device, and may have any strides; one whose last dimension is not dense is copied.  B, T and
+    H may be 0.
+    """
+
+    qk = constant("qk", "Width of a query and of a key.")
+    v = constant("v", "Width of a value.")
+    default_scale = constant("default_scale", "The scale of a call that gives none.")
+
+    def _setup(self) -> None:
+        spec: Any = self.spec
+        self._know(qk=spec.head_dims.qk, v=spec.head_dims.v, default_scale=float(spec.default_scale()))
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float | None = None,
+        initial_state: Any = None,
+        output_final_state: bool = False,
+        backend: str | None = None,
+        **foreign: NoReturn,
+    ) -> tuple[Tensor, Any]:
+        """Causal attention over a sequence: `(o, final_state)`, with o [B,T,H,v] contiguous and of v's dtype.
+
+        There are no masks yet, and zeros are no padding of k: a zero key weighs φ(q)·φ(0), which a Taylor map
+        or elu(x) + 1 does not make 0, and a window counts it.  Padding before a sequence changes its outputs;
+        padding after it changes none, but the final state.
+
+        `scale` is a Python float that replaces the spec's.  `initial_state` is what an earlier call returned
+        for the tokens before these; `final_state` is None unless `output_final_state`.  Gradients flow to q,
+        k, v, the initial state, and from the final state, once.  Under autocast, inputs are cast to its
+        dtype, or to float32 if the spec lacks that.  Raises the errors of `based_ops.errors` before any
+        kernel runs.
+        """
+        if foreign:
+            refuse(AttentionVariant.__call__, tuple(foreign))
+        return self._call((q, k, v), scale, initial_state, output_final_state, backend)
+
+    def step(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        state: Any,
+        scale: float | None = None,
+        backend: str | None = None,
+        **foreign: NoReturn,
+    ) -> Tensor:
+        """One more token (T = 1): returns o [B,1,H,v] and updates `state` in place.  Not differentiable."""
+        if foreign:
+            refuse(AttentionVariant.step, tuple(foreign))
+        return self._step((q, k, v), scale, state, backend)
+
+    def init_state(
+        self,
+        batch: int,
+        heads: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **foreign: NoReturn,
+    ) -> Any:
+        """The state before the first token, for inputs of `dtype`.
+
+        A window keeps that dtype, None being PyTorch's default; for a linear attention only float64 matters.
+        """
+        if foreign:
+            refuse(AttentionVariant.init_state, tuple(foreign))
+        checks.sizes_of_state(self._facts(), batch, heads, dtype)
+        return self._form.zeros(batch, heads, device, dtype, is_traced())
+
+    def state_bytes(
+        self, batch: int, heads: int, dtype: torch.dtype | None = None, **foreign: NoReturn
+    ) -> int:
+        """Bytes of `init_state(batch, heads, dtype=dtype)`, whatever the length of the sequence."""
+        if foreign:
+            refuse(AttentionVariant.state_bytes, tuple(foreign))
+        checks.sizes_of_state(self._facts(), batch, heads, dtype)
+        return self._form.bytes(batch, heads, dtype)
+
+    def reference(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float | None = None,
+        initial_state: Any = None,
+        output_final_state: bool = False,
+        **foreign: NoReturn,
+    ) -> Any:
+        """Naive quadratic mathematics in q's precision: o, or (o, final_state) if `output_final_state`."""
+        if foreign:
+            refuse(AttentionVariant.reference, tuple(foreign))
+        checks.qkv(self, q, k, v)
+        if initial_state is not None:
+            self._form.check("initial_state", initial_state, q, is_traced())
+        o, final_state = self._reference((q, k, v), self._numbers(self, scale), initial_state)
+        return (o, final_state) if output_final_state else o
+
+    def _numbers(self, facts: Any, factor: Any) -> tuple[float, ...]:
+        return (facts.default_scale if factor is None else checks.scale(factor),)
+
+    def _check_inputs(self, facts: Any, tensors: Tensors, tokens: int | None = None) -> tuple[int, int, int]:
+        q, k, v = tensors
+        batch, length, heads = checks.qkv(facts, q, k, v, tokens)  # type: ignore[arg-type]
+        if tokens is None and facts is not self and 1 < length < heads:  # in traced code it would be a guard
+            checks.warn_of_layout(self.name, length, heads)
+        return batch, length, heads

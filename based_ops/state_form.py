@@ -1,0 +1,124 @@
+"""States as a layer's signature describes them: made, measured, checked and cast, whatever the mixer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from based_ops.codegen.dtypes import IO, STATE
+from based_ops.codegen.spec.signature import Signature
+
+from . import checks
+from .errors import StateError, fail
+from .tracing import number, numbers
+
+
+class Part(NamedTuple):
+    """One tensor of a state."""
+
+    field: str
+    dims: tuple[int | str, ...]
+    dtype: torch.dtype | None
+    """Where inputs are not float64; None is that of the inputs."""
+    follows: bool
+    """Whether float64 inputs make it float64."""
+    present: bool
+
+    def of(self, inputs: torch.dtype | None) -> torch.dtype | None:
+        """Its dtype for such inputs; None is PyTorch's default."""
+        return inputs if self.dtype is None or (self.follows and inputs == torch.float64) else self.dtype
+
+
+class StateForm:
+    """The states of one variant: named tuples of type `kind`.
+
+    Sizes of a state are a batch and so many units, which are heads or channels.
+    """
+
+    def __init__(self, name: str, kind: Any, signature: Signature, kept: str, other_dtype: str) -> None:
+        self.name, self.kind, self._other_dtype = name, kind, other_dtype
+        self.unit = signature.lead.dims[2]
+        self.parts = tuple(
+            Part(
+                field,
+                x.dims,
+                None if x.dtype == IO else getattr(torch, kept if x.dtype == STATE else x.dtype),
+                x.dtype in (IO, STATE),
+                x.present,
+            )
+            for field, x in zip(kind._fields, signature.state, strict=True)
+        )
+        for part in self.parts:
+            numbers(name, {f"{part.field}.{i}": x for i, x in enumerate(part.dims) if isinstance(x, int)})
+
+    def zeros(
+        self,
+        batch: int,
+        units: int,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        traced: bool,
+    ) -> Any:
+        """The state before the first token, for inputs of `dtype`."""
+        sizes = {"B": batch, self.unit: units}
+        return self.kind(
+            *[
+                torch.zeros(self._shape(part, sizes, traced), device=device, dtype=part.of(dtype))
+                if part.present
+                else None
+                for part in self.parts
+            ]
+        )
+
+    def bytes(self, batch: int, units: int, dtype: torch.dtype | None) -> int:
+        """Bytes of such a state."""
+        sizes, default = {"B": batch, self.unit: units}, torch.get_default_dtype()
+        return sum(
+            math.prod(self._shape(part, sizes, False)) * (part.of(dtype) or default).itemsize
+            for part in self.parts
+            if part.present
+        )
+
+    def check(self, argument: str, state: Any, lead: Tensor, traced: bool, in_place: bool = False) -> None:
+        """Raises `StateError` unless a state fits the variant, and a call with `lead` that may update it."""
+        kind = self.kind
+        if not isinstance(state, kind):
+            fail(StateError, argument, type(state).__name__, f"a {kind.__name__}, as {self.name} returns it")
+        sizes = {"B": lead.shape[0], self.unit: lead.shape[2]}
+        for part, x in zip(self.parts, state, strict=True):
+            if not part.present:
+                if x is not None:
+                    what = f"None, since {self.name} has none"
+                    fail(StateError, f"{argument}.{part.field}", "a tensor", what)
+                continue
+            if x is None:
+                fail(StateError, f"{argument}.{part.field}", None, f"a tensor, since {self.name} has one")
+            hint = self._other_dtype if part.dtype is None else ""
+            shape = torch.Size(self._shape(part, sizes, traced))
+            checks.state_part(
+                argument, part.field, x, shape, part.of(lead.dtype) or lead.dtype, lead, in_place, hint
+            )
+
+    def cast(self, state: Any, dtype: torch.dtype) -> Any:
+        """The state with what it holds of inputs as autocast would cast them."""
+        parts = zip(self.parts, state, strict=True)
+        return self.kind(*[checks.cast(x, dtype) if part.dtype is None else x for part, x in parts])
+
+    def inputs(self, state: Any) -> Tensor | None:
+        """The first part of a state that holds inputs, if any does."""
+        if type(state) is not self.kind:
+            return None
+        return next((x for part, x in zip(self.parts, state, strict=True) if part.dtype is None), None)
+
+    def _shape(self, part: Part, sizes: Mapping[Any, int], traced: bool) -> list[int]:
+        """The shape of a part; traced code takes its widths as constants."""
+        if not traced:
+            return [sizes[x] if isinstance(x, str) else x for x in part.dims]
+        return [
+            sizes[x] if isinstance(x, str) else number(self.name, f"{part.field}.{i}")
+            for i, x in enumerate(part.dims)
+        ]
