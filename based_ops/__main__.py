@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from .errors import MissingExtra
-from .extras import require
+from .extras import MissingExtra, require
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -60,7 +60,7 @@ def compile_triton(
     kernel = getattr(module, program)
     constants = dict(module.SCHEDULE[program][dtype])
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages") if name in constants}
-    lowered = _kernels(spec)[program]
+    lowered: Any = _kernels(spec)[program]
     constants |= {flag: flags.get(flag, True) for flag in lowered.flags}
     constants |= {t.name: None for t in lowered.tensors if t.optional and not constants[t.optional]}
     defaults = inspect.signature(kernel.fn).parameters

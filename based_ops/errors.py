@@ -20,6 +20,7 @@ from based_ops.codegen.errors import (  # noqa: F401  (all of them for users)
     SpecWarning,
 )
 
+from .extras import MissingExtra  # noqa: F401
 from .tracing import run_while_tracing
 
 
@@ -69,10 +70,6 @@ class VersionError(BasedOpsError, RuntimeError):
 
 class CacheError(BasedOpsError, RuntimeError):
     """The just-in-time cache cannot be trusted, read or written."""
-
-
-class MissingExtra(BasedOpsError, ImportError):
-    """A package is not installed that comes with an extra; the message says which."""
 
 
 class LayoutWarning(UserWarning):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from .errors import MissingExtra
+from based_ops.codegen.errors import BasedOpsError
 
 _COMPILE = ("sympy", "yaml")
 EXTRAS = {
@@ -17,6 +17,10 @@ EXTRAS = {
     "cli": (*_COMPILE, "click", "rich"),
 }
 """The modules that an extra brings, as far as this library imports them."""
+
+
+class MissingExtra(BasedOpsError, ImportError):
+    """A package is not installed that comes with an extra; the message says which."""
 
 
 def installed(module: str) -> bool:

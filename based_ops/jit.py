@@ -50,6 +50,10 @@ def pickled(name: str, spec: str) -> Variant:
 
     It is the registered one of that name, else a registered one of the same meaning, else it is compiled.
     """
+    from based_ops.codegen.spec.model import dump_yaml
+
+    if name in names() and dump_yaml(record(name).layer) == spec:
+        return get(name)
     require("compile", "a pickled variant")
     from based_ops.codegen.spec.load import parse_spec
 

@@ -299,7 +299,7 @@ def domain(variant: Variant) -> Domain:
     signs, normal numbers are drawn around a place at which most values have one; `strain` says what others
     do.  A map that is undefined somewhere is tried where it has values.
     """
-    spec = variant.spec
+    spec: Any = variant.spec
     if spec.mixer != "linear_attention" or spec.feature_map.kind != "elementwise":
         return NARROW
     from .reference import elementwise
@@ -332,7 +332,7 @@ def strain(variant: Variant, length: int = 256) -> float | None:
     Weights of one sign make means, which do not exceed 1.  None for a layer that does not divide by a sum of
     weights that can vanish.
     """
-    spec = variant.spec
+    spec: Any = variant.spec
     if spec.mixer != "linear_attention" or not spec.normalize or spec.feature_map.signs() is None:
         return None
     generator = torch.Generator().manual_seed(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -10,10 +10,14 @@ from ..attention import AttentionVariant
 from ..state import LinearAttentionState
 from ..variant import Tensors, constant, dtype_named
 
+if TYPE_CHECKING:
+    from based_ops.codegen.mixers.linear_attention import LinearAttention
+
 
 class LinearAttentionVariant(AttentionVariant):
     """o_i = Σ_{j≤i} A_ij v_j / (Σ_{j≤i} A_ij + eps), with A the kernel of the spec's feature map."""
 
+    spec: LinearAttention
     _state_type = LinearAttentionState
     features = constant("features", "Rows of the state.")
 

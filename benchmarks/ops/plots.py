@@ -268,7 +268,7 @@ def _legends(figure: Figure, known: dict[str, Style], panels: Iterable[Axes]) ->
         kinds[known[by].kind if by in known else COMPARED].append(by)
     sections = [(kind, names) for kind, names in kinds.items() if names]
     for number, (kind, names) in enumerate(sections):
-        where = dict(loc="lower center", bbox_to_anchor=((number + 0.5) / len(sections), 1))
+        where: dict[str, Any] = dict(loc="lower center", bbox_to_anchor=((number + 0.5) / len(sections), 1))
         handles = [entries[by] for by in names]
         figure.legend(handles, names, title=kind, fontsize=8, title_fontsize=8, **where)
 

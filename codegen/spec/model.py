@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from .fields import Expression, Integer, Record, Tagged, kind_of, spec_field, spec_fields
 
@@ -49,7 +49,7 @@ class HeadDims:
 class TaylorExp:
     """A_ij = Σ_{n ≤ order} (scale·q_i·k_j)ⁿ / n!, the start of the series of exp."""
 
-    kind: ClassVar[str] = "taylor_exp"
+    kind: ClassVar[Literal["taylor_exp"]] = "taylor_exp"
     order: int = spec_field(Integer(1, 2), "Highest power of q·k that is kept.")
 
     def features(self, qk: int) -> int:
@@ -72,7 +72,7 @@ class TaylorExp:
 class Elementwise:
     """A_ij = φ(q_i)·φ(k_j) with φ applied to each component; `expression` is φ(x) in canonical form."""
 
-    kind: ClassVar[str] = "elementwise"
+    kind: ClassVar[Literal["elementwise"]] = "elementwise"
     expression: str = spec_field(Expression(), "The map φ as an expression in x, such as elu(x) + 1.")
 
     def features(self, qk: int) -> int:

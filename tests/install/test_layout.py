@@ -37,11 +37,11 @@ print(json.dumps({
 TYPED = """
 import based_ops
 import based_ops.layers
-from based_ops.codegen.pipeline import build_hash
+from based_ops.codegen.pipeline import cache_key
 
 reveal_type(based_ops.get("taylor2_qk16_v64"))
 reveal_type(based_ops.layers.LinearAttention)
-reveal_type(build_hash)
+reveal_type(cache_key)
 """
 
 
