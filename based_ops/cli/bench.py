@@ -119,7 +119,7 @@ def plots(result: Path, out: Path | None) -> None:
     _draw(report, out or result.parent)
 
 
-@bench.command(short_help="Rewrite the tables of README.md and docs/ from results.")
+@bench.command(short_help="Rewrite the tables of README.md from results.")
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if anything would change.")
 def tables(check: bool) -> None:
     """Rewrite the tables of measurements in the checkout's documents from the files that they name."""

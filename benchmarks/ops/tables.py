@@ -19,7 +19,7 @@ import yaml
 from .report import described, dtype_of, label
 from .results import Line, Report, Time, read
 
-DOCUMENTS = ("README.md", "docs/performance.md")
+DOCUMENTS = ("README.md",)
 BLOCK = re.compile(r"(<!-- from (\S+): based-ops bench tables -->\n).*?(<!-- end -->)", re.DOTALL)
 GROUPS = ("taylor", "training", "window", "maps", "widths", "step")
 """Groups that a document shows in full; of the others it shows the lines on which a peer is faster."""

@@ -48,7 +48,7 @@ MEASURED: dict[tuple[str, int | str], tuple[str, ...]] = {
     (SQUARE, True): ("copies_in_flight",),
     (SQUARE, False): ("copies_in_flight",),
 }
-"""The fastest on an H200: with and without a normaliser; by columns of queries (docs/performance.md)."""
+"""The fastest on an H200: with and without a normaliser; by columns of queries (docs/lab-book.md)."""
 
 
 def pieces(kernel: ForeignKernel) -> Mapping[str, tuple[str, ...]]:
