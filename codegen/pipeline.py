@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import artifacts
@@ -14,12 +14,14 @@ from .emit import registry, tilelang, torch, triton, warpgroups
 from .emit.layer import ScheduledLayer, scheduled
 from .ir.check import check
 from .ir.check_host import check_passes
-from .ir.host import Pass
+from .ir.host import Launch, Pass
 from .ir.kernels import ForeignKernel, Kernel, LaunchPlan
 from .ir.nodes import Program
 from .ir.rewrite import drop_unused
+from .ir.traits import RECURS
 from .names import variant_file
 from .schedule.choose import choose
+from .schedule.legal import recurs
 from .schedule.model import HOST_C
 from .schedule.records import require_current
 from .spec.load import load_dir
@@ -63,8 +65,13 @@ def lower(spec: LayerSpec) -> Lowered:
 
 
 def kernels(lowered: Lowered, target: str) -> tuple[Kernel, ...]:
-    """The kernels of a layer's generated module: Triton's has more where a layer suits warpgroups."""
-    return (*lowered.programs, *_foreign(lowered, target))
+    """The kernels of a layer's generated module, without recurrences if none of its dtypes recurs.
+
+    Triton's has more where a layer suits warpgroups.
+    """
+    recur = any(recurs(target, dtype) for dtype in lowered.spec.dtypes)
+    run = tuple(program for program in lowered.programs if recur or RECURS not in program.does)
+    return (*run, *_foreign(lowered, target))
 
 
 def passes_of(lowered: Lowered, target: str) -> tuple[Pass, ...]:
@@ -78,9 +85,13 @@ def plans_of(lowered: Lowered, target: str) -> tuple[LaunchPlan, ...]:
 
 
 def _passes(spec: LayerSpec, kernels: Collection[Kernel]) -> tuple[Pass, ...]:
-    """The passes of a layer with these kernels, checked."""
+    """The passes of a layer with these kernels, of which they launch no others, checked."""
     faster = {kernel.instead_of: kernel for kernel in kernels if isinstance(kernel, ForeignKernel)}
-    passes = spec.passes(faster)
+    names = {kernel.name for kernel in kernels}
+    passes = tuple(
+        replace(part, body=tuple(s for s in part.body if not isinstance(s, Launch) or s.kernel in names))
+        for part in spec.passes(faster)
+    )
     check_passes(passes, kernels)
     return passes
 

@@ -54,6 +54,26 @@ def expressions(max_leaves: int = 5) -> st.SearchStrategy[str]:
     return st.recursive(leaves, _grow, max_leaves=max_leaves).filter(_is_valid)
 
 
+def wild_expressions() -> st.SearchStrategy[str]:
+    """Texts of elementwise expressions with kinks, whose values and slopes may be infinite or NaN."""
+    kinked = st.sampled_from(("relu({})", "abs({})", "elu({})", "maximum({}, 0)", "minimum({}, 1)"))
+    steep = st.sampled_from(("sqrt({})", "1/({})", "({})**-0.5", "log({})", "({})**-2", "log1p({})"))
+    smooth = st.sampled_from(("softplus({})", "silu({})", "tanh({})", "exp({})", "expm1({})", "gelu({})"))
+    leaves = st.one_of(st.just("x"), st.just("x"), st.just("-x"), _constants())
+
+    def grow(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+        pair = st.tuples(inner, inner)
+        return st.one_of(
+            *(st.tuples(shape, inner).map(lambda t: t[0].format(t[1])) for shape in (kinked, kinked, steep)),
+            st.tuples(smooth, inner).map(lambda t: t[0].format(t[1])),
+            st.tuples(
+                st.sampled_from(("({})*({})", "({}) + ({})", "maximum({}, {})", "minimum({}, {})")), pair
+            ).map(lambda t: t[0].format(*t[1])),
+        )
+
+    return st.recursive(leaves, grow, max_leaves=4).filter(_is_valid)
+
+
 def positive_expressions() -> st.SearchStrategy[str]:
     """Feature maps whose weights cannot cancel: every value is above zero, and moderate for moderate x."""
     return (

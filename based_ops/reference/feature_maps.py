@@ -17,14 +17,18 @@ if TYPE_CHECKING:
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "neg": torch.neg,
     "exp": torch.exp,
+    "expm1": torch.expm1,
     "log": torch.log,
+    "log1p": torch.log1p,
     "sqrt": torch.sqrt,
     "abs": torch.abs,
+    "relu": torch.relu,
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
     "sin": torch.sin,
     "cos": torch.cos,
     "erf": torch.erf,
+    "erfc": torch.erfc,
 }
 _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": torch.add,
@@ -33,6 +37,9 @@ _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "div": torch.div,
     "max": torch.maximum,
     "min": torch.minimum,
+    "gt": torch.gt,
+    "lt": torch.lt,
+    "le": torch.le,
 }
 
 
@@ -59,10 +66,8 @@ def elementwise(expression: str, x: Tensor) -> Tensor:
                 return x
             case ("const", number):
                 return torch.full((), number, dtype=x.dtype, device=x.device)
-            case ("where_positive", condition, above, below):
-                return torch.where(value(condition) > 0, value(above), value(below))
-            case ("max", argument, ("const", 0.0)):
-                return torch.relu(value(argument))  # whose derivative at 0 is 0, not one half
+            case ("where", condition, chosen, otherwise):
+                return torch.where(value(condition), value(chosen), value(otherwise))
             case (name, argument):
                 return _UNARY[name](value(argument))
             case (name, left, right):

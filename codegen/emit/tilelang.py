@@ -16,10 +16,11 @@ from ..schedule.scopes import scopes
 from .host import emit_passes, emit_schedule, host_helpers, used_helpers
 from .layer import ScheduledKernel, ScheduledLayer, ScheduledProgram
 from .tilelang_kernel import emit_kernel
-from .tilelang_target import Target, passed_sizes
+from .tilelang_target import FUNCTIONS, Target, passed_sizes
 from .writer import Writer, header
 
 KERNEL_HELPERS = ("ahead", "aligned", "coordinates", "dot", "gathering", "kernel", "tensor")
+OURS = sorted(name for name in FUNCTIONS.values() if not name.startswith("tl."))
 
 
 def emit(layer: ScheduledLayer) -> str:
@@ -48,7 +49,12 @@ def emit(layer: ScheduledLayer) -> str:
     w.blank()
     text = body.text()
     support = "based_ops.support.tilelang_cpu" if target.on_host else "based_ops.support.tilelang"
-    for module, helpers in (("based_ops.support.host", host_helpers(layer)), (support, KERNEL_HELPERS)):
+    functions = "based_ops.support.tilelang_functions"
+    for module, helpers in (
+        ("based_ops.support.host", host_helpers(layer)),
+        (support, KERNEL_HELPERS),
+        (functions, OURS),
+    ):
         if used := used_helpers(text, helpers):
             w.line(f"from {module} import {used}")
     w.blank()

@@ -39,17 +39,8 @@ from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
 from ..schedule.scopes import EXPRESSION, FRAGMENT, SCALAR
 from .bounds import Bounds
 from .layer import ScheduledProgram
-from .tilelang_target import WHOLE_VECTORS, Target, c_name, passed_sizes
+from .tilelang_target import FUNCTIONS, WHOLE_VECTORS, Target, c_name, passed_sizes
 from .writer import Writer
-
-FUNCTIONS = {
-    "floordiv": "tl.truncdiv",
-    "mod": "tl.truncmod",
-    "cdiv": "tl.ceildiv",
-    "min": "tl.min",
-    "max": "tl.max",
-}
-"""Indices are never negative where they are divided, and truncating division needs no correction."""
 
 
 def emit_kernel(
@@ -315,7 +306,7 @@ class _Kernel:
             case Unary("abs", x):  # the C target has no absolute value
                 return f"tl.max({self.expr(x, places)}, -{self.expr(x, places, TIGHT)})"
             case Unary(op, x):
-                return f"tl.{op}({self.expr(x, places)})"
+                return f"{FUNCTIONS.get(op, f'tl.{op}')}({self.expr(x, places)})"
             case Binary("and", x, y):
                 text = f"{self.expr(x, places)} and {self.expr(y, places)}"
                 return f"({text})" if outer else text

@@ -9,6 +9,20 @@ from ..ir.nodes import ACC, INDEX, IO, OPERAND, STATE, Dim, Program, loads_ahead
 
 WHOLE_VECTORS = 8
 """Rows that are a multiple of this many elements may be moved in 16-byte pieces, in any dtype."""
+FUNCTIONS = {
+    "floordiv": "tl.truncdiv",
+    "mod": "tl.truncmod",
+    "cdiv": "tl.ceildiv",
+    "min": "tl.min",
+    "max": "tl.max",
+    "min_or_nan": "minimum_or_nan",
+    "max_or_nan": "maximum_or_nan",
+    "erfc": "erfc",
+    "expm1": "expm1",
+    "log1p": "log1p",
+}
+"""Operations under other names than TileLang's; those without ``tl.`` are in `support/tilelang_functions.py`.
+Indices are never negative where they are divided, and truncating division needs no correction."""
 C_KEYWORDS = {"do"}
 """Tensors whose names mean something in C, which kernels become."""
 

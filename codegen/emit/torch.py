@@ -49,8 +49,10 @@ from .writer import Writer, header
 FUNCTIONS = {
     "exp": "torch.exp",
     "exp2": "torch.exp2",
+    "expm1": "torch.expm1",
     "log": "torch.log",
     "log2": "torch.log2",
+    "log1p": "torch.log1p",
     "sqrt": "torch.sqrt",
     "abs": "torch.abs",
     "tanh": "torch.tanh",
@@ -58,6 +60,7 @@ FUNCTIONS = {
     "sin": "torch.sin",
     "cos": "torch.cos",
     "erf": "torch.erf",
+    "erfc": "torch.erfc",
 }
 
 
@@ -271,9 +274,9 @@ class _Function:
 
     def _binary(self, op: str, x: Expr, y: Expr, outer: int) -> str:
         kind = infer(Binary(op, x, y), self.types, self.program)
-        if op in ("min", "max"):
+        if op in ("min", "max", "min_or_nan", "max_or_nan"):  # PyTorch's give NaN
             plain = not kind.shape and not kind.batched
-            name = op if plain else f"{op}imum"
+            name = op[:3] if plain else f"{op[:3]}imum"
             if isinstance(x, Const) and not plain:
                 x, y = y, x
             return f"{name}({self._align(x, kind.shape)}, {self._align(y, kind.shape)})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..ir.nodes import Binary, Const, Expr, Tensor, Var, loads_ahead, uses_operands
-from . import warpgroups
+from . import triton_expression, warpgroups
 from .host import emit_passes, emit_schedule, host_helpers, used_helpers
 from .layer import ScheduledForeign, ScheduledKernel, ScheduledLayer
 from .triton_kernel import TritonKernel, parameters
@@ -33,6 +33,8 @@ def emit(layer: ScheduledLayer) -> str:
     w.blank()
     if used := used_helpers(body.text(), host_helpers(layer)):
         w.line(f"from based_ops.support.host import {used}")
+    if functions := used_helpers(body.text(), triton_expression.OURS.values()):
+        w.line(f"from based_ops.support.elementary import {functions}")
     w.line("from based_ops.support.triton import launch, operand")
     gluon = False
     for module, helpers in warpgroups.IMPORTS.items():

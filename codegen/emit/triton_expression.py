@@ -23,6 +23,15 @@ from ..ir.nodes import (
 from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
 
 RENAMED = {"min": "minimum", "max": "maximum"}
+OURS = {
+    "erfc": "erfc",
+    "expm1": "expm1",
+    "log1p": "log1p",
+    "max_or_nan": "maximum_or_nan",
+    "min_or_nan": "minimum_or_nan",
+    "tanh": "tanh",
+}
+"""Functions of `based_ops.support.elementary`, in either language."""
 
 
 def formula(expr: Expr, outer: int = 0, language: str = "tl") -> str:
@@ -41,8 +50,10 @@ def formula(expr: Expr, outer: int = 0, language: str = "tl") -> str:
             return f"{offset}{language}.arange(0, {size})"
         case Unary("neg", x):
             return f"-{part(x, TIGHT)}"
-        case Unary("tanh", x):
-            return f"(2.0 * {part(Unary('sigmoid', 2.0 * x), PRECEDENCE['mul'] + 1)} - 1.0)"
+        case Unary(op, x) if op in OURS:
+            return f"{OURS[op]}({part(x)})"
+        case Binary(op, x, y) if op in OURS:
+            return f"{OURS[op]}({part(x)}, {part(y)})"
         case Unary("sigmoid", x) if language == "gl":  # which has none
             return part(Const(1.0) / (1.0 + Unary("exp", Unary("neg", x))), outer)
         case Unary("exp", x) if language == "gl":

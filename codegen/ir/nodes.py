@@ -83,8 +83,12 @@ class Expr:
 
 Operand = Expr | int | float | str
 
-UNARY = ("neg", "exp", "exp2", "log", "log2", "sqrt", "abs", "tanh", "sigmoid", "sin", "cos", "erf")
-ARITHMETIC = ("add", "sub", "mul", "div", "floordiv", "mod", "cdiv", "min", "max")
+UNARY = (
+    *("neg", "exp", "exp2", "expm1", "log", "log2", "log1p", "sqrt", "abs"),
+    *("tanh", "sigmoid", "sin", "cos", "erf", "erfc"),
+)
+ARITHMETIC = ("add", "sub", "mul", "div", "floordiv", "mod", "cdiv", "min", "max", "min_or_nan", "max_or_nan")
+"""Operations.  What min and max give of a NaN is the backend's; min_or_nan and max_or_nan give NaN."""
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "and")
 
 

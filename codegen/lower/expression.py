@@ -1,34 +1,15 @@
-"""From a parsed elementwise expression (`spec.feature_map.to_tree`) to tile expressions."""
+"""From an elementwise expression as nested tuples (`spec/tree.py`) to tile expressions."""
 
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..ir.nodes import Binary, Const, Expr, Unary, Where
 
-_BINARY: dict[str, Callable[[float, float], float]] = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "div": operator.truediv,
-    "max": max,
-    "min": min,
-}
-_UNARY: dict[str, Callable[[float], float]] = {
-    "neg": operator.neg,
-    "exp": math.exp,
-    "log": math.log,
-    "sqrt": math.sqrt,
-    "abs": abs,
-    "tanh": math.tanh,
-    "sigmoid": lambda x: 1.0 / (1.0 + math.exp(-x)),
-    "sin": math.sin,
-    "cos": math.cos,
-    "erf": math.erf,
-}
+if TYPE_CHECKING:
+    from ..spec.tree import Tree
+
+_RENAMED = {"min": "min_or_nan", "max": "max_or_nan"}
 
 
 class Function:
@@ -36,55 +17,42 @@ class Function:
 
     def __init__(self, source: str) -> None:
         # Imported here: it takes sympy, and who only asks what a mixer is needs none.
-        from ..spec import feature_map
+        from ..spec.feature_map import gradient, parse, to_tree
+        from ..spec.tree import value_at
 
-        parsed = feature_map.parse(source)
-        self._tree, self._slope = (
-            feature_map.to_tree(parsed),
-            feature_map.to_tree(feature_map.derivative(parsed)),
-        )
+        parsed = parse(source)
+        self._tree, self._gradient = to_tree(parsed), gradient(parsed)
+        self.keeps_zero = value_at(self._tree, 0.0) == 0.0
+        """Whether it is 0 at 0."""
 
     def of(self, x: Expr) -> Expr:
         """The function of x."""
         return expression(self._tree, x)
 
-    def slope(self, x: Expr) -> Expr:
-        """Its derivative at x."""
-        return expression(self._slope, x)
-
-    @property
-    def keeps_zero(self) -> bool:
-        """Whether it is 0 at 0."""
-        return value_at(self._tree, 0.0) == 0.0
+    def gradient(self, x: Expr, gradient: Expr) -> Expr:
+        """The gradient by x, given the one by the function's value."""
+        return expression(self._gradient, x, gradient)
 
 
-def expression(tree: tuple[Any, ...], x: Expr) -> Expr:
-    """The expression `tree` applied to `x`."""
-    op, *arguments = tree
+def expression(tree: Tree, x: Expr, gradient: Expr | None = None) -> Expr:
+    """The expression `tree` applied to `x`, and where it is a gradient to the one by the function's value."""
+    op: str = tree[0]
+    arguments = tree[1:]
     if op == "x":
         return x
+    if op == "g":
+        assert gradient is not None
+        return gradient
     if op == "const":
         return Const(float(arguments[0]))
-    operands = [expression(argument, x) for argument in arguments]
-    if op == "where_positive":
-        condition, positive, otherwise = operands
-        return Where(condition > 0.0, positive, otherwise)
-    if op in _BINARY:
-        return Binary(op, *operands)
-    return Unary(op, *operands)
-
-
-def value_at(tree: tuple[Any, ...], x: float) -> float:
-    """The number that `tree` gives for one `x`; NaN where it gives none."""
-    op, *arguments = tree
-    if op == "x":
-        return x
-    if op == "const":
-        return float(arguments[0])
-    values = [value_at(argument, x) for argument in arguments]
-    try:
-        if op == "where_positive":
-            return values[1] if values[0] > 0.0 else values[2]
-        return _BINARY[op](*values) if op in _BINARY else _UNARY[op](*values)
-    except (ArithmeticError, ValueError):
-        return math.nan
+    operands = [expression(argument, x, gradient) for argument in arguments]
+    match op, operands:
+        case "where", [condition, chosen, otherwise]:
+            return Where(condition, chosen, otherwise)
+        case "relu", [u]:
+            return Binary("max_or_nan", u, Const(0.0))
+        case _, [u]:
+            return Unary(op, u)
+        case _, [a, b]:
+            return Binary(_RENAMED.get(op, op), a, b)
+    raise ValueError(f"not an expression tree: {tree!r}")

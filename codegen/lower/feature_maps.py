@@ -291,7 +291,7 @@ class ElementwiseMap:
         b.add(into, gradient)
 
     def leave(self, loaded: Var, gradient: Var) -> Expr:
-        return gradient * self._map.slope(loaded)
+        return self._map.gradient(loaded, gradient)
 
     def row_features(
         self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...], f: Var, selection: tuple[Var, ...]

@@ -83,8 +83,10 @@ def require_current(
     names = {subject.name for subject in subjects}
     for entry in book(architecture).entries:
         program, part = entry.facts.get("program"), entry.facts.get("pass")
-        # An entry that leaves much of the layer open may be about other layers.
+        # An entry that leaves much of the layer open may be about other layers, and programs may be there for
+        # dtypes that this one lacks.
         ours = "name" in entry.facts or entry.facts.keys() >= facts.keys()
+        ours = ours and entry.facts.get("dtype", "float64") in (*spec.dtypes, "float64")
         known = facts | {"name": spec.name}
         if program is None or not ours or not _agrees(entry, known, ignoring={"pass", "program", "dtype"}):
             continue

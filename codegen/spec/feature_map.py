@@ -14,11 +14,12 @@ import sympy
 from sympy import Add, Expr, Integer, Mul, Pow, Rational, Symbol
 
 from ..errors import ExpressionError, nearest_name
+from . import slope, tree
 from .functions import BINARY_FUNCTIONS, UNARY_FUNCTIONS, Sqrt
 from .ordering import canonical_text
-from .tree import Tree, to_tree, tree_size
+from .tree import Tree, tree_size
 
-__all__ = ["Tree", "canonical_text", "derivative", "parse", "to_tree"]
+__all__ = ["Tree", "canonical_text", "derivative", "gradient", "parse", "to_tree"]
 
 X = Symbol("x", real=True)
 
@@ -55,13 +56,23 @@ def parse(expression: str) -> Expr:
         message = f"the expression has no stable form: `{text}` reads as `{canonical_text(again)}`"
         raise ExpressionError(message)
     _check_size(to_tree(expr), "the map")
-    _check_size(to_tree(derivative(expr)), "its derivative")
+    _check_size(gradient(expr), "its derivative")
     return expr
 
 
 def derivative(expr: Expr) -> Expr:
     """dφ/dx.  At a kink it is what PyTorch's autograd gives: relu 0, abs 0, a tie of maximum half each."""
     return expr.diff(X)
+
+
+def gradient(expr: Expr) -> Tree:
+    """The gradient by x, where ("g",) is the one by the map's value."""
+    return slope.gradient(derivative(expr))
+
+
+def to_tree(expr: Expr) -> Tree:
+    """The expression, or a derivative, as nested tuples."""
+    return slope.gradient(expr, tree.ONE)
 
 
 def _check_size(tree: Tree, what: str) -> None:

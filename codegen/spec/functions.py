@@ -24,6 +24,24 @@ class Log(Function):
         return 1 / self.args[0]
 
 
+class Log1p(Function):
+    """log(1 + u), with the digits of a small u."""
+
+    text = "log1p"
+
+    def fdiff(self, argindex: int = 1) -> Expr:
+        return 1 / (1 + self.args[0])
+
+
+class Expm1(Function):
+    """exp(u) - 1, likewise."""
+
+    text = "expm1"
+
+    def fdiff(self, argindex: int = 1) -> Expr:
+        return Exp(self.args[0])
+
+
 class Sqrt(Function):
     text = "sqrt"
 
@@ -96,7 +114,7 @@ class Gelu(Function):
     def fdiff(self, argindex: int = 1) -> Expr:
         u = self.args[0]
         density = Exp(-(u**2) / 2) / Sqrt(2 * sympy.pi)
-        return Rational(1, 2) + Erf(u / Sqrt(Integer(2))) / 2 + u * density
+        return Erfc(-u / Sqrt(Integer(2))) / 2 + u * density
 
 
 class Sin(Function):
@@ -120,6 +138,12 @@ class Erf(Function):
         return 2 * Exp(-(self.args[0] ** 2)) / Sqrt(sympy.pi)
 
 
+class Erfc(Function):
+    """1 - erf(u).  Only derivatives contain it."""
+
+    text = "erfc"
+
+
 class Minimum(Function):
     """The smaller of two; the gradient of a tie is shared equally."""
 
@@ -131,7 +155,7 @@ class Minimum(Function):
 
     def fdiff(self, argindex: int = 1) -> Expr:
         mine, other = self.args if argindex == 1 else reversed(self.args)
-        return Rational(1, 2) + Sign(other - mine) / 2
+        return Ahead(other, mine)
 
 
 class Maximum(Function):
@@ -145,7 +169,7 @@ class Maximum(Function):
 
     def fdiff(self, argindex: int = 1) -> Expr:
         mine, other = self.args if argindex == 1 else reversed(self.args)
-        return Rational(1, 2) + Sign(mine - other) / 2
+        return Ahead(mine, other)
 
 
 class Step(Function):
@@ -154,10 +178,21 @@ class Step(Function):
     text = "step"
 
 
+class Ahead(Function):
+    """1 for a > b, 1/2 for a = b, else 0.  Only derivatives contain it."""
+
+    text = "ahead"
+
+
 class Sign(Function):
     """1, 0 or -1.  Only derivatives contain it."""
 
     text = "sign"
+
+
+SELECTORS = (Step, Ahead)
+"""Factors of a derivative that choose: where one is 0 the product is, be the other factors infinite.  So does
+autograd, which masks a gradient and never multiplies it by 0."""
 
 
 def _symmetric(cls: type[Function], a: Expr, b: Expr) -> Expr | None:
@@ -169,6 +204,23 @@ def _symmetric(cls: type[Function], a: Expr, b: Expr) -> Expr | None:
 
 UNARY_FUNCTIONS: dict[str, type[Function]] = {
     cls.text: cls
-    for cls in (Exp, Log, Sqrt, Absolute, Tanh, Sigmoid, Relu, Elu, Softplus, Silu, Gelu, Sin, Cos, Erf)
+    for cls in (
+        Exp,
+        Expm1,
+        Log,
+        Log1p,
+        Sqrt,
+        Absolute,
+        Tanh,
+        Sigmoid,
+        Relu,
+        Elu,
+        Softplus,
+        Silu,
+        Gelu,
+        Sin,
+        Cos,
+        Erf,
+    )
 }
 BINARY_FUNCTIONS: dict[str, type[Function]] = {cls.text: cls for cls in (Minimum, Maximum)}

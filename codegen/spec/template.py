@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from ..mixers import mixers
@@ -9,6 +10,8 @@ from .fields import Choice, Choices, Expression, Integer, Kind, Record, Tagged, 
 from .load import parse_spec
 from .model import LayerSpec, spec_to_dict, yaml_scalar
 from .schema import SCHEMA_FILE
+
+_LIST = "  #   "
 
 
 def new_spec_text(name: str, mixer: str = "linear_attention", **given: Any) -> str:
@@ -84,5 +87,8 @@ def _allowed(kind: Kind) -> str:
         case Expression():
             from .feature_map import FUNCTIONS, OPERATORS
 
-            return f"\n  # Operators: {' '.join(OPERATORS)}.  Functions:\n  #   {', '.join(FUNCTIONS)}."
+            names = textwrap.fill(
+                f"{', '.join(FUNCTIONS)}.", 100, initial_indent=_LIST, subsequent_indent=_LIST
+            )
+            return f"\n  # Operators: {' '.join(OPERATORS)}.  Functions:\n{names}"
     return ""

@@ -1,9 +1,10 @@
 """Expressions as nested tuples, the neutral scalar form that lowering takes.
 
-    ("x",)  ("const", 0.5)  ("exp", a)  ("add", a, b)  ("where_positive", condition, a, b)
+    ("x",)  ("const", 0.5)  ("exp", a)  ("add", a, b)  ("where", ("gt", a, b), c, d)
 
-`where_positive` is a where the condition is greater than 0, else b.  Named functions such as softplus are
-written out here, in forms that stay finite wherever their value is.
+A comparison is the condition of a where, and does not hold of NaN; min and max of NaN are NaN.  Named
+functions such as softplus are written out here, in forms that stay finite wherever their value is and keep
+the digits of small values.  Derivatives are in `slope.py`.
 """
 
 from __future__ import annotations
@@ -32,19 +33,23 @@ def const(value: float) -> Tree:
 
 ZERO, ONE = const(0.0), const(1.0)
 
-_UNARY: dict[str, Callable[[float], float]] = {
+UNARY: dict[str, Callable[[float], float]] = {
     "neg": operator.neg,
     "exp": math.exp,
+    "expm1": math.expm1,
     "log": math.log,
+    "log1p": math.log1p,
     "sqrt": math.sqrt,
     "abs": abs,
+    "relu": lambda u: max(u, 0.0),
     "tanh": math.tanh,
     "sigmoid": lambda u: 1.0 / (1.0 + math.exp(-u)) if u >= 0 else math.exp(u) / (1.0 + math.exp(u)),
     "sin": math.sin,
     "cos": math.cos,
     "erf": math.erf,
+    "erfc": math.erfc,
 }
-_BINARY: dict[str, Callable[[float, float], float]] = {
+BINARY: dict[str, Callable[[float, float], float]] = {
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,
@@ -52,8 +57,12 @@ _BINARY: dict[str, Callable[[float, float], float]] = {
     "max": max,
     "min": min,
 }
-UNARY_OPS = tuple(_UNARY)
-BINARY_OPS = tuple(_BINARY)
+COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "gt": operator.gt,
+    "lt": operator.lt,
+    "le": operator.le,
+}
+"""What each operation gives of numbers; "relu" is max with 0 but for its slope at 0, which is 0."""
 
 
 def _fold(text: str, function: Callable[..., float], *values: float) -> Tree:
@@ -69,7 +78,7 @@ def _fold(text: str, function: Callable[..., float], *values: float) -> Tree:
 def unary(op: str, a: Tree) -> Tree:
     """One operation, done at once when its operand is a constant."""
     if a[0] == "const":
-        return _fold(op, _UNARY[op], a[1])
+        return _fold(op, UNARY[op], a[1])
     return (op, a)
 
 
@@ -79,7 +88,7 @@ def binary(op: str, a: Tree, b: Tree) -> Tree:
     A constant stands first in a product and last in min and max; a constant divisor becomes a factor.
     """
     if a[0] == b[0] == "const":
-        return _fold(op, _BINARY[op], a[1], b[1])
+        return _fold(op, BINARY[op], a[1], b[1])
     if op in ("min", "max") and a[0] == "const":
         return (op, b, a)
     if op == "div" and b[0] == "const":
@@ -91,11 +100,11 @@ def binary(op: str, a: Tree, b: Tree) -> Tree:
     return (op, a, b)
 
 
-def where_positive(condition: Tree, a: Tree, b: Tree) -> Tree:
-    """a where the condition is greater than 0, else b."""
-    if condition[0] == "const":
-        return a if condition[1] > 0 else b
-    return ("where_positive", condition, a, b)
+def where(comparison: str, a: Tree, b: Tree, chosen: Tree, otherwise: Tree) -> Tree:
+    """`chosen` where the comparison of a and b holds, else `otherwise`, also of NaN."""
+    if a[0] == b[0] == "const":
+        return chosen if COMPARISONS[comparison](a[1], b[1]) else otherwise
+    return ("where", (comparison, a, b), chosen, otherwise)
 
 
 def _power(base: Tree, exponent: int) -> Tree:
@@ -107,38 +116,55 @@ def _power(base: Tree, exponent: int) -> Tree:
     return binary("mul", square, base) if exponent % 2 else square
 
 
-def _elu(u: Tree, added: Tree = ZERO) -> Tree:
-    """elu(u) + a constant, which meets the -1 first: elu(u) + 1 stays positive for large negative u."""
-    below = binary("add", unary("exp", binary("min", u, ZERO)), binary("sub", added, ONE))
-    return where_positive(u, binary("add", u, added), below)
+def _elu(u: Tree, factor: Tree = ONE, added: Tree = ZERO) -> Tree:
+    """factor · elu(u) + added.
+
+    A constant near the factor meets the -1 first: elu(u) + 1 stays positive for large negative u.  The branch
+    of 0 is that of u, whose slope autograd takes there, too.
+    """
+    held = binary("min", u, ZERO)
+    rest = binary("sub", added, factor)
+    if abs(rest[1]) < abs(added[1]):
+        below = binary("add", binary("mul", factor, unary("exp", held)), rest)
+    else:
+        below = binary("add", binary("mul", factor, unary("expm1", held)), added)
+    return where("lt", u, ZERO, below, binary("add", binary("mul", factor, u), added))
 
 
 def _softplus(u: Tree) -> Tree:
-    tail = unary("log", binary("add", ONE, unary("exp", unary("neg", unary("abs", u)))))
+    tail = unary("log1p", unary("exp", unary("neg", unary("abs", u))))
     return binary("add", binary("max", u, ZERO), tail)
 
 
 def _gelu(u: Tree) -> Tree:
     half = binary("mul", const(0.5), u)
-    return binary("mul", half, binary("add", ONE, unary("erf", binary("mul", const(math.sqrt(0.5)), u))))
+    return binary("mul", half, unary("erfc", binary("mul", const(-math.sqrt(0.5)), u)))
+
+
+def _sign(u: Tree) -> Tree:
+    """1, 0 or -1, and NaN of NaN."""
+    return where("gt", u, ZERO, ONE, where("lt", u, ZERO, const(-1.0), u))
 
 
 _EXPANSIONS: dict[type[Function], Callable[[Tree], Tree]] = {
-    f.Relu: lambda u: binary("max", u, ZERO),
     f.Elu: _elu,
     f.Softplus: _softplus,
     f.Silu: lambda u: binary("mul", u, unary("sigmoid", u)),
     f.Gelu: _gelu,
-    f.Step: lambda u: where_positive(u, ONE, ZERO),
-    f.Sign: lambda u: where_positive(u, ONE, where_positive(unary("neg", u), const(-1.0), ZERO)),
+    f.Sign: _sign,
 }
 
 
 def _sum(expr: Expr) -> Tree:
     terms = ordered_terms(expr)
-    if isinstance(terms[0], f.Elu) and terms[-1].is_Rational:
-        result, terms = _elu(to_tree(terms[0].args[0]), to_tree(terms[-1])), terms[1:-1]
-    else:
+    result: Tree | None = None
+    if terms[-1].is_Rational:
+        first = next((t for t in terms if isinstance(t.as_coeff_Mul()[1], f.Elu)), None)
+        if first is not None:
+            factor, elu = first.as_coeff_Mul()
+            result = _elu(to_tree(elu.args[0]), const(factor), to_tree(terms[-1]))
+            terms = [term for term in terms[:-1] if term is not first]
+    if result is None:
         result, terms = to_tree(terms[0]), terms[1:]
     for term in terms:
         negative = term.as_coeff_Mul()[0].is_negative
@@ -158,7 +184,7 @@ def _product(expr: Expr) -> Tree:
 
 
 def to_tree(expr: Expr) -> Tree:
-    """The expression, or a derivative, as nested tuples in one fixed order of arguments.
+    """The expression as nested tuples in one fixed order of arguments.
 
     Raises ExpressionError where a constant part has no finite value.  Common subtrees are shared objects.
     """
@@ -178,6 +204,24 @@ def to_tree(expr: Expr) -> Tree:
     if isinstance(expr, f.Minimum | f.Maximum):
         return binary("min" if isinstance(expr, f.Minimum) else "max", *arguments)
     return unary(expr.text, *arguments)
+
+
+def value_at(tree: Tree, x: float) -> float:
+    """The number that `tree` gives for one `x`; NaN where it gives none."""
+    op, *operands = tree
+    if op == "x":
+        return x
+    if op == "const":
+        return float(operands[0])
+    if op == "where":
+        (comparison, *compared), chosen, otherwise = operands
+        holds = COMPARISONS[comparison](*(value_at(operand, x) for operand in compared))
+        return value_at(chosen if holds else otherwise, x)
+    values = [value_at(operand, x) for operand in operands]
+    try:
+        return BINARY[op](*values) if op in BINARY else UNARY[op](*values)
+    except (ArithmeticError, ValueError):
+        return math.nan
 
 
 def tree_size(tree: Tree) -> int:

@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton import language as tl
 from triton.experimental.gluon import language as gl
 from triton.runtime.jit import JITFunction
 
-from based_ops.support import exchange, exchange_wide, quadratic, warpgroups
+from based_ops.support import elementary, exchange, exchange_wide, quadratic, warpgroups
 
 
 class Pointer:
@@ -181,7 +182,8 @@ def meanings(program: int = 0) -> dict[str, Any]:
     found["async_copy"] = SimpleNamespace(
         async_copy_global_to_shared=copy, commit_group=block.commit_group, wait_group=block.wait_group
     )
-    modules = (warpgroups, exchange, exchange_wide, quadratic)
+    found["tl"] = found["gl"]  # of which elementary functions are made
+    modules = (warpgroups, exchange, exchange_wide, quadratic, elementary)
     for name, value in (item for module in modules for item in vars(module).items()):
         if isinstance(value, gl.constexpr):
             found.setdefault(name, value.value)
@@ -242,16 +244,15 @@ def _language(block: Block, program: int) -> SimpleNamespace:
     return SimpleNamespace(
         program_id=lambda axis: torch.tensor(program),
         cdiv=lambda x, y: -(-x // y),
-        maximum=lambda x, y: torch.maximum(torch.as_tensor(x), torch.as_tensor(y)),
+        maximum=lambda x, y, **_: torch.maximum(torch.as_tensor(x), torch.as_tensor(y)),
         split=lambda x: x.unbind(-1),
-        minimum=lambda x, y: torch.minimum(torch.as_tensor(x), torch.as_tensor(y)),
+        minimum=lambda x, y, **_: torch.minimum(torch.as_tensor(x), torch.as_tensor(y)),
+        PropagateNan=tl.PropagateNan,
         cast=lambda x, dtype: x,
         where=where,
         sum=torch.sum,
         max=torch.amax,
-        **{
-            name: getattr(torch, name) for name in ("exp2", "log2", "log", "sqrt", "abs", "sin", "cos", "erf")
-        },
+        **{name: getattr(torch, name) for name in "exp exp2 log2 log sqrt abs sin cos erf".split()},
         multiple_of=lambda x, _: x,
         arange=lambda start, stop, layout: torch.arange(start, stop),
         full=lambda shape, value, dtype, layout: torch.full(shape, value, dtype=dtype),

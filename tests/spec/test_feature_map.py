@@ -13,8 +13,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from based_ops.codegen.errors import ExpressionError
-from based_ops.codegen.spec.feature_map import FUNCTIONS, canonical_text, derivative, parse, to_tree
-from based_ops.codegen.spec.tree import BINARY_OPS, UNARY_OPS
+from based_ops.codegen.spec.feature_map import FUNCTIONS, canonical_text, derivative, gradient, parse, to_tree
+from based_ops.codegen.spec.tree import BINARY, COMPARISONS, UNARY
 from tests.spec.trees import nodes, run_text, run_tree
 from tests.strategies import expressions
 
@@ -57,8 +57,9 @@ def test_canonical_text_is_a_fixed_point(text: str) -> None:
 @given(expressions())
 def test_trees_use_only_the_neutral_operations(text: str) -> None:
     expr = parse(text)
-    allowed = {"x", "const", "where_positive", *UNARY_OPS, *BINARY_OPS}
+    allowed = {"x", "const", "where", *UNARY, *BINARY, *COMPARISONS}
     assert nodes(to_tree(expr)) | nodes(to_tree(derivative(expr))) <= allowed
+    assert nodes(gradient(expr)) <= {"g", *allowed}
 
 
 @given(st.text(alphabet="x01.+-*/() ,eabs_relu'[]:", max_size=40) | st.text(max_size=20))
@@ -108,10 +109,10 @@ def number(value: float) -> tuple[str, float]:
     [
         ("x", X, number(1.0)),
         ("x**2", ("mul", X, X), ("mul", number(2.0), X)),
-        ("relu(x)", ("max", X, number(0.0)), ("where_positive", X, number(1.0), number(0.0))),
+        ("relu(x)", ("relu", X), ("where", ("gt", X, number(0.0)), number(1.0), ("relu", X))),
         (
             "elu(x) + 1",
-            ("where_positive", X, ("add", X, number(1.0)), ("exp", ("min", X, number(0.0)))),
+            ("where", ("lt", X, number(0.0)), ("exp", ("min", X, number(0.0))), ("add", X, number(1.0))),
             ("exp", ("min", X, number(0.0))),
         ),
         ("x/4 - 1", ("sub", ("mul", number(0.25), X), number(1.0)), number(0.25)),

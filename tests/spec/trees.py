@@ -13,31 +13,41 @@ from based_ops.codegen.spec.tree import Tree
 _TREE_OPS: dict[str, Any] = {
     "neg": torch.neg,
     "exp": torch.exp,
+    "expm1": torch.expm1,
     "log": torch.log,
+    "log1p": torch.log1p,
     "sqrt": torch.sqrt,
     "abs": torch.abs,
+    "relu": torch.relu,
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
     "sin": torch.sin,
     "cos": torch.cos,
     "erf": torch.erf,
+    "erfc": torch.erfc,
     "add": torch.add,
     "sub": torch.sub,
     "mul": torch.mul,
     "div": torch.div,
     "max": torch.maximum,
     "min": torch.minimum,
-    "where_positive": lambda condition, a, b: torch.where(condition > 0, a, b),
+    "gt": torch.gt,
+    "lt": torch.lt,
+    "le": torch.le,
+    "where": torch.where,
 }
 
 
-def run_tree(tree: Tree, x: Tensor) -> Tensor:
-    """The value of a tree at every element of `x`."""
-    if tree[0] == "x":
-        return x
+_OF_TORCH = "exp expm1 log log1p sqrt abs tanh sigmoid sin cos erf minimum maximum".split()
+
+
+def run_tree(tree: Tree, x: Tensor, g: Tensor | None = None) -> Tensor:
+    """The value of a tree at every element of `x`; of a gradient's, with `g` by the map's value."""
+    if tree[0] in ("x", "g"):
+        return {"x": x, "g": g}[tree[0]]
     if tree[0] == "const":
         return torch.full_like(x, tree[1])
-    return _TREE_OPS[tree[0]](*(run_tree(child, x) for child in tree[1:]))
+    return _TREE_OPS[tree[0]](*(run_tree(child, x, g) for child in tree[1:]))
 
 
 def run_text(text: str, x: Tensor) -> Tensor:
@@ -52,7 +62,7 @@ def run_text(text: str, x: Tensor) -> Tensor:
         "elu": F.elu,
         "silu": F.silu,
         "gelu": F.gelu,
-        **{n: getattr(torch, n) for n in "exp log sqrt abs tanh sigmoid sin cos erf minimum maximum".split()},
+        **{n: getattr(torch, n) for n in _OF_TORCH},
     }
     scope = {name: lift(function) for name, function in functions.items()}
     return torch.as_tensor(eval(text, {"__builtins__": {}}, {"x": x, **scope})).expand_as(x)
