@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
+    from tilelang.engine.param import CompiledArtifact
+    from triton.compiler import CompiledKernel
+
     from based_ops.codegen.ir.kernels import Kernel
     from based_ops.codegen.spec.model import LayerSpec
 
@@ -36,6 +39,22 @@ class Resources:
 
 
 def compile_triton(
+    spec: LayerSpec, module: ModuleType, program: str, dtype: torch.dtype, **options: Any
+) -> Resources:
+    """What one kernel of a generated Triton module occupies; `options` are those of `triton_kernel`."""
+    compiled = triton_kernel(spec, module, program, dtype, **options)
+    report = _resource_usage(compiled.asm["cubin"])
+    local = re.search(r"LOCAL:(\d+)", report)
+    stack = re.search(r"STACK:(\d+)", report)
+    registers = re.search(r"REG:(\d+)", report)
+    if registers is None or stack is None:
+        raise RuntimeError(f"{program}: cuobjdump reported {report!r}")
+    return Resources(
+        int(registers[1]), int(stack[1]) + (int(local[1]) if local else 0), int(compiled.metadata.shared)
+    )
+
+
+def triton_kernel(
     spec: LayerSpec,
     module: ModuleType,
     program: str,
@@ -43,7 +62,7 @@ def compile_triton(
     capability: int = 90,
     strides_of_16: bool = True,
     **flags: bool,
-) -> Resources:
+) -> CompiledKernel:
     """Compile one kernel of a generated Triton module; raises what Triton raises.
 
     `dtype` is that of the inputs, and `flags` are the program's switches, on unless given.  Pointers count as
@@ -77,22 +96,28 @@ def compile_triton(
         constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
         attrs={(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in divisible},
     )
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    report = _resource_usage(compiled.asm["cubin"])
-    local = re.search(r"LOCAL:(\d+)", report)
-    stack = re.search(r"STACK:(\d+)", report)
-    registers = re.search(r"REG:(\d+)", report)
-    if registers is None or stack is None:
-        raise RuntimeError(f"{program}: cuobjdump reported {report!r}")
-    return Resources(
-        int(registers[1]), int(stack[1]) + (int(local[1]) if local else 0), int(compiled.metadata.shared)
-    )
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def compile_tilelang(
     spec: LayerSpec, module: ModuleType, program: str, dtype: torch.dtype, arch: str = "sm_90a", **flags: bool
 ) -> Resources:
-    """Compile one kernel of a generated TileLang module; needs nvcc, and raises what TileLang or nvcc raises.
+    """What one kernel of a generated TileLang module occupies; needs nvcc, and raises what it raises."""
+    import tilelang
+
+    lowered = tilelang_kernel(spec, module, program, dtype, arch, **flags)
+    (kernel,) = lowered.device_mod.functions.values()
+    report = _assembler_report(program, lowered.kernel_source, arch, Path(tilelang.__file__).parent)
+    registers = re.findall(r"Used (\d+) registers", report)
+    stack = re.findall(r"(\d+) bytes stack frame", report)
+    shared = (kernel.attrs or {}).get("dyn_shared_memory_buf", 0)
+    return Resources(max(map(int, registers)), max(map(int, stack)), int(shared))
+
+
+def tilelang_kernel(
+    spec: LayerSpec, module: ModuleType, program: str, dtype: torch.dtype, arch: str = "sm_90a", **flags: bool
+) -> CompiledArtifact:
+    """Lower one kernel of a generated TileLang module to CUDA; raises what TileLang raises.
 
     `flags` are the program's switches, on unless given.  Rows count as aligned, as they are in dense tensors.
     """
@@ -106,13 +131,7 @@ def compile_tilelang(
     target = tvm.target.Target({"kind": "cuda", "arch": arch})
     with target, tvm.transform.PassContext(opt_level=3, config=PASSES):
         function = factory(ALIGNED=True, **module.SCHEDULE[program][dtype], **switches)
-        lowered = tilelang.lower(function, target=target)
-    (kernel,) = lowered.device_mod.functions.values()
-    report = _assembler_report(program, lowered.kernel_source, arch, Path(tilelang.__file__).parent)
-    registers = re.findall(r"Used (\d+) registers", report)
-    stack = re.findall(r"(\d+) bytes stack frame", report)
-    shared = (kernel.attrs or {}).get("dyn_shared_memory_buf", 0)
-    return Resources(max(map(int, registers)), max(map(int, stack)), int(shared))
+        return tilelang.lower(function, target=target)
 
 
 def _assembler_report(program: str, text: str, arch: str, package: Path) -> str:
