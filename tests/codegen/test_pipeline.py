@@ -14,12 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
 
 from based_ops.codegen import artifacts, pipeline
 from based_ops.codegen.ir.printer import print_program
 from based_ops.codegen.ir.rewrite import gather_by_product
 from based_ops.codegen.spec.model import HeadDims, LayerSpec, dump_yaml
 from tests.conftest import ROOT, SPECS
+from tests.strategies import linear_attentions, sliding_windows
 
 NAMES = sorted(path.stem for path in SPECS.glob("*.yaml"))
 GENERATED = ROOT / "generated"
@@ -83,6 +85,19 @@ def test_every_file_is_headed_formatted_and_compiles(name: str, specs: dict[str,
         assert text.endswith("\n") and not text.endswith("\n\n") and "\t" not in text, path
         assert not [line for line in text.splitlines() if line != line.rstrip()], path
         assert "issue" not in text and "/work" not in text and "/tmp" not in text, path
+
+
+@given(spec=linear_attentions() | sliding_windows())
+def test_every_spec_becomes_modules(spec: LayerSpec) -> None:
+    """Of any map, width and set of dtypes; what the modules hold is what these dtypes run."""
+    sources = pipeline.sources(spec)
+    for target in pipeline.EMITTERS:
+        tree = ast.parse(sources[f"{spec.name}/{artifacts.module_name(target)}.py"])
+        defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        assert {"forward", "backward", "step"} <= defined
+        recurs = target not in ("triton", "tilelang") or spec.dtypes != ("float32",)
+        if spec.mixer == "linear_attention":
+            assert ("recurrence" in defined) == recurs
 
 
 def _builds(spec: LayerSpec) -> tuple[str, str]:

@@ -167,3 +167,14 @@ def test_many_processes_at_once(cache: Path, tmp_path: Path) -> None:
     assert [process.returncode for process in running] == [0] * 4, outputs
     results = {out.strip() for out, _ in outputs}
     assert results == {entry.name for entry in entries(cache)} and len(results) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_layer_of_one_dtype(cache: Path, tmp_path: Path, dtype: str) -> None:
+    path = write(tmp_path, 0.5)
+    path.write_text(path.read_text() + f"dtypes: [{dtype}]\n")
+    op = based_ops.load(path)
+    q, k = torch.randn(2, 1, 9, 2, 8, dtype=getattr(torch, dtype)).unbind(0)
+    v = torch.randn(1, 9, 2, 16, dtype=q.dtype)
+    o = op(q, k, v)[0]
+    assert_close(o.double(), op.reference(q.double(), k.double(), v.double()), rtol=2e-2, atol=1e-2)
