@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class LinearAttentionState(NamedTuple):
     """Sums over the tokens seen: `state` [B,H,F,V] of features ⊗ values, `normalizer` [B,H,F] of features.
 
-    Both have the spec's state dtype (float64 for float64 inputs).  `normalizer` is None if the variant does
-    not normalise.  Row f holds the feature Φ_f of keys k with D components:
+    `state` has the spec's state dtype and `normalizer` float32 (both float64 for float64 inputs); the latter
+    is None if the variant does not normalise.  Row f holds the feature Φ_f of keys k with D components:
 
     - an elementwise map has F = D, Φ_f = φ(k_f);
     - Taylor of order 1 has F = D + 1: Φ_f = k_f for f < D, and 1 last;

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from based_ops.codegen.dtypes import IO, STATE
+from based_ops.codegen.dtypes import ACC, IO, STATE
 from based_ops.codegen.spec.signature import Signature
 
 from . import checks
@@ -46,8 +46,8 @@ class StateForm:
             Part(
                 field,
                 x.dims,
-                None if x.dtype == IO else getattr(torch, kept if x.dtype == STATE else x.dtype),
-                x.dtype in (IO, STATE),
+                None if x.dtype == IO else getattr(torch, {STATE: kept, ACC: "float32"}.get(x.dtype, x.dtype)),
+                x.dtype in (STATE, ACC),
                 x.present,
             )
             for field, x in zip(kind._fields, signature.state, strict=True)

@@ -49,5 +49,6 @@ def linear_attention(
             normalizer = normalizer + earlier_n
     if spec.normalize:
         o = o / (n + spec.eps).unsqueeze(-1)
+    sums = torch.float64 if q.dtype == torch.float64 else torch.float32
     kept = torch.float64 if q.dtype == torch.float64 else getattr(torch, spec.state_dtype)
-    return o, LinearAttentionState(state.to(kept), normalizer.to(kept) if spec.normalize else None)
+    return o, LinearAttentionState(state.to(kept), normalizer.to(sums) if spec.normalize else None)

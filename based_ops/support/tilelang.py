@@ -93,6 +93,30 @@ def dot(x, y, acc, transpose_x=False, transpose_y=False, clear=False):  # type: 
         tl.gemm(x, y, acc, transpose_A=transpose_x, transpose_B=transpose_y, clear_accum=clear)
 
 
+def dithered(x: Any, dtype: str, token: Any, value: Any, place: Any) -> Any:
+    """x in float32, rounded to `dtype` at random: see `Dithered` in `codegen/ir/nodes.py`.
+
+    What is added to the bits that are cut off carries into those that stay as often as it should.  NaN stays.
+    """
+
+    def bits(x: Any) -> Any:
+        return tl.reinterpret(x, "uint32")
+
+    def mixed(x: Any) -> Any:
+        x = (x ^ (x >> number(16))) * number(0x7FEB352D)
+        x = (x ^ (x >> number(15))) * number(0x846CA68B)
+        return x ^ (x >> number(16))
+
+    def number(value: int) -> Any:
+        return tl.uint32(value)
+
+    chance = mixed(mixed(bits(token) ^ number(0x2545F491)) ^ bits(value))
+    chance = chance + tl.cast(place, "uint32") * number(0x9E3779B9)
+    cut = 16 if dtype == "bfloat16" else 13
+    rounded = (bits(x) + (chance >> number(32 - cut))) >> number(cut) << number(cut)
+    return tl.if_then_else(x == x, tl.reinterpret(rounded, "float32"), x)
+
+
 @dataclass(frozen=True)
 class Parameters:
     """What a launch has to know of a ``prim_func``'s parameters, by position."""

@@ -16,9 +16,9 @@ import tilelang.language as tl
 import torch
 from torch import Tensor
 
-from .tilelang import Parameters, coordinates
+from .tilelang import Parameters, coordinates, dithered
 
-__all__ = ["coordinates", "dot", "kernel", "tensor"]
+__all__ = ["coordinates", "dithered", "dot", "kernel", "tensor"]
 
 
 def tensor(dims: Sequence[Any], dtype: str, present: bool = True) -> Any:

@@ -118,6 +118,32 @@ def where(condition: Tensor, x: Tensor | float, y: Tensor | float, dtype: torch.
     return torch.where(condition, x, y)
 
 
+def dithered(x: Tensor, dtype: torch.dtype, token: Tensor, value: Tensor, place: Tensor) -> Tensor:
+    """x in float32, rounded to `dtype` at random: see `Dithered` in `codegen/ir/nodes.py`.
+
+    What is added to the bits that are cut off carries into those that stay as often as it should.  NaN stays.
+    In float64 a state is never narrow.
+    """
+    if x.dtype == torch.float64:
+        return x
+    chance = _mixed(_bits(token) ^ 0x2545F491) ^ _bits(value)
+    chance = (_mixed(chance) + place * 0x9E3779B9) & 0xFFFFFFFF
+    cut = 16 if dtype == torch.bfloat16 else 13
+    bits = (_bits(x) + (chance >> (32 - cut))) >> cut << cut
+    return torch.where(x.isnan(), x, bits.to(torch.int32).view(torch.float32))
+
+
+def _bits(x: Tensor) -> Tensor:
+    """The bits of float32 as a number, in 64 bits because 32 would be taken for signed ones."""
+    return x.contiguous().view(torch.int32).long() & 0xFFFFFFFF
+
+
+def _mixed(x: Tensor) -> Tensor:
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
 def maximum(x: Tensor, y: Tensor | float) -> Tensor:
     """Elementwise maximum."""
     return torch.maximum(x, y) if isinstance(y, Tensor) else x.clamp(min=y)

@@ -25,6 +25,26 @@ def operand(dtype: tl.dtype) -> tl.dtype:
     return tl.float32 if triton.knobs.runtime.interpret else dtype
 
 
+@triton.jit
+def dithered(x, DTYPE: tl.constexpr, token, value, place):  # type: ignore[no-untyped-def]
+    """x in float32, rounded to DTYPE at random: see `Dithered` in `codegen/ir/nodes.py`.
+
+    What is added to the bits that are cut off carries into those that stay as often as it should.  NaN stays.
+    """
+    chance = _mixed(token.to(tl.uint32, bitcast=True) ^ 0x2545F491) ^ value.to(tl.uint32, bitcast=True)
+    chance = _mixed(chance) + place.to(tl.uint32) * 0x9E3779B9
+    CUT: tl.constexpr = 16 if DTYPE == tl.bfloat16 else 13
+    bits = (x.to(tl.uint32, bitcast=True) + (chance >> (32 - CUT))) >> CUT << CUT
+    return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+
+
+@triton.jit
+def _mixed(x):  # type: ignore[no-untyped-def]
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
 KEPT = 4096
 """Launches that are remembered: lengths may be new in every call."""
 

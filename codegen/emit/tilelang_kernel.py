@@ -15,6 +15,7 @@ from ..ir.nodes import (
     Comment,
     Const,
     Dim,
+    Dithered,
     Dot,
     Expand,
     Expr,
@@ -284,6 +285,8 @@ class _Kernel:
                 return [(x, places), (y, places)]
             case Where(condition, x, y):
                 return [(condition, places), (x, places), (y, places)]
+            case Dithered(x, _, token, value, place):
+                return [(part, places) for part in (x, token, value, place)]
             case _:
                 return []
 
@@ -327,6 +330,9 @@ class _Kernel:
                 return f"tl.cast({self.expr(x, places)}, {self.target.dtype(dtype)})"
             case Expand(x, axis):
                 return self.expr(x, (places[1 - axis],), outer)
+            case Dithered(x, dtype, token, value, place):
+                chance = (self.expr(part, places) for part in (token, value, place))
+                return f'dithered({self.expr(x, places)}, "{dtype}", {", ".join(chance)})'
             case Columns():
                 return self._columns(expr, places, None)
             case Load():

@@ -20,6 +20,7 @@ from ..ir.nodes import (
     Comment,
     Const,
     Dim,
+    Dithered,
     Dot,
     Expand,
     Expr,
@@ -62,6 +63,20 @@ FUNCTIONS = {
     "erf": "torch.erf",
     "erfc": "torch.erfc",
 }
+HELPERS = (
+    "columns",
+    "cut",
+    "dithered",
+    "indices",
+    "load",
+    "maximum",
+    "minimum",
+    "span",
+    "store",
+    "where",
+    "widen",
+)
+"""What functions may call of `based_ops.support.tiles`."""
 
 
 def emit(layer: ScheduledLayer) -> str:
@@ -87,8 +102,7 @@ def emit(layer: ScheduledLayer) -> str:
     w.blank()
     if called := used_helpers(body.text(), host_helpers(layer)):
         w.line(f"from based_ops.support.host import {called}")
-    helpers = ("columns", "cut", "indices", "load", "maximum", "minimum", "span", "store", "where", "widen")
-    used = [name for name in helpers if f"{name}(" in body.text().replace("torch.where", "")]
+    used = [name for name in HELPERS if f"{name}(" in body.text().replace("torch.where", "")]
     w.line(f"from based_ops.support.tiles import {', '.join(used)}")
     w.blank()
     return w.text() + "\n" + body.text()
@@ -261,6 +275,10 @@ class _Function:
                 return f"{self.expr(x, TIGHT)}.to(acc)"
             case Cast(x, _):
                 return f"float({self.expr(x)})"
+            case Dithered(x, dtype, token, value, place):
+                shape = infer(x, self.types, self.program).shape
+                chance = [self._align(part, shape) for part in (token, value, place)]
+                return f"dithered({', '.join([self.expr(x), f'torch.{dtype}', *chance])})"
             case Expand(x, axis):
                 return f"{self.expr(x, TIGHT)}[..., {'None, :' if axis == 0 else 'None'}]"
             case Full(shape, value, _):

@@ -11,6 +11,9 @@ from .layer import ScheduledForeign, ScheduledKernel, ScheduledLayer
 from .triton_kernel import TritonKernel, parameters
 from .writer import Writer, header
 
+HELPERS = ("dithered", "launch", "operand")
+"""What kernels and host functions may call of `based_ops.support.triton`."""
+
 
 def emit(layer: ScheduledLayer) -> str:
     """The Triton module of a layer."""
@@ -35,7 +38,7 @@ def emit(layer: ScheduledLayer) -> str:
         w.line(f"from based_ops.support.host import {used}")
     if functions := used_helpers(body.text(), triton_expression.OURS.values()):
         w.line(f"from based_ops.support.elementary import {functions}")
-    w.line("from based_ops.support.triton import launch, operand")
+    w.line(f"from based_ops.support.triton import {used_helpers(body.text(), HELPERS)}")
     gluon = False
     for module, helpers in warpgroups.IMPORTS.items():
         if names := used_helpers(body.text(), helpers):

@@ -11,6 +11,7 @@ from ..ir.nodes import (
     Binary,
     Cast,
     Const,
+    Dithered,
     Expand,
     Expr,
     Full,
@@ -74,6 +75,8 @@ def formula(expr: Expr, outer: int = 0, language: str = "tl") -> str:
             return part(x, outer)  # a store converts to the tensor's own dtype
         case Cast(x, dtype):
             return f"{part(x, TIGHT)}{cast_suffix(dtype)}"
+        case Dithered(x, dtype, token, value, place):
+            return f"dithered({part(x)}, tl.{dtype}, {part(token)}, {part(value)}, {part(place)})"
         case Expand(x, axis):
             return f"{part(x, TIGHT)}[{'None, :' if axis == 0 else ':, None'}]"
         case Full((), value, _):

@@ -17,6 +17,7 @@ from .nodes import (
     COMPARISONS,
     INDEX,
     OPERAND,
+    STATE,
     UNARY,
     Add,
     Binary,
@@ -26,6 +27,7 @@ from .nodes import (
     Comment,
     Const,
     Dim,
+    Dithered,
     Dot,
     Expand,
     Expr,
@@ -232,6 +234,13 @@ class _Checker:
                 return self._elementwise("where", chosen, replace(chooser, dtype=chosen.dtype))
             case Cast(x, dtype):
                 return replace(self.infer(x), dtype=dtype)
+            case Dithered(x, _, token, value, place):
+                tile, row = self.infer(x), self._elementwise("dithered", self.infer(token), self.infer(value))
+                if not _broadcasts(row.shape, tile.shape) or not _broadcasts(
+                    self.infer(place).shape, tile.shape
+                ):
+                    raise self.fail(f"rounding of a tile of shape {tile.shape} by others")
+                return replace(tile, dtype=STATE)
             case Expand(x, axis):
                 vector = self.infer(x)
                 if len(vector.shape) != 1:
@@ -277,6 +286,8 @@ def children(expr: Expr) -> tuple[Expr, ...]:
             return (x, y)
         case Where(condition, x, y):
             return (condition, x, y)
+        case Dithered(x, _, token, value, place):
+            return (x, token, value, place)
         case Load(_, index):
             return index
         case Columns(x, index, weight=weight):

@@ -150,6 +150,23 @@ class Expand(Expr):
 
 
 @dataclass(frozen=True)
+class Dithered(Expr):
+    """A matrix tile rounded to the narrow `dtype` of the state, up or down at random: up with the probability
+    of what is cut off, so that sums of many small terms stay right on average.
+
+    Chance begins with a hash of the numbers `token`, which differs from token to token, and `value`, one a
+    column.  From row to row, counted by `place`, it goes on by the golden ratio, so that the roundings of a
+    column balance.
+    """
+
+    x: Expr
+    dtype: str
+    token: Expr
+    value: Expr
+    place: Expr
+
+
+@dataclass(frozen=True)
 class Full(Expr):
     """A tile of one value."""
 

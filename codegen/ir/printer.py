@@ -10,6 +10,7 @@ from .nodes import (
     Columns,
     Comment,
     Const,
+    Dithered,
     Dot,
     Expand,
     Expr,
@@ -142,6 +143,8 @@ def text(expr: Expr, outer: int = 0) -> str:
             return f"where({text(condition)}, {text(x)}, {text(y)})"
         case Cast(x, dtype):
             return f"{dtype}({text(x)})"
+        case Dithered(x, dtype, token, value, place):
+            return f"dithered({text(x)}, {dtype}, {text(token)}, {text(value)}, {text(place)})"
         case Expand(x, axis):
             return f"{text(x, TIGHT)}[{'None, :' if axis == 0 else ':, None'}]"
         case Full(shape, value, dtype):

@@ -24,7 +24,9 @@ from ..ir.nodes import (
     STATE,
     Axis,
     Cast,
+    Dithered,
     Dot,
+    Expr,
     Full,
     Load,
     Program,
@@ -132,9 +134,27 @@ def outputs(layer: Layer) -> Program:
 
 
 def step(layer: Layer) -> Program:
-    """One token: update the state in place and read the output from it."""
+    """One token: update the state in place and read the output from it.
+
+    A narrow state is rounded at random, or it would stand still as soon as a token adds less than half of its
+    last digit.  Chance differs from one token to the next because the normaliser, in float32, does; without
+    one, because their keys do.
+    """
     b = Builder()
     normalize, block, zero = layer.spec.normalize, layer.features.block, wrap(0)
+    narrow = layer.spec.state_dtype != "float32"
+
+    def kept(state: Var, keys: Var, f: Var) -> Expr:
+        if not narrow:
+            return Cast(state, STATE)
+        chance = b.let("chance", Sum(normalizer(keys, f) if normalize else keys, 0))
+        return Dithered(state, layer.spec.state_dtype, chance, row(values), column(f))
+
+    def normalizer(keys: Var, f: Var) -> Var:
+        z = b.let("z", Load("normalizer", (B, H, f), ACC))
+        b.add(z, keys)
+        return z
+
     u = b.let("u", Span(zero, "VALUES"))
     values = b.let("y", Load("v", (B, zero, H, u), ACC))
     out = b.let("out", Full(("VALUES",), 0.0))
@@ -148,14 +168,13 @@ def step(layer: Layer) -> Program:
         plain = layer.features.row_features(b, "query", "q", (B, zero, H), f, selection)
         state = b.let("S", Load("state", (B, H, f, u), ACC))
         b.add(state, column(keys) * row(values))
-        b.store("state", (B, H, f, u), Cast(state, STATE))
+        b.store("state", (B, H, f, u), kept(state, keys, f))
         query = b.let("weighted_query", plain * weight)
         read = b.let("read", column(query) * state)
         b.add(out, Sum(read, 0))
         if normalize:
-            z = b.let("z", Load("normalizer", (B, H, f), ACC))
-            b.add(z, keys)
-            b.store("normalizer", (B, H, f), Cast(z, STATE))
+            z = Var("z") if narrow else normalizer(keys, f)
+            b.store("normalizer", (B, H, f), z)
             b.add(Var("products"), query * z)
     if normalize:
         n = b.let("N", Sum(Var("products"), 0))

@@ -72,7 +72,7 @@ class Layer:
     def user_states(self, prefix: str, flag: str | None = None) -> tuple[Tensor, ...]:
         """A state as the user passes or gets it."""
         state = Tensor(f"{prefix}state", ("B", "H", self.features.rows, self.v), STATE, optional=flag)
-        normalizer = Tensor(f"{prefix}normalizer", ("B", "H", self.features.rows), STATE, optional=flag)
+        normalizer = Tensor(f"{prefix}normalizer", ("B", "H", self.features.rows), ACC, optional=flag)
         return (state, normalizer) if self.spec.normalize else (state,)
 
     def row_sums(self, *names: str) -> tuple[Tensor, ...]:

@@ -274,7 +274,7 @@ class _Layer:
         """A state that the user gets; a layer that does not normalise returns an empty normaliser."""
         state = allocate(f"{prefix}state", ("B", "H", self.rows, self.v), STATE, when)
         wanted = when if self.normalize else NEVER
-        return state, allocate(f"{prefix}normalizer", ("B", "H", self.rows), STATE, wanted)
+        return state, allocate(f"{prefix}normalizer", ("B", "H", self.rows), ACC, wanted)
 
     def gradient_buffers(self) -> tuple[Allocate, ...]:
         """g and e, which only a normalised layer has."""

@@ -98,7 +98,7 @@ def recurrence(layer: Layer) -> Program:
     with b.when("FINAL"), b.blocks("f0", features.rows, features.block, tiles):
         b.store("final_state", (B, H, f, u), Cast(state, STATE))
         if normalizer:
-            b.store("final_normalizer", (B, H, f), Cast(normalizer.value(), STATE))
+            b.store("final_normalizer", (B, H, f), normalizer.value())
     tensors = (
         layer.queries("q"),
         layer.queries("k"),

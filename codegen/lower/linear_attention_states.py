@@ -184,7 +184,7 @@ def running_states(layer: Layer, name: str, of_queries: bool) -> Program:
         with b.when("TOTAL"):
             b.store("total_state", (B, H, f, u), Cast(state, STATE))
             if z:
-                b.store("total_normalizer", (B, H, f), Cast(z, STATE))
+                b.store("total_normalizer", (B, H, f), z)
     return states.program(
         name,
         f"The state {'after' if of_queries else 'before'} each segment.",

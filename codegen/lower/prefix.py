@@ -48,7 +48,7 @@ def prefix(layer: Layer, name: str, reverse: bool) -> Program:
     with b.when("TOTAL"):
         b.store("total_state", (B, H, f, u), Cast(running, STATE))
         if z:
-            b.store("total_normalizer", (B, H, f), Cast(z, STATE))
+            b.store("total_normalizer", (B, H, f), z)
     return Program(
         name,
         f"The state {'after' if reverse else 'before'} each segment.",

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from based_ops.codegen.spec.model import Elementwise, HeadDims, LinearAttention, SlidingWindow
+from based_ops.codegen.mixers.linear_attention import LinearAttention
+from based_ops.codegen.mixers.sliding_window import SlidingWindow
+from based_ops.codegen.spec.model import Elementwise, HeadDims
 from tests.kernels.runners import Runner
 from tests.tolerance import BACKWARD, FORWARD, assert_close
 
@@ -23,7 +25,7 @@ LAYERS = {
 
 
 class Memory:
-    """Room for tensors whose neighbours along one axis lie `distance` elements apart; most is never touched."""
+    """Room for tensors whose neighbours along one axis lie `distance` elements apart; most is untouched."""
 
     def __init__(self, device: str, axis: int, distance: int) -> None:
         storage = torch.UntypedStorage(((SHAPE[axis] - 1) * distance + 8192) * DTYPE.itemsize, device=device)
