@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from based_ops.codegen.dtypes import ACC, IO, STATE
-from based_ops.codegen.spec.signature import Signature
+from based_ops.codegen.spec.signature import Argument, Signature
 
 from . import checks
 from .errors import StateError, fail
@@ -46,7 +46,9 @@ class StateForm:
             Part(
                 field,
                 x.dims,
-                None if x.dtype == IO else getattr(torch, {STATE: kept, ACC: "float32"}.get(x.dtype, x.dtype)),
+                None
+                if x.dtype == IO
+                else getattr(torch, {STATE: kept, ACC: "float32"}.get(x.dtype, x.dtype)),
                 x.dtype in (STATE, ACC),
                 x.present,
             )
