@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from based_ops.codegen.dtypes import ACC, IO, STATE
-from based_ops.codegen.spec.signature import Argument, Signature
+from based_ops.codegen.spec.signature import Signature
 
 from . import checks
 from .errors import StateError, fail
