@@ -8,6 +8,7 @@ nobody wrote is seen.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import LayoutWarning
 from .tolerance import BACKWARD, FORWARD, Tolerance, errors
 from .variant import Variant
 
@@ -105,7 +107,8 @@ def measure(
         generator = torch.Generator().manual_seed(seed + 1000 * number)
         trial = _Trial(variant, backend, device, dtype, case, generator)
         for which in passes:
-            with poisoned_memory():
+            with poisoned_memory(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", LayoutWarning)  # fewer tokens than heads are meant
                 found = list(getattr(trial, which)())
             yield from found
 
