@@ -66,11 +66,13 @@ class Variant(ABC):
         self._ops = ops.of(record.name)
         self._collision = self._ops.admission.apart.collision
         self._replays = Replays()
-        signature = self._ops.signature
+        self.signature = signature = self._ops.signature
         self._names = tuple(x.name for x in signature.inputs)
         self._optional = any(x.optional for x in signature.inputs)
         width = signature.output.dims[-1]
         self._like_output = next(i for i, x in enumerate(signature.inputs) if x.dims[-1] == width)
+        self.unit = str(signature.lead.dims[2])
+        """H where calls have heads, and D where they have channels."""
         self._form = StateForm(self.name, self._state_type, signature, spec.kept_dtype, self._other_dtype)
         self._kept = len(signature.kept)
         self._no_carry: Tensors = (None,) * len(signature.carried)
@@ -145,7 +147,7 @@ class Variant(ABC):
 
     def _check_inputs(self, facts: Any, tensors: Tensors, tokens: int | None = None) -> tuple[int, int, int]:
         """Batch, length, and heads or channels of a call; raises typed errors unless its inputs are right."""
-        return checks.inputs(self._ops.signature.inputs, facts, tensors, tokens)
+        return checks.inputs(self.signature.inputs, facts, tensors, tokens)
 
     def _enter(self, tensors: Tensors, state: Any) -> tuple[Tensors, Tensors]:
         """What the forward operator takes, of the inputs and of an initial state or None."""

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from .errors import LayoutWarning
+from .inputs import draw, filled, taken, tokens, units
 from .tolerance import BACKWARD, FORWARD, Tolerance, errors
 from .variant import Variant
 
-LAYOUTS = ("dense", "fused", "heads first")
 PASSES = ("forward", "backward", "pieces", "step")
+ODD_CHANNELS = 43
+"""Channels for each head of a case, of layers without heads."""
 NOISE = 0.1
 """Of the largest gradient of a call: what is smaller is a cancellation, and judged against this size."""
 
@@ -145,47 +147,34 @@ class _Trial:
     ) -> None:
         self.variant, self.backend, self.device, self.dtype, self.case = variant, backend, device, dtype, case
         self.generator = generator
-        draw = domain(variant).draw
-        self.q, self.k, self.v = self._inputs(case.length, draw)
+        self.weighs = domain(variant).draw
+        self.units = units(variant, case.heads, ODD_CHANNELS)
+        self.inputs = self._inputs(case.length)
         self.state = None
         if case.prefix:
-            q, k, v = (x.double() for x in self._inputs(case.prefix, draw))
-            past = variant.reference(q, k, v, output_final_state=True)[1]
-            self.state = _rounded(past, variant, self.q)
-        self.exact = tuple(x.double().requires_grad_() for x in (self.q, self.k, self.v))
+            past = self._exactly([x.double() for x in self._inputs(case.prefix)], None)[1]
+            self.state = _rounded(past, variant, self.inputs[0], self.units)
+        self.exact = tuple(x.double().requires_grad_() for x in self.inputs)
         self.exact_state = _map(self.state, lambda x: x.double().requires_grad_())
         self.expected = self._reference(case.length)
 
     def forward(self) -> Iterator[Measurement]:
         """The output and the final state of one call."""
-        o, final = self.variant(
-            self.q,
-            self.k,
-            self.v,
-            initial_state=self.state,
-            output_final_state=True,
-            backend=self.backend,
-        )
-        yield self._compared("forward", "o", o, self.expected[0], FORWARD)
+        o, final = self._call(self.inputs, self.state)
+        yield self._compared("forward", self.output, o, self.expected[0], FORWARD)
         yield from self._states("forward", final, self.expected[1])
 
     def backward(self) -> Iterator[Measurement]:
         """Gradients of all inputs, from the output and, where it is differentiable, the final state."""
-        q, k, v = (x.detach().requires_grad_() for x in (self.q, self.k, self.v))
+        inputs = [x.detach().requires_grad_() for x in self.inputs]
         state = _map(self.state, lambda x: x.detach().clone().requires_grad_())
-        o, final = self.variant(
-            q,
-            k,
-            v,
-            initial_state=state,
-            output_final_state=True,
-            backend=self.backend,
-        )
+        o, final = self._call(inputs, state)
         outputs = [o, *_floating(final)]
         expected = [self.expected[0], *_floating(self.expected[1])]
         weights = [self._normal(x.shape).to(x.dtype) for x in outputs]
-        names = ["dq", "dk", "dv", *(f"d initial {name}" for name in _field_names(state))]
-        actual = torch.autograd.grad(outputs, [q, k, v, *_floating(state)], weights)
+        names = [f"d{x.name}" for x in taken(self.variant)]
+        names += [f"d initial {name}" for name in _field_names(state)]
+        actual = torch.autograd.grad(outputs, [*inputs, *_floating(state)], weights)
         leaves = [*self.exact, *_floating(self.exact_state)]
         exact = torch.autograd.grad(expected, leaves, [w.double() for w in weights], retain_graph=True)
         floor = NOISE * max(float(g.square().mean().sqrt()) for g in exact)
@@ -194,39 +183,43 @@ class _Trial:
 
     def pieces(self) -> Iterator[Measurement]:
         """The same sequence in three calls that hand on their state."""
-        length = self.case.length
         state, parts = self.state, []
-        for start, stop in _split(length):
-            q, k, v = (x[:, start:stop] for x in (self.q, self.k, self.v))
-            o, state = self.variant(
-                q, k, v, initial_state=state, output_final_state=True, backend=self.backend
-            )
+        for start, stop in _split(self.case.length):
+            o, state = self._call(tokens(self.variant, self.inputs, start, stop), state)
             parts.append(o)
-        yield self._compared("pieces", "o", torch.cat(parts, 1), self.expected[0], FORWARD)
+        yield self._compared("pieces", self.output, torch.cat(parts, 1), self.expected[0], FORWARD)
         yield from self._states("pieces", state, self.expected[1])
 
     def step(self) -> Iterator[Measurement]:
         """The same sequence token by token; of a long one the beginning."""
-        length = min(self.case.length, 17)
-        batch, heads = self.case.batch, self.case.heads
+        variant, length = self.variant, min(self.case.length, 17)
         if self.state is None:
-            state = self.variant.init_state(batch, heads, device=self.device, dtype=self.dtype)
+            state = variant.init_state(self.case.batch, self.units, device=self.device, dtype=self.dtype)
         else:
             state = type(self.state)(*(x if x is None else x.clone() for x in self.state))
         parts = []
         with torch.no_grad():
             for t in range(length):
-                q, k, v = (x[:, t : t + 1] for x in (self.q, self.k, self.v))
-                parts.append(self.variant.step(q, k, v, state, backend=self.backend))
+                token = filled(variant, tokens(variant, self.inputs, t, t + 1))
+                parts.append(variant._step(token, None, state, self.backend))
         o, final = self._reference(length)
-        yield self._compared("step", "o", torch.cat(parts, 1), o, FORWARD)
+        yield self._compared("step", self.output, torch.cat(parts, 1), o, FORWARD)
         yield from self._states("step", state, final)
+
+    def _call(self, inputs: Sequence[Tensor], state: Any) -> tuple[Tensor, Any]:
+        return self.variant._call(filled(self.variant, inputs), None, state, True, self.backend)
 
     def _reference(self, length: int) -> tuple[Tensor, Any]:
         """The exact output and final state of the first `length` tokens."""
-        q, k, v = (x[:, :length] for x in self.exact)
-        state = self.exact_state
-        return self.variant.reference(q, k, v, initial_state=state, output_final_state=True)
+        return self._exactly(tokens(self.variant, self.exact, 0, length), self.exact_state)
+
+    def _exactly(self, inputs: Sequence[Tensor], state: Any) -> tuple[Tensor, Any]:
+        variant = self.variant
+        return variant._reference(filled(variant, inputs), variant._numbers(variant, None), state)
+
+    @property
+    def output(self) -> str:
+        return self.variant.signature.output.name
 
     def _states(self, which: str, actual: Any, expected: Any) -> Iterator[Measurement]:
         for name, got, want in zip(type(actual)._fields, actual, expected, strict=True):
@@ -259,19 +252,17 @@ class _Trial:
             max((allowed[dtype] for dtype in dtypes), key=lambda bounds: bounds.norm),
         )
 
-    def _inputs(self, length: int, draw: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v in the layout of the case, on the device, rounded to the dtype."""
-        batch, heads, qk, v = self.case.batch, self.case.heads, self.variant.qk, self.variant.v
-        widths = [qk, qk, v]
-        fused = self._normal((batch, length, heads, sum(widths)))
-        fused[..., : 2 * qk] = draw(fused[..., : 2 * qk])
-        fused = fused.to(self.dtype)
-        parts = fused.split(widths, dim=-1)
-        if self.case.layout == "dense":
-            parts = tuple(x.contiguous() for x in parts)
-        elif self.case.layout == "heads first":
-            parts = tuple(x.transpose(1, 2).contiguous().transpose(1, 2) for x in parts)
-        return parts[0], parts[1], parts[2]
+    def _inputs(self, length: int) -> tuple[Tensor, ...]:
+        """What the layer takes in the layout of the case, on the device, rounded to the dtype."""
+        case = self.case
+
+        def rounded(shape: Sequence[int]) -> Tensor:
+            return self._normal(shape).to(self.dtype)
+
+        def weighs(x: Tensor) -> Tensor:
+            return self.weighs(x.double()).to(self.dtype)
+
+        return draw(self.variant, case.batch, length, self.units, rounded, weighs, case.layout)
 
     def _normal(self, shape: Sequence[int]) -> Tensor:
         x = torch.randn(tuple(shape), generator=self.generator, dtype=torch.float64)
@@ -303,7 +294,8 @@ def domain(variant: Variant) -> Domain:
     do.  A map that is undefined somewhere is tried where it has values.
     """
     spec: Any = variant.spec
-    if spec.mixer != "linear_attention" or spec.feature_map.kind != "elementwise":
+    expression = getattr(getattr(spec, "feature_map", None), "expression", None)
+    if expression is None:
         return NARROW
     from .reference import elementwise
 
@@ -312,7 +304,7 @@ def domain(variant: Variant) -> Domain:
 
     def around(centre: float) -> tuple[bool, bool, float]:
         """Whether φ is defined there, has one sign, and how much its values lean to one."""
-        values = elementwise(spec.feature_map.expression, points + centre)
+        values = elementwise(expression, points + centre)
         mean, power = (float((density * x).sum() / density.sum()) for x in (values, values.square()))
         lean = abs(mean) / power**0.5 if power > 0 else 1.0
         return bool(values.isfinite().all()), bool((values >= 0).all() or (values <= 0).all()), lean
@@ -336,7 +328,8 @@ def strain(variant: Variant, length: int = 256) -> float | None:
     weights that can vanish.
     """
     spec: Any = variant.spec
-    if spec.mixer != "linear_attention" or not spec.normalize or spec.feature_map.signs() is None:
+    feature_map = getattr(spec, "feature_map", None)
+    if feature_map is None or not spec.normalize or feature_map.signs() is None:
         return None
     generator = torch.Generator().manual_seed(0)
     widths = variant.qk, variant.qk, variant.v
@@ -350,9 +343,9 @@ def _split(length: int) -> list[tuple[int, int]]:
     return [(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if a < b <= length]
 
 
-def _rounded(state: Any, variant: Variant, like: Tensor) -> Any:
+def _rounded(state: Any, variant: Variant, like: Tensor, units: int) -> Any:
     """A float64 state as a call with `like` takes it."""
-    fresh = variant.init_state(like.shape[0], like.shape[2], device=like.device, dtype=like.dtype)
+    fresh = variant.init_state(like.shape[0], units, device=like.device, dtype=like.dtype)
     return type(state)(*(x if x is None else x.to(f.dtype) for x, f in zip(state, fresh, strict=True)))
 
 

@@ -141,7 +141,7 @@ def tune(
                 if passes and which not in passes:
                     continue
                 if not plans_only:
-                    usual = given[0] if given else default_shape(spec.mixer, which, device)
+                    usual = given[0] if given else default_shape(spec, which, device)
                     one = usual._replace(length=1) if which == "step" else usual
                     wanted.append(Job(spec, backend, which, dtype, device, (one,)))
                 if has_plan(spec, which, backend, dtype):

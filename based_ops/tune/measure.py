@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..inputs import draw, filled, units
 from ..variant import Variant
 from ..verify import domain
+
+if TYPE_CHECKING:
+    from based_ops.codegen.spec.model import LayerSpec
 
 REPEATS = 3
 """Runs that must agree bit for bit."""
@@ -28,7 +32,7 @@ class Unsteady(Exception):
 
 
 class Shape(NamedTuple):
-    """Batch, heads and tokens of a representative call."""
+    """Batch, heads (or so many times 64 channels) and tokens of a representative call."""
 
     batch: int
     heads: int
@@ -38,15 +42,6 @@ class Shape(NamedTuple):
         return f"B{self.batch} H{self.heads} T{self.length}"
 
 
-SHAPES = {
-    ("linear_attention", "forward"): Shape(16, 16, 8192),
-    ("linear_attention", "backward"): Shape(8, 16, 2048),
-    ("linear_attention", "step"): Shape(128, 16, 1),
-    ("sliding_window", "forward"): Shape(8, 16, 2048),
-    ("sliding_window", "backward"): Shape(8, 16, 2048),
-    ("sliding_window", "step"): Shape(128, 16, 1),
-}
-"""What is measured on a GPU unless a shape is given."""
 ON_A_CPU = Shape(1, 4, 1024)
 PLANNED = {
     "cuda": tuple(
@@ -60,9 +55,9 @@ PLANNED = {
 """What launch plans are judged at unless shapes are given: few rows and many, of short sequences and long."""
 
 
-def default_shape(mixer: str, which: str, device: str) -> Shape:
-    """The representative call of one pass of a mixer."""
-    shape = SHAPES[mixer, which] if device == "cuda" else ON_A_CPU
+def default_shape(spec: LayerSpec, which: str, device: str) -> Shape:
+    """The representative call of one pass of a layer."""
+    shape = Shape(*spec.calls[which]) if device == "cuda" else ON_A_CPU
     return Shape(shape.batch, shape.heads, 1) if which == "step" else shape
 
 
@@ -118,28 +113,26 @@ def captured(
 
 def _call(variant: Variant, backend: str, which: str, shape: Shape, dtype: torch.dtype, device: str) -> None:
     """Run one pass of the public object."""
-    draw = domain(variant).draw
+    weighs = domain(variant).draw
     generator = torch.Generator(device).manual_seed(0)
 
-    def inputs(length: int) -> list[Tensor]:
-        size = (shape.batch, length, shape.heads)
-        widths = (variant.qk, variant.qk, variant.v)
-        made = [torch.randn(*size, n, generator=generator, device=device, dtype=dtype) for n in widths]
-        return [draw(made[0]), draw(made[1]), made[2]]
+    def normal(shape: Sequence[int]) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device, dtype=dtype)
+
+    def inputs(length: int) -> tuple[Tensor, ...]:
+        count = units(variant, shape.heads)
+        return draw(variant, shape.batch, length, count, normal, weighs)
 
     if which == "step":
         with torch.no_grad():
-            q, k, v = inputs(getattr(variant.spec, "window", PREFIX))
-            state = variant(q, k, v, output_final_state=True, backend=backend)[1]
-            q, k, v = inputs(1)
-            variant.step(q, k, v, state, backend=backend)
+            past = filled(variant, inputs(variant.spec.extents.get("KEYS", PREFIX)))
+            state = variant._call(past, None, None, True, backend)[1]
+            variant._step(filled(variant, inputs(1)), None, state, backend)
         return
-    q, k, v = (x.requires_grad_(which == "backward") for x in inputs(shape.length))
-    o, _ = variant(q, k, v, backend=backend)
+    leaves = [x.requires_grad_(which == "backward") for x in inputs(shape.length)]
+    o, _ = variant._call(filled(variant, leaves), None, None, False, backend)
     if which == "backward":
-        torch.autograd.grad(
-            o, [q, k, v], torch.randn(o.shape, generator=generator, device=device, dtype=dtype)
-        )
+        torch.autograd.grad(o, leaves, normal(o.shape))
 
 
 def _run(function: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Tensor]:

@@ -54,6 +54,11 @@ class LinearAttention(LayerSpec):
         "Causal linear attention: a recurrent state of fixed size instead of a key-value cache."
     )
     fact_types: ClassVar[Mapping[str, type]] = {"map": str, "normalize": bool, "qk": int, "v": int}
+    calls: ClassVar[Mapping[str, tuple[int, int, int]]] = {
+        "forward": (16, 16, 8192),
+        "backward": (8, 16, 2048),
+        "step": (128, 16, 1),
+    }
     template_options: ClassVar[tuple[str, ...]] = ("feature_map", "qk", "v")
 
     name: str = spec_field(Name(), NAME_DOC)
@@ -157,8 +162,8 @@ class LinearAttention(LayerSpec):
 
         return Signature(
             inputs=(
-                Argument("q", ("B", "T", "H", qk), "queries"),
-                Argument("k", ("B", "T", "H", qk), "keys"),
+                Argument("q", ("B", "T", "H", qk), "queries", weighs=True),
+                Argument("k", ("B", "T", "H", qk), "keys", weighs=True),
                 Argument("v", ("B", "T", "H", v), "values"),
             ),
             output=Argument("o", ("B", "T", "H", v), "what is read for each query"),

@@ -27,6 +27,11 @@ class SlidingWindow(LayerSpec):
     mixer: ClassVar[str] = "sliding_window"
     summary: ClassVar[str] = "Causal softmax attention in which a query sees the last keys only."
     fact_types: ClassVar[Mapping[str, type]] = {"window": int, "qk": int, "v": int}
+    calls: ClassVar[Mapping[str, tuple[int, int, int]]] = {
+        "forward": (8, 16, 2048),
+        "backward": (8, 16, 2048),
+        "step": (128, 16, 1),
+    }
     template_options: ClassVar[tuple[str, ...]] = ("window", "qk", "v")
 
     name: str = spec_field(Name(), NAME_DOC)
@@ -63,8 +68,8 @@ class SlidingWindow(LayerSpec):
         # Keys and values of an initial state are put in front of the call's own: Tk tokens.
         return Signature(
             inputs=(
-                Argument("q", ("B", "T", "H", qk), "queries"),
-                Argument("k", ("B", "Tk", "H", qk), "keys"),
+                Argument("q", ("B", "T", "H", qk), "queries", weighs=True),
+                Argument("k", ("B", "Tk", "H", qk), "keys", weighs=True),
                 Argument("v", ("B", "Tk", "H", v), "values"),
             ),
             output=Argument("o", ("B", "T", "H", v), "means of the values in the window of each query"),

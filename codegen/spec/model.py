@@ -114,6 +114,9 @@ class LayerSpec(ABC):
     template_options: ClassVar[tuple[str, ...]]
     """What `template` takes."""
 
+    calls: ClassVar[Mapping[str, tuple[int, int, int]]]
+    """By pass: batch, heads (or so many times 64 channels) and tokens of a call that a GPU is tuned for."""
+
     name: str
     dtypes: tuple[str, ...]
 

@@ -34,6 +34,8 @@ class Argument:
     """Whether a call may leave it out."""
     differentiable: bool = True
     present: bool = True
+    weighs: bool = False
+    """Whether it decides on weights, as queries and keys do: their numbers are drawn with care."""
 
     @property
     def shape(self) -> str:
