@@ -30,9 +30,9 @@ class Settings:
     long_context: int = 100_000
     timed: int = 100
     thorough: bool = True
-    verifying: int = 270
-    compiling: int = 170
-    writing: int = 50
+    verifying: int = 300
+    compiling: int = 200
+    writing: int = 60
 
 
 QUICK = Settings(
@@ -45,7 +45,7 @@ QUICK = Settings(
     long_context=10_000,
     timed=20,
     thorough=False,
-    verifying=50,
+    verifying=60,
     compiling=0,
     writing=12,
 )

@@ -40,7 +40,7 @@ def test_durations_are_for_people(seconds: float, text: str) -> None:
 def test_the_forecast_is_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forecast, "_step_seconds", lambda settings, device: 0.1)
     long, quick = foresee(Settings(), "cpu"), foresee(QUICK, "cpu")
-    assert long.verify == pytest.approx(27) and long.train == pytest.approx(17 + 40)
+    assert long.verify == pytest.approx(30) and long.train == pytest.approx(20 + 40)
     assert long.total == long.verify + long.train + long.write < 240
     assert quick.total < 30
     monkeypatch.setattr(forecast, "_step_seconds", lambda settings, device: 0.2)
