@@ -34,6 +34,7 @@ def python(code: str, blocked: set[str], code_of_exit: int = 0) -> subprocess.Co
 
 def test_generated_layers_run_on_torch_and_triton_alone() -> None:
     code = """
+import pickle
 import torch, based_ops, based_ops.layers
 for name in based_ops.names():
     op = based_ops.get(name)
@@ -43,6 +44,7 @@ for name in based_ops.names():
     with torch.no_grad():
         _, state = op(q, k, v, output_final_state=True)
         op.step(q[:, :1], k[:, :1], v[:, :1], state)
+    assert pickle.loads(pickle.dumps(op)) is op
 layer = based_ops.layers.LinearAttention(32, 2, "taylor2_qk16_v64")
 layer(torch.randn(1, 5, 32))
 print(*based_ops.get("window64_d64").backends("cpu"), sep="\\n")
