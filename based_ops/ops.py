@@ -153,7 +153,7 @@ def contiguous(tensor: torch.Tensor | None) -> torch.Tensor | None:
 
 def needs_gradient(*args: Any) -> bool:
     """Whether autograd must record a call with these arguments, or refuse it: it has no forward mode."""
-    if has_forward_gradients() and _have_tangent(args):
+    if torch.autograd.forward_ad._current_level >= 0 and _have_tangent(args):
         return True
     return torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
 

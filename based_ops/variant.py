@@ -175,7 +175,7 @@ class Variant(ABC):
         backend: str | None,
     ) -> tuple[Tensor, Any]:
         """The output of a sequence, and the state after it if that is asked for."""
-        facts, key = self._facts(), None
+        facts, key = self if is_traced() else self._plain, None  # as of `_facts`, without a call
         if initial_state is None and not output_final_state and facts is not self:
             given, key = self._given(tensors), self._key("forward", factor, backend, tensors)
             if (results := self._replays.results(key, *given)) is not None:
@@ -184,7 +184,7 @@ class Variant(ABC):
 
     def _step(self, tensors: Tensors, factor: Any, state: Any, backend: str | None) -> Tensor:
         """The output of one more token; the state is updated in place."""
-        facts, key = self._facts(), None
+        facts, key = self if is_traced() else self._plain, None  # as of `_facts`, without a call
         if type(state) is self._state_type and facts is not self:
             given, key = self._given(tensors), self._key("step", factor, backend, tensors)
             parts = state if state[-1] is not None else state[:-1]  # what a layer lacks comes last
