@@ -39,7 +39,7 @@ _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "min": torch.minimum,
     "gt": torch.gt,
     "lt": torch.lt,
-    "le": torch.le,
+    "if_positive": lambda x, y: torch.where(x > 0, y, torch.relu(x)),
 }
 
 

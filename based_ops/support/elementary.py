@@ -22,6 +22,13 @@ def minimum_or_nan(x, y):
 
 
 @triton.jit
+def if_positive(x, y):
+    """y where x > 0, NaN where x is NaN, else 0."""
+    above = maximum_or_nan(x, 0.0)
+    return tl.where(above > 0.0, y, above)
+
+
+@triton.jit
 def log1p(x):
     """log(1 + x) with the digits of a small x.
 

@@ -19,6 +19,13 @@ def minimum_or_nan(x: Any, y: Any) -> Any:
     return _or_nan(tl.min, x, y)
 
 
+def if_positive(x: Any, y: Any) -> Any:
+    """y where x > 0, NaN where x is NaN, else 0."""
+    name = tvm.tirx.Var("x", "float32")
+    chosen = tvm.tirx.Select(name > 0.0, y, tvm.tirx.Select(tl.isnan(name), name, 0.0))
+    return tvm.tirx.Let(name, x, chosen)
+
+
 def log1p(x: Any) -> Any:
     """log(1 + x) with the digits of a small x."""
     return tl.call_pure_extern("float32", "log1pf", x)

@@ -144,6 +144,11 @@ def _mixed(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
+def if_positive(x: Tensor, y: Tensor) -> Tensor:
+    """y where x > 0, NaN where x is NaN, else 0."""
+    return torch.where(x > 0, y, x.clamp(min=0))
+
+
 def maximum(x: Tensor, y: Tensor | float) -> Tensor:
     """Elementwise maximum."""
     return torch.maximum(x, y) if isinstance(y, Tensor) else x.clamp(min=y)

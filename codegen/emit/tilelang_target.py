@@ -17,6 +17,7 @@ FUNCTIONS = {
     "max": "tl.max",
     "min_or_nan": "minimum_or_nan",
     "max_or_nan": "maximum_or_nan",
+    "if_positive": "if_positive",
     "erfc": "erfc",
     "expm1": "expm1",
     "log1p": "log1p",

@@ -66,6 +66,7 @@ FUNCTIONS = {
 HELPERS = (
     "columns",
     "cut",
+    "if_positive",
     "dithered",
     "indices",
     "load",
@@ -298,6 +299,8 @@ class _Function:
             if isinstance(x, Const) and not plain:
                 x, y = y, x
             return f"{name}({self._align(x, kind.shape)}, {self._align(y, kind.shape)})"
+        if op == "if_positive":
+            return f"if_positive({self._align(x, kind.shape)}, {self._align(y, kind.shape)})"
         if op == "cdiv":
             return f"cdiv({self.expr(x)}, {self.expr(y)})"
         level = PRECEDENCE[op]

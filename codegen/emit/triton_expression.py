@@ -27,6 +27,7 @@ RENAMED = {"min": "minimum", "max": "maximum"}
 OURS = {
     "erfc": "erfc",
     "expm1": "expm1",
+    "if_positive": "if_positive",
     "log1p": "log1p",
     "max_or_nan": "maximum_or_nan",
     "min_or_nan": "minimum_or_nan",

@@ -87,8 +87,14 @@ UNARY = (
     *("neg", "exp", "exp2", "expm1", "log", "log2", "log1p", "sqrt", "abs"),
     *("tanh", "sigmoid", "sin", "cos", "erf", "erfc"),
 )
-ARITHMETIC = ("add", "sub", "mul", "div", "floordiv", "mod", "cdiv", "min", "max", "min_or_nan", "max_or_nan")
-"""Operations.  What min and max give of a NaN is the backend's; min_or_nan and max_or_nan give NaN."""
+ARITHMETIC = (
+    *("add", "sub", "mul", "div", "floordiv", "mod", "cdiv", "min", "max"),
+    *("min_or_nan", "max_or_nan", "if_positive"),
+)
+"""Operations.  What min and max give of a NaN is the backend's; min_or_nan and max_or_nan give NaN.
+
+if_positive(x, y) is y where x > 0, NaN where x is NaN, else 0, whatever y is.
+"""
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "and")
 
 

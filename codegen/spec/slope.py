@@ -57,10 +57,7 @@ def _terms(slope: Expr) -> Iterator[tuple[Selectors, Expr]]:
 def _chosen(product: Tree, selector: Function) -> Tree:
     """selector · product, and NaN where what the selector compares is NaN."""
     if isinstance(selector, f.Step):
-        u = to_tree(selector.args[0])
-        if _keeps_nan(product, u):
-            return where("le", u, ZERO, ZERO, product)
-        return where("gt", u, ZERO, product, unary("relu", u))
+        return binary("if_positive", to_tree(selector.args[0]), product)
     a, b = map(to_tree, selector.args)
     half = const(0.5)
     for compared in (a, b):

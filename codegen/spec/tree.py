@@ -56,13 +56,13 @@ BINARY: dict[str, Callable[[float, float], float]] = {
     "div": operator.truediv,
     "max": max,
     "min": min,
+    "if_positive": lambda u, a: a if u > 0 else 0.0,
 }
-COMPARISONS: dict[str, Callable[[float, float], bool]] = {
-    "gt": operator.gt,
-    "lt": operator.lt,
-    "le": operator.le,
-}
-"""What each operation gives of numbers; "relu" is max with 0 but for its slope at 0, which is 0."""
+COMPARISONS: dict[str, Callable[[float, float], bool]] = {"gt": operator.gt, "lt": operator.lt}
+"""What each operation gives of numbers.
+
+relu is max with 0 but for its slope at 0, which is 0; if_positive of a NaN that it asks about is NaN.
+"""
 
 
 def _fold(text: str, function: Callable[..., float], *values: float) -> Tree:

@@ -109,7 +109,7 @@ def number(value: float) -> tuple[str, float]:
     [
         ("x", X, number(1.0)),
         ("x**2", ("mul", X, X), ("mul", number(2.0), X)),
-        ("relu(x)", ("relu", X), ("where", ("gt", X, number(0.0)), number(1.0), ("relu", X))),
+        ("relu(x)", ("relu", X), ("if_positive", X, number(1.0))),
         (
             "elu(x) + 1",
             ("where", ("lt", X, number(0.0)), ("exp", ("min", X, number(0.0))), ("add", X, number(1.0))),

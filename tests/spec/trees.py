@@ -33,7 +33,7 @@ _TREE_OPS: dict[str, Any] = {
     "min": torch.minimum,
     "gt": torch.gt,
     "lt": torch.lt,
-    "le": torch.le,
+    "if_positive": lambda x, y: torch.where(x > 0, y, torch.relu(x)),
     "where": torch.where,
 }
 
