@@ -8,10 +8,20 @@ copies.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-Index = int | range | Tensor
+
+class Run(NamedTuple):
+    """A plain run of indices of which those at or past `stop` are outside of every tensor."""
+
+    indices: range
+    stop: int
+
+
+Index = int | range | Run | Tensor
 
 
 def cut(size: int, *lengths: int) -> int:
@@ -19,13 +29,15 @@ def cut(size: int, *lengths: int) -> int:
     return min(size, max(1, *lengths))
 
 
-def span(start: int, size: int) -> range:
+def span(start: int, size: int, stop: int | None = None) -> range | Run:
     """The indices ``start, ..., start + size - 1``."""
-    return range(start, start + size)
+    run = range(start, start + size)
+    return run if stop is None else Run(run, int(stop))
 
 
-def indices(run: range, like: Tensor) -> Tensor:
+def indices(run: range | Run, like: Tensor) -> Tensor:
     """A run of indices as a tensor to calculate with."""
+    run = run if isinstance(run, range) else run.indices
     return torch.arange(run.start, run.stop, device=like.device)
 
 
@@ -37,7 +49,7 @@ def widen(x: Tensor | float, rank: int) -> Tensor | float:
 def load(
     tensor: Tensor, index: tuple[Index, ...], dtype: torch.dtype | None = None, fill: float = 0.0
 ) -> Tensor:
-    """Copy a tile of a batch-first tensor; what lies outside the tensor is `fill`."""
+    """Copy a tile of a batch-first tensor; what lies outside is `fill`."""
     first = tensor.dim() - len(index)
     for entry in index:
         if isinstance(entry, int):
@@ -48,8 +60,10 @@ def load(
     return tensor.to(dtype or tensor.dtype, copy=True)
 
 
-def _take(tensor: Tensor, axis: int, entry: range | Tensor, fill: float) -> Tensor:
+def _take(tensor: Tensor, axis: int, entry: range | Run | Tensor, fill: float) -> Tensor:
     extent = tensor.shape[axis]
+    if isinstance(entry, Run):
+        entry, extent = entry.indices, min(extent, entry.stop)
     if isinstance(entry, Tensor):
         # Unsigned: an index that is out of range reads the filler, one element past the end.
         filler = tensor.new_full((*tensor.shape[:axis], 1, *tensor.shape[axis + 1 :]), fill)
@@ -68,12 +82,12 @@ def _take(tensor: Tensor, axis: int, entry: range | Tensor, fill: float) -> Tens
 
 def _overlap(run: range, extent: int) -> tuple[int, int]:
     """Start and size of what a run of indices has in common with ``0 .. extent - 1``."""
-    start, stop = (min(max(edge, 0), extent) for edge in (run.start, run.stop))
+    start, stop = (max(0, min(edge, extent)) for edge in (run.start, run.stop))
     return start, stop - start
 
 
 def store(tensor: Tensor, index: tuple[Index, ...], value: Tensor) -> None:
-    """Write a tile into a batch-first tensor; what lies outside the tensor is dropped.
+    """Write a tile into a batch-first tensor; what lies outside is dropped.
 
     A one-dimensional index tensor of batch entries picks one position for each of them.
     """
@@ -89,7 +103,10 @@ def store(tensor: Tensor, index: tuple[Index, ...], value: Tensor) -> None:
             tensor.scatter_(axis, where.expand(shape), value.unsqueeze(axis).to(tensor.dtype))
             return
         else:
-            start, size = _overlap(entry, tensor.shape[axis])
+            extent = tensor.shape[axis]
+            if isinstance(entry, Run):
+                entry, extent = entry.indices, min(extent, entry.stop)
+            start, size = _overlap(entry, extent)
             tensor = tensor.narrow(axis, start, size)
             skipped = min(max(0, -entry.start), len(entry))
             further = sum(not isinstance(other, int) for other in index[place:])

@@ -1,8 +1,8 @@
-"""Which bounds checks a schedule has made unnecessary."""
+"""Which bounds checks an access needs, and which a schedule has made unnecessary."""
 
 from __future__ import annotations
 
-from ..ir.nodes import Binary, Const, Dim, Expr, For, Let, Program, Span, Stmt, Var, When
+from ..ir.nodes import Binary, Const, Dim, Expr, For, Let, Program, Span, Stmt, Var, When, wrap
 from ..schedule.model import Schedule
 
 
@@ -40,6 +40,22 @@ class Bounds:
             return False
         sizes = {span.size} if isinstance(span.size, int) else self._schedule.values(span.size)
         return all(extent % size == 0 for size in sizes)
+
+    def conditions(self, index: Expr, extent: Dim, outside_tensor: bool = True) -> list[Expr]:
+        """What is true of the elements of an index tile that are inside, where that needs checking.
+
+        Without `outside_tensor` only elements inside the tensor are asked about.
+        """
+        span = self.span(index)
+        found: list[Expr] = []
+        if outside_tensor:
+            if span is not None and span.before:
+                found.append(index >= 0)
+            if not self.inside(index, extent):
+                found.append(index < extent)
+        if span is not None and span.stop is not None and span.stop != wrap(extent):
+            found.append(index < span.stop)
+        return found
 
     def _whole_tiles(self, start: Expr, size: Dim) -> bool:
         match start:

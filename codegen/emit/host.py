@@ -132,7 +132,8 @@ class _Function:
             case Comment(words):
                 w.line(f"# {words}")
             case ReadSizes(tensor, names):
-                w.line(f"{', '.join(name or '_' for name in names)} = {tensor}.shape")
+                extents = ", ".join(name or "_" for name in names)
+                w.line(f"{extents}{',' if len(names) == 1 else ''} = {tensor}.shape")
             case Bind(values):
                 w.line(f"{', '.join(values)} = {', '.join(map(self.text, values.values()))}")
             case Plan():

@@ -40,6 +40,7 @@ from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
 from ..schedule.scopes import EXPRESSION, FRAGMENT, SCALAR
 from .bounds import Bounds
 from .layer import ScheduledProgram
+from .tilelang_places import children, used_indices
 from .tilelang_target import FUNCTIONS, WHOLE_VECTORS, Target, c_name, passed_sizes
 from .writer import Writer
 
@@ -119,7 +120,8 @@ class _Kernel:
     def _parameter(self, tensor: Tensor) -> str:
         dims = ", ".join(self._extent(dim) if isinstance(dim, str) else str(dim) for dim in tensor.dims)
         present = f", {tensor.optional}" if tensor.optional else ""
-        return f"tensor(({dims}), {self.target.dtype(tensor.dtype)}{present})"
+        alone = "," if len(tensor.dims) == 1 else ""
+        return f"tensor(({dims}{alone}), {self.target.dtype(tensor.dtype)}{present})"
 
     def _extent(self, size: str) -> str:
         """The name by which tensors' dimensions call a runtime size."""
@@ -222,10 +224,18 @@ class _Kernel:
             self.w.line("tl.sync_threads()  # everything is read before anything is overwritten")
             self.loaded.clear()
         shape = tuple(self._shape(entry)[0] for entry in index if self._shape(entry))
-        self._loop(shape, f"{self._element(name, index, self._places(len(shape)))} = ", value, index)
+        places = self._places(len(shape))
+        # TileLang drops what is stored outside a tensor.
+        inside = self._inside(Load(name, index, ACC), places, outside_tensor=False)
+        self._loop(shape, f"{self._element(name, index, places)} = ", value, index, inside)
 
-    def _loop(self, shape: tuple[Dim, ...], target: str, value: Expr, index: tuple[Expr, ...]) -> None:
-        """One assignment for every element of a tile; index tiles that it uses are computed first."""
+    def _loop(
+        self, shape: tuple[Dim, ...], target: str, value: Expr, index: tuple[Expr, ...], inside: str = ""
+    ) -> None:
+        """One assignment for every element of a tile that is `inside`, all of them by default.
+
+        Index tiles that it uses are computed first.
+        """
         places = self._places(len(shape))
         # What is stored converts to the buffer's own dtype.
         plain = value.x if isinstance(value, Cast) and not self._is(value.x, BOOL) else value
@@ -236,59 +246,17 @@ class _Kernel:
         gathers = any(isinstance(node, Columns) for node in walk(value))
         self.w.line(f"for {', '.join(places)} in {self.target.loop(shape, gathers)}:")
         with self.w.indented():
-            for name, place in self._used_indices((*index, value), places).items():
+            for name, place in used_indices((*index, value), places, self.indices, self._rank).items():
                 self.w.line(f"{name} = {self.expr(self.indices[name], (place,))}")
-            self.w.line(f"{target}{text}")
+            if not inside:
+                self.w.line(f"{target}{text}")
+                return
+            self.w.line(f"if {inside}:")
+            with self.w.indented():
+                self.w.line(f"{target}{text}")
 
     def _places(self, rank: int) -> tuple[str, ...]:
         return tuple(self.axes[:rank])
-
-    def _used_indices(self, exprs: tuple[Expr, ...], places: tuple[str, ...]) -> dict[str, str]:
-        """Index tiles that expressions use, in order of introduction, and the loop variable of each."""
-        found: dict[str, str] = {}
-
-        def visit(expr: Expr, places: tuple[str, ...]) -> None:
-            match expr:
-                case Var(name) if name in self.indices:
-                    visit(self.indices[name], places)
-                    found[name] = places[-1]
-                case _:
-                    for child, inner in self._children(expr, places):
-                        visit(child, inner)
-
-        tiles = 0
-        for expr in exprs[:-1]:
-            rank = len(self._shape(expr))
-            visit(expr, places[tiles : tiles + rank])
-            tiles += rank
-        visit(exprs[-1], places)
-        return {name: found[name] for name in self.indices if name in found}
-
-    def _children(self, expr: Expr, places: tuple[str, ...]) -> list[tuple[Expr, tuple[str, ...]]]:
-        """Subexpressions with the loop variables of their axes."""
-        match expr:
-            case Expand(x, axis):
-                return [(x, (places[1 - axis],))]
-            case Columns(_, index, transposed=transposed, weight=weight):
-                place = places[:1] if transposed else places[1:]
-                return [(part, place) for part in (index, weight) if part is not None]
-            case Load(_, index):
-                result, tiles = [], 0
-                for entry in index:
-                    rank = len(self._shape(entry))
-                    result.append((entry, places[tiles : tiles + rank]))
-                    tiles += rank
-                return result
-            case Unary(_, x) | Cast(x, _):
-                return [(x, places)]
-            case Binary(_, x, y):
-                return [(x, places), (y, places)]
-            case Where(condition, x, y):
-                return [(condition, places), (x, places), (y, places)]
-            case Dithered(x, _, token, value, place):
-                return [(part, places) for part in (x, token, value, place)]
-            case _:
-                return []
 
     # Expressions
 
@@ -351,20 +319,22 @@ class _Kernel:
         tensor = self.program.tensor(load.tensor)
         if load.dtype == ACC and tensor.dtype != ACC:
             element = f'tl.cast({element}, "float32")'
-        if not load.fill:
-            return element  # TileLang reads 0 outside a tensor
-        entries = self._children(load, places)
-        inside = []
-        for index, (entry, inner), extent in zip(load.index, entries, tensor.dims, strict=True):
-            span = self.bounds.span(index)
-            if span is not None and span.before:
-                inside.append(f"{self.expr(entry, inner)} >= 0")
-            if inner and not self.bounds.inside(entry, extent):
-                inside.append(f"{self.expr(entry, inner)} < {extent}")
-        return f"tl.if_then_else({' and '.join(inside)}, {element}, {load.fill!r})" if inside else element
+        # TileLang reads 0 outside a tensor.
+        inside = self._inside(load, places, outside_tensor=load.fill != 0)
+        return f"tl.if_then_else({inside}, {element}, {load.fill!r})" if inside else element
+
+    def _inside(self, access: Load, places: tuple[str, ...], outside_tensor: bool) -> str:
+        """Whether an element of an access is inside, as far as that needs checking ("": not at all)."""
+        extents = self.program.tensor(access.tensor).dims
+        return " and ".join(
+            self.expr(test, inner)
+            for (entry, inner), extent in zip(children(access, places, self._rank), extents, strict=True)
+            if inner
+            for test in self.bounds.conditions(entry, extent, outside_tensor)
+        )
 
     def _element(self, name: str, index: tuple[Expr, ...], places: tuple[str, ...]) -> str:
-        entries = self._children(Load(name, index, ACC), places)
+        entries = children(Load(name, index, ACC), places, self._rank)
         return f"{c_name(name)}[{', '.join(self.expr(entry, inner) for entry, inner in entries)}]"
 
     def _columns(self, gather: Columns, places: tuple[str, ...], dtype: str | None) -> str:
@@ -386,6 +356,9 @@ class _Kernel:
 
     def _shape(self, expr: Expr) -> tuple[Dim, ...]:
         return infer(expr, self.types, self.program).shape
+
+    def _rank(self, expr: Expr) -> int:
+        return len(self._shape(expr))
 
     def _is(self, expr: Expr, dtype: str) -> bool:
         return _plain(expr) and infer(expr, self.types, self.program).dtype == dtype

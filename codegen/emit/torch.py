@@ -188,8 +188,8 @@ class _Function:
     def _statement(self, stmt: Stmt) -> None:
         w = self.w
         match stmt:
-            case Let(name, Span(start, size)):
-                w.line(f"{name} = span({self.expr(start)}, {size})")
+            case Let(name, Span() as span):
+                w.line(f"{name} = {self._span(span)}")
             case Let(name, value) | Set(name, value):
                 w.line(f"{name} = {self._right_side(value)}")
             case Add(name, value):
@@ -211,8 +211,21 @@ class _Function:
         tensor = self.program.tensor(name)
         _, rest = self._batch_first(tensor)
         entries = [index[i] for i in rest]
-        texts = [entry.name if isinstance(entry, Var) else self.expr(entry) for entry in entries]
+        texts = [self._entry(entry) for entry in entries]
         return f"({', '.join(texts)}{',' if len(texts) == 1 else ''})"
+
+    def _entry(self, entry: Expr) -> str:
+        match entry:
+            case Var(name):
+                return name
+            case Span():
+                return self._span(entry)
+            case _:
+                return self.expr(entry)
+
+    def _span(self, span: Span) -> str:
+        end = "" if span.stop is None else f", {self.expr(span.stop)}"
+        return f"span({self.expr(span.start)}, {span.size}{end})"
 
     def _right_side(self, value: Expr) -> str:
         match value:
@@ -253,8 +266,8 @@ class _Function:
                 return repr(value)
             case Var(name):
                 return f"indices({name}, {self.like})" if name in self.bounds.spans else name
-            case Span(start, size):
-                return f"indices(span({self.expr(start)}, {size}), {self.like})"
+            case Span():
+                return f"indices({self._span(expr)}, {self.like})"
             case Unary("neg", x):
                 return f"-{self.expr(x, TIGHT)}"
             case Unary(op, x):

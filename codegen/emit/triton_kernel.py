@@ -68,7 +68,7 @@ class TritonKernel:
                 if not isinstance(expr, Load):
                     named |= {node.name for node in walk(expr) if isinstance(node, Var)}
         for entry, extent, _ in self._entries():
-            if isinstance(entry, Var) and not self.bounds.inside(entry, extent):
+            if isinstance(entry, Var) and self.bounds.conditions(entry, extent):
                 named.add(entry.name)
         return named
 
@@ -185,7 +185,7 @@ class TritonKernel:
             self.w.line(f"{name} = tl.sum({name}[:, None], 1)")
 
     def _address(self, name: str, index: tuple[Expr, ...]) -> tuple[str, str]:
-        """The pointer tile, and the mask of what lies inside the tensor ("" if everything does).
+        """The pointer tile, and the mask of what lies inside ("" if everything does).
 
         Offsets are summed in 64 bits, but a product of one index with its stride is an `OFFSET`: 32 bits,
         unless strides are so large that these cannot hold it.
@@ -193,7 +193,8 @@ class TritonKernel:
         tensor = self.program.tensor(name)
         strides = self._strides(tensor)
         tiles = [entry for entry in index if self._rank(entry)]
-        base, offsets, masks = [name], [], []
+        base, offsets = [name], []
+        masks: list[str] = []
         for entry, extent, stride in zip(index, tensor.dims, strides, strict=True):
             far = self._may_be_far((entry, extent, stride))
             if not self._rank(entry):
@@ -212,10 +213,7 @@ class TritonKernel:
                 run = f"tl.arange(0, {span.size})"
                 run = f"tl.cast({run}, OFFSET)" if far else run
                 offsets.append(_times(f"{run}{side}", stride))
-            if span is not None and span.before:
-                masks.append(f"({formula(entry)} >= 0){side}")
-            if not self.bounds.inside(entry, extent):
-                masks.append(f"({formula(entry)} < {extent}){side}")
+            masks += (f"({formula(test)}){side}" for test in self.bounds.conditions(entry, extent))
         pointer = " + ".join(base)
         if offsets:
             pointer += f" + ({' + '.join(offsets)})" if len(offsets) > 1 else f" + {offsets[0]}"

@@ -212,9 +212,11 @@ class _Checker:
                 if name not in self.known:
                     raise self.fail(f"{name} is used before it is introduced")
                 return self.known[name]
-            case Span(start, size):
+            case Span(start, size, stop=stop):
                 if self.infer(start) != Type(INDEX):
                     raise self.fail("an index tile starts at something that is no plain integer")
+                if stop is not None and self.infer(stop) != Type(INDEX):
+                    raise self.fail("an index tile stops at something that is no plain integer")
                 return Type(INDEX, (size,))
             case Unary(op, x):
                 if op not in UNARY:
@@ -278,8 +280,8 @@ def _broadcasts(new: tuple[Dim, ...], old: tuple[Dim, ...]) -> bool:
 def children(expr: Expr) -> tuple[Expr, ...]:
     """Direct subexpressions."""
     match expr:
-        case Span(start, _):
-            return (start,)
+        case Span(start, stop=stop):
+            return (start,) if stop is None else (start, stop)
         case Unary(_, x) | Cast(x, _) | Expand(x, _) | Transpose(x) | Sum(x, _) | Max(x, _):
             return (x,)
         case Binary(_, x, y) | Dot(x, y):

@@ -9,7 +9,8 @@ Three rules keep programs printable in every backend (`check.py` enforces them):
 
 * `Load`, `Dot`, `Sum`, `Max` and `Columns` stand alone on the right of a statement, and read named tiles;
 * everything else is elementwise and nests freely, with an explicit `Expand` wherever ranks differ;
-* out of range means harmless: a `Load` outside its tensor reads `fill`, a `Store` outside is dropped.
+* out of range means harmless: a `Load` outside its tensor, or past the stop of an index tile, reads `fill`, a
+  `Store` there is dropped.
 """
 
 from __future__ import annotations
@@ -114,11 +115,16 @@ class Var(Expr):
 
 @dataclass(frozen=True)
 class Span(Expr):
-    """The index tile ``start, start + 1, ..., start + size - 1``; `before`: it may start before 0."""
+    """The index tile ``start, start + 1, ..., start + size - 1``; `before`: it may start before 0.
+
+    Where it indexes a tensor, elements at or past `stop` are outside of it: so a tile ends with its sequence,
+    though the tensor goes on.  What is calculated from the tile has all of its elements.
+    """
 
     start: Expr
     size: Dim
     before: bool = False
+    stop: Expr | None = None
 
 
 @dataclass(frozen=True)

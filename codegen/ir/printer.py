@@ -127,8 +127,9 @@ def text(expr: Expr, outer: int = 0) -> str:
             return repr(value)
         case Var(name):
             return name
-        case Span(start, size):
-            return f"span({text(start)}, {size})"
+        case Span(start, size, stop=stop):
+            end = "" if stop is None else f", stop={text(stop)}"
+            return f"span({text(start)}, {size}{end})"
         case Unary("neg", x):
             return f"-{text(x, TIGHT)}"
         case Unary(op, x):

@@ -118,6 +118,7 @@ BAD = (
     (let(Where(X, X, X)), "choice by .*"),
     (let(Span(wrap(0.5), "M")), "an index tile starts at something that is no plain integer"),
     (let(Span(Var("i"), "M")), "an index tile starts at something that is no plain integer"),
+    (let(Span(wrap(0), "M", stop=Var("i"))), "an index tile stops at something that is no plain integer"),
     (let(Unary("cosh", X)), "unknown operation cosh"),
     (let(Binary("pow", X, X)), "unknown operation pow"),
     (let(Binary("and", X, X)), "and of .* and .*"),
