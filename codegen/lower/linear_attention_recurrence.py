@@ -93,7 +93,7 @@ def recurrence(layer: Layer) -> Program:
                 normalizer.accumulate(keys)
         if normalizer:
             b.store("n", (B, H, t), normalizer.of_rows())
-            b.set(out, out / (normalizer.divisor() + layer.spec.eps))
+            b.set(out, out / normalizer.divisor())
         b.store("o", (B, t, H, u), Cast(out, IO))
     with b.when("FINAL"), b.blocks("f0", features.rows, features.block, tiles):
         b.store("final_state", (B, H, f, u), Cast(state, STATE))
@@ -151,7 +151,7 @@ class _Vector:
         return self.n
 
     def divisor(self) -> Expr:
-        return column(self.n)
+        return column(self.n + self.layer.spec.eps)
 
     def value(self) -> Var:
         return self.z
@@ -190,7 +190,7 @@ class _Matrix(_Vector):
         return self._column("n_rows", self.n)
 
     def divisor(self) -> Expr:
-        return self.n
+        return self.n + self.layer.spec.eps
 
     def value(self) -> Var:
         return self._column("z_rows", self.z)
