@@ -25,7 +25,6 @@ from ..ir.nodes import (
     Expr,
     Full,
     Load,
-    Sum,
     Transpose,
     Var,
     Where,
@@ -36,20 +35,26 @@ from ..ir.nodes import (
 from ..mixers.linear_attention import LinearAttention
 from ..spec.model import Elementwise, TaylorExp
 from .expression import Function
+from .sequence import Sequence
 
 SCALE = Var("scale")
 
 
 @dataclass(frozen=True)
-class Sums:
-    """The sums over tokens that a tile's features enter."""
+class Across:
+    """Features of a tile's rows, laid so that a product sums over the rows."""
 
-    state: Var
-    normalizer: Var | None
-    past: Expr
-    """How many of the tile's rows lie past the end of the sequence."""
-    factors: Load | None = None
-    """e, one number a row and 0 past the end, read when it is needed; None for 1 in every row that exists."""
+    matrix: Var | Transpose
+    """``[features, rows]``, an operand."""
+    of_rows: Expr
+    """The same unrounded, with the rows along `axis`."""
+    axis: int
+    name: str
+    """For what is made of `of_rows`."""
+
+    def by_row(self, numbers: Var) -> Expr:
+        """One number a row, as it meets `of_rows`."""
+        return row(numbers) if self.axis == 1 else column(numbers)
 
 
 class FeatureMap(Protocol):
@@ -61,10 +66,14 @@ class FeatureMap(Protocol):
     block: str
     """The constant that says how many of them a program handles at a time."""
 
-    def load(self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...]) -> tuple[Var, Var]:
+    def load(
+        self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...], sequence: Sequence
+    ) -> tuple[Var, Var]:
         """Load a tile of q or k; returns it as loaded and as the matrix operand it enters products with."""
 
-    def load_scaled(self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...]) -> Var:
+    def load_scaled(
+        self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...], sequence: Sequence
+    ) -> Var:
         """Load a tile of q as a matrix operand that has the scale in it."""
 
     def kernel(self, product: Expr, scale: Expr = SCALE) -> Expr:
@@ -87,13 +96,11 @@ class FeatureMap(Protocol):
     ) -> Var:
         """Features of every row, ``[rows, block]``, times `weight` where it is given."""
 
-    def accumulate(
-        self, b: Builder, operand: Var, f: Var, selection: tuple[Var, ...], values: Var, sums: Sums
-    ) -> None:
-        """Add a tile's rows to a state and its normaliser: Σ_t Φ(x_t) y_tᵀ and Σ_t e_t Φ(x_t).
+    def across(self, b: Builder, operand: Var, selection: tuple[Var, ...]) -> Across:
+        """Unweighted features of every row, as they enter sums over rows."""
 
-        `operand` holds x, `values` holds y; rows past the end of the sequence are 0 in both.
-        """
+    def constant(self, f: Var) -> Expr | None:
+        """Which features are 1 even of a row that is 0, as past the end of a sequence; None if none."""
 
     def adjoint(self, b: Builder, gradient: Var, operand: Var, selection: tuple[Var, ...], into: Var) -> None:
         """Add to `into` the gradient by the operand, given the gradient by its (unweighted) features.
@@ -126,11 +133,15 @@ class Taylor:
         self.pairs = 0 if spec.order == 1 else qk * (qk + 1) // 2
         self.rows = spec.features(qk)
 
-    def load(self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...]) -> tuple[Var, Var]:
+    def load(
+        self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...], sequence: Sequence
+    ) -> tuple[Var, Var]:
         tile = b.let(name, Load(tensor, index, OPERAND))
         return tile, tile
 
-    def load_scaled(self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...]) -> Var:
+    def load_scaled(
+        self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...], sequence: Sequence
+    ) -> Var:
         tile = b.let(name, Load(tensor, index, ACC))
         return b.let(f"{name}_scaled", Cast(tile * SCALE, OPERAND))
 
@@ -173,9 +184,7 @@ class Taylor:
             return b.let(name, Cast(factors[0], ACC))
         return b.let(name, Cast(factors[0], ACC) * Cast(factors[1], ACC))
 
-    def accumulate(
-        self, b: Builder, operand: Var, f: Var, selection: tuple[Var, ...], values: Var, sums: Sums
-    ) -> None:
+    def across(self, b: Builder, operand: Var, selection: tuple[Var, ...]) -> Across:
         factors = [
             b.let(
                 f"{operand.name}T_{index.name}", Columns(operand, index, self.qk, fill=1.0, transposed=True)
@@ -186,16 +195,10 @@ class Taylor:
         for factor in factors[1:]:
             product = product * Cast(factor, ACC)
         features = b.let("F", product)
-        matrix = b.let("F_operand", Cast(features, OPERAND))
-        b.add(sums.state, Dot(matrix, values))
-        if sums.normalizer is None:
-            return
-        if sums.factors is not None:
-            features = b.let("F_e", features * row(b.let("E", sums.factors)))
-        b.add(sums.normalizer, Sum(features, 1))
-        if sums.factors is None:
-            # Of a key that is 0, the constant alone is not 0: the last feature.
-            b.add(sums.normalizer, Where(f.equals(self.rows - 1), -Cast(sums.past, ACC), wrap(0.0)))
+        return Across(b.let("F_operand", Cast(features, OPERAND)), features, 1, "F_e")
+
+    def constant(self, f: Var) -> Expr | None:
+        return f.equals(self.rows - 1)
 
     def adjoint(self, b: Builder, gradient: Var, operand: Var, selection: tuple[Var, ...], into: Var) -> None:
         d = Var("d")
@@ -240,21 +243,25 @@ class ElementwiseMap:
         """φ(x)."""
         return self._map.of(x)
 
-    def load(self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...]) -> tuple[Var, Var]:
+    def load(
+        self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...], sequence: Sequence
+    ) -> tuple[Var, Var]:
         tile = b.let(name, Load(tensor, index, ACC))
-        return tile, b.let(f"{name}_features", Cast(self._mapped(tile, index), OPERAND))
+        return tile, b.let(f"{name}_features", Cast(self._mapped(tile, index, sequence), OPERAND))
 
-    def load_scaled(self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...]) -> Var:
+    def load_scaled(
+        self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...], sequence: Sequence
+    ) -> Var:
         tile = b.let(name, Load(tensor, index, ACC))
-        return b.let(f"{name}_features", Cast(self._mapped(tile, index) * SCALE, OPERAND))
+        return b.let(f"{name}_features", Cast(self._mapped(tile, index, sequence) * SCALE, OPERAND))
 
-    def _mapped(self, tile: Var, index: tuple[Expr, ...]) -> Expr:
+    def _mapped(self, tile: Var, index: tuple[Expr, ...], sequence: Sequence) -> Expr:
         mapped = self.of(tile)
         if self.keeps_zero:
             return mapped
-        # What lies outside the tensor is loaded as 0 and must stay out of every product.
+        # What lies outside is loaded as 0 and must stay out of every product.
         _, t, _, d = index
-        return Where((column(t) < "T") & (row(d) < self.qk), mapped, wrap(0.0))
+        return Where(sequence.holds(column(t)) & (row(d) < self.qk), mapped, wrap(0.0))
 
     def kernel(self, product: Expr, scale: Expr = SCALE) -> Expr:
         return _times(scale, product)
@@ -276,16 +283,11 @@ class ElementwiseMap:
     ) -> Var:
         return b.let(name, Cast(operand, ACC))
 
-    def accumulate(
-        self, b: Builder, operand: Var, f: Var, selection: tuple[Var, ...], values: Var, sums: Sums
-    ) -> None:
-        b.add(sums.state, Dot(Transpose(operand), values))
-        if sums.normalizer is None:
-            return
-        features: Expr = Cast(operand, ACC)
-        if sums.factors is not None:
-            features = features * column(b.let("E", sums.factors))
-        b.add(sums.normalizer, Sum(b.let("F", features), 0))
+    def across(self, b: Builder, operand: Var, selection: tuple[Var, ...]) -> Across:
+        return Across(Transpose(operand), Cast(operand, ACC), 0, "F")
+
+    def constant(self, f: Var) -> Expr | None:
+        return None
 
     def adjoint(self, b: Builder, gradient: Var, operand: Var, selection: tuple[Var, ...], into: Var) -> None:
         b.add(into, gradient)

@@ -17,36 +17,14 @@ g_iᵀ of later queries (for k and v).
 from __future__ import annotations
 
 from ..ir.build import Builder
-from ..ir.nodes import (
-    ACC,
-    IO,
-    OPERAND,
-    STATE,
-    Axis,
-    Cast,
-    Dithered,
-    Dot,
-    Expr,
-    Full,
-    Load,
-    Program,
-    Span,
-    Sum,
-    Tensor,
-    Transpose,
-    Var,
-    Where,
-    cdiv,
-    column,
-    minimum,
-    row,
-    wrap,
-)
+from ..ir.nodes import IO, Axis, Cast, Program, Span, Tensor, Var, cdiv, column, row, wrap
 from ..ir.traits import TOKEN
+from ..memory.states import B, H
+from ..memory.sums_token import Token
 from ..mixers.linear_attention import LinearAttention
 from .feature_maps import feature_map
 from .linear_attention_backward import key_gradients, query_gradients
-from .linear_attention_parts import BATCH_AXES, CHUNK_AXIS, ROWS, B, H, Layer, T
+from .linear_attention_parts import BATCH_AXES, CHUNK_AXIS, ROWS, TOKENS, Layer
 from .linear_attention_recurrence import recurrence
 from .linear_attention_states import running_states, segment_sums
 from .prefix import prefix
@@ -73,50 +51,32 @@ def programs(spec: LinearAttention) -> tuple[Program, ...]:
 def outputs(layer: Layer) -> Program:
     """o and n of one chunk of queries."""
     b = Builder()
-    normalize = layer.spec.normalize
-    t = b.let("t", Span(Var("chunk") * "CHUNK", "CHUNK"))
-    d = b.let("d", Span(wrap(0), "QK"))
+    start = TOKENS.token(Var("chunk") * "CHUNK")
+    t = b.let("t", TOKENS.tile(start, "CHUNK"))
+    b.let("d", Span(wrap(0), "QK"))
     u = b.let("u", Span(Var("value_block") * "VALUES", "VALUES"))
     length = layer.segment_length(b)
     segment = b.let("segment", Var("chunk") * "CHUNK" // length)
-    _, queries = layer.features.load(b, "Q", "q", (B, t, H, d))
-    out = b.let("O", Full(("CHUNK", "VALUES"), 0.0))
-    if normalize:
-        b.let("N", Full(("CHUNK",), 0.0))
+    memory, earlier = layer.memory(b), layer.segment_states("STATEFUL")
+    queries = memory.queries(t)
+    answer = memory.answer()
     with b.when("STATEFUL"):
         b.comment("Earlier segments, through their state.")
-        with layer.feature_loop(b) as f0:
-            f = layer.features_at(b, f0)
-            selection = layer.features.select(b, f)
-            features = layer.weighted_features(b, "P", queries, f, selection)
-            matrix = b.let("P_operand", Cast(features, OPERAND))
-            state = b.let("S", Load("state", (B, H, segment, f, u), OPERAND))
-            b.add(out, Dot(matrix, state))
-            if normalize:
-                z = b.let("z", Load("normalizer", (B, H, segment, f), ACC))
-                products = b.let("Pz", features * row(z))
-                b.add(Var("N"), Sum(products, 1))
+        with memory.blocks() as block:
+            features = memory.weighted(queries, block)
+            memory.read(answer, features, memory.stored(earlier, block.f, segment))
     b.comment("This segment, directly.")
-    end = minimum(Var("chunk") * "CHUNK" + "CHUNK", T)
-    with b.loop("j0", segment * length, end, "KEYS") as j0:
-        j = b.let("j", Span(j0, "KEYS"))
-        _, keys = layer.features.load(b, "K", "k", (B, j, H, d))
-        values = b.let("Y", Load("v", (B, j, H, u), OPERAND))
-        products = b.let("R", Dot(queries, Transpose(keys)))
-        attention = b.let("A", Where(column(t) >= row(j), layer.features.kernel(products), wrap(0.0)))
-        matrix = b.let("A_operand", Cast(attention, OPERAND))
-        b.add(out, Dot(matrix, values))
-        if normalize:
-            b.add(Var("N"), Sum(b.let("A_rounded", Cast(matrix, ACC)), 1))
-    if normalize:
-        b.store("n", (B, H, t), Var("N"))
-        b.set(out, out / column(Var("N") + layer.spec.eps))
-    b.store("o", (B, t, H, u), Cast(out, IO))
+    with b.loop("j0", TOKENS.token(segment * length), TOKENS.until(start + "CHUNK"), "KEYS") as j0:
+        j = b.let("j", TOKENS.tile(j0, "KEYS"))
+        keys, values = memory.keys(j)
+        memory.pair(queries, keys, values, column(t) >= row(j), onto=answer)
+    memory.finish(answer, t)
+    b.store("o", (B, t, H, u), Cast(answer.out, IO))
     tensors = (
         layer.queries("q"),
         layer.queries("k"),
         layer.values("v"),
-        *layer.segment_states("STATEFUL"),
+        *earlier,
         layer.values("o", strided=False),
         *layer.row_sums("n"),
     )
@@ -134,61 +94,23 @@ def outputs(layer: Layer) -> Program:
 
 
 def step(layer: Layer) -> Program:
-    """One token: update the state in place and read the output from it.
-
-    A narrow state is rounded at random, or it would stand still as soon as a token adds less than half of its
-    last digit.  Chance differs from one token to the next because the normaliser, in float32, does; without
-    one, because their keys do.
-    """
-    b = Builder()
-    normalize, block, zero = layer.spec.normalize, layer.features.block, wrap(0)
-    narrow = layer.spec.state_dtype != "float32"
-
-    def kept(state: Var, keys: Var, f: Var) -> Expr:
-        if not narrow:
-            return Cast(state, STATE)
-        chance = b.let("chance", Sum(normalizer(keys, f) if normalize else keys, 0))
-        return Dithered(state, layer.spec.state_dtype, chance, row(values), column(f))
-
-    def normalizer(keys: Var, f: Var) -> Var:
-        z = b.let("z", Load("normalizer", (B, H, f), ACC))
-        b.add(z, keys)
-        return z
-
+    """One token: update the state in place and read the output from it."""
+    b, zero = Builder(), wrap(0)
     u = b.let("u", Span(zero, "VALUES"))
-    values = b.let("y", Load("v", (B, zero, H, u), ACC))
-    out = b.let("out", Full(("VALUES",), 0.0))
-    if normalize:
-        b.let("products", Full((block,), 0.0))
-    with layer.feature_loop(b) as f0:
-        f = layer.features_at(b, f0)
-        selection = layer.features.select(b, f)
-        keys = layer.features.row_features(b, "key", "k", (B, zero, H), f, selection)
-        weight = layer.features.weights(b, f)
-        plain = layer.features.row_features(b, "query", "q", (B, zero, H), f, selection)
-        state = b.let("S", Load("state", (B, H, f, u), ACC))
-        b.add(state, column(keys) * row(values))
-        b.store("state", (B, H, f, u), kept(state, keys, f))
-        query = b.let("weighted_query", plain * weight)
-        read = b.let("read", column(query) * state)
-        b.add(out, Sum(read, 0))
-        if normalize:
-            z = Var("z") if narrow else normalizer(keys, f)
-            b.store("normalizer", (B, H, f), z)
-            b.add(Var("products"), query * z)
-    if normalize:
-        n = b.let("N", Sum(Var("products"), 0))
-        b.set(out, out / (n + layer.spec.eps))
-    b.store("o", (B, zero, H, u), Cast(out, IO))
+    memory, state = layer.memory(b), layer.user_states("")
+    narrow = layer.spec.state_dtype if layer.spec.state_dtype != "float32" else None
+    token = Token(memory, state, zero, narrow)
+    with memory.blocks() as block:
+        token.enter_and_read(block)
+    b.store("o", (B, zero, H, u), Cast(token.finish(), IO))
     tensors = (
         Tensor("q", (*ROWS, layer.qk), IO, strided=True),
         Tensor("k", (*ROWS, layer.qk), IO, strided=True),
         layer.values("v"),
-        *layer.user_states(""),
+        *state,
         layer.values("o", strided=False),
     )
-    constants = (block, "VALUES")
-    bounds = {"VALUES": layer.v} | ({"QK": layer.qk} if block == "QK" else {})
+    bounds = {"VALUES": layer.v} | ({"QK": layer.qk} if memory.size == "QK" else {})
     return Program(
         "token",
         "One token: the state is updated in place and read.",
@@ -197,7 +119,7 @@ def step(layer: Layer) -> Program:
         ("B", "T", "H"),
         ("scale",),
         (),
-        constants,
+        (memory.size, "VALUES"),
         b.body,
         bounds,
         frozenset({TOKEN}),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 
 from ..ir.build import Builder
 from ..ir.nodes import (
@@ -12,20 +11,20 @@ from ..ir.nodes import (
     OPERAND,
     STATE,
     Axis,
-    Expr,
-    Load,
+    Dim,
     Program,
-    Span,
     Tensor,
     Var,
     cdiv,
-    maximum,
-    row,
 )
+from ..memory.states import Kept
+from ..memory.sums import Sums
 from ..mixers.linear_attention import LinearAttention
 from .feature_maps import FeatureMap
+from .sequence import Sequence
 
-B, H, T = Var("b"), Var("h"), Var("T")
+TOKENS = Sequence("T")
+"""The sequence that a program works on."""
 ROWS = ("B", "T", "H")
 NUMBERS = ("B", "H", "T")
 """One number a token and head: a head's lie side by side, for the program that has them."""
@@ -51,29 +50,35 @@ class Layer:
         """v or do as the user passes it, or an output of its shape."""
         return Tensor(name, (*ROWS, self.v), IO, strided)
 
-    def segment_sums(self) -> tuple[Tensor, ...]:
+    def segment_sums(self) -> Kept:
         """What every segment adds to the state and, where the layer normalises, to its normaliser."""
-        sums = Tensor("sums", ("B", "H", "segments", self.features.rows, self.v), ACC)
-        normalizer = Tensor("normalizer_sums", ("B", "H", "segments", self.features.rows), ACC)
-        return (sums, normalizer) if self.spec.normalize else (sums,)
+        return self._kept("sums", "normalizer_sums", ("segments",), ACC)
 
-    def segment_states(self, flag: str | None = None) -> tuple[Tensor, ...]:
+    def segment_states(self, flag: str | None = None) -> Kept:
         """The state before (or after) every segment, a matrix operand, and its normaliser."""
-        state = Tensor("state", ("B", "H", "segments", self.features.rows, self.v), OPERAND, optional=flag)
-        normalizer = Tensor("normalizer", ("B", "H", "segments", self.features.rows), ACC, optional=flag)
-        return (state, normalizer) if self.spec.normalize else (state,)
+        return self._kept("state", "normalizer", ("segments",), OPERAND, flag)
 
-    def span_states(self, flag: str) -> tuple[Tensor, ...]:
+    def span_states(self, flag: str) -> Kept:
         """`segment_states`, of spans of segments."""
-        state = Tensor("start_state", ("B", "H", "spans", self.features.rows, self.v), OPERAND, optional=flag)
-        normalizer = Tensor("start_normalizer", ("B", "H", "spans", self.features.rows), ACC, optional=flag)
-        return (state, normalizer) if self.spec.normalize else (state,)
+        return self._kept("start_state", "start_normalizer", ("spans",), OPERAND, flag)
 
-    def user_states(self, prefix: str, flag: str | None = None) -> tuple[Tensor, ...]:
+    def user_states(self, prefix: str, flag: str | None = None) -> Kept:
         """A state as the user passes or gets it."""
-        state = Tensor(f"{prefix}state", ("B", "H", self.features.rows, self.v), STATE, optional=flag)
-        normalizer = Tensor(f"{prefix}normalizer", ("B", "H", self.features.rows), ACC, optional=flag)
-        return (state, normalizer) if self.spec.normalize else (state,)
+        return self._kept(f"{prefix}state", f"{prefix}normalizer", (), STATE, flag)
+
+    def _kept(
+        self,
+        state: str,
+        normalizer: str,
+        dims: tuple[str, ...],
+        dtype: str,
+        flag: str | None = None,
+    ) -> Kept:
+        shape: tuple[Dim, ...] = ("B", "H", *dims, self.features.rows)
+        z = Tensor(normalizer, shape, ACC, optional=flag)
+        return Kept(
+            (Tensor(state, (*shape, self.v), dtype, optional=flag), *((z,) if self.spec.normalize else ()))
+        )
 
     def row_sums(self, *names: str) -> tuple[Tensor, ...]:
         """Vectors with one number a token, which only a normalised layer has."""
@@ -115,30 +120,11 @@ class Layer:
 
     # Pieces
 
-    def gradient_tile(self, b: Builder, t: Var, u: Var) -> Var:
-        """g as a matrix operand, one row a token."""
-        return b.let("G", Load(self.gradients().name, (B, t, H, u), OPERAND))
-
-    def weighted_features(
-        self, b: Builder, name: str, operand: Var, f: Var, selection: tuple[Var, ...]
-    ) -> Var:
-        """The query-side features of the block `f`: the map's own times their weights."""
-        plain = self.features.features(b, f"{name}_plain", operand, selection)
-        weight = self.features.weights(b, f)
-        return b.let(name, plain * row(weight))
-
-    def feature_loop(self, b: Builder) -> AbstractContextManager[Var]:
-        """A loop over all features, one block at a time."""
-        return b.loop("f0", 0, self.features.rows, self.features.block)
-
-    def features_at(self, b: Builder, f0: Expr) -> Var:
-        """The index tile of one block of features."""
-        return b.let("f", Span(f0, self.features.block))
-
-    def rows_past_end(self, b: Builder, t0: Expr, size: str) -> Var:
-        """How many of `size` tokens from `t0` on lie past the end of the sequence."""
-        return b.let("past", maximum(t0 + size - T, 0))
+    def memory(self, b: Builder, size: str | None = None, products: bool = False) -> Sums:
+        """The memory of a program, as `Sums` takes it."""
+        eps = self.spec.eps if self.spec.normalize else None
+        return Sums(b, self.features, TOKENS, eps, size, products)
 
     def segment_length(self, b: Builder) -> Var:
-        """Tokens of a segment: the fewest whole grains of SEGMENT tokens with which `segments` cover T."""
-        return b.let("length", cdiv(cdiv(T, "SEGMENT"), "segments") * "SEGMENT")
+        """Tokens of a segment: the fewest whole grains of SEGMENT tokens with which `segments` cover all."""
+        return b.let("length", cdiv(cdiv(TOKENS.length, "SEGMENT"), "segments") * "SEGMENT")

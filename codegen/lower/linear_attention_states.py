@@ -7,28 +7,10 @@ output gradients, mirrored, Σ_i Φ(u_i) g_iᵀ and Σ_i e_i Φ(u_i) over what l
 from __future__ import annotations
 
 from ..ir.build import Builder
-from ..ir.nodes import (
-    ACC,
-    OPERAND,
-    STATE,
-    Axis,
-    Cast,
-    Expr,
-    Full,
-    Load,
-    Program,
-    Span,
-    Tensor,
-    Var,
-    cdiv,
-    column,
-    maximum,
-    minimum,
-    wrap,
-)
+from ..ir.nodes import Axis, Expr, Program, Span, Tensor, Var, cdiv, maximum, minimum, wrap
 from ..ir.traits import SUMS_STATES
-from .feature_maps import Sums
-from .linear_attention_parts import B, H, Layer, T
+from ..memory.states import Block, State
+from .linear_attention_parts import TOKENS, Layer
 
 
 class _States:
@@ -36,40 +18,33 @@ class _States:
 
     def __init__(self, layer: Layer, of_queries: bool) -> None:
         self.layer, self.of_queries, self.b = layer, of_queries, Builder()
-        b = self.b
-        self.f = layer.features_at(b, Var("feature_block") * layer.features.block)
-        self.u = b.let("u", Span(Var("value_block") * "VALUES", "VALUES"))
-        self.d = b.let("d", Span(wrap(0), "QK"))
-        self.selection = layer.features.select(b, self.f)
-        self.weight = layer.features.weights(b, self.f) if of_queries else None
+        b, self.memory = self.b, layer.memory(self.b)
+        f = b.let("f", Span(Var("feature_block") * self.memory.size, self.memory.size))
+        b.let("u", Span(Var("value_block") * "VALUES", "VALUES"))
+        b.let("d", Span(wrap(0), "QK"))
+        self.block = Block(f, layer.features.select(b, f))
+        self.weight = layer.features.weights(b, f) if of_queries else None
 
-    def zeros(self, suffix: str = "") -> tuple[Var, Var | None]:
-        """Introduce S and z."""
-        block = self.layer.features.block
-        state = self.b.let(f"S{suffix}", Full((block, "VALUES"), 0.0))
-        return state, self.b.let(f"z{suffix}", Full((block,), 0.0)) if self.layer.spec.normalize else None
+    def zeros(self, suffix: str = "") -> State:
+        """No tokens yet."""
+        return self.memory.zeros(self.block.f, suffix)
 
-    def add(self, t0: Expr, size: str, state: Var, z: Var | None) -> None:
-        """Add `size` tokens from `t0` on, without the weights of their features."""
-        b, layer = self.b, self.layer
-        t = b.let("t", Span(t0, size))
-        _, operand = layer.features.load(b, "X", "q" if self.of_queries else "k", (B, t, H, self.d))
+    def add(self, first: Expr, size: str, state: State) -> None:
+        """Add `size` tokens from `first` on, without the weights of their features."""
+        t = self.b.let("t", TOKENS.tile(first, size))
+        past = TOKENS.past(first, size)
         if self.of_queries:
-            values = layer.gradient_tile(b, t, self.u)
-            factors = Load("e", (B, H, t), ACC) if z else None
+            _, queries = self.memory.load("X", "q", t)
+            gradients = self.memory.gradients(t)
+            self.memory.enter(state, self.block, queries, gradients.g, past, gradients.e)
         else:
-            values = b.let("Y", Load("v", (B, t, H, self.u), OPERAND))
-            factors = None
-        sums = Sums(state, z, layer.rows_past_end(b, t0, size), factors)
-        layer.features.accumulate(b, operand, self.f, self.selection, values, sums)
+            _, keys = self.memory.load("X", "k", t)
+            self.memory.enter(state, self.block, keys, self.memory.values(t), past)
 
-    def weigh(self, state: Var, z: Var | None) -> None:
+    def weigh(self, state: State) -> None:
         """Multiply sums of features by their weights."""
-        if self.weight is None:
-            return
-        self.b.set(state, state * column(self.weight))
-        if z:
-            self.b.set(z, z * self.weight)
+        if self.weight:
+            self.memory.weigh(state, self.weight)
 
     def program(
         self,
@@ -87,7 +62,7 @@ class _States:
             else (layer.queries("k"), layer.values("v"))
         )
         blocks = (
-            Axis("feature_block", cdiv(layer.features.rows, layer.features.block)),
+            Axis("feature_block", cdiv(layer.features.rows, self.memory.size)),
             Axis("value_block", cdiv(layer.v, "VALUES")),
         )
         present = tuple(dict.fromkeys(tensor.optional for tensor in tensors if tensor.optional))
@@ -108,22 +83,20 @@ class _States:
 def segment_sums(layer: Layer, name: str, of_queries: bool) -> Program:
     """What each segment adds: the sum over its keys with values, or its queries with output gradients."""
     states = _States(layer, of_queries)
-    b = states.b
-    state, z = states.zeros()
+    b, sums = states.b, layer.segment_sums()
+    state = states.zeros()
     length = layer.segment_length(b)
-    start = Var("segment") * length
-    with b.loop("t0", start, minimum(start + length, T), "CHUNK") as t0:
-        states.add(t0, "CHUNK", state, z)
-    states.weigh(state, z)
-    b.store("sums", (B, H, Var("segment"), states.f, states.u), state)
-    if z:
-        b.store("normalizer_sums", (B, H, Var("segment"), states.f), z)
+    start = TOKENS.token(Var("segment") * length)
+    with b.loop("t0", start, TOKENS.until(start + length), "CHUNK") as t0:
+        states.add(t0, "CHUNK", state)
+    states.weigh(state)
+    state.store(sums, Var("segment"))
     what = "queries and their output gradients" if of_queries else "keys and values"
     return states.program(
         name,
         f"The sum of outer products of the {what} of each segment.",
         Axis("segment", Var("segments")),
-        layer.segment_sums(),
+        (*sums,),
         ("SEGMENT", "CHUNK"),
     )
 
@@ -138,17 +111,15 @@ def running_states(layer: Layer, name: str, of_queries: bool) -> Program:
     the sum over all queries is asked for (TOTAL).
     """
     states = _States(layer, of_queries)
-    b, f, u = states.b, states.f, states.u
-    state, z = states.zeros()
-    for flag, prefix, index in (
-        ("INITIAL", "initial_", (B, H)),
-        ("SEGMENTED", "start_", (B, H, Var("walk"))),
-    ):
-        with b.when(flag):
-            b.set(state, b.let(f"S_{prefix[:-1]}", Load(f"{prefix}state", (*index, f, u), ACC)))
-            if z:
-                b.set(z, b.let(f"z_{prefix[:-1]}", Load(f"{prefix}normalizer", (*index, f), ACC)))
-    tiles = b.let("tiles", cdiv(T, "SEGMENT"))
+    b = states.b
+    initial, spans = layer.user_states("initial_", "INITIAL"), layer.span_states("SEGMENTED")
+    kept = layer.segment_states()
+    state = states.zeros()
+    with b.when("INITIAL"):
+        state.restore(initial, "_initial")
+    with b.when("SEGMENTED"):
+        state.restore(spans, "_start", Var("walk"))
+    tiles = b.let("tiles", cdiv(TOKENS.length, "SEGMENT"))
     per_segment = b.let("per_segment", 1)
     with b.when("LONG"):
         b.set(per_segment, cdiv(tiles, "segments"))
@@ -170,31 +141,20 @@ def running_states(layer: Layer, name: str, of_queries: bool) -> Program:
             first = segment * per_segment
             b.set(entry, minimum(first + per_segment, tiles) - 1 if of_queries else first)
         with b.when(tile.equals(entry)):
-            b.store("state", (B, H, segment, f, u), Cast(state, OPERAND))
-            if z:
-                b.store("normalizer", (B, H, segment, f), z)
-        added, z_added = states.zeros("_added")
-        states.add(tile * "SEGMENT", "SEGMENT", added, z_added)
-        states.weigh(added, z_added)
-        b.add(state, added)
-        if z and z_added:
-            b.add(z, z_added)
+            state.store(kept, segment)
+        added = states.zeros("_added")
+        states.add(TOKENS.token(tile * "SEGMENT"), "SEGMENT", added)
+        states.weigh(added)
+        state.add(added)
     totals = layer.user_states("total_", "TOTAL") if of_queries else ()
     if totals:
         with b.when("TOTAL"):
-            b.store("total_state", (B, H, f, u), Cast(state, STATE))
-            if z:
-                b.store("total_normalizer", (B, H, f), z)
+            state.store(totals)
     return states.program(
         name,
         f"The state {'after' if of_queries else 'before'} each segment.",
         Axis("walk", Var("spans")),
-        (
-            *layer.user_states("initial_", "INITIAL"),
-            *layer.span_states("SEGMENTED"),
-            *layer.segment_states(),
-            *totals,
-        ),
+        (*initial, *spans, *kept, *totals),
         ("SEGMENT",),
         flags=("LONG",),
     )

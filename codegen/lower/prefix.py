@@ -3,22 +3,9 @@
 from __future__ import annotations
 
 from ..ir.build import Builder
-from ..ir.nodes import (
-    ACC,
-    OPERAND,
-    STATE,
-    Axis,
-    Cast,
-    Full,
-    Load,
-    Program,
-    Span,
-    Var,
-    cdiv,
-    wrap,
-)
+from ..ir.nodes import Axis, Program, Span, Var, cdiv, wrap
 from ..ir.traits import RUNNING_SUMS
-from .linear_attention_parts import BATCH_AXES, SIZES, B, H, Layer
+from .linear_attention_parts import BATCH_AXES, SIZES, Layer
 
 
 def prefix(layer: Layer, name: str, reverse: bool) -> Program:
@@ -29,36 +16,22 @@ def prefix(layer: Layer, name: str, reverse: bool) -> Program:
     """
     b = Builder()
     f = b.let("f", Span(Var("feature_block") * "FEATURES", "FEATURES"))
-    u = b.let("u", Span(wrap(0), "VALUES"))
-    running = b.let("S", Full(("FEATURES", "VALUES"), 0.0))
-    z = b.let("z", Full(("FEATURES",), 0.0)) if layer.spec.normalize else None
+    b.let("u", Span(wrap(0), "VALUES"))
+    initial, total = layer.user_states("initial_", "INITIAL"), layer.user_states("total_", "TOTAL")
+    sums, before = layer.segment_sums(), layer.segment_states()
+    state = layer.memory(b, "FEATURES").zeros(f)
     with b.when("INITIAL"):
-        b.set(running, b.let("S_initial", Load("initial_state", (B, H, f, u), ACC)))
-        if z:
-            b.set(z, b.let("z_initial", Load("initial_normalizer", (B, H, f), ACC)))
+        state.restore(initial, "_initial")
     with b.loop("i", 0, "segments", ahead=True) as i:
         segment = b.let("segment", Var("segments") - 1 - i) if reverse else i
-        added = b.let("S_added", Load("sums", (B, H, segment, f, u), ACC))
-        b.store("state", (B, H, segment, f, u), Cast(running, OPERAND))
-        b.add(running, added)
-        if z:
-            z_added = b.let("z_added", Load("normalizer_sums", (B, H, segment, f), ACC))
-            b.store("normalizer", (B, H, segment, f), z)
-            b.add(z, z_added)
+        state.pass_by(sums, before, segment)
     with b.when("TOTAL"):
-        b.store("total_state", (B, H, f, u), Cast(running, STATE))
-        if z:
-            b.store("total_normalizer", (B, H, f), z)
+        state.store(total)
     return Program(
         name,
         f"The state {'after' if reverse else 'before'} each segment.",
         (*BATCH_AXES, Axis("feature_block", cdiv(layer.features.rows, "FEATURES"))),
-        (
-            *layer.user_states("initial_", "INITIAL"),
-            *layer.segment_sums(),
-            *layer.segment_states(),
-            *layer.user_states("total_", "TOTAL"),
-        ),
+        (*initial, *sums, *before, *total),
         SIZES,
         (),
         ("INITIAL", "TOTAL"),

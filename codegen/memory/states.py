@@ -1,0 +1,116 @@
+"""States of sums of features, S and z: as tiles, and in the tensors that keep them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..ir.build import Builder
+from ..ir.nodes import ACC, OPERAND, Cast, Expr, Load, Tensor, Var
+
+B, H = Var("b"), Var("h")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Tensors that keep states: S ``[B, H, ..., F, V]``, and z ``[B, H, ..., F]`` if the layer normalises."""
+
+    tensors: tuple[Tensor, ...]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.tensors)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of features: their indices, and the columns that each is made of."""
+
+    f: Var
+    selection: tuple[Var, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """S or z of a block of features, as a tile that grows."""
+
+    b: Builder
+    tile: Var
+    place: tuple[Expr, ...]
+    """Its last indices in a tensor: of features, and of values if it is S."""
+
+    def load(self, tensor: Tensor, index: tuple[Expr, ...], suffix: str, dtype: str = ACC) -> Var:
+        """What a tensor keeps of it; the tile's name ends in `suffix`."""
+        kept = Load(tensor.name, (B, H, *index, *self.place), dtype)
+        return self.b.let(f"{self.tile.name}{suffix}", kept)
+
+    def store(self, tensor: Tensor, index: tuple[Expr, ...] = ()) -> None:
+        value = self.value()
+        kept = value if tensor.dtype == ACC else Cast(value, tensor.dtype)
+        self.b.store(tensor.name, (B, H, *index, *self.place), kept)
+
+    def set(self, loaded: Var) -> None:
+        self.b.set(self.tile, loaded)
+
+    def value(self) -> Var:
+        return self.tile
+
+    def operand(self) -> Var:
+        """As an operand of a product."""
+        return self.b.let(f"{self.tile.name}_operand", Cast(self.tile, OPERAND))
+
+
+@dataclass(frozen=True)
+class State:
+    """S and z of a block of features; no z if the layer does not normalise."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def sums(self) -> Var:
+        return self.parts[0].tile
+
+    def operand(self) -> Var:
+        """S as an operand of a product."""
+        return self.parts[0].operand()
+
+    def normalizer(self) -> Var:
+        """z, of a layer that normalises."""
+        return self.parts[1].tile
+
+    def restore(self, kept: Kept, suffix: str, *index: Expr) -> None:
+        """Go on from a state that was kept."""
+        for part, tensor in zip(self.parts, kept, strict=True):
+            part.set(part.load(tensor, index, suffix))
+
+    def store(self, kept: Kept, *index: Expr) -> None:
+        for part, tensor in zip(self.parts, kept, strict=True):
+            part.store(tensor, index)
+
+    def add(self, other: State) -> None:
+        """What is added later is later in the sequence: here the state would fade before it."""
+        for part, added in zip(self.parts, other.parts, strict=True):
+            part.b.add(part.tile, added.tile)
+
+    def pass_by(self, sums: Kept, before: Kept, segment: Expr) -> None:
+        """Keep the state before a segment; then add the sums of that segment, as `add` does."""
+        for part, adds, tensor in zip(self.parts, sums, before, strict=True):
+            added = part.load(adds, (segment,), "_added")
+            part.store(tensor, (segment,))
+            part.b.add(part.tile, added)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A state that is only read: each part is loaded where it is needed."""
+
+    b: Builder
+    kept: Kept
+    place: tuple[Expr, ...]
+    """Its last indices in S: of features, and of values."""
+    index: tuple[Expr, ...]
+
+    def operand(self) -> Var:
+        return Part(self.b, Var("S"), self.place).load(self.kept.tensors[0], self.index, "", OPERAND)
+
+    def normalizer(self) -> Var:
+        return Part(self.b, Var("z"), self.place[:1]).load(self.kept.tensors[1], self.index, "")

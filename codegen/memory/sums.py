@@ -1,0 +1,293 @@
+"""Sums of features: the memory of linear attention (Based, arXiv 2402.18668).
+
+    S = Σ_j Φ(w_j) v_jᵀ      z = Σ_j Φ(w_j)
+
+A key and its value *enter* S and z; a query *reads* them, o = Φ(u)ᵀ S and n = Φ(u)·z; a query and a key that
+are too close for the state *pair up* with weight A = f(scale · u·w), which is what S and z would give.  Each
+has its adjoint.  Mirrored sums, of queries with the gradients that their outputs have, Σ_i Φ(u_i) g_iᵀ and
+Σ_i e_i Φ(u_i), are the same memory: backward, a key reads them.
+
+All of it is linear in S, so a memory that *fades* differs in these places alone.  A state is multiplied by a
+factor before later tokens enter it (`enter`, and `State.add` and `State.pass_by` for states of segments), a
+tile's tokens enter by what will be left of them at its end, queries read by what is left of the state
+(`read` and its adjoints), and the weight of a pair by what is left in between (`_weights` and `_slopes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ..ir.build import Builder
+from ..ir.nodes import (
+    ACC,
+    OPERAND,
+    Cast,
+    Dot,
+    Expr,
+    Full,
+    Load,
+    Span,
+    Sum,
+    Transpose,
+    Var,
+    Where,
+    column,
+    row,
+    wrap,
+)
+from ..lower.feature_maps import SCALE, FeatureMap
+from ..lower.sequence import Sequence
+from .normalizer import Matrix, Vector
+from .states import B, Block, H, Kept, Part, State, Stored
+
+
+@dataclass(frozen=True)
+class Answer:
+    """o and n of a tile of queries, as they grow; no n if the layer does not normalise."""
+
+    out: Var
+    n: Var | None
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What backward a tile of queries brings: g as an operand, and e if the layer normalises.
+
+    e is one number a row, 0 past the end of the sequence; a `Load` is done where it is needed.
+    """
+
+    g: Var
+    e: Var | Load | None
+
+    def read_e(self, b: Builder) -> Var | None:
+        return b.let("E", self.e) if isinstance(self.e, Load) else self.e
+
+
+class Sums:
+    """The memory of one program, whose index tiles `d` and `u` are its columns of queries and of values.
+
+    `size` is the constant that says how many features it handles at a time, if not the feature map's own.
+    `products`: where the state is small, it normalises by products instead of sums over rows and columns.
+    """
+
+    d, u = Var("d"), Var("u")
+
+    def __init__(
+        self,
+        b: Builder,
+        features: FeatureMap,
+        sequence: Sequence,
+        eps: float | None,
+        size: str | None = None,
+        products: bool = False,
+    ) -> None:
+        self.b, self.features, self.sequence = b, features, sequence
+        self.size = size or features.block
+        form = Matrix if products and self.size == "QK" else Vector
+        self.normalizer = None if eps is None else form(b, self.size, eps)
+
+    # Tokens
+
+    def load(self, name: str, tensor: str, t: Var) -> tuple[Var, Var]:
+        """A tile of q or k, as loaded and as the operand that it enters products with."""
+        return self.features.load(self.b, name, tensor, (B, t, H, self.d), self.sequence)
+
+    def queries(self, t: Var) -> Var:
+        """A tile of queries, as an operand."""
+        return self.load("Q", "q", t)[1]
+
+    def scaled_queries(self, t: Var) -> Var:
+        """A tile of queries that have the scale in them."""
+        return self.features.load_scaled(self.b, "Q", "q", (B, t, H, self.d), self.sequence)
+
+    def keys(self, t: Var) -> tuple[Var, Var]:
+        """A tile of keys and their values, as operands."""
+        return self.load("K", "k", t)[1], self.values(t)
+
+    def values(self, t: Var) -> Var:
+        return self.b.let("Y", Load("v", (B, t, H, self.u), OPERAND))
+
+    # States
+
+    def block(self, f0: Expr) -> Block:
+        """The features from `f0` on."""
+        f = self.b.let("f", Span(f0, self.size))
+        return Block(f, self.features.select(self.b, f))
+
+    @contextmanager
+    def blocks(self) -> Iterator[Block]:
+        """A loop over all features, one block at a time."""
+        with self.b.loop("f0", 0, self.features.rows, self.size) as f0:
+            yield self.block(f0)
+
+    @property
+    def tiles(self) -> tuple[str, ...]:
+        """What a block of features has of its own, where a state is kept in several."""
+        names = ("f", "first", "second", "weight", "S")
+        return (*names, "z") if self.normalizer else names
+
+    def zeros(self, f: Var, suffix: str = "") -> State:
+        """S and z before any token; the names of the tiles end in `suffix`."""
+        sums = self.b.let(f"S{suffix}", Full((self.size, "VALUES"), 0.0))
+        parts = (Part(self.b, sums, (f, self.u)),)
+        return State((*parts, self.normalizer.zeros(f, suffix)) if self.normalizer else parts)
+
+    def stored(self, kept: Kept, f: Var, *index: Expr) -> Stored:
+        """A state to be read from tensors."""
+        return Stored(self.b, kept, (f, self.u), index)
+
+    # Enter
+
+    def enter(
+        self, state: State, block: Block, operand: Var, values: Var, past: Expr, factors: Expr | None = None
+    ) -> None:
+        """Add a tile's rows: Σ_t Φ(x_t) y_tᵀ to S and Σ_t e_t Φ(x_t) to z.
+
+        `operand` holds x, `values` holds y; rows `past` the end of the sequence are 0 in both.  `factors` are
+        the e_t; None for 1 in every row that exists.
+        """
+        past = self.b.let("past", past)
+        across = self.features.across(self.b, operand, block.selection)
+        self.b.add(state.sums, Dot(across.matrix, values))
+        if self.normalizer:
+            constant = self.features.constant(block.f)
+            self.normalizer.enter(state.normalizer(), across, constant, past, factors)
+
+    def weigh(self, state: State, weight: Var) -> None:
+        """Multiply sums of features by the query-side weights of these."""
+        for part in state.parts:
+            self.b.set(part.tile, part.tile * (column(weight) if len(part.place) > 1 else weight))
+
+    # Read and pair up
+
+    def answer(self) -> Answer:
+        """Nothing yet."""
+        out = self.b.let("O", Full(("CHUNK", "VALUES"), 0.0))
+        return Answer(out, self.b.let("N", Full(("CHUNK",), 0.0)) if self.normalizer else None)
+
+    def weighted(self, queries: Var, block: Block) -> Var:
+        """The query-side features of a tile: the map's own times their weights."""
+        plain = self.features.features(self.b, "P_plain", queries, block.selection)
+        weight = self.features.weights(self.b, block.f)
+        return self.b.let("P", plain * row(weight))
+
+    def read(self, answer: Answer, features: Var, state: State | Stored) -> None:
+        """Add what a state gives to queries of these features."""
+        b = self.b
+        matrix = b.let("P_operand", Cast(features, OPERAND))
+        b.add(answer.out, Dot(matrix, state.operand()))
+        if answer.n and self.normalizer:
+            b.add(answer.n, self.normalizer.of_features(features, matrix, state.normalizer()))
+
+    def pair(
+        self,
+        queries: Var,
+        keys: Var,
+        values: Var,
+        seen: Expr,
+        onto: Answer | None = None,
+        scale: Expr = SCALE,
+    ) -> Answer:
+        """What queries get from keys directly, of pairs that are `seen`: added to an answer, or a new one.
+
+        `scale` is 1 if queries have it in them.
+        """
+        b = self.b
+        products = b.let("R", Dot(queries, Transpose(keys)))
+        weights = b.let("A", self._weights(products, seen, scale))
+        matrix = b.let("A_operand", Cast(weights, OPERAND))
+        if onto is None:
+            out = b.let("O", Dot(matrix, values))
+            n = b.let("N", self.normalizer.of_weights(matrix)) if self.normalizer else None
+            return Answer(out, n)
+        b.add(onto.out, Dot(matrix, values))
+        if onto.n and self.normalizer:
+            b.add(onto.n, self.normalizer.of_weights(matrix))
+        return onto
+
+    def finish(self, answer: Answer, t: Var) -> None:
+        """Divide o by n, and store n, where the layer normalises."""
+        if answer.n and self.normalizer:
+            self.b.store("n", (B, H, t), self.normalizer.rows(answer.n))
+            self.b.set(answer.out, answer.out / self.normalizer.divisor(answer.n))
+
+    def _weights(self, products: Var, seen: Expr, scale: Expr = SCALE) -> Expr:
+        """A of a tile of pairs, with a row a query or a row a key."""
+        return Where(seen, self.features.kernel(products, scale), wrap(0.0))
+
+    # Adjoints
+
+    def gradients(self, t: Var) -> Gradients:
+        """g and e of a tile of queries, from where they were stored."""
+        return Gradients(
+            self.b.let("G", Load("g" if self.normalizer else "do", (B, t, H, self.u), OPERAND)),
+            Load("e", (B, H, t), ACC) if self.normalizer else None,
+        )
+
+    def own_gradients(self, t: Var) -> Gradients:
+        """g and e of a tile of queries, from the gradient of o; stored for other programs."""
+        if not self.normalizer:
+            return self.gradients(t)
+        b, u = self.b, self.u
+        do = b.let("dO", Load("do", (B, t, H, u), ACC))
+        n = b.let("N", Load("n", (B, H, t), ACC, fill=1.0))
+        products = b.let("products", do * b.let("O", Load("o", (B, t, H, u), ACC)))
+        e = b.let("E", -b.let("total", Sum(products, 1)) / (n + self.normalizer.eps))
+        b.store("e", (B, H, t), e)
+        g = b.let("G", Cast(do / column(n + self.normalizer.eps), OPERAND))
+        b.store("g", (B, t, H, u), g)
+        return Gradients(g, e)
+
+    def read_by_query(self, dq: Var, queries: Var, gradients: Gradients, block: Block, state: Stored) -> None:
+        """The adjoint of `read`: add to dq, of queries as operands, what they owe to a state."""
+        b = self.b
+        weight = self.features.weights(b, block.f)
+        by_feature = b.let("dP", Dot(gradients.g, Transpose(state.operand())))
+        if e := gradients.read_e(b):
+            b.add(by_feature, column(e) * row(state.normalizer()))
+        b.set(by_feature, by_feature * row(weight))
+        self.features.adjoint(b, by_feature, queries, block.selection, into=dq)
+
+    def read_by_key(self, dk: Var, dv: Var, keys: Var, values: Var, block: Block, mirrored: Stored) -> None:
+        """The adjoint of `enter`: add to dk and dv what keys and values owe to the sums of later queries."""
+        b = self.b
+        features = self.features.features(b, "P", keys, block.selection)
+        matrix = b.let("P_operand", Cast(features, OPERAND))
+        state = mirrored.operand()
+        b.add(dv, Dot(matrix, state))
+        by_feature = b.let("dP", Dot(values, Transpose(state)))
+        if self.normalizer:
+            b.add(by_feature, row(mirrored.normalizer()))
+        self.features.adjoint(b, by_feature, keys, block.selection, into=dk)
+
+    def pair_by_query(
+        self, dq: Var, queries: Var, gradients: Gradients, keys: Var, values: Var, seen: Expr
+    ) -> None:
+        """An adjoint of `pair`: add to dq, from tiles with a row a query."""
+        b = self.b
+        products = b.let("R", Dot(queries, Transpose(keys)))
+        by_kernel = b.let("dA", Dot(gradients.g, Transpose(values)))
+        if e := gradients.read_e(b):
+            b.add(by_kernel, column(e))
+        by_product = b.let("dR", Cast(self._slopes(products, seen, by_kernel), OPERAND))
+        b.add(dq, Dot(by_product, keys))
+
+    def pair_by_key(
+        self, dk: Var, dv: Var, keys: Var, values: Var, queries: Var, gradients: Gradients, seen: Expr
+    ) -> None:
+        """An adjoint of `pair`: add to dk and dv, from tiles with a row a key."""
+        b = self.b
+        products = b.let("R", Dot(keys, Transpose(queries)))
+        weights = b.let("A", Cast(self._weights(products, seen), OPERAND))
+        b.add(dv, Dot(weights, gradients.g))
+        by_kernel = b.let("dA", Dot(values, Transpose(gradients.g)))
+        if e := gradients.read_e(b):
+            b.add(by_kernel, row(e))
+        by_product = b.let("dR", Cast(self._slopes(products, seen, by_kernel), OPERAND))
+        b.add(dk, Dot(by_product, queries))
+
+    def _slopes(self, products: Var, seen: Expr, by_kernel: Var) -> Expr:
+        """The gradient by the products of a tile of pairs, given the one by their weights."""
+        return Where(seen, by_kernel * self.features.slope(products), wrap(0.0))

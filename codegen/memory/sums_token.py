@@ -1,0 +1,59 @@
+"""Sums of features, one token at a time: it enters a state in place, and its query reads that."""
+
+from __future__ import annotations
+
+from ..ir.nodes import ACC, STATE, Cast, Dithered, Expr, Full, Load, Sum, Var, column, row
+from .states import B, Block, H, Kept, Part
+from .sums import Sums
+
+
+class Token:
+    """The answer to the token `t`, as it grows block by block.
+
+    A state of a `narrow` dtype is rounded at random, or it would stand still as soon as a token adds less
+    than half of its last digit.  Chance differs from one token to the next because the normaliser, in
+    float32, does; without one, because their keys do.
+    """
+
+    def __init__(self, memory: Sums, kept: Kept, t: Expr, narrow: str | None) -> None:
+        self.memory, self.b, self.kept, self.row, self.narrow = memory, memory.b, kept, (B, t, H), narrow
+        b = self.b
+        self.values = b.let("y", Load("v", (*self.row, memory.u), ACC))
+        self.out = b.let("out", Full(("VALUES",), 0.0))
+        self.products = b.let("products", Full((memory.size,), 0.0)) if memory.normalizer else None
+
+    def enter_and_read(self, block: Block) -> None:
+        """Let the token enter the state's block, which would fade before that, and read it."""
+        b, features = self.b, self.memory.features
+        keys = features.row_features(b, "key", "k", self.row, block.f, block.selection)
+        weight = features.weights(b, block.f)
+        plain = features.row_features(b, "query", "q", self.row, block.f, block.selection)
+        state = Part(b, Var("S"), (block.f, self.memory.u))
+        state.load(self.kept.tensors[0], (), "")
+        b.add(state.tile, column(keys) * row(self.values))
+        z = self._entered_normalizer(keys, block.f) if self.products and self.narrow else None
+        rounded: Expr = Cast(state.tile, STATE)
+        if self.narrow:
+            chance = b.let("chance", Sum(z.tile if z else keys, 0))
+            rounded = Dithered(state.tile, self.narrow, chance, row(self.values), column(block.f))
+        b.store(self.kept.tensors[0].name, (B, H, *state.place), rounded)
+        query = b.let("weighted_query", plain * weight)
+        read = b.let("read", column(query) * state.tile)
+        b.add(self.out, Sum(read, 0))
+        if self.products:
+            z = z or self._entered_normalizer(keys, block.f)
+            z.store(self.kept.tensors[1])
+            b.add(self.products, query * z.tile)
+
+    def _entered_normalizer(self, keys: Var, f: Var) -> Part:
+        z = Part(self.b, Var("z"), (f,))
+        z.load(self.kept.tensors[1], (), "")
+        self.b.add(z.tile, keys)
+        return z
+
+    def finish(self) -> Var:
+        """o, divided by n where the layer normalises."""
+        if self.products and self.memory.normalizer:
+            n = self.b.let("N", Sum(self.products, 0))
+            self.b.set(self.out, self.out / (n + self.memory.normalizer.eps))
+        return self.out
