@@ -13,8 +13,6 @@ that tile (`FURTHER`) goes on with a loop.
 
 from __future__ import annotations
 
-from math import log
-
 from ..ir.build import Builder
 from ..ir.nodes import (
     ACC,
@@ -23,45 +21,22 @@ from ..ir.nodes import (
     OPERAND,
     Axis,
     Cast,
-    Dot,
-    Expr,
-    Full,
     Load,
-    Max,
     Program,
     Span,
-    Sum,
     Tensor,
-    Transpose,
-    Unary,
     Var,
-    Where,
     cdiv,
     column,
-    maximum,
     row,
     wrap,
 )
 from ..ir.traits import SOFTMAX, TOKEN
+from ..memory.ring import Ring
+from ..memory.window import B, H
 from ..mixers.sliding_window import SlidingWindow
 from .sliding_window_backward import gradients
-from .sliding_window_parts import (
-    BATCH_AXES,
-    LOGIT,
-    NUMBERS,
-    QUERY_ROWS,
-    TK,
-    B,
-    H,
-    KeyTile,
-    Layer,
-    T,
-    load_keys,
-    place,
-)
-
-HIDDEN = -1.0e30
-"""The score of a key that a query does not see: finite, so that a tile with no visible key makes no NaN."""
+from .sliding_window_parts import BATCH_AXES, NUMBERS, QUERIES, QUERY_ROWS, Layer
 
 
 def programs(spec: SlidingWindow) -> tuple[Program, ...]:
@@ -73,45 +48,24 @@ def programs(spec: SlidingWindow) -> tuple[Program, ...]:
 def outputs(layer: Layer) -> Program:
     """o and lse of one chunk of queries."""
     b = Builder()
-    start = b.let("start", Var("chunk") * "CHUNK" + (TK - T))
-    t, j = b.let("t", Span(Var("chunk") * "CHUNK", "CHUNK")), b.let("j", Span(start, "CHUNK"))
-    before = b.let("before", Span(start - "KEYS", "KEYS", before=True))
+    memory = layer.memory(b)
+    begin = QUERIES.token(Var("chunk") * "CHUNK")
+    start = b.let("start", memory.place(begin))
+    t, j = b.let("t", QUERIES.tile(begin, "CHUNK")), b.let("j", memory.keys.tile(start, "CHUNK"))
+    before = b.let("before", memory.keys.tile(start - "KEYS", "KEYS", before=True))
     d, u = b.let("d", Span(wrap(0), "QK")), b.let("u", Span(wrap(0), "VALUES"))
     queries = b.let("Q", Load("q", (B, t, H, d), OPERAND))
-    keys, keys_before = load_keys(b, "", j, d, u), load_keys(b, "_before", before, d, u)
-    oldest = layer.oldest(b, t, layer.first_key(b))
-
+    keys, keys_before = memory.load_keys("", j), memory.load_keys("_before", before)
+    oldest = memory.oldest(t, memory.first_key())
     b.comment("The keys at which the queries stand.")
-    products = b.let("R", Dot(queries, Transpose(keys.k)))
-    visible = (row(j) <= column(place(t))) & (row(j) >= column(oldest))
-    scores = b.let("scores", Where(visible, products * LOGIT, wrap(HIDDEN)))
-    top = b.let("top", Max(scores, 1))
-    weights = b.let("P", Unary("exp2", scores - column(top)))
-    total = b.let("total", Sum(weights, 1))
-    matrix = b.let("P_operand", Cast(weights, OPERAND))
-    out = b.let("O", Dot(matrix, keys.v))
-
-    def attend(suffix: str, keys: KeyTile, visible: Expr) -> None:
-        """Add earlier keys to the sums, which stay relative to the highest score so far."""
-        products = b.let(f"R{suffix}", Dot(queries, Transpose(keys.k)))
-        scores = b.let(f"scores{suffix}", Where(visible, products * LOGIT, wrap(HIDDEN)))
-        tile_top = b.let("tile_top", Max(scores, 1))
-        new_top = b.let("new_top", maximum(top, tile_top))
-        weights = b.let(f"P{suffix}", Unary("exp2", scores - column(new_top)))
-        correction = b.let("correction", Unary("exp2", top - new_top))
-        tile_total = b.let("tile_total", Sum(weights, 1))
-        b.set(total, total * correction + tile_total)
-        b.set(out, out * column(correction))
-        matrix = b.let(f"P{suffix}_operand", Cast(weights, OPERAND))
-        b.add(out, Dot(matrix, keys.v))
-        b.set(top, new_top)
-
+    visible = (row(j) <= column(memory.place(t))) & (row(j) >= column(oldest))
+    answer = memory.pair(queries, keys, visible)
     b.comment("The keys before them.")
-    attend("_before", keys_before, row(before) >= column(oldest))
-    with layer.further(b, start, d, u) as (further, earlier, keys):
-        attend("_further", keys, earlier & (row(further) >= column(oldest)))
-    b.store("lse", (B, H, t), (top + Unary("log2", total)) * log(2.0))
-    b.store("o", (B, t, H, u), Cast(out / column(total), IO))
+    memory.pair_more("_before", answer, queries, keys_before, row(before) >= column(oldest))
+    with memory.further(start) as (further, earlier, keys):
+        memory.pair_more("_further", answer, queries, keys, earlier & (row(further) >= column(oldest)))
+    b.store("lse", (B, H, t), answer.lse())
+    b.store("o", (B, t, H, u), Cast(answer.divided(), IO))
     tensors = (*layer.inputs(), Tensor("o", (*QUERY_ROWS, layer.v), IO), Tensor("lse", NUMBERS, ACC))
     return layer.program(
         "outputs",
@@ -125,43 +79,12 @@ def outputs(layer: Layer) -> Program:
 
 def step(layer: Layer) -> Program:
     """One token: its key and value replace the oldest of the ring, then it attends to the ring."""
-    b = Builder()
-    zero = wrap(0)
+    b, zero = Builder(), wrap(0)
     d, u = b.let("d", Span(zero, "QK")), b.let("u", Span(zero, "VALUES"))
     query = b.let("query", Load("q", (B, zero, H, d), ACC))
-    key = b.let("key", Load("k", (B, zero, H, d), ACC))
-    value = b.let("value", Load("v", (B, zero, H, u), ACC))
-    position = b.let("place", Load("position", (B, H), INDEX))
-    slot = b.let("slot", position % layer.window)
-    out = b.let("O", Full(("VALUES",), 0.0))
-    top = b.let("top", Full((), HIDDEN))
-    total = b.let("total", Full((), 0.0))
-    with b.loop("j0", 0, layer.window, "KEYS") as j0:
-        j = b.let("j", Span(j0, "KEYS"))
-        old_keys = b.let("old_K", Load("ring_k", (B, H, j, d), ACC))
-        old_values = b.let("old_Y", Load("ring_v", (B, H, j, u), ACC))
-        b.comment("The new token's slot is read from registers, not from the memory that is about to change.")
-        is_new = column(j.equals(slot))
-        keys = b.let("K", Where(is_new, row(key), old_keys))
-        values = b.let("Y", Where(is_new, row(value), old_values))
-        terms = b.let("terms", keys * row(query))
-        products = b.let("R", Sum(terms, 1))
-        seen = (j <= position) & (j < layer.window)
-        scores = b.let("scores", Where(seen, products * LOGIT, wrap(HIDDEN)))
-        tile_top = b.let("tile_top", Max(scores, 0))
-        new_top = b.let("new_top", maximum(top, tile_top))
-        weights = b.let("P", Unary("exp2", scores - new_top))
-        correction = b.let("correction", Unary("exp2", top - new_top))
-        tile_total = b.let("tile_total", Sum(weights, 0))
-        b.set(total, total * correction + tile_total)
-        weighted = b.let("weighted", column(weights) * values)
-        tile_out = b.let("tile_out", Sum(weighted, 0))
-        b.set(out, out * correction + tile_out)
-        b.set(top, new_top)
-    b.store("o", (B, zero, H, u), Cast(out / total, IO))
-    b.store("ring_k", (B, H, slot, d), Cast(key, IO))
-    b.store("ring_v", (B, H, slot, u), Cast(value, IO))
-    b.store("position", (B, H), position + 1)
+    ring = Ring(b, layer.window, zero)
+    b.store("o", (B, zero, H, u), Cast(ring.read(query), IO))
+    ring.store()
     tensors = (
         Tensor("q", (*QUERY_ROWS, layer.qk), IO, strided=True),
         Tensor("k", (*QUERY_ROWS, layer.qk), IO, strided=True),

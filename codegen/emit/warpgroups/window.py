@@ -16,8 +16,8 @@ from math import log
 
 from ...ir.kernels import ForeignKernel
 from ...ir.nodes import Axis, Program, Var
-from ...lower.sliding_window import HIDDEN
-from ...lower.sliding_window_parts import BATCH_AXES, LOG2_E
+from ...lower.sliding_window_parts import BATCH_AXES
+from ...memory.window import HIDDEN, LOG2_E
 from ...mixers.sliding_window import SlidingWindow
 from ...schedule.foreign import SQUARE_TILES
 from ..layer import ScheduledForeign

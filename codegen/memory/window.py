@@ -1,0 +1,205 @@
+"""A window of keys: the memory of sliding-window attention.
+
+    P_ij = exp(scale · q_i·k_j - lse_i)      o_i = Σ_j P_ij v_j      (as in Based, arXiv 2402.18668)
+
+Nothing enters it and nothing fades: the keys stay where they are, and a query and a key *pair up* where the
+query stands at the key or less than `window` keys after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import log
+
+from ..ir.build import Builder
+from ..ir.nodes import (
+    ACC,
+    INDEX,
+    OPERAND,
+    Cast,
+    Dot,
+    Expr,
+    Load,
+    Max,
+    Sum,
+    Transpose,
+    Unary,
+    Var,
+    Where,
+    column,
+    maximum,
+    row,
+    wrap,
+)
+from ..lower.sequence import Sequence
+
+B, H = Var("b"), Var("h")
+LOG2_E = 1.0 / log(2.0)
+LOGIT = Var("scale") * LOG2_E
+"""What makes of a product q·k the power of 2 that is its weight before normalisation."""
+HIDDEN = -1.0e30
+"""The score of a key that a query does not see: finite, so that a tile with no visible key makes no NaN."""
+UNREACHED = 1.0e30
+"""The lse of a row outside the sequence: no probability survives it."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """A tile of keys and its values."""
+
+    k: Var
+    v: Var
+
+
+@dataclass(frozen=True)
+class Queries:
+    """A tile of queries, and what the outputs' gradients leave of them."""
+
+    q: Var
+    do: Var
+    lse: Var
+    delta: Var
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The sums of a tile of queries, relative to the highest score of each so far."""
+
+    out: Var
+    top: Var
+    total: Var
+
+    def lse(self) -> Expr:
+        return (self.top + Unary("log2", self.total)) * log(2.0)
+
+    def divided(self) -> Expr:
+        """o."""
+        return self.out / column(self.total)
+
+
+class Window:
+    """The memory of one program, whose index tiles `d` and `u` are the columns of keys and of values.
+
+    The sequence of keys may begin before that of queries; both end together.
+    """
+
+    d, u = Var("d"), Var("u")
+
+    def __init__(self, b: Builder, window: int, queries: Sequence, keys: Sequence) -> None:
+        self.b, self.window, self.queries, self.keys = b, window, queries, keys
+
+    # Which keys a query sees
+
+    def place(self, t: Expr) -> Expr:
+        """The key at which query `t` stands: the last that it sees."""
+        return t + (self.keys.stop - self.queries.stop)
+
+    def query_at(self, j: Expr) -> Expr:
+        """The query that stands at key `j`."""
+        return j - (self.keys.stop - self.queries.stop)
+
+    def first_key(self) -> Var:
+        """The first key that exists."""
+        first = self.b.let("first_key", self.keys.start)
+        with self.b.when("PADDED"):
+            self.b.set(first, Load("first", (B, H), INDEX))
+        return first
+
+    def oldest(self, t: Var, first: Var) -> Var:
+        """Of each query, the first key that it sees."""
+        return self.b.let("oldest", maximum(self.place(t) - (self.window - 1), first))
+
+    def newest(self, j: Var, first: Var) -> Var:
+        """Of each key, the last place from which it is seen."""
+        return self.b.let("newest", Where(j >= first, j + (self.window - 1), wrap(-1)))
+
+    @contextmanager
+    def further(self, start: Expr) -> Iterator[tuple[Var, Expr, Keys]]:
+        """A loop over the keys that come before the tile of keys before `start`, where a chunk begins.
+
+        Yields their indices, which of them do come before that tile, and their own tiles.
+        """
+        b, end = self.b, start - "KEYS"
+        begin = maximum(start - (self.window - 1), self.keys.start)
+        with b.when("FURTHER"), b.loop("j0", begin, end, "KEYS") as j0:
+            j = b.let("further", self.keys.tile(j0, "KEYS"))
+            yield j, row(j) < end, self.load_keys("_further", j)
+
+    # Tiles, whose names end in `suffix`
+
+    def load_keys(self, suffix: str, j: Var) -> Keys:
+        keys = self.b.let(f"K{suffix}", Load("k", (B, j, H, self.d), OPERAND))
+        return Keys(keys, self.b.let(f"Y{suffix}", Load("v", (B, j, H, self.u), OPERAND)))
+
+    def load_queries(self, suffix: str, t: Var) -> Queries:
+        b = self.b
+        queries = b.let(f"Q{suffix}", Load("q", (B, t, H, self.d), OPERAND))
+        do = b.let(f"dO{suffix}", Load("do", (B, t, H, self.u), OPERAND))
+        o = b.let(f"O{suffix}", Load("o", (B, t, H, self.u), ACC))
+        lse = b.let(f"lse_row{suffix}", Load("lse", (B, H, t), ACC, fill=UNREACHED))
+        products = b.let(f"products{suffix}", Cast(do, ACC) * o)
+        return Queries(queries, do, lse, b.let(f"delta{suffix}", Sum(products, 1)))
+
+    # Pair up
+
+    def pair(self, queries: Var, keys: Keys, visible: Expr) -> Answer:
+        """What queries get from the first tile of keys."""
+        b = self.b
+        scores = self._scores("", queries, keys, visible)
+        top = b.let("top", Max(scores, 1))
+        weights = b.let("P", Unary("exp2", scores - column(top)))
+        total = b.let("total", Sum(weights, 1))
+        matrix = b.let("P_operand", Cast(weights, OPERAND))
+        return Answer(b.let("O", Dot(matrix, keys.v)), top, total)
+
+    def pair_more(self, suffix: str, answer: Answer, queries: Var, keys: Keys, visible: Expr) -> None:
+        """Add what they get from more keys."""
+        b, top, total, out = self.b, answer.top, answer.total, answer.out
+        scores = self._scores(suffix, queries, keys, visible)
+        tile_top = b.let("tile_top", Max(scores, 1))
+        new_top = b.let("new_top", maximum(top, tile_top))
+        weights = b.let(f"P{suffix}", Unary("exp2", scores - column(new_top)))
+        correction = b.let("correction", Unary("exp2", top - new_top))
+        tile_total = b.let("tile_total", Sum(weights, 1))
+        b.set(total, total * correction + tile_total)
+        b.set(out, out * column(correction))
+        matrix = b.let(f"P{suffix}_operand", Cast(weights, OPERAND))
+        b.add(out, Dot(matrix, keys.v))
+        b.set(top, new_top)
+
+    def _scores(self, suffix: str, queries: Var, keys: Keys, visible: Expr) -> Var:
+        products = self.b.let(f"R{suffix}", Dot(queries, Transpose(keys.k)))
+        return self.b.let(f"scores{suffix}", score(products, visible))
+
+    # Adjoints
+
+    def pair_by_query(self, suffix: str, queries: Queries, keys: Keys, visible: Expr, dq: Var) -> None:
+        """Add dS k to dq, from tiles with a row a query."""
+        b = self.b
+        products = b.let(f"R{suffix}", Dot(queries.q, Transpose(keys.k)))
+        weights = b.let(f"P{suffix}", _probabilities(visible, products, column(queries.lse)))
+        by_weight = b.let(f"dP{suffix}", Dot(queries.do, Transpose(keys.v)))
+        by_product = b.let(f"dR{suffix}", Cast(weights * (by_weight - column(queries.delta)), OPERAND))
+        b.add(dq, Dot(by_product, keys.k))
+
+    def pair_by_key(self, suffix: str, keys: Keys, queries: Queries, visible: Expr, dk: Var, dv: Var) -> None:
+        """Add dSᵀ q to dk and Pᵀ do to dv, from tiles with a row a key."""
+        b = self.b
+        products = b.let(f"R_by_key{suffix}", Dot(keys.k, Transpose(queries.q)))
+        weights = b.let(f"P_by_key{suffix}", _probabilities(visible, products, row(queries.lse)))
+        matrix = b.let(f"P_operand{suffix}", Cast(weights, OPERAND))
+        b.add(dv, Dot(matrix, queries.do))
+        by_weight = b.let(f"dP_by_key{suffix}", Dot(keys.v, Transpose(queries.do)))
+        by_product = b.let(f"dR_by_key{suffix}", Cast(weights * (by_weight - row(queries.delta)), OPERAND))
+        b.add(dk, Dot(by_product, queries.q))
+
+
+def score(products: Var, visible: Expr) -> Expr:
+    """Scores as powers of 2."""
+    return Where(visible, products * LOGIT, wrap(HIDDEN))
+
+
+def _probabilities(visible: Expr, products: Var, lse: Expr) -> Expr:
+    return Where(visible, Unary("exp2", products * LOGIT - lse * LOG2_E), wrap(0.0))
