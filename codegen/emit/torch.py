@@ -66,8 +66,8 @@ FUNCTIONS = {
 HELPERS = (
     "columns",
     "cut",
-    "if_positive",
     "dithered",
+    "if_positive",
     "indices",
     "load",
     "maximum",
