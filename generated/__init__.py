@@ -4,6 +4,9 @@
 from based_ops.registry import register_package
 
 from . import (
+    conv3_silu,
+    conv4_plain,
+    conv4_silu,
     identity_qk64_v64,
     pos_elu_qk64_v64,
     relu_qk64_v64,
@@ -20,6 +23,9 @@ from . import (
 )
 
 VARIANTS = {
+    "conv3_silu": conv3_silu.VARIANT,
+    "conv4_plain": conv4_plain.VARIANT,
+    "conv4_silu": conv4_silu.VARIANT,
     "identity_qk64_v64": identity_qk64_v64.VARIANT,
     "pos_elu_qk64_v64": pos_elu_qk64_v64.VARIANT,
     "relu_qk64_v64": relu_qk64_v64.VARIANT,

@@ -1,0 +1,255 @@
+"""The short convolution as PyTorch sees it, and as layers: Based's BaseConv and the plain one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from .. import checks
+from ..arguments import refuse
+from ..errors import ArgumentTypeError, ShapeError, fail
+from ..registry import get
+from ..tracing import is_traced
+from ..variant import Tensors, Variant, constant
+
+if TYPE_CHECKING:
+    from based_ops.codegen.mixers.short_conv import ShortConv as Spec
+
+
+class ShortConvState(NamedTuple):
+    """The last W - 1 inputs, [B,D,W-1] in the inputs' dtype, the newest last; 0 before the first token."""
+
+    inputs: Tensor
+
+
+class ShortConvVariant(Variant):
+    """y_t = gate_t · ψ(bias + Σ_j w[:, j] · x_{t - (W - 1) + j}), each channel by itself.
+
+    Tensors are [B, T, D] (B batch, T tokens, D channels), weight [D, W], bias [D]; they share a dtype and a
+    device.  B, T and D may be 0.
+    """
+
+    spec: Spec
+    _state_type = ShortConvState
+    _other_dtype = "; the state has the dtype of the call that made it: go on as you began, or convert it"
+    width = constant("width", "Tokens that an output sees, its own included.")
+
+    def _setup(self) -> None:
+        self._know(width=self.spec.width)
+
+    def __call__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        gate: Tensor | None = None,
+        initial_state: ShortConvState | None = None,
+        output_final_state: bool = False,
+        backend: str | None = None,
+        **foreign: NoReturn,
+    ) -> tuple[Tensor, ShortConvState | None]:
+        """The convolution of a sequence: `(y, final_state)`, with y [B,T,D] contiguous and of x's dtype.
+
+        The last column of `weight` meets a token itself, as in `torch.nn.functional.conv1d` after padding on
+        the left.  `initial_state` is what an earlier call returned for the tokens before these.  Gradients
+        flow to all tensors and from the final state, once.  Source: Based (arXiv 2402.18668), BaseConv.
+
+        Raises the errors of `based_ops.errors` before any kernel runs.
+        """
+        if foreign:
+            refuse(ShortConvVariant.__call__, tuple(foreign))
+        return self._call((x, weight, bias, gate), None, initial_state, output_final_state, backend)
+
+    def step(
+        self,
+        x: Tensor,
+        state: ShortConvState,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        gate: Tensor | None = None,
+        backend: str | None = None,
+        **foreign: NoReturn,
+    ) -> Tensor:
+        """One more token (T = 1): returns y [B,1,D] and updates `state` in place.  Not differentiable."""
+        if foreign:
+            refuse(ShortConvVariant.step, tuple(foreign))
+        return self._step((x, weight, bias, gate), None, state, backend)
+
+    def init_state(
+        self,
+        batch: int,
+        channels: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **foreign: NoReturn,
+    ) -> ShortConvState:
+        """The state before the first token, for inputs of `dtype`; None is PyTorch's default."""
+        if foreign:
+            refuse(ShortConvVariant.init_state, tuple(foreign))
+        checks.sizes_of_state(self._facts(), batch, channels, dtype, "channels")
+        state: ShortConvState = self._form.zeros(batch, channels, device, dtype, is_traced())
+        return state
+
+    def state_bytes(
+        self, batch: int, channels: int, dtype: torch.dtype | None = None, **foreign: NoReturn
+    ) -> int:
+        """Bytes of `init_state(batch, channels, dtype=dtype)`."""
+        if foreign:
+            refuse(ShortConvVariant.state_bytes, tuple(foreign))
+        checks.sizes_of_state(self._facts(), batch, channels, dtype, "channels")
+        return self._form.bytes(batch, channels, dtype)
+
+    def reference(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        gate: Tensor | None = None,
+        initial_state: ShortConvState | None = None,
+        output_final_state: bool = False,
+        **foreign: NoReturn,
+    ) -> Any:
+        """Naive mathematics in x's precision: y, or (y, final_state) if `output_final_state`."""
+        if foreign:
+            refuse(ShortConvVariant.reference, tuple(foreign))
+        tensors = (x, weight, bias, gate)
+        self._check_inputs(self, tensors)
+        if initial_state is not None:
+            self._form.check("initial_state", initial_state, x, is_traced())
+        y, final = self._reference(tensors, (), initial_state)
+        return (y, final) if output_final_state else y
+
+    def _enter(self, tensors: Tensors, state: ShortConvState | None) -> tuple[Tensors, Tensors]:
+        """Programs read tiles of tokens and channels: the past lies as a sequence does."""
+        return tensors, (None if state is None else state.inputs.transpose(1, 2).contiguous(),)
+
+    def _leave(
+        self, tensors: Tensors, final: Sequence[Tensor], initial_state: ShortConvState | None, length: int
+    ) -> ShortConvState:
+        x: Any = tensors[0]
+        batch, channels, before = x.shape[0], x.shape[2], self.width - 1
+        past = x.new_zeros(batch, channels, before) if initial_state is None else initial_state.inputs
+        inputs = torch.cat([past, x[:, -before:].transpose(1, 2)], dim=2)
+        return ShortConvState(inputs[:, :, -before:].contiguous())
+
+    def _reference(
+        self, tensors: Tensors, numbers: tuple[float, ...], initial_state: Any
+    ) -> tuple[Tensor, ShortConvState]:
+        from ..reference.short_conv import short_conv
+
+        x, weight, bias, gate = tensors
+        past = None if initial_state is None else initial_state.inputs
+        y, inputs = short_conv(self.spec, x, weight, bias, gate, past)  # type: ignore[arg-type]
+        return y, ShortConvState(inputs)
+
+
+VARIANT = ShortConvVariant
+
+
+class ShortConv(nn.Module):
+    """A causal depthwise convolution over [B,T,d_model] with the activation of `variant`, and a bias.
+
+    `variant` is a variant of the mixer short_conv, or the name of one.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        variant: Variant | str = "conv4_silu",
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        checks.count("d_model", d_model, 1)
+        op = variant if isinstance(variant, Variant) else get(variant)
+        if not isinstance(op, ShortConvVariant):
+            fail(ArgumentTypeError, "variant", f"{op.name}, a {op.spec.mixer}", "a short_conv")
+        self.d_model, self.op = d_model, op
+        bound = op.width**-0.5  # as torch.nn.Conv1d of as many inputs begins
+        self.weight = nn.Parameter(torch.empty(d_model, op.width, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(d_model, device=device, dtype=dtype)) if bias else None
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: ShortConvState | None = None,
+        output_state: bool = False,
+        gate: Tensor | None = None,
+    ) -> tuple[Tensor, ShortConvState | None]:
+        """x [B,T,d_model] to (y of the same shape, the state after x or None unless `output_state`)."""
+        self._check(x)
+        return self.op(x, self.weight, self.bias, gate, state, output_state)
+
+    def step(self, x: Tensor, state: ShortConvState, gate: Tensor | None = None) -> Tensor:
+        """One token, [B,1,d_model] to the same shape; updates `state` in place.  Not differentiable."""
+        self._check(x)
+        return self.op.step(x, state, self.weight, self.bias, gate)
+
+    def init_state(self, batch: int) -> ShortConvState:
+        """The state before the first token, on the layer's device and for its dtype."""
+        weight = self.weight
+        return self.op.init_state(batch, self.d_model, device=weight.device, dtype=weight.dtype)
+
+    def state_bytes(self, batch: int) -> int:
+        """Bytes of the state of `batch` sequences, whatever their length."""
+        return self.op.state_bytes(batch, self.d_model, dtype=self.weight.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.d_model}, variant={self.op.name}, bias={self.bias is not None}"
+
+    def _check(self, x: Tensor) -> None:
+        if x.dim() != 3 or x.shape[2] != self.d_model:
+            fail(ShapeError, "x", checks.sizes(x), f"of shape [B, T, {self.d_model}]")
+
+
+class GatedShortConv(nn.Module):
+    """Based's BaseConv (arXiv 2402.18668): one projection to a convolution's input and its gate, and back.
+
+    (u, g) = in_proj(x); y = out_proj(g · silu(conv(u))), each projection with a bias.  `expand` is how many
+    times as wide as x the convolution is.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        variant: Variant | str = "conv3_silu",
+        expand: int = 4,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        checks.count("d_model", d_model, 1)
+        checks.count("expand", expand, 1)
+        width = expand * d_model
+        self.d_model = d_model
+        self.in_proj = nn.Linear(d_model, 2 * width, device=device, dtype=dtype)
+        self.conv = ShortConv(width, variant, device=device, dtype=dtype)
+        self.out_proj = nn.Linear(width, d_model, device=device, dtype=dtype)
+
+    def forward(
+        self, x: Tensor, state: ShortConvState | None = None, output_state: bool = False
+    ) -> tuple[Tensor, ShortConvState | None]:
+        """x [B,T,d_model] to (y of the same shape, the state after x or None unless `output_state`)."""
+        u, gate = self.in_proj(x).chunk(2, dim=-1)
+        y, final = self.conv(u, state, output_state, gate)
+        return self.out_proj(y), final
+
+    def step(self, x: Tensor, state: ShortConvState) -> Tensor:
+        """One token, [B,1,d_model] to the same shape; updates `state` in place.  Not differentiable."""
+        u, gate = self.in_proj(x).chunk(2, dim=-1)
+        y: Tensor = self.out_proj(self.conv.step(u, state, gate))
+        return y
+
+    def init_state(self, batch: int) -> ShortConvState:
+        """The state before the first token, on the layer's device and for its dtype."""
+        return self.conv.init_state(batch)
+
+    def state_bytes(self, batch: int) -> int:
+        """Bytes of the state of `batch` sequences, whatever their length."""
+        return self.conv.state_bytes(batch)
