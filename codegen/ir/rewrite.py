@@ -117,6 +117,8 @@ def drop_unused(program: Program) -> Program:
         }
 
         def keep(stmt: Stmt, read: set[str] = read) -> tuple[Stmt, ...]:
+            if isinstance(stmt, For | Blocks | When):
+                return (stmt,) if stmt.body else ()
             return () if isinstance(stmt, Let | Set | Add) and stmt.name not in read else (stmt,)
 
         body = _rewrite(program.body, keep)
