@@ -112,7 +112,8 @@ class ShortConv(LayerSpec):
         bias, gate, before = (Present(name) for name in ("bias", "gate", "before"))
         taps = (Parameter("weight"), Parameter("bias", when=bias), Parameter("gate", when=gate))
         inputs, earlier = (Parameter("x"), *taps), Parameter("before", when=before)
-        flags = ({"BIAS": bias} if self.bias else {}) | ({"GATED": gate} if self.gate else {})
+        biased = {"BIAS": bias} if self.bias else {}
+        flags = biased | ({"GATED": gate} if self.gate else {})
         sizes = ReadSizes("x", SIZES)
         forward = Pass(
             "forward",
@@ -135,7 +136,7 @@ class ShortConv(LayerSpec):
                 allocate("r", TOKENS, IO),
                 allocate("dgate", TOKENS, IO, gate),
                 allocate("tap_sums", parts, ACC),
-                allocate("bias_sums", ("B", "segments", "D"), ACC, bias),
+                *((allocate("bias_sums", ("B", "segments", "D"), ACC, bias),) if self.bias else ()),
                 launch("gradients", flags | {"INITIAL": before}),
                 allocate("dx", TOKENS, IO),
                 launch("input_gradients"),
@@ -143,7 +144,7 @@ class ShortConv(LayerSpec):
                 launch("earlier_gradients", when=before),
                 allocate("dweight", ("D", self.width), IO),
                 allocate("dbias", ("D",), IO, bias),
-                launch("tap_gradients", {"BIAS": bias}),
+                launch("tap_gradients", biased),
             ),
             ("dx", "dweight", "dbias", "dgate", "dbefore"),
         )
