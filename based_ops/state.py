@@ -9,7 +9,10 @@ they are differentiable, and positions stay on the device.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +24,50 @@ if TYPE_CHECKING:
     from based_ops.codegen.mixers.linear_attention import LinearAttention
 
 
+Kind = TypeVar("Kind", bound=type[Any])
+LAYOUTS: dict[str, int] = {}
+"""Versions of what the numbers of a state mean: the order of its rows, where a token's slot is."""
+_STATES: dict[str, Any] = {}
+
+
+def storable(layout: int) -> Callable[[Kind], Kind]:
+    """Makes a named tuple a state that goes to disk with the version of its layout, and through export."""
+
+    def registered(kind: Kind) -> Kind:
+        name = kind.__name__
+        LAYOUTS[name], _STATES[name] = layout, kind
+        kind.__reduce__ = lambda state: (loaded, (name, LAYOUTS[name], *state))  # type: ignore[method-assign]
+        # So that an exported program that takes or returns a state can be saved.
+        _register_namedtuple(kind, serialized_type_name=f"based_ops.{name}")
+        return kind
+
+    return registered
+
+
+def loaded(kind: str, layout: int, *parts: Tensor | None) -> Any:
+    """The state that a file holds; raises `VersionError` if such states are laid out in another way here."""
+    if kind not in _STATES:
+        _import_mixers()
+    if layout != LAYOUTS.get(kind):
+        raise VersionError(
+            f"{kind}: got layout {layout} of a saved state, must be {LAYOUTS.get(kind, 'of a known kind')}: "
+            "another version of based_ops saved it; compute it again from its tokens"
+        )
+    return _STATES[kind](*parts)
+
+
+def _import_mixers() -> None:
+    """States are made known by the modules of their mixers, which no call may have needed yet."""
+    from . import mixers
+
+    for module in pkgutil.iter_modules(mixers.__path__, f"{mixers.__name__}."):
+        importlib.import_module(module.name)
+
+
+torch.serialization.add_safe_globals([loaded])
+
+
+@storable(layout=1)
 class LinearAttentionState(NamedTuple):
     """Sums over the tokens seen: `state` [B,H,F,V] of features ⊗ values, `normalizer` [B,H,F] of features.
 
@@ -39,41 +86,14 @@ class LinearAttentionState(NamedTuple):
     state: Tensor
     normalizer: Tensor | None
 
-    def __reduce__(self) -> Any:
-        return loaded, ("LinearAttentionState", LAYOUTS["LinearAttentionState"], *self)
 
-
+@storable(layout=1)
 class SlidingWindowState(NamedTuple):
     """The last W keys [B,H,W,D] and values [B,H,W,V] as rings; `position`, int32 [B,H], counts tokens."""
 
     k: Tensor
     v: Tensor
     position: Tensor
-
-    def __reduce__(self) -> Any:
-        return loaded, ("SlidingWindowState", LAYOUTS["SlidingWindowState"], *self)
-
-
-LAYOUTS = {"LinearAttentionState": 1, "SlidingWindowState": 1}
-"""Versions of what the numbers of a state mean: the order of its rows, where a token's slot is."""
-
-
-def loaded(kind: str, layout: int, *parts: Tensor | None) -> Any:
-    """The state that a file holds; raises `VersionError` if such states are laid out in another way here."""
-    if layout != LAYOUTS.get(kind):
-        raise VersionError(
-            f"{kind}: got layout {layout} of a saved state, must be {LAYOUTS.get(kind, 'of a known kind')}: "
-            "another version of based_ops saved it; compute it again from its tokens"
-        )
-    return _STATES[kind](*parts)
-
-
-_STATES: dict[str, Any] = {state.__name__: state for state in (LinearAttentionState, SlidingWindowState)}
-torch.serialization.add_safe_globals([loaded])
-
-for _state in _STATES.values():
-    # So that an exported program that takes or returns a state can be saved.
-    _register_namedtuple(_state, serialized_type_name=f"based_ops.{_state.__name__}")
 
 
 def feature_count(spec: LinearAttention) -> int:

@@ -12,6 +12,7 @@ from .. import checks
 from ..arguments import refuse
 from ..errors import ArgumentTypeError, ShapeError, fail
 from ..registry import get
+from ..state import storable
 from ..tracing import is_traced
 from ..variant import Tensors, Variant, constant
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from based_ops.codegen.mixers.short_conv import ShortConv as Spec
 
 
+@storable(layout=1)
 class ShortConvState(NamedTuple):
     """The last W - 1 inputs, [B,D,W-1] in the inputs' dtype, the newest last; 0 before the first token."""
 
