@@ -229,7 +229,7 @@ def state_part(
     if part.dtype != dtype:
         fail(StateError, argument, str(part.dtype), f"{dtype} for inputs of {like.dtype}{other_dtype}")
     if part.device != like.device:
-        fail(DeviceError, argument, str(part.device), f"on the device of q, {like.device}")
+        fail(DeviceError, argument, str(part.device), f"on the device of the inputs, {like.device}")
     fail(
         StateError,
         argument,

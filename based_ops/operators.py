@@ -99,7 +99,7 @@ class _Forward(torch.autograd.Function):
         ctx.save_for_backward(*inputs, *read, *carried)
         ctx.ops, ctx.numbers, ctx.kernel = ops, numbers, arguments[-1]
         asked = bool(final) and arguments[-2]
-        ctx.final_shapes = [x.shape for x in final] if asked else None
+        ctx.output_shape, ctx.final_shapes = output.shape, [x.shape for x in final] if asked else None
         ctx.mark_non_differentiable(*kept, *(() if asked else final))
         ctx.set_materialize_grads(False)
         return results
@@ -115,7 +115,8 @@ class _Forward(torch.autograd.Function):
         if d_output is None and all(x is None for x in d_final):
             return (None,) * (3 + len(inputs) + len(ctx.numbers) + len(carried) + bool(d_final))
         if d_output is None:
-            d_output = torch.zeros_like(read[0])
+            dtype = dtype_of(layer, signature.output.dtype, inputs[0].dtype)
+            d_output = inputs[0].new_zeros(ctx.output_shape, dtype=dtype)
         if any(x is not None for x in d_final):
             # Kernels take the gradients of a final state together or not at all.
             for place, (part, shape) in enumerate(zip(signature.final, ctx.final_shapes, strict=True)):
