@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from based_ops.codegen.dtypes import DTYPES
 from based_ops.codegen.errors import ExpressionError
 from based_ops.codegen.mixers.linear_attention import LinearAttention
+from based_ops.codegen.mixers.short_conv import ShortConv
 from based_ops.codegen.mixers.sliding_window import MAX_WINDOW, SlidingWindow
 from based_ops.codegen.names import name_problem
 from based_ops.codegen.spec.feature_map import canonical_text, parse
@@ -132,6 +133,20 @@ def sliding_windows(
     )
 
 
+def short_convs(activations: st.SearchStrategy[str] | None = None) -> st.SearchStrategy[ShortConv]:
+    """Short convolutions, with any activation unless some are given."""
+    canonical = (activations or expressions(3)).map(lambda text: canonical_text(parse(text)))
+    return st.builds(
+        ShortConv,
+        name=layer_names(),
+        width=st.integers(2, 8),
+        activation=st.none() | st.just("silu(x)") | canonical,
+        bias=st.booleans(),
+        gate=st.booleans(),
+        dtypes=dtype_sets(),
+    )
+
+
 def layer_specs() -> st.SearchStrategy[LayerSpec]:
     """Every spec that a file can hold."""
-    return linear_attentions() | sliding_windows()
+    return linear_attentions() | sliding_windows() | short_convs()

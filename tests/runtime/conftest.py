@@ -9,6 +9,16 @@ import based_ops
 from based_ops.variant import Variant
 
 
+def attends(name: str) -> bool:
+    """Whether calls of a variant take q, k and v, as most tests of the runtime do."""
+    return [x.name for x in based_ops.get(name).spec.signature().inputs] == ["q", "k", "v"]
+
+
+def attentions() -> list[str]:
+    """The registered variants whose calls do."""
+    return [name for name in based_ops.names() if attends(name)]
+
+
 def kind(name: str) -> str:
     """The mixer of a variant, with the kind of its feature map."""
     spec = based_ops.get(name).spec
@@ -18,7 +28,12 @@ def kind(name: str) -> str:
 
 
 def representatives() -> list[str]:
-    """One registered variant of each kind, the smallest; of elementwise maps not the identity."""
+    """One attention of each kind, the smallest; of elementwise maps not the identity."""
+    return [name for name in every_kind() if attends(name)]
+
+
+def every_kind() -> list[str]:
+    """One registered variant of each kind, whatever its calls take."""
 
     def size(name: str) -> tuple[bool, int, str]:
         return "identity" in name, based_ops.get(name).state_bytes(1, 1), name
@@ -30,20 +45,38 @@ def representatives() -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    for fixture, choose in (("variant", representatives), ("any_variant", based_ops.names)):
+    fixtures = {
+        "variant": representatives,
+        "any_variant": attentions,
+        "layer": every_kind,
+        "any_layer": based_ops.names,
+    }
+    for fixture, choose in fixtures.items():
         if fixture in metafunc.fixturenames:
             metafunc.parametrize(fixture, choose(), indirect=True)
 
 
 @pytest.fixture
 def variant(request: pytest.FixtureRequest) -> Variant:
-    """One variant of each kind."""
+    """One attention of each kind."""
     return based_ops.get(request.param)
 
 
 @pytest.fixture
 def any_variant(request: pytest.FixtureRequest) -> Variant:
-    """Every registered variant."""
+    """Every registered attention."""
+    return based_ops.get(request.param)
+
+
+@pytest.fixture
+def layer(request: pytest.FixtureRequest) -> Variant:
+    """One variant of each kind, for tests that take its inputs from its signature."""
+    return based_ops.get(request.param)
+
+
+@pytest.fixture
+def any_layer(request: pytest.FixtureRequest) -> Variant:
+    """Every registered variant, likewise."""
     return based_ops.get(request.param)
 
 

@@ -16,11 +16,11 @@ from based_ops import errors, ops
 from based_ops.overlap import extent, overlapping
 from based_ops.variant import Variant
 
-from .conftest import representatives
+from .conftest import every_kind, representatives
 from .inputs import leaves, qkv
 
 F32 = torch.float32
-SIZES = {"B": 2, "T": 5, "Tk": 5, "H": 3}
+SIZES = {"B": 2, "T": 5, "Tk": 5, "H": 3, "D": 7}
 PASSES = ("forward", "backward", "step")
 
 
@@ -48,8 +48,8 @@ def arguments(variant: Variant, which: str, optional: bool = True) -> list[Any]:
 
 @pytest.mark.parametrize("optional", [True, False])
 @pytest.mark.parametrize("which", PASSES)
-def test_what_fits_is_served(any_variant: Variant, which: str, optional: bool) -> None:
-    operator(any_variant, which)(*arguments(any_variant, which, optional))
+def test_what_fits_is_served(any_layer: Variant, which: str, optional: bool) -> None:
+    operator(any_layer, which)(*arguments(any_layer, which, optional))
 
 
 def narrower(x: torch.Tensor, dim: int) -> torch.Tensor:
@@ -63,7 +63,7 @@ def wider(x: torch.Tensor, dim: int) -> torch.Tensor:
 @given(st.data())
 def test_what_does_not_fit_is_named(data: st.DataObject) -> None:
     """One tensor is changed in one way, in a call with and without data."""
-    variant = based_ops.get(data.draw(st.sampled_from(representatives()), "variant"))
+    variant = based_ops.get(data.draw(st.sampled_from(every_kind()), "variant"))
     which = data.draw(st.sampled_from(PASSES), "pass")
     given = arguments(variant, which)
     taken = ops.of(variant.name).admission.operands[which]
@@ -108,10 +108,10 @@ def test_what_does_not_fit_is_named(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("which", PASSES)
-def test_kernel_strings(variant: Variant, which: str) -> None:
-    build = variant._record.build
-    call = arguments(variant, which)[:-1]
-    op = operator(variant, which)
+def test_kernel_strings(layer: Variant, which: str) -> None:
+    build = layer._record.build
+    call = arguments(layer, which)[:-1]
+    op = operator(layer, which)
     for fine in ("torch", "default", f"torch-{build}", f"default-{build}"):
         op(*call, fine)
     for wrong, error, match in [

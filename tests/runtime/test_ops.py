@@ -190,11 +190,11 @@ def test_no_state_unless_asked(variant: Variant) -> None:
     assert variant(*qkv(variant))[1] is None
 
 
-def test_state_bytes(any_variant: Variant) -> None:
-    state = any_variant.init_state(3, 2)
-    assert sum(leaf.nbytes for leaf in leaves(state)) == any_variant.state_bytes(3, 2)
-    state = any_variant.init_state(3, 2, dtype=F64)
-    assert sum(leaf.nbytes for leaf in leaves(state)) == any_variant.state_bytes(3, 2, dtype=F64)
+def test_state_bytes(any_layer: Variant) -> None:
+    state = any_layer.init_state(3, 2)
+    assert sum(leaf.nbytes for leaf in leaves(state)) == any_layer.state_bytes(3, 2)
+    state = any_layer.init_state(3, 2, dtype=F64)
+    assert sum(leaf.nbytes for leaf in leaves(state)) == any_layer.state_bytes(3, 2, dtype=F64)
 
 
 def test_autocast_casts_once(variant: Variant) -> None:
@@ -283,9 +283,9 @@ def test_inference_mode(variant: Variant) -> None:
     assert_close(o, variant(q, k, v)[0])
 
 
-def test_variants_pickle_by_name(variant: Variant) -> None:
+def test_variants_pickle_by_name(layer: Variant) -> None:
     import copy
     import pickle
 
-    assert pickle.loads(pickle.dumps(variant)) is variant
-    assert copy.deepcopy(variant) is variant
+    assert pickle.loads(pickle.dumps(layer)) is layer
+    assert copy.deepcopy(layer) is layer

@@ -71,9 +71,9 @@ print(variant.name, torch.load("model", weights_only=False).op is variant)
     assert run.stdout.split() == ["True", "True", "True", mine.name, "True"], run.stderr
 
 
-def test_a_pickle_finds_a_registered_variant_of_its_meaning(any_variant: Variant) -> None:
-    assert jit.pickled("not_known_here_00000000", dump_yaml(any_variant.spec)) is any_variant
-    assert pickle.loads(pickle.dumps(any_variant)) is any_variant is copy.deepcopy(any_variant)
+def test_a_pickle_finds_a_registered_variant_of_its_meaning(any_layer: Variant) -> None:
+    assert jit.pickled("not_known_here_00000000", dump_yaml(any_layer.spec)) is any_layer
+    assert pickle.loads(pickle.dumps(any_layer)) is any_layer is copy.deepcopy(any_layer)
 
 
 def test_a_pickle_is_compiled_where_nothing_has_its_meaning(mine: Variant) -> None:
@@ -160,8 +160,8 @@ def test_states_go_to_disk_and_back(any_variant: Variant) -> None:
         any_variant.step(*(x[:, :1] for x in qkv(any_variant)), found)
 
 
-def test_a_state_of_another_layout_is_refused(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
-    final = variant.init_state(1, 1)
+def test_a_state_of_another_layout_is_refused(layer: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    final = layer.init_state(1, 1)
     data = pickle.dumps(final)
     kind = type(final).__name__
     monkeypatch.setitem(state.LAYOUTS, kind, state.LAYOUTS[kind] + 1)
