@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import errors, layers
+    from .mixers.short_conv import ShortConvState
     from .registry import get, names
     from .state import LinearAttentionState, SlidingWindowState
     from .variant import Variant
 
 __all__ = [
     "LinearAttentionState",
+    "ShortConvState",
     "SlidingWindowState",
     "Variant",
     "errors",
@@ -38,6 +40,7 @@ __version__ = "0.1.0"
 
 _AT_ONCE = {
     "LinearAttentionState": "state",
+    "ShortConvState": "mixers.short_conv",
     "SlidingWindowState": "state",
     "errors": "errors",
     "get": "registry",  # whose import registers what is generated
