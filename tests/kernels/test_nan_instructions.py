@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from based_ops.aot import tilelang_kernel, triton_kernel
-from based_ops.codegen.spec.model import Elementwise, HeadDims, LinearAttention
+from based_ops.codegen.mixers.linear_attention import LinearAttention
+from based_ops.codegen.spec.model import Elementwise, HeadDims
 from tests.kernels.runners import interpreting
 from tests.layers import build
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.spec.feature_map import canonical_text, parse
-from based_ops.codegen.spec.model import Elementwise, HeadDims, LinearAttention
+from based_ops.codegen.spec.model import Elementwise, HeadDims
 from tests.kernels.inputs import calls
 from tests.kernels.linear import Layer
 from tests.kernels.runners import Runner
