@@ -36,7 +36,11 @@ def storable(layout: int) -> Callable[[Kind], Kind]:
     def registered(kind: Kind) -> Kind:
         name = kind.__name__
         LAYOUTS[name], _STATES[name] = layout, kind
-        kind.__reduce__ = lambda state: (loaded, (name, LAYOUTS[name], *state))  # type: ignore[method-assign]
+
+        def reduce(state: Any) -> Any:
+            return loaded, (name, LAYOUTS[name], *state)
+
+        setattr(kind, "__reduce__", reduce)  # noqa: B010
         # So that an exported program that takes or returns a state can be saved.
         _register_namedtuple(kind, serialized_type_name=f"based_ops.{name}")
         return kind
