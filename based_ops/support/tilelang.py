@@ -114,7 +114,9 @@ def dithered(x: Any, dtype: str, token: Any, value: Any, place: Any) -> Any:
     chance = chance + tl.cast(place, "uint32") * number(0x9E3779B9)
     cut = 16 if dtype == "bfloat16" else 13
     rounded = (bits(x) + (chance >> number(32 - cut))) >> number(cut) << number(cut)
-    return tl.if_then_else(x == x, tl.reinterpret(rounded, "float32"), x)
+    # By its bits: TVM takes x == x for true.
+    number_or_infinite = (bits(x) & number(0x7FFFFFFF)) <= number(0x7F800000)
+    return tl.if_then_else(number_or_infinite, tl.reinterpret(rounded, "float32"), x)
 
 
 @dataclass(frozen=True)
