@@ -16,7 +16,14 @@ from tests.kernels.runners import interpreting
 @pytest.mark.skipif(interpreting(), reason="this is that process")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the package triton is not installed")
 @pytest.mark.parametrize(
-    "module", ["test_linear_attention", "test_sliding_window", "test_offsets", "test_special_values"]
+    "module",
+    [
+        "test_linear_attention",
+        "test_sliding_window",
+        "test_short_conv",
+        "test_offsets",
+        "test_special_values",
+    ],
 )
 def test_triton_under_its_interpreter(module: str) -> None:
     command = [
