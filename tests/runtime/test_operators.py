@@ -170,31 +170,34 @@ def test_strided_states_are_as_good_as_dense_ones(any_variant: Variant) -> None:
 def test_shared_memory_is_refused(data: st.DataObject) -> None:
     """Two arguments of a step begin in the same piece of memory; if one is written, that is an error."""
     variant = based_ops.get(data.draw(st.sampled_from(representatives()), "variant"))
-    token, state = list(qkv(variant, 1, 1, 1)), list(variant.init_state(1, 1))
-    tensors = [x for x in (*token, *state) if x is not None]
-    first, second = data.draw(st.sets(st.integers(0, len(tensors) - 1), min_size=2, max_size=2), "which")
-    first, second = sorted((first, second))
-    memory = torch.zeros(1 << 16, dtype=F32)
+    taken = ops.of(variant.name).admission.operands["step"]
+    given = arguments(variant, "step")
+    places = [place for place in taken.places if given[place] is not None]
+    first, second = sorted(data.draw(st.sets(st.sampled_from(places), min_size=2, max_size=2), "which"))
+    memory, start = torch.zeros(1 << 20, dtype=F32), 1 << 18
     offset = data.draw(st.integers(-2, 2), "offset") * 16
-    start = 1 << 14
 
     def put(x: torch.Tensor, at: int) -> torch.Tensor:
         piece = memory[at : at + x.numel()]
         return (piece if x.dtype == F32 else piece.view(x.dtype)).view(x.shape)
 
-    placed = list(tensors)
-    placed[first] = put(tensors[first], start)
-    placed[second] = put(tensors[second], start + offset)
-    shares = offset < tensors[first].numel() and -offset < tensors[second].numel()
-    call = (*placed[:3], type(variant.init_state(1, 1))(*placed[3:], *[None] * state.count(None)))
-    direct = (*placed[:3], 0.5, *placed[3:], *[None] * state.count(None), "torch")
-    if shares and second >= 3:
-        for function, given in ((variant.step, call), (operator(variant, "step"), direct)):
+    shares = offset < given[first].numel() and -offset < given[second].numel()
+    given[first], given[second] = put(given[first], start), put(given[second], start + offset)
+    inputs = tuple(given[: len(taken.signature.inputs)])
+    state = variant._state_type(*given[-1 - len(taken.signature.state) : -1])
+
+    def public() -> torch.Tensor:
+        return variant._step(inputs, None, state, None)
+
+    def direct() -> torch.Tensor:
+        return operator(variant, "step")(*given)
+
+    for step in (public, direct):
+        if shares and taken.tensors[second].written:
             with pytest.raises(errors.StateError, match="memory that .* has too"):
-                function(*given)
-    else:
-        variant.step(*call)
-        operator(variant, "step")(*direct)
+                step()
+        else:
+            step()
 
 
 def test_one_tensor_twice_is_refused_while_tracing(window: Variant) -> None:
