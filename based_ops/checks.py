@@ -156,7 +156,7 @@ def warn_of_layout(name: str, length: int, heads: int) -> None:
             f"{name}: q has {length} tokens and {heads} heads; tensors are [B, T, H, D], so if these are "
             "[B, H, T, D], heads and time have changed places: take `x.transpose(1, 2)`",
             LayoutWarning,
-            stacklevel=4,
+            stacklevel=6,  # past the functions that lead here from a call
         )
         layout_is_known(name, heads)
 
