@@ -111,6 +111,7 @@ def test_compiled_steps_are_cuda_graphs(variant: Variant, static: bool) -> None:
     from torch._dynamo.utils import counters
     from torch._inductor import cudagraph_trees
 
+    torch._dynamo.reset()  # or what was compiled for a state that may move serves one that stays
     cudagraph_trees.reset_cudagraph_trees()
     counters.clear()
     state = variant.init_state(2, 2, device="cuda", dtype=torch.bfloat16)
