@@ -36,14 +36,14 @@ def test_generated_layers_run_on_torch_and_triton_alone() -> None:
     code = """
 import pickle
 import torch, based_ops, based_ops.layers
+from based_ops.inputs import draw, filled, tokens, units
 for name in based_ops.names():
     op = based_ops.get(name)
-    q, k = (torch.randn(1, 5, 2, op.qk, requires_grad=True) for _ in range(2))
-    v = torch.randn(1, 5, 2, op.v)
-    op(q, k, v)[0].sum().backward()
+    inputs = [x.requires_grad_() for x in draw(op, 1, 5, units(op, 2), torch.randn, lambda x: x)]
+    op._call(filled(op, inputs), None, None, False, None)[0].sum().backward()
     with torch.no_grad():
-        _, state = op(q, k, v, output_final_state=True)
-        op.step(q[:, :1], k[:, :1], v[:, :1], state)
+        _, state = op._call(filled(op, inputs), None, None, True, None)
+        op._step(filled(op, tokens(op, inputs, 0, 1)), None, state, None)
     assert pickle.loads(pickle.dumps(op)) is op
 layer = based_ops.layers.LinearAttention(32, 2, "taylor2_qk16_v64")
 layer(torch.randn(1, 5, 32))

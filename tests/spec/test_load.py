@@ -101,6 +101,9 @@ def test_an_elementwise_map_has_no_scale_of_its_own() -> None:
 def test_shipped_specs() -> None:
     specs = load_dir(SPECS)
     assert list(specs) == [
+        "conv3_silu",
+        "conv4_plain",
+        "conv4_silu",
         "identity_qk64_v64",
         "pos_elu_qk64_v64",
         "relu_qk64_v64",
