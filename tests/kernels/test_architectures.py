@@ -32,7 +32,7 @@ def test_kernels_compile_for_other_architectures(name: str, architecture: str) -
     module = import_text(pipeline.emit(layer), f"{name}_{architecture}")
     capability = int(architecture.removeprefix("sm_"))
     found = {
-        program.name: compile_triton(spec, module, program.name, torch.bfloat16, capability)
+        program.name: compile_triton(spec, module, program.name, torch.bfloat16, capability=capability)
         for program in lowered.programs
     }
     assert all(resources.shared <= SHARED_MEMORY[architecture] for resources in found.values()), found
