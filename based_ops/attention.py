@@ -110,9 +110,9 @@ class AttentionVariant(Variant):
         """Naive quadratic mathematics in q's precision: o, or (o, final_state) if `output_final_state`."""
         if foreign:
             refuse(AttentionVariant.reference, tuple(foreign))
-        checks.qkv(self, q, k, v)
+        batch, _, heads = checks.qkv(self, q, k, v)
         if initial_state is not None:
-            self._form.check("initial_state", initial_state, q, is_traced())
+            self._form.check("initial_state", initial_state, q, batch, heads, is_traced())
         o, final_state = self._reference((q, k, v), self._numbers(self, scale), initial_state)
         return (o, final_state) if output_final_state else o
 

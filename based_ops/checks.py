@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from based_ops.codegen.spec.signature import Argument
 
 
+_STRIDED = torch.strided
+
+
 class Facts(Protocol):
     """What the checks read of a variant, see `Variant._facts`."""
 
@@ -60,7 +63,7 @@ def qkv(variant: Widths, q: Tensor, k: Tensor, v: Tensor, tokens: int | None = N
         for name, value in (("q", q), ("k", k), ("v", v)):
             if not isinstance(value, Tensor):
                 fail(ArgumentTypeError, name, type(value).__name__, "a torch.Tensor")
-    if not (q.layout == k.layout == v.layout == torch.strided):
+    if not (q.layout is k.layout is v.layout is _STRIDED):
         _explain_layouts(q, k, v)
     try:
         shape = q.shape
@@ -156,7 +159,7 @@ def warn_of_layout(name: str, length: int, heads: int) -> None:
             f"{name}: q has {length} tokens and {heads} heads; tensors are [B, T, H, D], so if these are "
             "[B, H, T, D], heads and time have changed places: take `x.transpose(1, 2)`",
             LayoutWarning,
-            stacklevel=6,  # past the functions that lead here from a call
+            stacklevel=5,  # past the functions that lead here from a call
         )
         layout_is_known(name, heads)
 

@@ -53,7 +53,7 @@ def _implementation(ops: Ops, which: str) -> Callable[..., Any]:
             x = passed[place]
             if x is not None:
                 passed[place] = x.contiguous()
-        return launch(getattr(kernels[kernel], which), arguments[taken.lead], *passed)
+        return launch(getattr(kernels[kernel], which), arguments[taken.lead], passed)
 
     return run
 
@@ -127,7 +127,7 @@ class _Forward(torch.autograd.Function):
                     d_final[place] = inputs[0].new_zeros(shape, dtype=dtype)
         ready = ctx.kernel in ops.kernels and not is_traced()
         arguments = (d_output, *d_final, *inputs, *read, *ctx.numbers, *carried, ctx.kernel)
-        results = call(ops.backward, ready, *arguments)
+        results = call(ops.backward, ready, arguments)
         gradients = iter(results if isinstance(results, tuple) else (results,))
 
         def of(arguments: Sequence[Argument], given: Sequence[Tensor | None]) -> list[Tensor | None]:

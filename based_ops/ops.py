@@ -14,12 +14,13 @@ A variant has three operators, `<name>_forward`, `<name>_backward` and `<name>_s
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import compress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.autograd import forward_ad
 
 from based_ops.codegen.names import NAMESPACE, PASSES, op_name, qualified_op_name
 
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")  # noqa: TOR901
 AFTER_AUTOGRAD = torch._C._after_autograd_keyset
+# Every call asks for these, so they are looked up once.
+is_any_autocast_enabled = torch._C._is_any_autocast_enabled
+_below_autograd = torch._C._AutoDispatchBelowAutograd
 # Strides reach the kernels as the caller made them; Inductor must not permute or densify inputs on its own.
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
@@ -124,15 +128,15 @@ def of(name: str) -> Ops:
     return _registered[name]
 
 
-def launch(function: Callable[..., Any], at: torch.Tensor, *args: Any) -> Any:
+def launch(function: Callable[..., Any], at: torch.Tensor, args: Sequence[Any]) -> Any:
     """Calls a generated function for tensors on `at`'s device.
 
     Kernels launch on the current device, so it is made the tensors' own.  Autocast has acted before the
     operator, and must not act again on the matrix products of the torch backend.
     """
-    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(at.device.type):
+    if is_any_autocast_enabled() and torch.is_autocast_enabled(at.device.type):
         with torch.autocast(at.device.type, enabled=False):
-            return launch(function, at, *args)
+            return launch(function, at, args)
     if at.is_cuda and at.get_device() != torch.cuda.current_device():
         with torch.cuda.device(at.device):
             return function(*args)
@@ -153,22 +157,22 @@ def contiguous(tensor: torch.Tensor | None) -> torch.Tensor | None:
 
 def needs_gradient(*args: Any) -> bool:
     """Whether autograd must record a call with these arguments, or refuse it: it has no forward mode."""
-    if torch.autograd.forward_ad._current_level >= 0 and _have_tangent(args):
+    if forward_ad._current_level >= 0 and _have_tangent(args):
         return True
     return torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
 
 
 def _have_tangent(args: Iterable[Any]) -> bool:
     tensors = (x for x in args if isinstance(x, torch.Tensor))
-    return any(torch.autograd.forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
 def has_forward_gradients() -> bool:
     """Whether tensors may have tangents now."""
-    return torch.autograd.forward_ad._current_level >= 0
+    return forward_ad._current_level >= 0
 
 
-def call(op: OpOverload, ready: bool, *args: Any) -> Any:
+def call(op: OpOverload, ready: bool, args: Sequence[Any]) -> Any:
     """Calls an operator; if all is `ready`, past its own check and past its Python implementation under the
     Autograd key, unless autograd is to record it.
 
@@ -179,23 +183,24 @@ def call(op: OpOverload, ready: bool, *args: Any) -> Any:
         return op(*args)
     checked.tensor = args[0]
     try:
-        if needs_gradient(*args):
+        # As `needs_gradient`, but for tangents, which the operator looks for itself.
+        if forward_ad._current_level >= 0 or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
             return op(*args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
+        with _below_autograd():
+            return op._op(*args)  # what it calls itself, without its frame
     finally:
         checked.tensor = None
 
 
-def call_step(op: OpOverload, ready: bool, state: tuple[torch.Tensor | None, ...], *args: Any) -> Any:
+def call_step(op: OpOverload, ready: bool, state: Iterable[torch.Tensor | None], args: Sequence[Any]) -> Any:
     """The same for a step, of which the caller knows that no argument requires a gradient."""
     if not ready or has_forward_gradients():
         return op(*args)
     mark_written(state)
     checked.tensor = args[0]
     try:
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
+        with _below_autograd():
+            return op._op(*args)
     finally:
         checked.tensor = None
 

@@ -34,6 +34,10 @@ try:
 except ImportError:  # it is no public interface: without it every call goes the long way
     guards = None
 
+# Every call asks for these, so they are looked up once.
+_set_grad_enabled, _function_modes = torch._C._set_grad_enabled, torch._C._len_torch_function_stack
+_profiler_enabled = torch.autograd._profiler_enabled
+
 KEPT = 4096
 """Shapes and scalar arguments for which a variant remembers calls: lengths may be new in every call."""
 KINDS = 4
@@ -128,24 +132,28 @@ class Replays:
     """
 
     def __init__(self) -> None:
-        self._known: dict[Any, list[Replay]] = {}
+        self.known: dict[Any, list[Replay]] = {}
         self._launcher: Any = None
 
     def forget(self) -> None:
         """Record calls anew: for whoever changes what a generated module does."""
-        self._known.clear()
+        self.known.clear()
 
     def results(self, key: tuple[Any, ...], *tensors: Any) -> Sequence[Any] | None:
-        """The results of a call, whatever its arguments are, if one like it is known, else None."""
-        if not self._known or type(tensors[0]) is not Tensor:
+        """The results of a call, whatever its arguments are, if one like it is known, else None.
+
+        Nobody traces it.
+        """
+        if type(tensors[0]) is not Tensor:
             return None
+        graded = torch.is_grad_enabled()
         try:
-            known = self._known.get(_name(key, tensors))
+            known = self.known.get((graded, tensors[0].shape, len(tensors), key))
         except (TypeError, RuntimeError):  # what has a wrong type has no hash, and a nested tensor no shape
             return None
         if known is None or _watched() or self._launcher.watched():
             return None
-        found = _matching(known, tensors, self._launcher.current_device())
+        found = _matching(known, tensors, self._launcher.current_device(), graded)
         if found is None:
             return None
         addresses = [x.data_ptr() for x in tensors]
@@ -171,40 +179,38 @@ class Replays:
         changed = [i for i in changed if not tensors[i].is_inference()]  # those have no version
         sizes, strides = [[*x.shape] for x in tensors], [[*x.stride()] for x in tensors]
         guard = guards.TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
-        name = _name(key, tensors)
+        name = torch.is_grad_enabled(), tensors[0].shape, len(tensors), key
 
         def run(*tensors: Tensor) -> Sequence[Any]:
             with launcher.recording() as record:
                 results = function(*tensors)
-            known = self._known.get(name, [])
+            known = self.known.get(name, [])
+            device, graded = launcher.current_device(), torch.is_grad_enabled()
             # Tensors that were cast for every call are of a kind that is known, but that calls never have.
-            fresh = len(known) < KINDS and _matching(known, tensors, launcher.current_device()) is None
+            fresh = len(known) < KINDS and _matching(known, tensors, device, graded) is None
             if fresh and _complete(tensors, results, record):
-                if len(self._known) >= KEPT:
-                    self._known.clear()
+                if len(self.known) >= KEPT:
+                    self.known.clear()
                 replay = Replay(guard, tensors, results, record, launcher, derive, changed)
-                self._known[name] = [*known, replay]
+                self.known[name] = [*known, replay]
             return results
 
         torch.autograd.graph.increment_version([tensors[i] for i in changed])
         return run(*tensors) if derive is None else (_Differentiable.apply(run, derive, *tensors),)
 
 
-def _name(key: tuple[Any, ...], tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-    return torch.is_grad_enabled(), tensors[0].shape, len(tensors), *key
-
-
-def _matching(known: Sequence[Replay], tensors: Sequence[Tensor], device: int) -> Replay | None:
-    """The replay of calls with such tensors on this device."""
-    graded = torch.is_grad_enabled()
-    torch._C._set_grad_enabled(True)  # otherwise guards take no tensor for one that requires a gradient
+def _matching(known: Sequence[Replay], tensors: Sequence[Tensor], device: int, graded: bool) -> Replay | None:
+    """The replay of calls with such tensors on this device; `graded` says whether gradients are on."""
+    if not graded:
+        _set_grad_enabled(True)  # otherwise guards take no tensor for one that requires a gradient
     try:
         for replay in known:
             if device == replay.device and replay.check(*tensors):
                 return replay
         return None
     finally:
-        torch._C._set_grad_enabled(graded)
+        if not graded:
+            _set_grad_enabled(False)
 
 
 class _Differentiable(torch.autograd.Function):
@@ -222,25 +228,20 @@ class _Differentiable(torch.autograd.Function):
         return None, None, *ctx.derive(gradient, *ctx.saved_tensors)
 
 
-def recordable(kernel: str, *tensors: Tensor) -> bool:
-    """Whether calls of a kernel with such tensors, which are valid, may be remembered."""
+def recordable(kernel: str, tensors: Sequence[Tensor]) -> bool:
+    """Whether calls of a kernel with such tensors, which are valid, may be remembered; nobody traces them."""
     return (
-        guards is not None
-        and kernel.startswith("triton-")
-        and not (torch.compiler.is_compiling() or _watched() or torch._C._functorch.peek_interpreter_stack())
+        kernel.startswith("triton-")
+        and guards is not None
+        and not (_watched() or torch._C._functorch.peek_interpreter_stack())
         and all(type(x) is Tensor and x.stride(-1) == 1 and _here(x) for x in tensors)
         and _aligned([x.data_ptr() for x in tensors])
     )
 
 
 def _watched() -> bool:
-    """Whether somebody wants to see operators, or must be refused."""
-    return (
-        has_forward_gradients()
-        or torch._C._len_torch_dispatch_stack() != 0
-        or torch._C._len_torch_function_stack() != 0
-        or torch.autograd._profiler_enabled()
-    )
+    """Whether somebody who does not trace wants to see operators, or must be refused."""
+    return has_forward_gradients() or _function_modes() != 0 or _profiler_enabled()
 
 
 def _here(tensor: Tensor) -> bool:

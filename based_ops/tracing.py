@@ -21,12 +21,17 @@ def run_while_tracing(function: Callable[P, R]) -> Callable[P, R]:
     return function
 
 
+# Every call asks, so the names are looked up once.
+_dynamo = torch.compiler.is_dynamo_compiling
 _modes, _transforms = torch._C._len_torch_dispatch_stack, torch._C._are_functorch_transforms_active
 
 
 def is_traced() -> bool:
-    """Whether operators called now are recorded, to run again later and elsewhere, or transformed."""
-    return torch.compiler.is_compiling() or _modes() != 0 or _transforms()
+    """Whether operators called now are recorded, to run again later and elsewhere, or transformed.
+
+    All that compiles or exports is Dynamo or a mode.
+    """
+    return _dynamo() or _modes() != 0 or _transforms()
 
 
 _numbers: dict[tuple[str, str], Any] = {}

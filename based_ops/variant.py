@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import checks, dispatch, ops, tracing
 from .admission import refuse_overlap
-from .ops import call, call_step
+from .ops import call, call_step, is_any_autocast_enabled
 from .replay import Replays, recordable
 from .state_form import StateForm
 from .tracing import is_traced, number
@@ -67,13 +67,14 @@ class Variant(ABC):
         self._collision = self._ops.admission.apart.collision
         self._replays = Replays()
         self.signature = signature = self._ops.signature
-        self._names = tuple(x.name for x in signature.inputs)
         self._optional = any(x.optional for x in signature.inputs)
         width = signature.output.dims[-1]
         self._like_output = next(i for i, x in enumerate(signature.inputs) if x.dims[-1] == width)
         self.unit = str(signature.lead.dims[2])
         """H where calls have heads, and D where they have channels."""
         self._form = StateForm(self.name, self._state_type, signature, spec.kept_dtype, self._other_dtype)
+        self._step_names = [x.name for x in signature.inputs]
+        self._step_names += [f"state.{part.field}" for part in self._form.parts]
         self._kept = len(signature.kept)
         self._no_carry: Tensors = (None,) * len(signature.carried)
         self._no_final: Tensors = (None,) * len(signature.final)
@@ -150,11 +151,13 @@ class Variant(ABC):
         return checks.inputs(self.signature.inputs, facts, tensors, tokens)
 
     def _enter(self, tensors: Tensors, state: Any) -> tuple[Tensors, Tensors]:
-        """What the forward operator takes, of the inputs and of an initial state or None."""
-        return tensors, self._no_carry if state is None else tuple(state)
+        """What the forward operator takes, of the inputs and of an initial state."""
+        return tensors, state
 
     def _leave(self, tensors: Tensors, final: Sequence[Tensor], initial_state: Any, length: int) -> Any:
         """The state after a call whose operator took `tensors`, and left `final`."""
+        if self._form.complete:
+            return self._state_type(*final)
         parts = zip(self._form.parts, final, strict=True)
         return self._state_type(*[x if part.present else None for part, x in parts])
 
@@ -175,39 +178,13 @@ class Variant(ABC):
         backend: str | None,
     ) -> tuple[Tensor, Any]:
         """The output of a sequence, and the state after it if that is asked for."""
-        facts, key = self if is_traced() else self._plain, None  # as of `_facts`, without a call
-        if initial_state is None and not output_final_state and facts is not self:
-            given, key = self._given(tensors), self._key("forward", factor, backend, tensors)
-            if (results := self._replays.results(key, *given)) is not None:
+        facts = self if is_traced() else self._plain  # as of `_facts`, without a call
+        alone = initial_state is None and not output_final_state and facts is not self
+        if alone and self._replays.known:
+            key = self._key("forward", factor, backend, tensors)
+            if (results := self._replays.results(key, *self._given(tensors))) is not None:
                 return results[0], None
-        return self._sequence(facts, key, tensors, factor, initial_state, output_final_state, backend)
-
-    def _step(self, tensors: Tensors, factor: Any, state: Any, backend: str | None) -> Tensor:
-        """The output of one more token; the state is updated in place."""
-        facts, key = self if is_traced() else self._plain, None  # as of `_facts`, without a call
-        if type(state) is self._state_type and facts is not self:
-            given, key = self._given(tensors), self._key("step", factor, backend, tensors)
-            parts = state if state[-1] is not None else state[:-1]  # what a layer lacks comes last
-            if (results := self._replays.results(key, *given, *parts)) is not None:
-                return results[0]
-        return self._token(facts, key, tensors, factor, state, backend)
-
-    def _given(self, tensors: Tensors) -> Sequence[Any]:
-        """The inputs that a call gives."""
-        return [x for x in tensors if x is not None] if self._optional else tensors
-
-    def _sequence(
-        self,
-        facts: Any,
-        key: tuple[Any, ...] | None,
-        tensors: Tensors,
-        factor: Any,
-        initial_state: Any,
-        output_final_state: bool,
-        backend: str | None,
-    ) -> tuple[Tensor, Any]:
-        """`_call` where nothing is remembered; with a `key` a call may be."""
-        if torch._C._is_any_autocast_enabled():
+        if is_any_autocast_enabled():
             tensors = self._autocast(tensors)
             lead: Any = tensors[0]
             if type(initial_state) is self._state_type and lead.dtype == self.autocast_dtype(lead):
@@ -216,49 +193,52 @@ class Variant(ABC):
         numbers = self._numbers(facts, factor)
         lead = tensors[0]
         if initial_state is not None:
-            self._form.check("initial_state", initial_state, lead, facts is self)
+            self._form.check("initial_state", initial_state, lead, batch, units, facts is self)
         kernel = dispatch.kernel(self.name, backend, lead.device, lead.dtype, facts is self)
         if batch == 0 or length == 0 or units == 0:
             return self._nothing(tensors, initial_state, output_final_state)
-        if key is not None and recordable(kernel, *self._given(tensors)):
-            return self._first(key, kernel, numbers, tensors), None
-        entered, carried = self._enter(tensors, initial_state)
+        if alone and recordable(kernel, self._given(tensors)):
+            return self._first(self._key("forward", factor, backend, tensors), kernel, numbers, tensors), None
+        entered, carried = tensors, self._no_carry
+        if initial_state is not None:
+            entered, carried = self._enter(tensors, initial_state)
         asked = (output_final_state,) if self._asked else ()
-        arguments = (*entered, *numbers, *carried, *asked, kernel)
-        results = call(self._ops.forward, facts is not self, *arguments)
+        results = call(self._ops.forward, facts is not self, (*entered, *numbers, *carried, *asked, kernel))
         output, *others = results if isinstance(results, tuple) else (results,)
         if not output_final_state:
             return output, None
         return output, self._leave(entered, others[self._kept :], initial_state, length)
 
-    def _token(
-        self,
-        facts: Any,
-        key: tuple[Any, ...] | None,
-        tensors: Tensors,
-        factor: Any,
-        state: Any,
-        backend: str | None,
-    ) -> Tensor:
-        """The same for `_step`."""
-        if torch._C._is_any_autocast_enabled():
+    def _step(self, tensors: Tensors, factor: Any, state: Any, backend: str | None) -> Tensor:
+        """The output of one more token; the state is updated in place."""
+        facts = self if is_traced() else self._plain  # as of `_facts`, without a call
+        alone = type(state) is self._state_type and facts is not self
+        if alone and self._replays.known:
+            key = self._key("step", factor, backend, tensors)
+            parts = state if state[-1] is not None else state[:-1]  # what a layer lacks comes last
+            if (results := self._replays.results(key, *self._given(tensors), *parts)) is not None:
+                return results[0]
+        if is_any_autocast_enabled():
             tensors = self._autocast(tensors, self._form.inputs(state))
         batch, _, units = self._check_inputs(facts, tensors, 1)
         numbers = self._numbers(facts, factor)
         lead: Any = tensors[0]
-        self._form.check("state", state, lead, facts is self, True)
+        self._form.check("state", state, lead, batch, units, facts is self, True)
         self._check_overlap(facts, state, tensors)
-        if torch.is_grad_enabled():
-            checks.no_gradient(self._names, tensors)
-            checks.no_gradient([f"state.{part.field}" for part in self._form.parts], state)
+        if torch.is_grad_enabled() and (facts is self or torch._C._any_requires_grad(*tensors, *state)):
+            checks.no_gradient(self._step_names, (*tensors, *state))
         kernel = dispatch.kernel(self.name, backend, lead.device, lead.dtype, facts is self)
         if batch == 0 or units == 0:
             output: Any = tensors[self._like_output]
             return output.clone()
-        if key is not None and recordable(kernel, *self._given(tensors)):
+        if alone and recordable(kernel, self._given(tensors)):
+            key = self._key("step", factor, backend, tensors)
             return self._first_step(key, kernel, numbers, state, tensors)
-        arguments = (*tensors, *numbers, *state, kernel)
-        return call_step(self._ops.step, facts is not self, state, *arguments)
+        return call_step(self._ops.step, facts is not self, state, (*tensors, *numbers, *state, kernel))
+
+    def _given(self, tensors: Tensors) -> Sequence[Any]:
+        """The inputs that a call gives."""
+        return [x for x in tensors if x is not None] if self._optional else tensors
 
     def _nothing(self, tensors: Tensors, initial_state: Any, output_final_state: bool) -> tuple[Tensor, Any]:
         """A call without a batch, a token or a head: the state stays, and every gradient is zero."""
@@ -282,7 +262,7 @@ class Variant(ABC):
     def _key(self, which: str, factor: Any, backend: Any, tensors: Tensors) -> tuple[Any, ...]:
         """What tells calls of a pass apart besides their tensors; see `Replays`."""
         autocast = None
-        if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled("cuda"):
+        if is_any_autocast_enabled() and torch.is_autocast_enabled("cuda"):
             autocast = torch.get_autocast_dtype("cuda")
         absent = tuple([x is None for x in tensors]) if self._optional else ()
         # True is 1.0, but no factor.
@@ -295,14 +275,15 @@ class Variant(ABC):
         given = self._given(tensors)
         forward, trained = self._ops.kernels[kernel].forward, ops.needs_gradient(*given)
         rest = (*numbers, *self._no_carry, *((False,) if self._asked else ()))
-        there = [x is not None for x in tensors]
+        there = tuple([x is not None for x in tensors])
         wanted = 1 + self._kept if trained else 1
 
         def run(*given: Tensor) -> Sequence[Tensor]:
             results = forward(*_filled(there, given), *rest)
             return results[:wanted] if isinstance(results, tuple) else (results,)
 
-        derive = partial(self._gradients, kernel, numbers, there) if trained else None
+        backward = "backward", kernel, numbers, there
+        derive = partial(self._gradients, backward) if trained else None
         return self._replays.first(key, run, given, derive)[0]
 
     def _first_step(
@@ -326,37 +307,36 @@ class Variant(ABC):
         return self._replays.first(key, run, (*given, *parts), changed=changed)[0]
 
     def _gradients(
-        self,
-        kernel: str,
-        numbers: tuple[float, ...],
-        there: Sequence[bool],
-        d_output: Tensor,
-        *tensors: Tensor,
+        self, key: tuple[str, str, tuple[float, ...], tuple[bool, ...]], d_output: Tensor, *tensors: Tensor
     ) -> Sequence[Tensor]:
-        """Gradients of the inputs that are `there`, given that of the output.
+        """Gradients of the inputs that a call gave, given that of the output.
 
+        The `key` says besides which kernels have served it, with which factors, and which inputs were there.
         `tensors` are those inputs, the output, and what else the forward pass kept.
         """
-        traced, count = is_traced(), sum(there)
-
-        def arguments(d_output: Tensor, *tensors: Tensor) -> tuple[Any, ...]:
-            read = tensors[count:] if self._keeps_output else tensors[count + 1 :]
-            inputs = _filled(there, tensors[:count])
-            return (d_output, *self._no_final, *inputs, *read, *numbers, *self._no_carry)
-
-        if not (traced or ops.needs_gradient(d_output, *tensors)):
-            key = "backward", kernel, numbers, tuple(there)
+        _, kernel, numbers, there = key
+        ready = not is_traced()
+        if ready and not ops.needs_gradient(d_output, *tensors):
             if (results := self._replays.results(key, d_output, *tensors)) is not None:
                 return results
-            if recordable(kernel, d_output, *tensors):
+            if recordable(kernel, (d_output, *tensors)):
                 backward = self._ops.kernels[kernel].backward
 
                 def run(*tensors: Tensor) -> Sequence[Tensor]:
-                    return tuple(compress(backward(*arguments(*tensors)), there))
+                    return tuple(compress(backward(*self._of_backward(numbers, there, *tensors)), there))
 
                 return self._replays.first(key, run, (d_output, *tensors))
-        results = call(self._ops.backward, not traced, *arguments(d_output, *tensors), kernel)
-        return tuple(compress(results, there))
+        arguments = (*self._of_backward(numbers, there, d_output, *tensors), kernel)
+        return tuple(compress(call(self._ops.backward, ready, arguments), there))
+
+    def _of_backward(
+        self, numbers: tuple[float, ...], there: Sequence[bool], d_output: Tensor, *tensors: Tensor
+    ) -> tuple[Any, ...]:
+        """The arguments of the backward pass of a call without states."""
+        count = sum(there)
+        read = tensors[count:] if self._keeps_output else tensors[count + 1 :]
+        inputs = _filled(there, tensors[:count])
+        return (d_output, *self._no_final, *inputs, *read, *numbers, *self._no_carry)
 
     def _check_overlap(self, facts: Any, state: Any, tensors: Tensors) -> None:
         """Raises `StateError` if parts of a valid state share memory with each other or with inputs."""
@@ -368,8 +348,8 @@ class Variant(ABC):
             count = len(given)
             found = next(((count, count + 1) for part in parts[1:] if part is parts[0]), None)
         if found is not None:
-            names = compress(self._names, [x is not None for x in tensors])
-            refuse_overlap((*names, *(f"state.{part.field}" for part in self._form.parts)), found)
+            names = compress(self._step_names, [x is not None for x in (*tensors, *parts)])
+            refuse_overlap([*names], found)
 
     # Autocast
 

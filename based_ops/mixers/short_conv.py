@@ -118,15 +118,15 @@ class ShortConvVariant(Variant):
         if foreign:
             refuse(ShortConvVariant.reference, tuple(foreign))
         tensors = (x, weight, bias, gate)
-        self._check_inputs(self, tensors)
+        batch, _, channels = self._check_inputs(self, tensors)
         if initial_state is not None:
-            self._form.check("initial_state", initial_state, x, is_traced())
+            self._form.check("initial_state", initial_state, x, batch, channels, is_traced())
         y, final = self._reference(tensors, (), initial_state)
         return (y, final) if output_final_state else y
 
-    def _enter(self, tensors: Tensors, state: ShortConvState | None) -> tuple[Tensors, Tensors]:
+    def _enter(self, tensors: Tensors, state: ShortConvState) -> tuple[Tensors, Tensors]:
         """Programs read tiles of tokens and channels: the past lies as a sequence does."""
-        return tensors, (None if state is None else state.inputs.transpose(1, 2).contiguous(),)
+        return tensors, (state.inputs.transpose(1, 2).contiguous(),)
 
     def _leave(
         self, tensors: Tensors, final: Sequence[Tensor], initial_state: ShortConvState | None, length: int

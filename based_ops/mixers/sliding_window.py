@@ -28,10 +28,8 @@ class SlidingWindowVariant(AttentionVariant):
         spec: Any = self.spec
         self._know(window=spec.window)
 
-    def _enter(self, tensors: Tensors, state: SlidingWindowState | None) -> tuple[Tensors, Tensors]:
+    def _enter(self, tensors: Tensors, state: SlidingWindowState) -> tuple[Tensors, Tensors]:
         """Keys and values of the past go in front of those of the call."""
-        if state is None:
-            return tensors, (None,)
         q, k, v = tensors
         past = state.position.contiguous()
         k = torch.cat([ring_to_linear(state.k, past), k], dim=1)  # type: ignore[list-item]
