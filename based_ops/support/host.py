@@ -47,6 +47,17 @@ def segment_plan(T: int, rows: int, SHORTEST: int, PROGRAMS: int, FEWEST: int) -
 
 
 @functools.lru_cache(maxsize=4096)
+def stream_plan(T: int, lanes: int, TILED: int, SHORTEST: int, LANES: int) -> tuple[int, bool]:
+    """How a pass goes through T tokens of `lanes` (batch times channels): in how many segments, and whether
+    it walks through them token by token.
+
+    Up to TILED tokens are computed in tiles.  There are as many segments as give the GPU LANES lanes at once,
+    none below SHORTEST tokens.
+    """
+    return max(1, min(cdiv(T, SHORTEST), LANES // lanes)), T > TILED
+
+
+@functools.lru_cache(maxsize=4096)
 def window_plan(T: int, rows: int, CHUNK: int, PROGRAMS: int) -> int:
     """The segments in which programs for warpgroups go through a window's sequence; 0 if others should.
 

@@ -122,12 +122,14 @@ def columns(x: Tensor, index: Tensor, extent: int, fill: float, weight: Tensor |
     return gathered if weight is None else gathered * weight
 
 
-def where(condition: Tensor, x: Tensor | float, y: Tensor | float, dtype: torch.dtype) -> Tensor:
+def where(condition: Tensor | bool, x: Tensor | float, y: Tensor | float, dtype: torch.dtype) -> Tensor:
     """`torch.where` that gives two plain numbers the tiles' dtype instead of PyTorch's default.
 
     On a CPU, where looking costs nothing, a condition that holds everywhere chooses without copying: most
     tiles lie wholly inside the sequence.
     """
+    if isinstance(condition, bool):
+        condition = torch.tensor(condition)
     if not isinstance(x, Tensor):
         x = torch.full((), x, dtype=dtype, device=condition.device)
     elif condition.device.type == "cpu" and condition.numel() < x.numel() and bool(condition.all()):

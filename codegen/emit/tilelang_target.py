@@ -68,5 +68,4 @@ def c_name(tensor: str) -> str:
 def passed_sizes(kernel: Kernel) -> list[str]:
     """Runtime sizes that a kernel is told, because no tensor that is always there has them as a dimension."""
     known = {dim for tensor in kernel.tensors if tensor.optional is None for dim in tensor.dims}
-    optional = {dim for tensor in kernel.tensors if tensor.optional is not None for dim in tensor.dims}
-    return [name for name in kernel.sizes if name in optional - known]
+    return [name for name in kernel.sizes if name not in known]

@@ -5,12 +5,14 @@ Tuning records (`records.py`) override what is chosen here, program by program.
 
 from __future__ import annotations
 
+from ..ir.fuse import statements
 from ..ir.kernels import ForeignKernel, LaunchPlan, Sized
-from ..ir.nodes import Program
-from ..ir.traits import GRADIENTS, RECURS, ROW_SUMS, RUNNING_SUMS, SOFTMAX, STREAMS, SUMS_STATES, TOKEN
+from ..ir.nodes import Add, For, Let, Load, Program, Set
+from ..ir.traits import GRADIENTS, RECURS, ROW_SUMS, RUNNING_SUMS, SOFTMAX, STREAMS, SUMS_STATES, TOKEN, WALKS
 from ..names import RECURRENCE
 from ..spec.model import LayerSpec
 from . import foreign, orders
+from .budget import WARP
 from .legal import ALL_TOKENS, DIRECT, ONE_TOKEN, WARPGROUP, WARPGROUP_ROWS, recurs
 from .model import HOST_C, Schedule, Setting
 
@@ -36,6 +38,16 @@ STATE_ROWS = STATE_COLUMNS = 64
 """The block of a state that one program sums."""
 GRAIN = 128
 """The fewest tokens of a segment."""
+SHORTEST_WALK = 64
+"""The fewest tokens of a segment that is walked: each repeats the few before or after it."""
+WALKED_LANES = 1 << 19
+"""Channels, of all sequences and segments, whose copies on their way keep a GPU's memory busy."""
+KEPT_REGISTERS = 80
+"""Of a thread, for what a walk keeps from round to round."""
+COPIED = 8
+"""Channels that a thread copies at once: 16 bytes of the narrow dtypes."""
+ROWS_AHEAD = 8
+"""Rows that a walk has on their way."""
 LINE = 128
 """Channels of a tile: they lie side by side in memory, and a warp moves at least a line of it at once."""
 ALL_CHANNELS = 1 << 20
@@ -56,7 +68,7 @@ def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
             return Schedule(subject.name, backend, settings, orders.measured(subject))
     dtypes = (*spec.dtypes, "float64") if backend == "torch" else spec.dtypes
     if isinstance(subject, LaunchPlan):
-        plan = _segments if subject.function == "segment_plan" else _launch_plan
+        plan = _walks if subject.function == "stream_plan" else _launch_plan
         settings = {dtype: plan(spec, subject, backend, dtype) for dtype in dtypes}
         return Schedule(subject.name, backend, settings)
     if STREAMS in subject.does:
@@ -130,25 +142,43 @@ def _launch_plan(spec: LayerSpec, plan: LaunchPlan, backend: str, dtype: str) ->
     return Setting(_pick(plan, sizes))
 
 
-def _segments(spec: LayerSpec, plan: LaunchPlan, backend: str, dtype: str) -> Setting:
-    """Into how many segments a pass cuts a sequence, each of which its programs go through in a loop."""
-    programs = RESIDENT_PROGRAMS if backend in ("triton", "tilelang") else 1
-    return Setting(_pick(plan, {"SHORTEST": GRAIN, "PROGRAMS": programs, "FEWEST": 1}))
+def _walks(spec: LayerSpec, plan: LaunchPlan, backend: str, dtype: str) -> Setting:
+    """How a pass streams tokens: Triton walks, in enough segments; whole tensors want tiles."""
+    sizes = {
+        "TILED": ONE_TOKEN if backend == "triton" else ALL_TOKENS,
+        "SHORTEST": SHORTEST_WALK,
+        "LANES": WALKED_LANES if backend in ("triton", "tilelang") else 1,
+    }
+    return Setting(_pick(plan, sizes))
 
 
 def _stream(program: Program, backend: str) -> Setting:
     """Tiles of tokens and channels: rows of whole lines of memory, and as many as the registers hold.
 
-    One that sums over tokens keeps several tiles.
+    One that sums over tokens keeps several tiles.  A walk has a row of few warps, and copies others ahead.
     """
     sums = GRADIENTS in program.does
     if backend == "torch":
         sizes = {"CHUNK": 256, "CHANNELS": ALL_CHANNELS, "PARTS": 64}
     elif backend == HOST_C:
         sizes = {"CHUNK": 16, "CHANNELS": 32, "PARTS": 8}
+    elif WALKS in program.does:
+        return _walk(program)
     else:
         sizes = {"CHUNK": 8 if sums else 32, "CHANNELS": LINE, "PARTS": 16}
     return Setting(_pick(program, sizes), warps=4, stages=1)
+
+
+def _walk(program: Program) -> Setting:
+    """One warp, and a thread as many channels as it has registers for, in powers of two, up to one copy."""
+    (loop,) = (stmt for stmt in program.body if isinstance(stmt, For))
+    inside = list(statements(loop.body))
+    introduced = {stmt.name for stmt in inside if isinstance(stmt, Let)}
+    kept = {stmt.name for stmt in inside if isinstance(stmt, Set | Add)} - introduced
+    loads = [stmt.value.tensor for stmt in inside if isinstance(stmt, Let) and isinstance(stmt.value, Load)]
+    rows = sum(program.tensor(name).optional is None for name in loads)
+    channels = min(COPIED, _power_of_two(KEPT_REGISTERS // len(kept) + 1) // 2)
+    return Setting(_pick(program, {"CHANNELS": WARP * channels}), 1, 1 + max(1, ROWS_AHEAD // rows))
 
 
 def _recurs_well(spec: LayerSpec, backend: str, dtype: str) -> bool:

@@ -41,6 +41,8 @@ SIZES = {
     "LENGTH": _powers(128, 4096),  # tokens of a segment
     "SHORTEST": _powers(128, 2048),  # tokens of a segment at least
     "PROGRAMS": tuple(RESIDENT_PROGRAMS * n // 12 for n in (1, 2, 3, 4, 6, 8, 12, 18, 24, 36, 48)),
+    "TILED": (ONE_TOKEN, ALL_TOKENS),  # computed in tiles, where others are walked
+    "LANES": _powers(1 << 16, 1 << 22),  # channels that are walked at once
     "FEWEST": (1, 2, 3, 4, 6, 8),  # segments at least, else there is one
 }
 OTHERS = _powers(1, 4096)

@@ -1,0 +1,198 @@
+"""The programs of a short convolution (`mixers/short_conv.py` has its formulas).
+
+Over sequences there are two forms.  *Tiles* of tokens and channels are for backends that calculate with
+whole tensors: x is read once for each tap, and r stored between the programs of a backward pass.  *Walks*,
+for GPUs, are in `short_conv_walks.py`.
+"""
+
+from __future__ import annotations
+
+from ..dtypes import ACC, IO
+from ..ir.build import Builder
+from ..ir.nodes import Axis, Cast, Expr, Full, Load, Program, Span, Sum, Tensor, Var, cdiv, row, wrap
+from ..ir.traits import GRADIENTS, STREAMS, TOKEN
+from .short_conv_parts import BATCH, CHANNELS, SEGMENTS, SIZES, TILE, TOKENS, VECTOR, B, Layer
+from .short_conv_walks import walk, walk_back
+
+
+def programs(layer: Layer) -> tuple[Program, ...]:
+    """All programs of a layer."""
+    return (
+        outputs(layer),
+        walk(layer),
+        gradients(layer),
+        input_gradients(layer, "input_gradients", "dx", None),
+        input_gradients(layer, "earlier_gradients", "dbefore", layer.width - 1),
+        walk_back(layer),
+        tap_gradients(layer),
+        token(layer),
+    )
+
+
+def outputs(layer: Layer) -> Program:
+    b = Builder()
+    d = layer.channels(b)
+    t0 = b.let("t0", Var("chunk") * "CHUNK")
+    t = b.let("t", Span(t0, "CHUNK"))
+    p = layer.argument(b, _seen(layer, b, t0, d), layer.offset(b, d), TILE)
+    b.store("y", (B, t, d), Cast(layer.output(b, p, (B, t, d)), IO))
+    return Program(
+        "outputs",
+        "The outputs of a tile of tokens and channels.",
+        (BATCH, Axis("chunk", cdiv("T", "CHUNK")), CHANNELS),
+        (*layer.inputs(), *layer.gates("gate"), Tensor("y", TOKENS, IO)),
+        SIZES,
+        (),
+        (*layer.flags, "INITIAL"),
+        TILE,
+        b.body,
+        does=frozenset({STREAMS}),
+    )
+
+
+def gradients(layer: Layer) -> Program:
+    """r, dgate, and for one segment the sums over tokens."""
+    b = Builder()
+    d = layer.channels(b)
+    offset = layer.offset(b, d)
+    taps, bias = layer.totals(b, TILE)
+    start, stop = layer.segment(b, Var("CHUNK"))
+    with b.loop("t0", start, stop, "CHUNK") as t0:
+        place = B, b.let("t", Span(t0, "CHUNK")), d
+        seen = _seen(layer, b, t0, d)
+        p = layer.argument(b, seen, offset, TILE)
+        r = layer.slope(b, p, place, lambda name, value: b.store(name, place, Cast(value, IO)))
+        b.store("r", place, Cast(r, IO))
+        for total, x in zip(taps, seen, strict=True):
+            b.add(total, r * x)
+        if bias:
+            b.add(bias, r)
+    for j, total in enumerate(taps):
+        b.store("tap_sums", (B, Var("segment"), wrap(j), d), b.let(f"{total.name}_total", Sum(total, 0)))
+    if bias:
+        with b.when("BIAS"):
+            b.store("bias_sums", (B, Var("segment"), d), b.let("db_total", Sum(bias, 0)))
+    return Program(
+        "gradients",
+        "r and the gradient of the gate, and sums over a segment for the taps and the bias.",
+        (BATCH, SEGMENTS, CHANNELS),
+        (
+            *layer.inputs(),
+            *layer.gates("gate", "dgate"),
+            Tensor("dy", TOKENS, IO, strided=True),
+            Tensor("r", TOKENS, IO),
+            *layer.sums(),
+        ),
+        (*SIZES, "segments"),
+        (),
+        (*layer.flags, "INITIAL"),
+        TILE,
+        b.body,
+        does=frozenset({STREAMS, GRADIENTS}),
+    )
+
+
+def input_gradients(layer: Layer, name: str, result: str, rows: int | None) -> Program:
+    """dx of a tile of tokens, or of the `rows` tokens before the first."""
+    b = Builder()
+    d = layer.channels(b)
+    t0 = b.let("t0", Var("chunk") * "CHUNK")
+    first = t0 if rows is None else t0 - rows
+    dx = b.let("dX", Full(TILE, 0.0))
+    for j in range(layer.width):
+        after = b.let(f"after{j}", Span(first + (layer.width - 1 - j), "CHUNK", before=rows is not None))
+        b.add(dx, b.let(f"r{j}", Load("r", (B, after, d), ACC)) * row(Var(f"w{j}")))
+    b.store(result, (B, b.let("t", Span(t0, "CHUNK")), d), Cast(dx, IO))
+    return Program(
+        name,
+        "The gradients of a tile of inputs." if rows is None else "Those of the inputs before the first.",
+        (BATCH, Axis("chunk", cdiv("T" if rows is None else rows, "CHUNK")), CHANNELS),
+        (
+            Tensor("weight", ("D", layer.width), IO, strided=True),
+            Tensor("r", TOKENS, IO),
+            Tensor(result, TOKENS if rows is None else ("B", rows, "D"), IO),
+        ),
+        SIZES,
+        (),
+        (),
+        TILE,
+        b.body,
+        does=frozenset({STREAMS}),
+    )
+
+
+def tap_gradients(layer: Layer) -> Program:
+    """Sums over batch and segments."""
+    b = Builder()
+    d = b.let("d", Span(Var("channel_block") * "CHANNELS", "CHANNELS"))
+    taps, bias = layer.totals(b, ("PARTS", "CHANNELS"))
+    with b.loop("i", 0, "B") as i, b.loop("s0", 0, "segments", "PARTS") as s0:
+        s = b.let("s", Span(s0, "PARTS"))
+        for j, total in enumerate(taps):
+            b.add(total, b.let(f"{total.name}_part", Load("tap_sums", (i, s, wrap(j), d), ACC)))
+        if bias:
+            with b.when("BIAS"):
+                b.add(bias, b.let("db_part", Load("bias_sums", (i, s, d), ACC)))
+    for j, total in enumerate(taps):
+        b.store("dweight", (d, wrap(j)), Cast(b.let(f"{total.name}_total", Sum(total, 0)), IO))
+    if bias:
+        with b.when("BIAS"):
+            b.store("dbias", (d,), Cast(b.let("db_total", Sum(bias, 0)), IO))
+    results = [Tensor("dweight", ("D", layer.width), IO)]
+    if bias:
+        results.append(Tensor("dbias", ("D",), IO, optional="BIAS"))
+    return Program(
+        "tap_gradients",
+        "The gradients of the taps and of the bias, from what segments add to them.",
+        (CHANNELS,),
+        (*layer.sums(), *results),
+        ("B", "D", "segments"),
+        (),
+        ("BIAS",) if layer.spec.bias else (),
+        ("PARTS", "CHANNELS"),
+        b.body,
+        does=frozenset({STREAMS, GRADIENTS}),
+    )
+
+
+def token(layer: Layer) -> Program:
+    b = Builder()
+    d = layer.channels(b)
+    zero, last = wrap(0), layer.width - 1
+    seen = [b.let(f"x{j}", Load("state", (B, d, wrap(j)), ACC)) for j in range(last)]
+    seen.append(b.let(f"x{last}", Load("x", (B, zero, d), ACC)))
+    p = layer.argument(b, seen, layer.offset(b, d), VECTOR)
+    for j, x in enumerate(seen[1:]):
+        b.store("state", (B, d, wrap(j)), Cast(x, IO))
+    b.store("y", (B, zero, d), Cast(layer.output(b, p, (B, zero, d)), IO))
+    return Program(
+        "token",
+        "One token: it is put behind the last inputs, and the oldest of them goes.",
+        (BATCH, CHANNELS),
+        (
+            *layer.inputs(before=False),
+            Tensor("state", ("B", "D", last), IO),
+            *layer.gates("gate"),
+            Tensor("y", TOKENS, IO),
+        ),
+        SIZES,
+        (),
+        layer.flags,
+        VECTOR,
+        b.body,
+        does=frozenset({STREAMS, TOKEN}),
+    )
+
+
+def _seen(layer: Layer, b: Builder, t0: Expr, d: Var) -> list[Var]:
+    """What the taps see of a tile of tokens from `t0` on, the oldest first."""
+    found = []
+    for j in range(layer.width):
+        seen = b.let(f"seen{j}", Span(t0 + (j - layer.width + 1), "CHUNK", before=True))
+        x = b.let(f"x{j}", Load("x", (B, seen, d), ACC))
+        if j < layer.width - 1:
+            with b.when("INITIAL"):
+                earlier = b.let(f"earlier{j}", Span(t0 + j, "CHUNK"))
+                b.add(x, b.let(f"x{j}_before", Load("before", (B, earlier, d), ACC)))
+        found.append(x)
+    return found
