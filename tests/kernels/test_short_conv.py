@@ -33,8 +33,10 @@ from tests.layers import build
 from tests.strategies import short_convs
 from tests.tolerance import BACKWARD, FORWARD, assert_close, assert_same
 
-TILES = (("CHUNK", 8), ("CHANNELS", 4), ("PARTS", 2), ("SHORTEST", 8), ("PROGRAMS", 64), ("FEWEST", 1))
+TILES = (("CHUNK", 8), ("CHANNELS", 4), ("PARTS", 2), ("SHORTEST", 8), ("LANES", 512))
 """With which a few tokens and channels are several tiles and segments."""
+FORMS = (("TILED", 1), ("TILED", 1 << 62))
+"""Sequences are walked, or computed in tiles."""
 POOL = (
     ShortConv("conv3", 3),
     ShortConv("conv8", 8, "elu(x) + 1", gate=False),
@@ -97,7 +99,11 @@ def calls(draw: st.DrawFn, runner: Runner, most: int = 70) -> Call:
     optional = [name for name, there in (("bias", spec.bias), ("gate", spec.gate), ("before", True)) if there]
     return Call(
         spec,
-        build(spec, HOST_C if runner.id == "tilelang-cpu" else runner.backend, () if on_gpu else TILES),
+        build(
+            spec,
+            HOST_C if runner.id == "tilelang-cpu" else runner.backend,
+            (draw(st.sampled_from(FORMS)), *(() if on_gpu else TILES)),
+        ),
         (draw(st.integers(1, 3)), draw(lengths | st.integers(1, spec.width)), draw(channels)),
         dtype,
         runner.device,
