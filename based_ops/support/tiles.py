@@ -8,6 +8,7 @@ copies.
 
 from __future__ import annotations
 
+from math import inf, isfinite, nan
 from typing import NamedTuple
 
 import torch
@@ -166,6 +167,24 @@ def _mixed(x: Tensor) -> Tensor:
 def if_positive(x: Tensor, y: Tensor) -> Tensor:
     """y where x > 0, NaN where x is NaN, else 0."""
     return torch.where(x > 0, y, x.clamp(min=0))
+
+
+def product(x: Tensor, y: Tensor, among: Tensor) -> Tensor:
+    """x @ y, summed over the pairs that are `among` alone: what stands elsewhere in y does not matter.
+
+    Elsewhere x is 0, unless its row holds NaN.  On a CPU, where looking costs nothing, a product that came
+    out finite is right already; on other devices none is looked at, which would wait for them.
+    """
+    plain = x @ y
+    if plain.device.type == "cpu" and isfinite(plain.sum()):
+        return plain
+    x, bounded = torch.where(among, x, 0.0), y.nan_to_num(0.0, 1.0, -1.0)
+    plain = x @ bounded
+    met = among.to(y.dtype) @ (~y.isfinite()).to(y.dtype)
+    signs = x.sign() @ torch.where(y.isinf(), bounded, 0.0)
+    # Infinities of one sign add up to it; any other sum of what is not finite is NaN.
+    spoilt = torch.where(signs.abs() == met, signs * inf, nan)
+    return torch.where(met > 0, plain + spoilt, plain)
 
 
 def maximum(x: Tensor, y: Tensor | float) -> Tensor:

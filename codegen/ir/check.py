@@ -155,8 +155,8 @@ class _Checker:
             case Load(tensor, index, dtype):
                 shape = self._index(tensor, index)
                 return Type(dtype, shape, batched=bool(self._shared(tensor, False)))
-            case Dot(x, y):
-                return self._dot(x, y)
+            case Dot(x, y, among):
+                return self._dot(x, y, among)
             case Sum(x, axis) | Max(x, axis):
                 tile = self.infer(x)
                 if axis >= len(tile.shape):
@@ -172,8 +172,12 @@ class _Checker:
                 self._only_elementwise(value)
                 return self.infer(value)
 
-    def _dot(self, x: Var | Transpose, y: Var | Transpose) -> Type:
+    def _dot(self, x: Var | Transpose, y: Var | Transpose, among: Expr | None) -> Type:
         left, right = self.infer(x), self.infer(y)
+        if among is not None:
+            pairs = self.infer(among)
+            if pairs.dtype != BOOL or pairs.shape != left.shape:
+                raise self.fail(f"product of {left} among {pairs}")
         if len(left.shape) != 2 or len(right.shape) != 2 or left.shape[1] != right.shape[0]:
             raise self.fail(f"product of {left} and {right}")
         if left.dtype != right.dtype or left.dtype != OPERAND:
@@ -284,8 +288,10 @@ def children(expr: Expr) -> tuple[Expr, ...]:
             return (start,) if stop is None else (start, stop)
         case Unary(_, x) | Cast(x, _) | Expand(x, _) | Transpose(x) | Sum(x, _) | Max(x, _):
             return (x,)
-        case Binary(_, x, y) | Dot(x, y):
+        case Binary(_, x, y):
             return (x, y)
+        case Dot(x, y, among):
+            return (x, y) if among is None else (x, y, among)
         case Where(condition, x, y):
             return (condition, x, y)
         case Dithered(x, _, token, value, place):

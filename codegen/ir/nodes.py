@@ -196,10 +196,15 @@ class Transpose(Expr):
 
 @dataclass(frozen=True)
 class Dot(Expr):
-    """Matrix product ``[m, k] · [k, n]``, summed in the accumulator's precision."""
+    """Matrix product ``[m, k] · [k, n]``, summed in the accumulator's precision.
+
+    `among`, where given, says which elements of x there are, ``[m, k]``: the others are 0.  A backend may
+    multiply by those zeros; one that does not keeps what they meet in y, NaN included, out of the sum.
+    """
 
     x: Var | Transpose
     y: Var | Transpose
+    among: Expr | None = None
 
 
 @dataclass(frozen=True)

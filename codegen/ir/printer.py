@@ -152,8 +152,8 @@ def text(expr: Expr, outer: int = 0) -> str:
             return f"full([{', '.join(map(str, shape))}], {value!r}, {dtype})"
         case Transpose(x):
             return f"{x.name}.T"
-        case Dot(x, y):
-            return f"{text(x)} @ {text(y)}"
+        case Dot(x, y, among):
+            return f"{text(x)} @ {text(y)}" + (f" among {text(among)}" if among is not None else "")
         case Sum(x, axis):
             return f"sum({x.name}, axis={axis})"
         case Max(x, axis):

@@ -23,7 +23,7 @@ from ..ir.nodes import (
     maximum,
     row,
 )
-from .window import HIDDEN, B, H, score
+from .window import LEAST, B, H, score
 
 
 class Ring:
@@ -46,7 +46,7 @@ class Ring:
         """o of the token's query."""
         b = self.b
         out = b.let("O", Full(("VALUES",), 0.0))
-        top = b.let("top", Full((), HIDDEN))
+        top = b.let("top", Full((), LEAST))
         total = b.let("total", Full((), 0.0))
         for keys, values, seen in self._tiles():
             terms = b.let("terms", keys * row(query))

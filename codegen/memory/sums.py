@@ -196,13 +196,14 @@ class Sums:
         """
         b = self.b
         products = b.let("R", Dot(queries, Transpose(keys)))
+        seen = b.let("seen", seen)
         weights = b.let("A", self._weights(products, seen, scale))
         matrix = b.let("A_operand", Cast(weights, OPERAND))
         if onto is None:
-            out = b.let("O", Dot(matrix, values))
+            out = b.let("O", Dot(matrix, values, among=seen))
             n = b.let("N", self.normalizer.of_weights(matrix)) if self.normalizer else None
             return Answer(out, n)
-        b.add(onto.out, Dot(matrix, values))
+        b.add(onto.out, Dot(matrix, values, among=seen))
         if onto.n and self.normalizer:
             b.add(onto.n, self.normalizer.of_weights(matrix))
         return onto
@@ -271,8 +272,9 @@ class Sums:
         by_kernel = b.let("dA", Dot(gradients.g, Transpose(values)))
         if e := gradients.read_e(b):
             b.add(by_kernel, column(e))
+        seen = b.let("seen", seen)
         by_product = b.let("dR", Cast(self._slopes(products, seen, by_kernel), OPERAND))
-        b.add(dq, Dot(by_product, keys))
+        b.add(dq, Dot(by_product, keys, among=seen))
 
     def pair_by_key(
         self, dk: Var, dv: Var, keys: Var, values: Var, queries: Var, gradients: Gradients, seen: Expr
@@ -280,13 +282,14 @@ class Sums:
         """An adjoint of `pair`: add to dk and dv, from tiles with a row a key."""
         b = self.b
         products = b.let("R", Dot(keys, Transpose(queries)))
+        seen = b.let("seen", seen)
         weights = b.let("A", Cast(self._weights(products, seen), OPERAND))
-        b.add(dv, Dot(weights, gradients.g))
+        b.add(dv, Dot(weights, gradients.g, among=seen))
         by_kernel = b.let("dA", Dot(values, Transpose(gradients.g)))
         if e := gradients.read_e(b):
             b.add(by_kernel, row(e))
         by_product = b.let("dR", Cast(self._slopes(products, seen, by_kernel), OPERAND))
-        b.add(dk, Dot(by_product, queries))
+        b.add(dk, Dot(by_product, queries, among=seen))
 
     def _slopes(self, products: Var, seen: Expr, by_kernel: Var) -> Expr:
         """The gradient by the products of a tile of pairs, given the one by their weights."""

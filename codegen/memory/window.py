@@ -41,6 +41,10 @@ LOGIT = Var("scale") * LOG2_E
 """What makes of a product q·k the power of 2 that is its weight before normalisation."""
 HIDDEN = -1.0e30
 """The score of a key that a query does not see: finite, so that a tile with no visible key makes no NaN."""
+LEAST = HIDDEN / 2
+"""The least that the highest score of a query counts as: far above hidden keys, so that these have no weight
+even where all visible ones are at minus infinity.
+"""
 UNREACHED = 1.0e30
 """The lse of a row outside the sequence: no probability survives it."""
 
@@ -147,17 +151,17 @@ class Window:
     def pair(self, queries: Var, keys: Keys, visible: Expr) -> Answer:
         """What queries get from the first tile of keys."""
         b = self.b
-        scores = self._scores("", queries, keys, visible)
-        top = b.let("top", Max(scores, 1))
+        scores, visible = self._scores("", queries, keys, visible)
+        top = b.let("top", maximum(b.let("own_top", Max(scores, 1)), LEAST))
         weights = b.let("P", Unary("exp2", scores - column(top)))
         total = b.let("total", Sum(weights, 1))
         matrix = b.let("P_operand", Cast(weights, OPERAND))
-        return Answer(b.let("O", Dot(matrix, keys.v)), top, total)
+        return Answer(b.let("O", Dot(matrix, keys.v, among=visible)), top, total)
 
     def pair_more(self, suffix: str, answer: Answer, queries: Var, keys: Keys, visible: Expr) -> None:
         """Add what they get from more keys."""
         b, top, total, out = self.b, answer.top, answer.total, answer.out
-        scores = self._scores(suffix, queries, keys, visible)
+        scores, visible = self._scores(suffix, queries, keys, visible)
         tile_top = b.let("tile_top", Max(scores, 1))
         new_top = b.let("new_top", maximum(top, tile_top))
         weights = b.let(f"P{suffix}", Unary("exp2", scores - column(new_top)))
@@ -166,12 +170,15 @@ class Window:
         b.set(total, total * correction + tile_total)
         b.set(out, out * column(correction))
         matrix = b.let(f"P{suffix}_operand", Cast(weights, OPERAND))
-        b.add(out, Dot(matrix, keys.v))
+        b.add(out, Dot(matrix, keys.v, among=visible))
         b.set(top, new_top)
 
-    def _scores(self, suffix: str, queries: Var, keys: Keys, visible: Expr) -> Var:
-        products = self.b.let(f"R{suffix}", Dot(queries, Transpose(keys.k)))
-        return self.b.let(f"scores{suffix}", score(products, visible))
+    def _scores(self, suffix: str, queries: Var, keys: Keys, visible: Expr) -> tuple[Var, Var]:
+        """Scores of all pairs, and which of these there are."""
+        b = self.b
+        products = b.let(f"R{suffix}", Dot(queries, Transpose(keys.k)))
+        named = b.let(f"visible{suffix}", visible)
+        return b.let(f"scores{suffix}", score(products, named)), named
 
     # Adjoints
 
@@ -179,21 +186,23 @@ class Window:
         """Add dS k to dq, from tiles with a row a query."""
         b = self.b
         products = b.let(f"R{suffix}", Dot(queries.q, Transpose(keys.k)))
+        visible = b.let(f"visible{suffix}", visible)
         weights = b.let(f"P{suffix}", _probabilities(visible, products, column(queries.lse)))
         by_weight = b.let(f"dP{suffix}", Dot(queries.do, Transpose(keys.v)))
         by_product = b.let(f"dR{suffix}", Cast(weights * (by_weight - column(queries.delta)), OPERAND))
-        b.add(dq, Dot(by_product, keys.k))
+        b.add(dq, Dot(by_product, keys.k, among=visible))
 
     def pair_by_key(self, suffix: str, keys: Keys, queries: Queries, visible: Expr, dk: Var, dv: Var) -> None:
         """Add dSᵀ q to dk and Pᵀ do to dv, from tiles with a row a key."""
         b = self.b
         products = b.let(f"R_by_key{suffix}", Dot(keys.k, Transpose(queries.q)))
+        visible = b.let(f"visible_by_key{suffix}", visible)
         weights = b.let(f"P_by_key{suffix}", _probabilities(visible, products, row(queries.lse)))
         matrix = b.let(f"P_operand{suffix}", Cast(weights, OPERAND))
-        b.add(dv, Dot(matrix, queries.do))
+        b.add(dv, Dot(matrix, queries.do, among=visible))
         by_weight = b.let(f"dP_by_key{suffix}", Dot(keys.v, Transpose(queries.do)))
         by_product = b.let(f"dR_by_key{suffix}", Cast(weights * (by_weight - row(queries.delta)), OPERAND))
-        b.add(dk, Dot(by_product, queries.q))
+        b.add(dk, Dot(by_product, queries.q, among=visible))
 
 
 def score(products: Var, visible: Expr) -> Expr:

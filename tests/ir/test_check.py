@@ -84,6 +84,7 @@ def let(value: Expr) -> Stmt:
 GOOD = (
     let(Dot(Var("XO"), Var("YO"))),
     let(Dot(Transpose(Var("XO")), Transpose(Var("YO")))),
+    let(Dot(Var("XO"), Var("YO"), among=column(Var("i")) < row(Var("j")))),
     let(Sum(X, 1)),
     let(X + column(V)),
     let(X * Var("scale") + 1.0),
@@ -113,6 +114,8 @@ BAD = (
     (let(Dot(Var("XO"), Var("XO"))), "product of .* and .*"),
     (let(Dot(X, Y)), "product of .* and .*"),
     (let(Dot(Var("XO"), V)), "product of .* and .*"),
+    (let(Dot(Var("XO"), Var("YO"), among=column(Var("j")) < row(Var("i")))), "product of .* among .*"),
+    (let(Dot(Var("XO"), Var("YO"), among=X)), "product of .* among .*"),
     (let(Expand(X, 0)), "expansion of a tile of shape .*"),
     (let(Expand(V, 2)), "expansion of a vector along axis 2"),
     (let(Where(X, X, X)), "choice by .*"),

@@ -1,12 +1,15 @@
-"""What tiles cost where a sequence is shorter than they are: on the torch backend, which can choose."""
+"""Tiles of the torch backend: what they cost where a sequence is shorter, and products of some pairs."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from based_ops.codegen.spec.model import LayerSpec
+from based_ops.support.tiles import product
 from tests.layers import LINEAR, WINDOWS, build
 
 
@@ -28,3 +31,25 @@ def products(spec: LayerSpec, length: int) -> int:
 def test_a_short_sequence_costs_what_it_has(spec: LayerSpec) -> None:
     costs = {length: products(spec, length) for length in (1, 2, 32)}
     assert costs[1] * 2 <= costs[2] <= costs[32] / 16
+
+
+@given(data=st.data())
+def test_a_product_leaves_out_pairs_that_are_not_there(data: st.DataObject) -> None:
+    """Of infinities and NaN too it is what adding up its terms gives."""
+    numbers = st.sampled_from((0.0, 1.0, -2.0, 0.5, float("inf"), -float("inf"), float("nan")))
+    rows, terms, columns = (data.draw(st.integers(1, 4), "extent") for _ in range(3))
+    among = torch.tensor(
+        [[data.draw(st.booleans(), "among") for _ in range(terms)] for _ in range(rows)]
+    ).reshape(rows, terms)
+    x, y = (
+        torch.tensor([data.draw(numbers, "number") for _ in range(2 * m * n)]).reshape(2, m, n)
+        for m, n in ((rows, terms), (terms, columns))
+    )
+    x = torch.where(among, x, 0.0)
+    wanted = torch.where(among[:, :, None], x[..., None] * y[:, None], 0.0).sum(-2)
+    torch.testing.assert_close(product(x, y, among), wanted, equal_nan=True)
+
+
+def test_a_finite_product_is_the_plain_one() -> None:
+    x, y = torch.randn(3, 40, 50).tril(), torch.randn(3, 50, 60)
+    assert torch.equal(product(x, y, x != 0), x @ y)

@@ -1,0 +1,168 @@
+"""NaN and infinities reach what depends on them, and nothing else: at once, in pieces, in steps, backwards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from based_ops.state import LinearAttentionState
+from tests.kernels import linear, rows, window
+from tests.kernels.inputs import calls
+from tests.kernels.runners import Runner
+from tests.tolerance import BACKWARD, FORWARD, Tolerance, assert_close
+
+NUMBERS = (math.nan, math.inf, -math.inf)
+LONGEST = 140
+"""Tokens: more than one chunk wherever chunks are small."""
+
+
+@pytest.fixture(scope="session")
+def runner(runner: Runner) -> Runner:
+    """Those whose products leave out pairs that are not there."""
+    if runner.backend != "torch":
+        pytest.skip("products multiply by zeros: what is not finite spoils its tile")
+    return runner
+
+
+@dataclass(frozen=True)
+class Poison:
+    """One element that is not finite."""
+
+    name: str
+    number: float
+    batch: int
+    token: int
+    head: int
+    column: int
+
+    def into(self, **tensors: Tensor) -> list[Tensor]:
+        """Dense copies, with the element in one of them."""
+        copies = {name: x.clone(memory_format=torch.contiguous_format) for name, x in tensors.items()}
+        copies[self.name][self.batch, self.token, self.head, self.column] = self.number
+        return list(copies.values())
+
+
+def draw_poison(data: st.DataObject, **tensors: Tensor) -> Poison:
+    name = data.draw(st.sampled_from(sorted(tensors)), "poisoned")
+    place = [data.draw(st.integers(0, extent - 1), "place") for extent in tensors[name].shape]
+    return Poison(name, data.draw(st.sampled_from(NUMBERS), "number"), *place)
+
+
+def assert_reaches(what: str, found: Tensor, wanted: Tensor, tolerance: Tolerance) -> None:
+    """The same elements are finite, and these agree."""
+    finite = wanted.isfinite()
+    astray = (found.isfinite() != finite).nonzero()
+    assert not len(astray), f"{what}: finite in one and not in the other at {astray[:5].tolist()}"
+    assert_close(what, torch.where(finite, found, 0), torch.where(finite, wanted, 0), tolerance)
+
+
+def draw_linear(data: st.DataObject, runner: Runner, most: int = LONGEST) -> linear.Layer:
+    dtype = data.draw(st.sampled_from(runner.dtypes), "dtype")
+    spec = data.draw(st.sampled_from(runner.linear_pool()), "spec")
+    module = runner.module(spec, data.draw(st.sampled_from([None, *runner.forms(dtype)]), "form"))
+    return linear.Layer(spec, module, data.draw(calls(runner, spec, dtype, most), "call"))
+
+
+def draw_window(data: st.DataObject, runner: Runner, past: int, most: int = LONGEST) -> window.Layer:
+    dtype = data.draw(st.sampled_from(runner.dtypes), "dtype")
+    spec = data.draw(st.sampled_from(runner.window_pool()), "spec")
+    module = runner.module(spec, data.draw(st.sampled_from(runner.window_forms()), "form"))
+    return window.Layer(spec, module, data.draw(calls(runner, spec, dtype, most), "call"), past)
+
+
+def wide(*tensors: Tensor) -> list[Tensor]:
+    return [x.detach().double().cpu().requires_grad_() for x in tensors]
+
+
+@given(data=st.data())
+def test_linear_attention(runner: Runner, data: st.DataObject) -> None:
+    layer = draw_linear(data, runner)
+    spec, scale, tolerance = layer.spec, layer.call.scale, FORWARD[layer.call.dtype]
+    q, k, v = layer.qkv()
+    q, k, v = draw_poison(data, q=q, k=k, v=v).into(q=q, k=k, v=v)
+    wanted = rows.linear_attention(spec, *wide(q, k, v), scale).to(q.device)
+    assert_reaches("o", layer.forward(q, k, v).o, wanted, tolerance)
+    cut = data.draw(st.integers(1, layer.call.length), "cut")
+    first = layer.forward(q[:, :cut], k[:, :cut], v[:, :cut])
+    outputs = [first.o]
+    state = LinearAttentionState(first.state, first.normalizer if spec.normalize else None)
+    rest = range(cut, min(layer.call.length, cut + runner.steps(20)))
+    if cut < layer.call.length:
+        outputs.append(layer.forward(q[:, cut:], k[:, cut:], v[:, cut:], state).o)
+    pieces = max(tolerance, FORWARD[layer.state_dtype], key=lambda one: one.norm).loosened(4)
+    assert_reaches("o of pieces", torch.cat(outputs, 1), wanted, pieces)
+    steps = [layer.step(q[:, t : t + 1], k[:, t : t + 1], v[:, t : t + 1], state) for t in rest]
+    assert_reaches("o of steps", torch.cat([first.o, *steps], 1), wanted[:, : cut + len(rest)], pieces)
+
+
+@given(data=st.data())
+def test_sliding_window(runner: Runner, data: st.DataObject) -> None:
+    past = data.draw(st.sampled_from((0, 0, 7, 70)), "past")
+    layer = draw_window(data, runner, past)
+    q, k, v = layer.qkv()
+    first = layer.first() if past and data.draw(st.booleans(), "padded") else None
+    q, k, v = draw_poison(data, q=q, k=k, v=v).into(q=q, k=k, v=v)
+    wanted = rows.sliding_window(
+        layer.spec.window, *wide(q, k, v), layer.call.scale, None if first is None else first.cpu()
+    ).to(q.device)
+    tolerance = FORWARD[layer.call.dtype]
+    assert_reaches("o", layer.forward(q, k, v, first)[0], wanted, tolerance)
+    if not past:
+        ring = layer.ring()
+        tokens = range(min(layer.call.length, runner.steps(100)))
+        steps = [layer.step(q[:, t : t + 1], k[:, t : t + 1], v[:, t : t + 1], ring) for t in tokens]
+        assert_reaches("o of steps", torch.cat(steps, 1), wanted[:, : len(tokens)], tolerance.loosened(2))
+
+
+def assert_gradients_reach(
+    found: tuple[Tensor, ...],
+    naive: Callable[..., Tensor],
+    do: Tensor,
+    inputs: list[Tensor],
+    dtype: torch.dtype,
+    size: float,
+) -> None:
+    """Gradients of a token are finite where autograd's are, and these agree."""
+    leaves = wide(*inputs)
+    wanted = torch.autograd.grad(naive(*leaves), leaves, do.double().cpu())
+    for name, got, want in zip("qkv", found, wanted, strict=False):
+        got, finite = got.cpu(), want.isfinite().all(-1, keepdim=True)
+        astray = (finite & ~got.isfinite().all(-1, keepdim=True)).nonzero()
+        assert not len(astray), f"gradient of {name}: not finite at {astray[:5].tolist()}"
+        kept = (torch.where(finite, x, 0) for x in (got, want))
+        assert_close(f"gradient of {name}", *kept, BACKWARD[dtype], torch.full_like(want, size))
+
+
+@given(data=st.data())
+def test_gradients_of_linear_attention(runner: Runner, data: st.DataObject) -> None:
+    layer = draw_linear(data, runner)
+    q, k, v = layer.qkv()
+    do = layer.output_gradient()
+    q, k, v, do = draw_poison(data, q=q, k=k, v=v, do=do).into(q=q, k=k, v=v, do=do)
+    found = layer.backward(do, None, q, k, v, layer.forward(q, k, v))
+
+    def naive(*leaves: Tensor) -> Tensor:
+        return rows.linear_attention(layer.spec, *leaves, layer.call.scale)
+
+    assert_gradients_reach(found[:3], naive, do, [q, k, v], layer.call.dtype, 1.0)
+
+
+@given(data=st.data())
+def test_gradients_of_sliding_window(runner: Runner, data: st.DataObject) -> None:
+    layer = draw_window(data, runner, past=0)
+    q, k, v = layer.qkv()
+    do = layer.output_gradient()
+    q, k, v, do = draw_poison(data, q=q, k=k, v=v, do=do).into(q=q, k=k, v=v, do=do)
+    found = layer.backward(do, q, k, v, *layer.forward(q, k, v))
+
+    def naive(*leaves: Tensor) -> Tensor:
+        return rows.sliding_window(layer.spec.window, *leaves, layer.call.scale)
+
+    assert_gradients_reach(found, naive, do, [q, k, v], layer.call.dtype, 1.0)
