@@ -1,4 +1,4 @@
-"""NaN and infinities reach what depends on them, and nothing else: at once, in pieces, in steps, backwards."""
+"""NaN and infinities reach what depends on them and nothing else: at once, in pieces, in steps, backwards."""
 
 from __future__ import annotations
 
