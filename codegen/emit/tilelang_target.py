@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..ir.check import walk
 from ..ir.kernels import Kernel
-from ..ir.nodes import ACC, INDEX, IO, OPERAND, STATE, Dim, Program, loads_ahead, uses_operands
+from ..ir.nodes import ACC, INDEX, IO, OPERAND, STATE, Dim, Program, Var, loads_ahead, uses_operands
 
 WHOLE_VECTORS = 8
 """Rows that are a multiple of this many elements may be moved in 16-byte pieces, in any dtype."""
@@ -68,4 +69,7 @@ def c_name(tensor: str) -> str:
 def passed_sizes(kernel: Kernel) -> list[str]:
     """Runtime sizes that a kernel is told, because no tensor that is always there has them as a dimension."""
     known = {dim for tensor in kernel.tensors if tensor.optional is None for dim in tensor.dims}
-    return [name for name in kernel.sizes if name not in known]
+    optional = {dim for tensor in kernel.tensors if tensor.optional is not None for dim in tensor.dims}
+    extents = [node for axis in kernel.grid for node in walk(axis.extent)]
+    counted = {node.name for node in extents if isinstance(node, Var)}
+    return [name for name in kernel.sizes if name in (optional | counted) - known]
