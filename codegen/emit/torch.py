@@ -237,10 +237,10 @@ class _Function:
                 if fill:
                     arguments.append(f"fill={fill}")
                 return f"load({', '.join(arguments)})"
-            case Dot(x, y, None):
-                return f"{self.expr(x)} @ {self.expr(y)}"
-            case Dot(x, y, among):
+            case Dot(x, y, among) if among is not None:
                 return f"product({self.expr(x)}, {self.expr(y)}, {self.expr(among)})"
+            case Dot(x, y):
+                return f"{self.expr(x)} @ {self.expr(y)}"
             case Sum(x, axis):
                 return f"{x.name}.sum({axis - len(self.types[x.name].shape)})"
             case Max(x, axis):
