@@ -16,6 +16,7 @@ from based_ops.codegen.emit.layer import ScheduledLayer, ScheduledProgram
 from based_ops.codegen.ir.kernels import ForeignKernel, LaunchPlan
 from based_ops.codegen.ir.nodes import Program
 from based_ops.codegen.mixers.linear_attention import LinearAttention
+from based_ops.codegen.mixers.short_conv import STREAM_PLAN
 from based_ops.codegen.names import RECURRENCE, on_warpgroups
 from based_ops.codegen.schedule import budget, orders, space
 from based_ops.codegen.schedule.choose import choose
@@ -154,7 +155,7 @@ def test_plans_have_few_legal_choices_of_their_own(name: str, backend: str) -> N
             keep = space.fixed_in_plan(plan, kernels, start)
             options = space.choices(plan, start, keep)
             assert options and all(1 < len(values) <= 12 for values in options.values())
-            assert options.keys() <= {*DIRECT, "LENGTH", "SHORTEST", "PROGRAMS", "FEWEST"}
+            assert options.keys() <= {*DIRECT, "LENGTH", "SHORTEST", "PROGRAMS", "FEWEST", *STREAM_PLAN}
             if {*DIRECT} <= {*plan.constants} and all(start.values(name) == {ALL_TOKENS} for name in DIRECT):
                 assert options.keys() == {"LENGTH"}
             for schedule in space.candidates(plan, start, keep, most_changes=1):
