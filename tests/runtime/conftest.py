@@ -8,6 +8,8 @@ import torch
 import based_ops
 from based_ops.variant import Variant
 
+NAMES = based_ops.names()  # before a test loads others, which exist in its process alone
+
 
 def attends(name: str) -> bool:
     """Whether calls of a variant take q, k and v, as most tests of the runtime do."""
@@ -16,7 +18,7 @@ def attends(name: str) -> bool:
 
 def attentions() -> list[str]:
     """The registered variants whose calls do."""
-    return [name for name in based_ops.names() if attends(name)]
+    return [name for name in NAMES if attends(name)]
 
 
 def kind(name: str) -> str:
@@ -39,7 +41,7 @@ def every_kind() -> list[str]:
         return "identity" in name, based_ops.get(name).state_bytes(1, 1), name
 
     chosen: dict[str, str] = {}
-    for name in sorted(based_ops.names(), key=size):
+    for name in sorted(NAMES, key=size):
         chosen.setdefault(kind(name), name)
     return sorted(chosen.values())
 
@@ -49,7 +51,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "variant": representatives,
         "any_variant": attentions,
         "layer": every_kind,
-        "any_layer": based_ops.names,
+        "any_layer": lambda: NAMES,
     }
     for fixture, choose in fixtures.items():
         if fixture in metafunc.fixturenames:

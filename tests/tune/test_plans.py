@@ -285,7 +285,7 @@ def test_a_plan_reaches_launches_only_through_its_function(name: str) -> None:
         text = pipeline.emit(pipeline.schedule(lowered, target))
         for plan in pipeline.plans_of(lowered, target):
             entry = rf'SCHEDULE\[[^]]*"{plan.name}"[^]]*\]'
-            call = rf"{plan.function}\(\s*T, B(?: \* H)?, \*\*{entry}\[\w+\.dtype\],?\s*\)"
+            call = rf"{plan.function}\(\s*T, B(?: \* [DH])?, \*\*{entry}\[\w+\.dtype\],?\s*\)"
             assert len(re.findall(call, text)) == len(re.findall(entry, text)) == 1
 
 
@@ -324,9 +324,9 @@ def test_no_task_replays_calls_of_the_one_before(tmp_path: Path) -> None:
     (trial,) = search.first()
     task = search.task(trial, "clock")
     variant, _ = worker._variant(task)
-    variant._replays._known["a call"] = []
+    variant._replays.known["a call"] = []
     assert worker._variant(task)[0] is variant
-    assert not variant._replays._known
+    assert not variant._replays.known
 
 
 def test_from_the_command_to_the_host_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
