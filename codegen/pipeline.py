@@ -16,7 +16,7 @@ from .ir.check import check
 from .ir.check_host import check_passes
 from .ir.host import Launch, Pass
 from .ir.kernels import ForeignKernel, Kernel, LaunchPlan
-from .ir.nodes import Program
+from .ir.program import Program
 from .ir.rewrite import drop_unused
 from .ir.traits import RECURS
 from .names import variant_file

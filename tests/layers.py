@@ -13,7 +13,7 @@ from types import ModuleType
 
 from based_ops.codegen import pipeline
 from based_ops.codegen.emit.layer import ScheduledLayer, scheduled
-from based_ops.codegen.ir.nodes import Program
+from based_ops.codegen.ir.program import Program
 from based_ops.codegen.ir.rewrite import REWRITES
 from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.mixers.sliding_window import SlidingWindow

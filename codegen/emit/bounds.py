@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..ir.nodes import Binary, Const, Dim, Expr, For, Let, Program, Span, Stmt, Var, When, wrap
+from ..ir.nodes import Binary, Const, Dim, Expr, For, Let, Span, Stmt, Var, When, wrap
+from ..ir.program import Program
 from ..schedule.model import Schedule
 
 

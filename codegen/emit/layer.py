@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..ir.check import Types, check
 from ..ir.host import Pass
 from ..ir.kernels import ForeignKernel, Kernel
-from ..ir.nodes import Program
+from ..ir.program import Program
 from ..ir.rewrite import rewritten
 from ..schedule.legal import require_legal
 from ..schedule.model import Schedule

@@ -29,7 +29,6 @@ from ..ir.nodes import (
     Stmt,
     Store,
     Sum,
-    Tensor,
     Transpose,
     Unary,
     Var,
@@ -37,6 +36,7 @@ from ..ir.nodes import (
     Where,
 )
 from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
+from ..ir.program import Tensor
 from ..schedule.scopes import EXPRESSION, FRAGMENT, SCALAR
 from .bounds import Bounds
 from .layer import ScheduledProgram

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ..ir.check import walk
 from ..ir.kernels import Kernel
-from ..ir.nodes import ACC, INDEX, IO, OPERAND, STATE, Dim, Program, Var, loads_ahead, uses_operands
+from ..ir.nodes import ACC, INDEX, IO, OPERAND, STATE, Dim, Var
+from ..ir.program import Program, loads_ahead, uses_operands
 
 WHOLE_VECTORS = 8
 """Rows that are a multiple of this many elements may be moved in 16-byte pieces, in any dtype."""

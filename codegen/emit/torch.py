@@ -13,7 +13,6 @@ from ..ir.nodes import (
     OPERAND,
     STATE,
     Add,
-    Axis,
     Binary,
     Cast,
     Columns,
@@ -34,7 +33,6 @@ from ..ir.nodes import (
     Stmt,
     Store,
     Sum,
-    Tensor,
     Transpose,
     Unary,
     Var,
@@ -42,6 +40,7 @@ from ..ir.nodes import (
     Where,
 )
 from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
+from ..ir.program import Axis, Tensor
 from .bounds import Bounds
 from .host import emit_passes, emit_schedule, host_helpers, used_helpers
 from .layer import ScheduledKernel, ScheduledLayer, ScheduledProgram

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..ir.nodes import Binary, Const, Expr, Tensor, Var, loads_ahead, uses_operands
+from ..ir.nodes import Binary, Const, Expr, Var
+from ..ir.program import Tensor, loads_ahead, uses_operands
 from . import triton_expression, warpgroups
 from .host import emit_passes, emit_schedule, host_helpers, used_helpers
 from .layer import ScheduledForeign, ScheduledKernel, ScheduledLayer

@@ -25,13 +25,11 @@ from ..ir.nodes import (
     Stmt,
     Store,
     Sum,
-    Tensor,
     Var,
     When,
-    loads_ahead,
-    uses_operands,
 )
 from ..ir.printer import TIGHT
+from ..ir.program import Tensor, loads_ahead, uses_operands
 from .bounds import Bounds
 from .layer import ScheduledProgram
 from .triton_expression import cast_suffix, formula

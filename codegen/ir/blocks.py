@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import TypeVar
 
-from .nodes import Add, Blocks, Const, Expr, For, Let, Program, Set, Stmt, Var, When
+from .nodes import Add, Blocks, Const, Expr, For, Let, Set, Stmt, Var, When
+from .program import Program
 
 E = TypeVar("E", Expr, Stmt)
 

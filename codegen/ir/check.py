@@ -36,7 +36,6 @@ from .nodes import (
     Let,
     Load,
     Max,
-    Program,
     Set,
     Span,
     Stmt,
@@ -48,6 +47,7 @@ from .nodes import (
     When,
     Where,
 )
+from .program import Program
 
 ALONE = (Load, Dot, Sum, Max, Columns)
 """Nodes that only stand as the whole right side of a statement."""

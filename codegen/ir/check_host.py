@@ -38,7 +38,8 @@ from .host import (
 )
 from .implies import Facts
 from .kernels import INTEGER, TENSOR, TRUTH, ForeignKernel, Kernel, parameters
-from .nodes import ACC, IO, OPERAND, STATE, Comment, Tensor
+from .nodes import ACC, IO, OPERAND, STATE, Comment
+from .program import Tensor
 
 
 def check_passes(passes: Collection[Pass], kernels: Collection[Kernel]) -> None:

@@ -24,7 +24,6 @@ from .nodes import (
     Let,
     Load,
     Max,
-    Program,
     Set,
     Span,
     Stmt,
@@ -33,6 +32,7 @@ from .nodes import (
     Var,
     When,
 )
+from .program import Program
 
 Bindings = dict[str, Expr]
 E = TypeVar("E", bound=Expr)

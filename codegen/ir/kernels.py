@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .nodes import Axis, Program, Tensor
+from .program import Axis, Program, Tensor
 
 
 @dataclass(frozen=True)

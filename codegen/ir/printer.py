@@ -19,7 +19,6 @@ from .nodes import (
     Let,
     Load,
     Max,
-    Program,
     Set,
     Span,
     Stmt,
@@ -31,6 +30,7 @@ from .nodes import (
     When,
     Where,
 )
+from .program import Program
 
 SYMBOLS = {
     "add": "+",

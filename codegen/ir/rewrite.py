@@ -19,7 +19,6 @@ from .nodes import (
     For,
     Full,
     Let,
-    Program,
     Set,
     Span,
     Stmt,
@@ -31,6 +30,7 @@ from .nodes import (
     row,
     wrap,
 )
+from .program import Program
 from .static import Known
 
 

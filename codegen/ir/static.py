@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .nodes import Binary, Const, Expr, Let, Program, Span, Var, Where
+from .nodes import Binary, Const, Expr, Let, Span, Var, Where
+from .program import Program
 
 OPERATIONS: dict[str, Callable[[int, int], int | bool]] = {
     "add": lambda x, y: x + y,

@@ -17,7 +17,8 @@ g_iᵀ of later queries (for k and v).
 from __future__ import annotations
 
 from ..ir.build import Builder
-from ..ir.nodes import IO, Axis, Cast, Program, Span, Tensor, Var, cdiv, column, row, wrap
+from ..ir.nodes import IO, Cast, Span, Var, cdiv, column, row, wrap
+from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import TOKEN
 from ..memory.states import B, H
 from ..memory.sums_token import Token

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..ir.build import Builder
-from ..ir.nodes import IO, Cast, Full, Program, Span, Tensor, Var, column, row, wrap
+from ..ir.nodes import IO, Cast, Full, Span, Var, column, row, wrap
+from ..ir.program import Program, Tensor
 from ..ir.traits import GRADIENTS, ROW_SUMS
 from ..memory.states import B, H
 from .linear_attention_parts import CHUNK_AXIS, ROWS, TOKENS, Layer

@@ -5,18 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..ir.build import Builder
-from ..ir.nodes import (
-    ACC,
-    IO,
-    OPERAND,
-    STATE,
-    Axis,
-    Dim,
-    Program,
-    Tensor,
-    Var,
-    cdiv,
-)
+from ..ir.nodes import ACC, IO, OPERAND, STATE, Dim, Var, cdiv
+from ..ir.program import Axis, Program, Tensor
 from ..memory.states import Kept
 from ..memory.sums import Sums
 from ..mixers.linear_attention import LinearAttention

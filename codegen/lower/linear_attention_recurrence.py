@@ -8,7 +8,8 @@ segments, each of which starts from the sum of those before it.
 from __future__ import annotations
 
 from ..ir.build import Builder
-from ..ir.nodes import IO, Axis, Cast, Program, Span, Var, cdiv, column, row, wrap
+from ..ir.nodes import IO, Cast, Span, Var, cdiv, column, row, wrap
+from ..ir.program import Axis, Program
 from ..ir.traits import RECURS
 from ..memory.states import B, H
 from .linear_attention_parts import TOKENS, Layer

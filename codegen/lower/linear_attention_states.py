@@ -7,7 +7,8 @@ output gradients, mirrored, Σ_i Φ(u_i) g_iᵀ and Σ_i e_i Φ(u_i) over what l
 from __future__ import annotations
 
 from ..ir.build import Builder
-from ..ir.nodes import Axis, Expr, Program, Span, Tensor, Var, cdiv, maximum, minimum, wrap
+from ..ir.nodes import Expr, Span, Var, cdiv, maximum, minimum, wrap
+from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import SUMS_STATES
 from ..memory.states import Block, State
 from .linear_attention_parts import TOKENS, Layer

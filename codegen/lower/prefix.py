@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..ir.build import Builder
-from ..ir.nodes import Axis, Program, Span, Var, cdiv, wrap
+from ..ir.nodes import Span, Var, cdiv, wrap
+from ..ir.program import Axis, Program
 from ..ir.traits import RUNNING_SUMS
 from .linear_attention_parts import BATCH_AXES, SIZES, Layer
 

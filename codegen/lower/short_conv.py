@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from ..dtypes import ACC, IO
 from ..ir.build import Builder
-from ..ir.nodes import Axis, Cast, Expr, Full, Load, Program, Span, Sum, Tensor, Var, cdiv, row, wrap
+from ..ir.nodes import Cast, Expr, Full, Load, Span, Sum, Var, cdiv, row, wrap
+from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import GRADIENTS, STREAMS, TOKEN
 from .short_conv_parts import BATCH, CHANNELS, SEGMENTS, SIZES, TILE, TOKENS, VECTOR, B, Layer
 from .short_conv_walks import walk, walk_back

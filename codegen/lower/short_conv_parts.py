@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from ..dtypes import ACC, IO
 from ..ir.build import Builder
-from ..ir.nodes import Axis, Dim, Expr, Full, Load, Span, Tensor, Var, cdiv, minimum, row, wrap
+from ..ir.nodes import Dim, Expr, Full, Load, Span, Var, cdiv, minimum, row, wrap
+from ..ir.program import Axis, Tensor
 from .expression import Function
 
 if TYPE_CHECKING:

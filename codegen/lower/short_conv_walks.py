@@ -15,7 +15,8 @@ from functools import partial
 
 from ..dtypes import ACC, IO
 from ..ir.build import Builder
-from ..ir.nodes import Cast, Expr, Full, Load, Program, Tensor, Var, Where, cdiv, maximum, minimum, wrap
+from ..ir.nodes import Cast, Expr, Full, Load, Var, Where, cdiv, maximum, minimum, wrap
+from ..ir.program import Program, Tensor
 from ..ir.traits import GRADIENTS, STREAMS, WALKS
 from .short_conv_parts import BATCH, CHANNELS, SEGMENTS, SIZES, TOKENS, VECTOR, B, Layer, T
 

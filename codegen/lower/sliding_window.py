@@ -14,23 +14,8 @@ that tile (`FURTHER`) goes on with a loop.
 from __future__ import annotations
 
 from ..ir.build import Builder
-from ..ir.nodes import (
-    ACC,
-    INDEX,
-    IO,
-    OPERAND,
-    Axis,
-    Cast,
-    Load,
-    Program,
-    Span,
-    Tensor,
-    Var,
-    cdiv,
-    column,
-    row,
-    wrap,
-)
+from ..ir.nodes import ACC, INDEX, IO, OPERAND, Cast, Load, Span, Var, cdiv, column, row, wrap
+from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import SOFTMAX, TOKEN
 from ..memory.ring import Ring
 from ..memory.window import B, H

@@ -15,7 +15,8 @@ needs is loaded together.
 from __future__ import annotations
 
 from ..ir.build import Builder
-from ..ir.nodes import ACC, IO, Axis, Cast, Full, Program, Span, Tensor, Var, cdiv, column, maximum, row, wrap
+from ..ir.nodes import ACC, IO, Cast, Full, Span, Var, cdiv, column, maximum, row, wrap
+from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import GRADIENTS, ROW_SUMS
 from ..memory.window import B, H
 from .sliding_window_parts import KEY_ROWS, KEYS, NUMBERS, QUERIES, QUERY_ROWS, Layer

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..ir.build import Builder
-from ..ir.nodes import INDEX, IO, Axis, Program, Tensor, Var
+from ..ir.nodes import INDEX, IO, Var
+from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import SOFTMAX
 from ..memory.window import Window
 from ..mixers.sliding_window import SlidingWindow

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..ir.build import Builder
-from ..ir.nodes import ACC, OPERAND, Cast, Expr, Load, Tensor, Var
+from ..ir.nodes import ACC, OPERAND, Cast, Expr, Load, Var
+from ..ir.program import Tensor
 
 B, H = Var("b"), Var("h")
 

@@ -27,7 +27,7 @@ from ..spec.signature import Argument, Signature
 if TYPE_CHECKING:
     from ..ir.host import Pass
     from ..ir.kernels import ForeignKernel
-    from ..ir.nodes import Program
+    from ..ir.program import Program
 
 _TAYLOR = re.compile(r"taylor([0-9]+)", re.ASCII)
 _REMEDY = (

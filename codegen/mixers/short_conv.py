@@ -19,7 +19,7 @@ from ..dtypes import ACC, DTYPES, IO
 from ..ir.host import Name as Value
 from ..ir.host import Parameter, Pass, Plan, Present, ReadSizes, Times, allocate, launch
 from ..ir.kernels import INTEGER, TRUTH, ForeignKernel, LaunchPlan
-from ..ir.nodes import Program
+from ..ir.program import Program
 from ..lower.short_conv import programs
 from ..lower.short_conv_parts import SIZES, TOKENS, Layer
 from ..spec.fields import Choices, Expression, Flag, Integer, Name, spec_field

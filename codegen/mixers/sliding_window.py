@@ -15,7 +15,7 @@ from ..spec.signature import Argument, Signature
 if TYPE_CHECKING:
     from ..ir.host import Pass
     from ..ir.kernels import ForeignKernel
-    from ..ir.nodes import Program
+    from ..ir.program import Program
 
 MAX_WINDOW = 4096
 

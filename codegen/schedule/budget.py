@@ -31,13 +31,13 @@ from ..ir.nodes import (
     For,
     Let,
     Load,
-    Program,
     Set,
     Stmt,
     Transpose,
     Var,
     When,
 )
+from ..ir.program import Program
 from .legal import resolve
 from .model import Setting
 from .scopes import SHARED, scopes

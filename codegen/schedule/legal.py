@@ -8,7 +8,8 @@ from ..errors import BasedOpsError
 from ..ir.check import Types, infer
 from ..ir.fuse import statements
 from ..ir.kernels import ForeignKernel, LaunchPlan, Sized
-from ..ir.nodes import Add, Blocks, Dim, Dot, Let, Program, Set
+from ..ir.nodes import Add, Blocks, Dim, Dot, Let, Set
+from ..ir.program import Program
 from . import orders
 from .model import Schedule, Setting
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from ..ir.fuse import statements
 from ..ir.kernels import ForeignKernel, LaunchPlan, Sized
-from ..ir.nodes import Add, For, Let, Load, Program, Set
+from ..ir.nodes import Add, For, Let, Load, Set
+from ..ir.program import Program
 from ..ir.traits import GRADIENTS, RECURS, ROW_SUMS, RUNNING_SUMS, SOFTMAX, STREAMS, SUMS_STATES, TOKEN, WALKS
 from ..names import RECURRENCE
 from ..spec.model import LayerSpec

@@ -14,7 +14,8 @@ from itertools import combinations
 from ..ir.check import check
 from ..ir.fuse import statements
 from ..ir.kernels import ForeignKernel, Kernel, LaunchPlan, Sized
-from ..ir.nodes import Blocks, Dim, For, Let, Load, Program, Span, Store, Var, loads_ahead
+from ..ir.nodes import Blocks, Dim, For, Let, Load, Span, Store, Var
+from ..ir.program import Program, loads_ahead
 from ..ir.rewrite import rewritten
 from . import orders
 from .budget import fits

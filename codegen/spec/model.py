@@ -17,7 +17,7 @@ from .fields import Expression, Integer, Record, Tagged, kind_of, spec_field, sp
 if TYPE_CHECKING:
     from ..ir.host import Pass
     from ..ir.kernels import ForeignKernel
-    from ..ir.nodes import Program
+    from ..ir.program import Program
     from .signature import Signature
 
 QK_DOC = "Width of a query and of a key."

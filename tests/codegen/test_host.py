@@ -31,7 +31,8 @@ from based_ops.codegen.ir.host import (
     launch,
 )
 from based_ops.codegen.ir.kernels import INTEGER, NUMBER, TRUTH, ForeignKernel, LaunchPlan
-from based_ops.codegen.ir.nodes import ACC, IO, OPERAND, STATE, Axis, Comment, Tensor, Var
+from based_ops.codegen.ir.nodes import ACC, IO, OPERAND, STATE, Comment, Var
+from based_ops.codegen.ir.program import Axis, Tensor
 from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.schedule.model import Schedule
 from based_ops.codegen.spec.model import HeadDims, TaylorExp

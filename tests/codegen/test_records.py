@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from based_ops.codegen import pipeline
-from based_ops.codegen.ir.nodes import Program
+from based_ops.codegen.ir.program import Program
 from based_ops.codegen.names import on_warpgroups
 from based_ops.codegen.schedule import record_file, records
 from based_ops.codegen.schedule.choose import choose

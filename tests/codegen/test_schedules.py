@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from based_ops.codegen import pipeline
-from based_ops.codegen.ir.nodes import Program
+from based_ops.codegen.ir.program import Program
 from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.mixers.sliding_window import SlidingWindow
 from based_ops.codegen.names import BACKENDS

@@ -15,7 +15,6 @@ from based_ops.codegen.ir.nodes import (
     IO,
     OPERAND,
     Add,
-    Axis,
     Binary,
     Blocks,
     Cast,
@@ -30,13 +29,11 @@ from based_ops.codegen.ir.nodes import (
     Let,
     Load,
     Max,
-    Program,
     Set,
     Span,
     Stmt,
     Store,
     Sum,
-    Tensor,
     Transpose,
     Unary,
     Var,
@@ -46,6 +43,7 @@ from based_ops.codegen.ir.nodes import (
     row,
     wrap,
 )
+from based_ops.codegen.ir.program import Axis, Program, Tensor
 from based_ops.codegen.ir.rewrite import REWRITES
 from based_ops.codegen.spec.model import LayerSpec
 from tests.conftest import SPECS

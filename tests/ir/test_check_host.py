@@ -34,7 +34,8 @@ from based_ops.codegen.ir.host import (
 )
 from based_ops.codegen.ir.implies import Facts
 from based_ops.codegen.ir.kernels import INTEGER, NUMBER, TRUTH, ForeignKernel, Kernel, LaunchPlan
-from based_ops.codegen.ir.nodes import ACC, INDEX, IO, STATE, Axis, Program, Tensor, Var
+from based_ops.codegen.ir.nodes import ACC, INDEX, IO, STATE, Var
+from based_ops.codegen.ir.program import Axis, Program, Tensor
 from based_ops.codegen.spec.model import LayerSpec
 from tests.conftest import SPECS
 

@@ -21,21 +21,19 @@ from based_ops.codegen.ir.nodes import (
     INDEX,
     IO,
     OPERAND,
-    Axis,
     Cast,
     Const,
     Dot,
     Full,
     Load,
-    Program,
     Span,
     Sum,
-    Tensor,
     Transpose,
     Var,
     column,
     row,
 )
+from based_ops.codegen.ir.program import Axis, Program, Tensor
 from based_ops.codegen.lower.feature_maps import feature_map
 from based_ops.codegen.lower.linear_attention_parts import BATCH_AXES
 from based_ops.codegen.lower.sequence import Sequence

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...ir.kernels import ForeignKernel
-from ...ir.nodes import Program
+from ...ir.program import Program
 from ...lower.feature_maps import feature_map
 from ...lower.linear_attention_parts import Layer
 from ...mixers.linear_attention import LinearAttention

@@ -14,7 +14,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...ir.kernels import ForeignKernel
-from ...ir.nodes import IO, Axis, Tensor, Var
+from ...ir.nodes import IO, Var
+from ...ir.program import Axis, Tensor
 from ...lower.linear_attention_parts import BATCH_AXES, ROWS, SIZES, Layer
 from .kernel import Numbers, Stream
 from .state_kernel import FEATURE_TILES, KEYS, QUERIES, STATE_TILES, VALUES, StateKernel

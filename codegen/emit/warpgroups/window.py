@@ -15,7 +15,8 @@ from dataclasses import replace
 from math import log
 
 from ...ir.kernels import ForeignKernel
-from ...ir.nodes import Axis, Program, Var
+from ...ir.nodes import Var
+from ...ir.program import Axis, Program
 from ...lower.sliding_window_parts import BATCH_AXES
 from ...memory.window import HIDDEN, LOG2_E
 from ...mixers.sliding_window import SlidingWindow

@@ -14,7 +14,8 @@ from ..ir.build import Builder
 from ..ir.host import Name as Value
 from ..ir.host import Parameter, Pass, Present, ReadSizes, allocate, launch
 from ..ir.kernels import TRUTH, ForeignKernel
-from ..ir.nodes import Axis, Cast, Full, Load, Program, Span, Sum, Tensor, Var, cdiv, wrap
+from ..ir.nodes import Cast, Full, Load, Span, Sum, Var, cdiv, wrap
+from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import STREAMS
 from ..spec.fields import Choices, Integer, Name, spec_field
 from ..spec.model import DTYPES_DOC, NAME_DOC, LayerSpec
