@@ -281,11 +281,7 @@ def inputs(
         shape = tensor.shape
         if len(shape) == len(x.dims):
             for dim, size in zip(x.dims, shape, strict=True):
-                want = (
-                    dim
-                    if isinstance(dim, int)
-                    else known.setdefault(dim, tokens if dim == "T" and tokens else size)
-                )
+                want = dim if isinstance(dim, int) else known.setdefault(dim, size)
                 if size != want:
                     break
             else:
