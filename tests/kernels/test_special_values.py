@@ -60,10 +60,10 @@ def test_maps_at_special_values(runner: Runner, data: st.DataObject) -> None:
     text = data.draw(maps(runner), "map")
     double = runner.backend == "torch" and data.draw(st.booleans(), "in float64")
     x = POINTS.double() if double else POINTS
-    for found, wanted, rounded in zip(
-        run(runner, text, x), by_torch(text, x.double()), by_torch(text, x), strict=True
-    ):
-        known = wanted.isfinite() & (wanted.abs() < 1e6) & rounded.isfinite() & ~x.isnan()
+    exact = by_torch(text, x.double())
+    in_domain = ~exact[0].isnan()  # elsewhere a slope may still be a number: that of x**-0.5 at -inf is 0
+    for found, wanted, rounded in zip(run(runner, text, x), exact, by_torch(text, x), strict=True):
+        known = in_domain & wanted.isfinite() & (wanted.abs() < 1e6) & rounded.isfinite() & ~x.isnan()
         # What float32 costs PyTorch it may cost us.
         slack = 20 * (rounded - wanted).abs() + (1e-8 if double else 1e-4) * (1 + wanted.abs())
         assert ((found - wanted).abs() <= slack)[known].all(), (text, x[known], found, wanted)
