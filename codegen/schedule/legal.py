@@ -17,6 +17,9 @@ WARPGROUP = 4
 """Warps that issue one matrix product together on Hopper."""
 WARPGROUP_ROWS = 64
 """Rows of a product of which Triton makes warpgroup instructions are a multiple of this."""
+ROWS_OF_A_WARP = 16
+COLUMNS_OF_A_WARP = 8
+"""What a warp computes of a matrix product is a multiple of so many rows and columns."""
 SAFE_COLUMNS = 64
 """Columns from which on several warpgroup products in one kernel are compiled right."""
 DIRECT = ("LONGEST", "TOKENS")
@@ -106,6 +109,25 @@ def miscompiled(program: Program, types: Types, setting: Setting, dtype: str) ->
     return any(
         resolve(m, setting.constants) % WARPGROUP_ROWS == 0 and resolve(n, setting.constants) < SAFE_COLUMNS
         for m, _, n in products(program, types)
+    )
+
+
+def shares_out(program: Program, types: Types, setting: Setting) -> bool:
+    """Whether the warps of a TileLang block can share out every product, in whole pieces of the same size."""
+    return all(
+        _pieces(resolve(m, setting.constants), resolve(n, setting.constants), setting.warps)
+        for m, _, n in products(program, types)
+    )
+
+
+def _pieces(m: int, n: int, warps: int) -> bool:
+    """Whether some grid of warps covers M x N; a product of 64 rows has four of them along its rows."""
+    least = WARPGROUP if m >= WARPGROUP_ROWS else 1
+    return any(
+        warps % rows == 0
+        and m % (rows * ROWS_OF_A_WARP) == 0
+        and n % (warps // rows * COLUMNS_OF_A_WARP) == 0
+        for rows in range(least, warps + 1, least)
     )
 
 

@@ -5,6 +5,7 @@ Tuning records (`records.py`) override what is chosen here, program by program.
 
 from __future__ import annotations
 
+from ..ir.check import check
 from ..ir.fuse import statements
 from ..ir.kernels import ForeignKernel, LaunchPlan, Sized
 from ..ir.nodes import Add, For, Let, Load, Set
@@ -14,7 +15,16 @@ from ..names import RECURRENCE
 from ..spec.model import LayerSpec
 from . import foreign, orders
 from .budget import WARP
-from .legal import ALL_TOKENS, DIRECT, ONE_TOKEN, WARPGROUP, WARPGROUP_ROWS, recurs
+from .legal import (
+    ALL_TOKENS,
+    COLUMNS_OF_A_WARP,
+    DIRECT,
+    ONE_TOKEN,
+    WARPGROUP,
+    WARPGROUP_ROWS,
+    recurs,
+    shares_out,
+)
 from .model import HOST_C, Schedule, Setting
 
 MATRIX_UNIT = 16
@@ -244,20 +254,42 @@ def _warpgroup(program: Program, qk: int, values: int, wide: bool) -> Setting:
 
 
 def _tensor_cores(spec: LayerSpec, program: Program, dtype: str) -> Setting:
-    """Tiles for TileLang on a GPU: blocks of one warpgroup, or of two where accumulators are wide.
+    """Tiles for TileLang on a GPU: as few values as the warps of a block can share out.
 
-    Columns of a product are a multiple of 16 for each warpgroup, or TileLang leaves the warpgroup's
-    instructions.  Tiles to which no product gives a layout are powers of two, so that the threads divide
-    their rows evenly; and those of sums along rows, for which TileLang finds no layout at every width.
+    Tiles to which no product gives a layout have powers of two as sides, so that the threads divide their
+    rows evenly; and those of sums along rows, for which TileLang finds no layout at every width.
+    """
+    v = spec.extents["VALUES"]
+    groups = 2 if v > 128 else 1
+    whole = max(groups * MATRIX_UNIT, _power_of_two(v))
+    if not _laid_out(program, dtype):
+        return _blocks_of_warpgroups(spec, program, dtype, groups, whole)
+    widths = (_multiple(v, groups), whole, WARPGROUP * groups * COLUMNS_OF_A_WARP)
+    settings = [_blocks_of_warpgroups(spec, program, dtype, groups, width) for width in widths]
+    types = check(program)
+    return next(setting for setting in settings if shares_out(program, types, setting))
+
+
+def _laid_out(program: Program, dtype: str) -> bool:
+    """Whether products on tensor cores give the program's tiles their layouts."""
+    return dtype != "float32" and program.does.isdisjoint({TOKEN, ROW_SUMS, RUNNING_SUMS})
+
+
+def _multiple(columns: int, groups: int) -> int:
+    """Columns of a product; a multiple of 16 for each warpgroup, or TileLang leaves their instructions."""
+    unit = groups * MATRIX_UNIT
+    return -(-columns // unit) * unit
+
+
+def _blocks_of_warpgroups(spec: LayerSpec, program: Program, dtype: str, groups: int, v: int) -> Setting:
+    """Tiles for TileLang on a GPU, `v` values wide: blocks of one warpgroup, or of two.
+
+    A window's queries and keys go to products as they are loaded; those of a map are worked on before.
     """
     wide = dtype == "float32"  # twice the bytes, and products that run on the ordinary units
-    qk, v = spec.extents["QK"], spec.extents["VALUES"]
-    groups = 2 if v > 128 else 1
-    unit = groups * MATRIX_UNIT
-    if not wide and program.does.isdisjoint({TOKEN, ROW_SUMS, RUNNING_SUMS}):
-        qk, v = -(-qk // unit) * unit, -(-v // unit) * unit
-    else:
-        qk, v = max(unit, _power_of_two(qk)), max(unit, _power_of_two(v))
+    qk = spec.extents["QK"]
+    loaded = _laid_out(program, dtype) and SOFTMAX in program.does
+    qk = _multiple(qk, groups) if loaded else max(groups * MATRIX_UNIT, _power_of_two(qk))
     values = v if "VALUES" in program.bounds else min(v, STATE_COLUMNS)
     chunk = 32 if wide else 64
     sizes = {

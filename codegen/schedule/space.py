@@ -19,7 +19,7 @@ from ..ir.program import Program, loads_ahead
 from ..ir.rewrite import rewritten
 from . import orders
 from .budget import fits
-from .legal import ALL_TOKENS, DIRECT, ONE_TOKEN, bounds, is_legal, miscompiled, products
+from .legal import ALL_TOKENS, DIRECT, ONE_TOKEN, bounds, is_legal, miscompiled, products, shares_out
 from .model import Schedule, Setting
 from .policy import MATRIX_UNIT, RESIDENT_PROGRAMS
 
@@ -170,6 +170,8 @@ def _allowed(subject: Sized, schedule: Schedule) -> bool:
     kernel = _rewritten(subject, schedule)
     types = check(kernel)
     if schedule.backend == "triton" and miscompiled(kernel, types, setting, dtype):
+        return False
+    if schedule.backend == "tilelang" and dtype != "float32" and not shares_out(kernel, types, setting):
         return False
     return fits(kernel, types, schedule.backend, dtype, setting)
 

@@ -1,0 +1,36 @@
+"""Heads of any width lower to CUDA: the warps of a block can share out every product of its tiles."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+
+from based_ops.codegen import pipeline
+from based_ops.codegen.ir.check import check
+from based_ops.codegen.ir.program import Program
+from based_ops.codegen.mixers.linear_attention import LinearAttention
+from based_ops.codegen.schedule.choose import choose
+from based_ops.codegen.schedule.legal import shares_out
+from based_ops.codegen.spec.model import Elementwise, HeadDims, LayerSpec
+from tests.kernels.runners import any_linear_attention, any_window
+from tests.layers import build
+
+
+@given(spec=any_linear_attention() | any_window())
+def test_warps_share_out_every_product(spec: LayerSpec) -> None:
+    for program in pipeline.kernels(pipeline.lower(spec), "tilelang"):
+        assert isinstance(program, Program)
+        for dtype, setting in choose(spec, program, "tilelang").settings.items():
+            assert dtype == "float32" or shares_out(program, check(program), setting), program.name
+
+
+@pytest.mark.parametrize(
+    ("qk", "v", "program"), [(16, 16, "states"), (16, 48, "recurrence"), (80, 16, "outputs")]
+)
+def test_widths_that_divide_badly(qk: int, v: int, program: str) -> None:
+    pytest.importorskip("tilelang")
+    from based_ops.aot import tilelang_kernel
+
+    spec = LinearAttention("widths", Elementwise("elu(x) + 1"), HeadDims(qk, v))
+    assert "mma" in tilelang_kernel(spec, build(spec, "tilelang"), program, torch.bfloat16).kernel_source
