@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..state import LinearAttentionState
 from .feature_maps import elementwise, key_features, query_features
@@ -15,12 +16,48 @@ if TYPE_CHECKING:
 
 
 def weights(spec: LinearAttention, q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """A_ij for every pair of tokens, [B,H,T,T], without causality."""
+    """A_ij for every pair of a query and a key, [B,H,Tq,Tk], without causality."""
     if spec.feature_map.kind == "elementwise":
         q, k = elementwise(spec.feature_map.expression, q), elementwise(spec.feature_map.expression, k)
         return scale * torch.einsum("bihd,bjhd->bhij", q, k)
     s = scale * torch.einsum("bihd,bjhd->bhij", q, k)
     return 1 + s if spec.feature_map.order == 1 else 1 + s + s * s / 2
+
+
+def causal_sums(
+    spec: LinearAttention, q: Tensor, k: Tensor, v: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The sums over j ≤ i of A_ij v_j, [B,T,H,V], and of A_ij, [B,T,H].
+
+    Pairs that do not meet are left out, where zeros in their place would make NaN of what is not finite.  So
+    every token has itself; and of spans of 2, 4, 8, ... tokens the later half has all of the earlier half.
+    """
+    length, batch = q.shape[1], q.shape[0]
+    whole = 1 << max(length - 1, 0).bit_length()
+    q, k, v = (pad(x, (0, 0, 0, 0, 0, whole - length)) for x in (q, k, v))
+    own = (x.flatten(0, 1).unsqueeze(1) for x in (q, k, v))
+    o, n = (x.unflatten(0, (batch, whole)).squeeze(2) for x in _sums(spec, scale, *own))
+    size = 1
+    while size < whole:
+        earlier, later = ([_half(x, i, size) for x in (q, k, v)] for i in (0, 1))
+        more = _sums(spec, scale, later[0], *earlier[1:])
+        o, n = (
+            torch.stack([_half(x, 0, size), _half(x, 1, size) + y], 1).unflatten(0, (batch, -1)).flatten(1, 3)
+            for x, y in zip((o, n), more, strict=True)
+        )
+        size *= 2
+    return o[:, :length], n[:, :length]
+
+
+def _half(x: Tensor, number: int, size: int) -> Tensor:
+    """[B,T,...]'s halves, of `size` tokens, with that number in spans of two: [B·T/(2 size),size,...]."""
+    return x.unflatten(1, (-1, 2, size))[:, :, number].flatten(0, 1)
+
+
+def _sums(spec: LinearAttention, scale: float, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """The same over all pairs."""
+    a = weights(spec, q, k, scale)
+    return torch.einsum("bhij,bjhv->bihv", a, v), a.sum(dim=-1).transpose(1, 2)
 
 
 def linear_attention(
@@ -32,9 +69,7 @@ def linear_attention(
     initial_state: LinearAttentionState | None = None,
 ) -> tuple[Tensor, LinearAttentionState]:
     """o [B,T,H,V] and the final state, from q, k [B,T,H,D] and v [B,T,H,V], all computed in q's dtype."""
-    a = weights(spec, q, k, scale).tril()
-    o = torch.einsum("bhij,bjhv->bihv", a, v)
-    n = a.sum(dim=-1).transpose(1, 2)
+    o, n = causal_sums(spec, q, k, v, scale)
     phi_k = key_features(spec, k)
     state = torch.einsum("bjhf,bjhv->bhfv", phi_k, v)
     normalizer = phi_k.sum(dim=1)

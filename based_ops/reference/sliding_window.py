@@ -31,13 +31,18 @@ def sliding_window(
     past = initial_state.position
     k = torch.cat([ring_to_linear(initial_state.k, past), k], dim=1)
     v = torch.cat([ring_to_linear(initial_state.v, past), v], dim=1)
-    own = torch.arange(length, device=q.device)[:, None] + window
-    key = torch.arange(window + length, device=q.device)[None, :]
-    near = (key <= own) & (key > own - window)
-    real = key >= first_valid(past, window)[:, :, None, None]
-    scores = scale * torch.einsum("bihd,bjhd->bhij", q, k)
-    probabilities = scores.masked_fill(~(near & real), float("-inf")).softmax(dim=-1)
-    o = torch.einsum("bhij,bjhv->bihv", probabilities, v)
+    real = torch.arange(window + length, device=q.device) >= first_valid(past, window)[:, :, None]
+    hidden = ~real.transpose(1, 2).unsqueeze(-1)
+    k_seen, v_seen = k.masked_fill(hidden, 0), v.masked_fill(hidden, 0)
+    # One place in the window after the other, so that no query meets a key that it does not see, even by 0.
+    places = [slice(1 + i, 1 + i + length) for i in range(window)]
+    scores = torch.stack(
+        [
+            (scale * (q * k_seen[:, place]).sum(-1)).masked_fill(hidden[:, place, :, 0], float("-inf"))
+            for place in places
+        ]
+    )
+    o = sum(p.unsqueeze(-1) * v_seen[:, at] for p, at in zip(scores.softmax(0), places, strict=True))
     position = past + length
     rings = [linear_to_ring(x[:, length:], position) for x in (k, v)]
     return o, SlidingWindowState(rings[0], rings[1], position)
