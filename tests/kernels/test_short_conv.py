@@ -192,6 +192,29 @@ def test_nan_reaches_the_tokens_that_see_it(runner: Runner, data: st.DataObject)
     assert torch.equal(call.module.forward(x, *others).isnan(), wanted)
 
 
+@given(data=st.data())
+def test_nan_reaches_gradients_of_what_was_seen(runner: Runner, data: st.DataObject) -> None:
+    """One in x or in the outputs' gradients: gradients are finite where autograd's are, and these agree."""
+    call = data.draw(calls(runner).filter(lambda call: call.spec.activation in (None, "silu(x)")))
+    x, *others = call.inputs()
+    dy = call.sequence(5).clone()
+    assert x is not None
+    x, place = x.clone(), [data.draw(st.integers(0, extent - 1), "place") for extent in call.shape]
+    data.draw(st.sampled_from((x, dy)), "poisoned")[tuple(place)] = float("nan")
+    found = call.module.backward(dy, x, *others)
+    leaves = [None if t is None else t.double().detach().requires_grad_() for t in (x, *others)]
+    there = [t for t in leaves if t is not None]
+    y = expected(call.spec, *leaves)[0]
+    wanted = iter(torch.autograd.grad(y, there, dy.double(), allow_unused=True, materialize_grads=True))
+    for name, leaf, actual in zip(NAMES, leaves, found, strict=True):
+        if leaf is not None:
+            want = next(wanted)
+            finite = want.isfinite()
+            assert bool(actual.isfinite()[finite].all()), f"gradient of {name}"
+            kept = (torch.where(finite, t, 0) for t in (actual, want))
+            assert_close(f"gradient of {name}", *kept, BACKWARD[call.dtype], torch.full_like(want, 1.0))
+
+
 # The public object
 
 
