@@ -26,6 +26,11 @@ def on_warpgroups(name: str) -> str:
     return f"{name}_warpgroups"
 
 
+def second_look(program: str) -> str:
+    """The function in which a kernel does rows again, where something is not finite."""
+    return f"{program}_second_look"
+
+
 def name_problem(name: str) -> str | None:
     """Why `name` cannot name a layer, or None when it can.
 

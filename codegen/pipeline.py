@@ -17,7 +17,7 @@ from .ir.check_host import check_passes
 from .ir.host import Launch, Pass
 from .ir.kernels import ForeignKernel, Kernel, LaunchPlan
 from .ir.program import Program
-from .ir.rewrite import drop_unused
+from .ir.rewrite import drop_unused, without_second_look
 from .ir.traits import RECURS
 from .names import variant_file
 from .schedule.choose import choose
@@ -67,10 +67,12 @@ def lower(spec: LayerSpec) -> Lowered:
 def kernels(lowered: Lowered, target: str) -> tuple[Kernel, ...]:
     """The kernels of a layer's generated module, without recurrences if none of its dtypes recurs.
 
-    Triton's has more where a layer suits warpgroups.
+    Triton's has more where a layer suits warpgroups; PyTorch's products select, and need no second look.
     """
     recur = any(recurs(target, dtype) for dtype in lowered.spec.dtypes)
     run = tuple(program for program in lowered.programs if recur or RECURS not in program.does)
+    if target == "torch":
+        run = tuple(map(without_second_look, run))
     return (*run, *_foreign(lowered, target))
 
 

@@ -17,6 +17,7 @@ from ..ir.nodes import (
     Dim,
     Dithered,
     Dot,
+    Doubt,
     Expand,
     Expr,
     For,
@@ -34,6 +35,7 @@ from ..ir.nodes import (
     Var,
     When,
     Where,
+    wrap,
 )
 from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
 from ..ir.program import Tensor
@@ -43,6 +45,9 @@ from .layer import ScheduledProgram
 from .tilelang_places import children, used_indices
 from .tilelang_target import FUNCTIONS, WHOLE_VECTORS, Target, c_name, passed_sizes
 from .writer import Writer
+
+LARGEST = 3.4028234663852886e38
+"""The largest finite number in float32."""
 
 
 def emit_kernel(
@@ -274,6 +279,10 @@ class _Kernel:
                 return f"({text})" if outer > PRECEDENCE["add"] else text
             case Unary("neg", x):
                 return f"-{self.expr(x, places, TIGHT)}"
+            case Unary("nothing", x):  # TileLang takes x * 0 for 0, and x - x
+                return self.expr(Where(Unary("abs", x) <= LARGEST, wrap(0.0), wrap(1.0)), places)
+            case Doubt(x):
+                return f"{self.expr(x)} != 0.0"
             case Unary("abs", x):  # the C target has no absolute value
                 return f"tl.max({self.expr(x, places)}, -{self.expr(x, places, TIGHT)})"
             case Unary(op, x):

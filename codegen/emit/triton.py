@@ -9,7 +9,7 @@ from ..ir.program import Tensor, loads_ahead, uses_operands
 from . import triton_expression, warpgroups
 from .host import emit_passes, emit_schedule, host_helpers, used_helpers
 from .layer import ScheduledForeign, ScheduledKernel, ScheduledLayer
-from .triton_kernel import TritonKernel, parameters
+from .triton_kernel import emit_kernel, parameters
 from .writer import Writer, header
 
 HELPERS = ("dithered", "launch", "operand")
@@ -25,7 +25,7 @@ def emit(layer: ScheduledLayer) -> str:
         if isinstance(scheduled, ScheduledForeign):
             warpgroups.emit(body, layer.spec, scheduled, parameters(scheduled.kernel))
         else:
-            TritonKernel(body, scheduled).emit()
+            emit_kernel(body, scheduled)
     body.blank(2)
     emit_passes(body, layer, _launch)
 

@@ -52,6 +52,8 @@ def formula(expr: Expr, outer: int = 0, language: str = "tl") -> str:
             return f"{offset}{language}.arange(0, {size})"
         case Unary("neg", x):
             return f"-{part(x, TIGHT)}"
+        case Unary("nothing", x):
+            return part(x * 0.0, outer)
         case Unary(op, x) if op in OURS:
             return f"{OURS[op]}({part(x)})"
         case Binary(op, x, y) if op in OURS:
@@ -75,7 +77,7 @@ def formula(expr: Expr, outer: int = 0, language: str = "tl") -> str:
         case Cast(x, dtype) if dtype in (IO, STATE):
             return part(x, outer)  # a store converts to the tensor's own dtype
         case Cast(x, dtype):
-            return f"{part(x, TIGHT)}{cast_suffix(dtype)}"
+            return f"{part(x, TIGHT)}{cast_suffix(dtype, language)}"
         case Dithered(x, dtype, token, value, place):
             return f"dithered({part(x)}, tl.{dtype}, {part(token)}, {part(value)}, {part(place)})"
         case Expand(x, axis):
@@ -91,6 +93,6 @@ def formula(expr: Expr, outer: int = 0, language: str = "tl") -> str:
             raise TypeError(f"no Triton for {type(expr).__name__}")
 
 
-def cast_suffix(dtype: str) -> str:
-    """What converts a Triton tile to a dtype."""
-    return {OPERAND: ".to(OPERAND)", ACC: ".to(tl.float32)", INDEX: ""}[dtype]
+def cast_suffix(dtype: str, language: str = "tl") -> str:
+    """What converts a tile to a dtype."""
+    return {OPERAND: ".to(OPERAND)", ACC: f".to({language}.float32)", INDEX: ""}[dtype]

@@ -14,6 +14,7 @@ from ..ir.nodes import (
     Const,
     Dim,
     Dot,
+    Doubt,
     Expand,
     Expr,
     For,
@@ -29,7 +30,8 @@ from ..ir.nodes import (
     When,
 )
 from ..ir.printer import TIGHT
-from ..ir.program import Tensor, loads_ahead, uses_operands
+from ..ir.program import Program, Tensor, loads_ahead, uses_operands
+from ..ir.rewrite import apart
 from .bounds import Bounds
 from .layer import ScheduledProgram
 from .triton_expression import cast_suffix, formula
@@ -46,17 +48,38 @@ def parameters(kernel: Kernel) -> list[str]:
     ]
 
 
-class TritonKernel:
-    """Prints one program as a ``@triton.jit`` function."""
+def emit_kernel(w: Writer, scheduled: ScheduledProgram) -> None:
+    """Print a program, and before it the function to which it leaves its second look."""
+    kernel, look = apart(scheduled.program)
+    if look:
+        TritonKernel(w, scheduled, look).emit("noinline=True")
+        w.blank(2)
+    # Lengths and counts change from call to call; of rows it matters whether they are whole vectors.
+    sizes = str(list(counts(kernel))).replace("'", '"')
+    TritonKernel(w, scheduled, kernel, look).emit(f"do_not_specialize={sizes}")
 
-    def __init__(self, w: Writer, scheduled: ScheduledProgram) -> None:
-        self.w, self.program, self.types = w, scheduled.program, scheduled.types
+
+class TritonKernel:
+    """Prints one program as a ``@triton.jit`` function; `look` is what it calls where it is in doubt.
+
+    A call keeps the second look's registers out of the program's loops.
+    """
+
+    language = "tl"
+    decorator = "triton.jit"
+
+    def __init__(
+        self, w: Writer, scheduled: ScheduledProgram, program: Program, look: Program | None = None
+    ) -> None:
+        self.w, self.program, self.look, self.types = w, program, look, scheduled.types
         self.bounds = Bounds(scheduled.program, scheduled.schedule)
-        self.batch = [Var(axis.name) for axis in scheduled.program.grid if axis.batch]
+        self.batch = [Var(axis.name) for axis in program.grid if axis.batch]
         self.named = self._named_spans()
         self.read: set[tuple[str, tuple[Expr, ...]]] = set()  # what was loaded, and not stored since
         self.rows = self._rows()
         self.condition = ""
+        self.has_offset = any(map(self._may_be_far, self._entries()))
+        self.counted = {s.var for s in statements(self.program.body) if isinstance(s, For) and not s.ahead}
 
     def _named_spans(self) -> set[str]:
         """Index tiles that need a name: those calculated with, or compared with a tensor's extent."""
@@ -88,41 +111,42 @@ class TritonKernel:
             if isinstance(node, Expand) and node.axis == 0 and isinstance(node.x, Var)
         }
 
-    def emit(self) -> None:
+    def emit(self, options: str) -> None:
         program, w = self.program, self.w
-        # Lengths and counts change from call to call; of rows it matters whether they are whole vectors.
-        w.line(f"@triton.jit(do_not_specialize={list(counts(program))!r})".replace("'", '"'))
-        w.call(
-            f"def {program.name}(",
-            [
-                *parameters(program),
-                *(f"{flag}: tl.constexpr" for flag in program.flags),
-                *(f"{name}: tl.constexpr" for name in program.constants),
-                *(["OPERAND: tl.constexpr"] if uses_operands(program) else []),
-                *(["STAGES: tl.constexpr"] if loads_ahead(program) else []),
-                *(["OFFSET: tl.constexpr = tl.int32"] if any(map(self._may_be_far, self._entries())) else []),
-            ],
-            "):",
-        )
+        w.line(f"@{self.decorator}({options})")
+        offset = ["OFFSET: tl.constexpr = tl.int32"] if self.has_offset else []
+        constants = [f"{name}: {self.language}.constexpr" for name in self._constants()]
+        w.call(f"def {program.name}(", [*parameters(program), *constants, *offset], "):")
         with w.indented():
             w.line(f'"""{program.summary}"""')
             for scalar in program.scalars:
-                w.line(f"{scalar} = tl.cast({scalar}, tl.float32)  # compilers of callers may pass 64 bits")
+                cast = self._cast(Var(scalar), "float32")
+                w.line(f"{scalar} = {cast}  # compilers of callers may pass 64 bits")
             self._program_ids()
             self._block(program.body)
 
+    def _constants(self) -> list[str]:
+        """What the kernel is compiled for, besides how far its tensors reach."""
+        program = self.program
+        return [
+            *program.flags,
+            *program.constants,
+            *(["OPERAND"] if uses_operands(program) else []),
+            *(["STAGES"] if loads_ahead(program) else []),
+        ]
+
     def _program_ids(self) -> None:
         rest = "program"
-        self.w.line("program = tl.program_id(0)")
+        self.w.line(f"program = {self.language}.program_id(0)")
         for axis in reversed(self.program.grid[1:]):
-            extent = formula(axis.extent)
-            wide = ".to(tl.int64)" if axis.batch else ""
+            extent = self.text(axis.extent)
+            wide = f".to({self.language}.int64)" if axis.batch else ""
             self.w.line(
                 f"{axis.name} = ({rest} % {extent}){wide}" if wide else f"{axis.name} = {rest} % {extent}"
             )
             self.w.line(f"program = {rest} // {extent}")
         first = self.program.grid[0]
-        self.w.line(f"{first.name} = program.to(tl.int64)")
+        self.w.line(f"{first.name} = program.to({self.language}.int64)")
 
     # Statements
 
@@ -140,7 +164,7 @@ class TritonKernel:
             case Let(name, value) | Set(name, value):
                 w.line(f"{name} = {self._right_side(value)}")
             case Add(name, Dot(x, y)):
-                w.line(f'{name} = tl.dot({formula(x)}, {formula(y)}, {name}, input_precision="ieee")')
+                w.line(f'{name} = tl.dot({self.text(x)}, {self.text(y)}, {name}, input_precision="ieee")')
             case Add(name, value):
                 w.line(f"{name} += {self._right_side(value)}")
             case Store(tensor, index, value):
@@ -150,10 +174,10 @@ class TritonKernel:
                 self.read.discard((tensor, index))
                 pointer, mask = self._address(tensor, index)
                 mask = " & ".join(part for part in (mask, self.condition) if part)
-                arguments = [pointer, formula(value), *([f"mask={mask}"] if mask else [])]
-                w.call("tl.store(", arguments)
+                arguments = [pointer, self.text(value), *([f"mask={mask}"] if mask else [])]
+                w.call(f"{self.language}.store(", arguments)
             case For(var, start, stop, step, body, ahead):
-                bounds = ", ".join(formula(bound) for bound in (start, stop, step))
+                bounds = ", ".join(self.text(bound) for bound in (start, stop, step))
                 # By itself Triton loads ahead only for products.
                 rounds = f"tl.range({bounds}, num_stages=STAGES)" if ahead else f"range({bounds})"
                 w.line(f"for {var} in {rounds}:")
@@ -163,20 +187,33 @@ class TritonKernel:
                 w.line(f"if {flag}:")
                 with w.indented():
                     self._block(body)
+            case When(Doubt(x), body):
+                w.line(f"if {x.name} != 0.0:  # NaN")
+                with w.indented():
+                    if self.look:
+                        self._call(self.look)
+                    self._block(body)
             case When(condition, body):
                 # As a mask: Triton 3.7 cannot load ahead across branches on Blackwell.
                 assert all(isinstance(inner, Store) for inner in body)
-                self.condition = f"({formula(condition)})"
+                self.condition = f"({self.text(condition)})"
                 self._block(body)
                 self.condition = ""
             case Comment(words):
                 w.line(f"# {words}")
 
+    def _call(self, look: Program) -> None:
+        self.w.line("tl.debug_barrier()  # other threads have written what is written again")
+        offset = ["OFFSET"] if self.has_offset else []
+        passed = [*parameters(look), *look.flags, *look.constants, *offset]
+        self.w.call(f"{look.name}(", passed)
+
     def _load(self, name: str, load: Load) -> None:
         self.read.add((load.tensor, load.index))
         pointer, mask = self._address(load.tensor, load.index)
         guard = [f"mask={mask}", f"other={load.fill}"] if mask else []
-        self.w.call(f"{name} = tl.load(", [pointer, *guard], f"){cast_suffix(load.dtype)}")
+        suffix = cast_suffix(load.dtype, self.language)
+        self.w.call(f"{name} = {self.language}.load(", [pointer, *guard], f"){suffix}")
         if name in self.rows and uses_operands(self.program):
             # Triton would load the vector anew for each column that a thread has of a product; what comes
             # out of a reduction it hands on through shared memory.
@@ -190,28 +227,28 @@ class TritonKernel:
         """
         tensor = self.program.tensor(name)
         strides = self._strides(tensor)
-        tiles = [entry for entry in index if self._rank(entry)]
+        tiles = [entry for entry in index if self.rank(entry)]
         base, offsets = [name], []
         masks: list[str] = []
         for entry, extent, stride in zip(index, tensor.dims, strides, strict=True):
             far = self._may_be_far((entry, extent, stride))
-            if not self._rank(entry):
+            if not self.rank(entry):
                 if entry != Const(0):
-                    scalar = f"tl.cast({formula(entry)}, OFFSET)" if far else formula(entry, TIGHT)
-                    base.append(_times(scalar, stride))
+                    base.append(_times(self._scalar(entry, far), stride))
                 continue
             position = tiles.index(entry)
             side = "" if len(tiles) == 1 else ("[:, None]" if position == 0 else "[None, :]")
             span = self.bounds.span(entry)
             if span is None:
-                offsets.append(_times(f"{formula(entry)}{side}", stride))
+                place = self._cast(entry, "int64") if far else self.text(entry)
+                offsets.append(_times(f"{place}{side}", stride))
             else:
                 if span.start != Const(0):
-                    base.append(_times(f"tl.cast({formula(span.start)}, tl.int64)", stride))
-                run = f"tl.arange(0, {span.size})"
-                run = f"tl.cast({run}, OFFSET)" if far else run
+                    base.append(_times(self._cast(span.start, "int64"), stride))
+                run = self._run(span.size, entry if len(tiles) == 1 else 1 - position)
+                run = f"tl.cast({run}, OFFSET)" if far and self.has_offset else run
                 offsets.append(_times(f"{run}{side}", stride))
-            masks += (f"({formula(test)}){side}" for test in self.bounds.conditions(entry, extent))
+            masks += (f"({self.text(test)}){side}" for test in self.bounds.conditions(entry, extent))
         pointer = " + ".join(base)
         if offsets:
             pointer += f" + ({' + '.join(offsets)})" if len(offsets) > 1 else f" + {offsets[0]}"
@@ -222,12 +259,26 @@ class TritonKernel:
         index, extent, stride = entry
         return isinstance(extent, str) and stride != "1" and index != Const(0) and index not in self.batch
 
+    def _scalar(self, entry: Expr, far: bool) -> str:
+        """An index that is no tile; a token's has 64 bits, since `OFFSET` is for those within a tile."""
+        if far and (not isinstance(entry, Var) or entry.name in self.counted):
+            return self._cast(entry, "int64")
+        return f"tl.cast({self.text(entry)}, OFFSET)" if far and self.has_offset else self.text(entry, TIGHT)
+
+    def _cast(self, expr: Expr, dtype: str) -> str:
+        return f"{self.language}.cast({self.text(expr)}, {self.language}.{dtype})"
+
+    def _run(self, size: Dim, along: Expr | int) -> str:
+        """A run of indices: those of a vector, or along an axis of a matrix."""
+        return f"tl.arange(0, {size})"
+
     def _strides(self, tensor: Tensor) -> list[str]:
         if tensor.strided:
             return [*(f"{tensor.name}_{axis}" for axis in stride_names(tensor)), "1"]
         return [_product(tensor.dims[i + 1 :]) for i in range(len(tensor.dims))]
 
-    def _rank(self, expr: Expr) -> int:
+    def rank(self, expr: Expr) -> int:
+        """How many axes an index or a variable has."""
         match expr:
             case Var(name):
                 return len(self.types[name].shape)
@@ -238,16 +289,20 @@ class TritonKernel:
 
     # Expressions
 
+    def text(self, expr: Expr, outer: int = 0) -> str:
+        """An expression."""
+        return formula(expr, outer, self.language)
+
     def _right_side(self, value: Expr) -> str:
         match value:
             case Dot(x, y):
-                return f'tl.dot({formula(x)}, {formula(y)}, input_precision="ieee")'
+                return f'tl.dot({self.text(x)}, {self.text(y)}, input_precision="ieee")'
             case Sum(x, axis):
-                return f"tl.sum({x.name}, {axis})"
+                return f"{self.language}.sum({x.name}, {axis})"
             case Max(x, axis):
-                return f"tl.max({x.name}, {axis})"
+                return f"{self.language}.max({x.name}, {axis})"
             case _:
-                return formula(value)
+                return self.text(value)
 
 
 def stride_names(tensor: Tensor) -> list[str]:

@@ -29,6 +29,7 @@ from .nodes import (
     Dim,
     Dithered,
     Dot,
+    Doubt,
     Expand,
     Expr,
     For,
@@ -256,6 +257,10 @@ class _Checker:
                 return replace(vector, shape=(1, *vector.shape) if axis == 0 else (*vector.shape, 1))
             case Full(shape, _, dtype):
                 return Type(dtype, shape)
+            case Doubt(x):
+                if self.infer(x).shape or self.infer(x).dtype != ACC:
+                    raise self.fail(f"doubt of {self.infer(x)}")
+                return Type(BOOL)
             case Transpose(x):
                 tile = self.infer(x)
                 return replace(tile, shape=tile.shape[::-1])
@@ -286,7 +291,7 @@ def children(expr: Expr) -> tuple[Expr, ...]:
     match expr:
         case Span(start, stop=stop):
             return (start,) if stop is None else (start, stop)
-        case Unary(_, x) | Cast(x, _) | Expand(x, _) | Transpose(x) | Sum(x, _) | Max(x, _):
+        case Unary(_, x) | Cast(x, _) | Expand(x, _) | Transpose(x) | Sum(x, _) | Max(x, _) | Doubt(x):
             return (x,)
         case Binary(_, x, y):
             return (x, y)

@@ -27,6 +27,8 @@ class ForeignKernel:
     flags: tuple[str, ...]
     constants: tuple[str, ...]
     bounds: dict[str, int] = field(default_factory=dict, hash=False)
+    second_look: Program | None = None
+    """What it calls where something is not finite: a tile program, which is printed as a function."""
     decides: bool = False
     """Whether a pass asks this kernel if it serves a call; where it does not, no other of them runs."""
 

@@ -86,7 +86,7 @@ Operand = Expr | int | float | str
 
 UNARY = (
     *("neg", "exp", "exp2", "expm1", "log", "log2", "log1p", "sqrt", "abs"),
-    *("tanh", "sigmoid", "sin", "cos", "erf", "erfc"),
+    *("tanh", "sigmoid", "sin", "cos", "erf", "erfc", "nothing"),
 )
 ARITHMETIC = (
     *("add", "sub", "mul", "div", "floordiv", "mod", "cdiv", "min", "max"),
@@ -94,7 +94,8 @@ ARITHMETIC = (
 )
 """Operations.  What min and max give of a NaN is the backend's; min_or_nan and max_or_nan give NaN.
 
-if_positive(x, y) is y where x > 0, NaN where x is NaN, else 0, whatever y is.
+if_positive(x, y) is y where x > 0, NaN where x is NaN, else 0, whatever y is.  nothing is 0 of a finite
+number, and anything else of NaN and of infinities.
 """
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "and")
 
@@ -198,8 +199,9 @@ class Transpose(Expr):
 class Dot(Expr):
     """Matrix product ``[m, k] · [k, n]``, summed in the accumulator's precision.
 
-    `among`, where given, says which elements of x there are, ``[m, k]``: the others are 0.  A backend may
-    multiply by those zeros; one that does not keeps what they meet in y, NaN included, out of the sum.
+    `among`, where given, says which elements of x there are, ``[m, k]``: the others are 0, and what they
+    meet in y, NaN included, is no part of the sum.  A backend whose matrix product multiplies by those
+    zeros keeps to that by a second look: see `Doubt`.
     """
 
     x: Var | Transpose
@@ -250,6 +252,17 @@ class Columns(Expr):
     fill: float = 0.0
     transposed: bool = False
     weight: Var | None = None
+
+
+@dataclass(frozen=True)
+class Doubt(Expr):
+    """Whether a sum of `nothing` is anything: the same throughout a block, and known only as it runs.
+
+    It is the condition of a second look alone: of statements that do again, with selects, what products with
+    zeros may have spoilt.  A backend whose products select by themselves leaves them out.
+    """
+
+    x: Var
 
 
 class Stmt:
@@ -321,7 +334,7 @@ class Blocks(Stmt):
 
 @dataclass(frozen=True)
 class When(Stmt):
-    """Statements under a condition that is the same throughout a block: a plain scalar, or a flag.
+    """Statements under a condition that is the same throughout a block: a plain scalar, a flag, or a doubt.
 
     A flag is a compile-time switch of the program; what stands under one that is off is not there at all.
     """

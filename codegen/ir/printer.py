@@ -12,6 +12,7 @@ from .nodes import (
     Const,
     Dithered,
     Dot,
+    Doubt,
     Expand,
     Expr,
     For,
@@ -154,6 +155,8 @@ def text(expr: Expr, outer: int = 0) -> str:
             return f"{x.name}.T"
         case Dot(x, y, among):
             return f"{text(x)} @ {text(y)}" + (f" among {text(among)}" if among is not None else "")
+        case Doubt(x):
+            return f"doubt({x.name})"
         case Sum(x, axis):
             return f"sum({x.name}, axis={axis})"
         case Max(x, axis):

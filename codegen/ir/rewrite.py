@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
+from ..names import second_look
 from .blocks import write_out
 from .check import walk
 from .fuse import expressions, statements
@@ -15,6 +16,7 @@ from .nodes import (
     Cast,
     Columns,
     Dot,
+    Doubt,
     Expr,
     For,
     Full,
@@ -125,6 +127,34 @@ def drop_unused(program: Program) -> Program:
         if body == program.body:
             return program
         program = replace(program, body=body)
+
+
+def without_second_look(program: Program) -> Program:
+    """Leave out what stands under a doubt, and what raises it: for backends whose products select."""
+    body = tuple(stmt for stmt in program.body if not _is_second_look(stmt))
+    once = drop_unused(replace(program, body=body))
+    text = repr((once.grid, once.body))
+    return replace(once, constants=tuple(name for name in once.constants if f"'{name}'" in text))
+
+
+def apart(program: Program) -> tuple[Program, Program | None]:
+    """A program, and its second look as a program of its own: for backends that call it as a function.
+
+    Of the second look the first keeps the doubt, with nothing under it.
+    """
+    looks = [stmt for stmt in program.body if _is_second_look(stmt)]
+    if not looks:
+        return program, None
+    (look,) = looks
+    assert isinstance(look, When)
+    body = tuple(replace(look, body=()) if stmt is look else stmt for stmt in program.body)
+    return replace(program, body=body), replace(
+        program, name=second_look(program.name), summary="The rows again, by selects.", body=look.body
+    )
+
+
+def _is_second_look(stmt: Stmt) -> bool:
+    return isinstance(stmt, When) and isinstance(stmt.condition, Doubt)
 
 
 REWRITES: dict[str, Callable[[Program, Callable[[str], int]], Program]] = {

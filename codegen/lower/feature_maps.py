@@ -6,13 +6,11 @@ identity for a Taylor map) and a kernel function ``f`` of the dot product.  Insi
 Φ_r(w)``.  The weights, and with them the scale, stand on the query's side, so that a recurrent state does not
 depend on the scale.
 
-A map that is not here yet is one more class with these methods, and one line in `feature_map`.
+A map that is not here yet is one more class with the methods of `features.FeatureMap`, and one line in
+`feature_map`.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Protocol
 
 from ..ir.build import Builder
 from ..ir.nodes import (
@@ -20,101 +18,24 @@ from ..ir.nodes import (
     OPERAND,
     Cast,
     Columns,
-    Const,
     Dot,
     Expr,
     Full,
     Load,
+    Sum,
     Transpose,
     Var,
     Where,
     column,
+    minimum,
     row,
     wrap,
 )
 from ..mixers.linear_attention import LinearAttention
 from ..spec.model import Elementwise, TaylorExp
 from .expression import Function
+from .features import SCALE, Across, FeatureMap, Selection, times
 from .sequence import Sequence
-
-SCALE = Var("scale")
-
-
-@dataclass(frozen=True)
-class Across:
-    """Features of a tile's rows, laid so that a product sums over the rows."""
-
-    matrix: Var | Transpose
-    """``[features, rows]``, an operand."""
-    of_rows: Expr
-    """The same unrounded, with the rows along `axis`."""
-    axis: int
-    name: str
-    """For what is made of `of_rows`."""
-
-    def by_row(self, numbers: Var) -> Expr:
-        """One number a row, as it meets `of_rows`."""
-        return row(numbers) if self.axis == 1 else column(numbers)
-
-
-class FeatureMap(Protocol):
-    """What a lowering asks of a feature map.  Tiles are ``[rows, qk]`` unless said otherwise."""
-
-    rows: int
-    """How many features the state keeps."""
-
-    block: str
-    """The constant that says how many of them a program handles at a time."""
-
-    def load(
-        self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...], sequence: Sequence
-    ) -> tuple[Var, Var]:
-        """Load a tile of q or k; returns it as loaded and as the matrix operand it enters products with."""
-
-    def load_scaled(
-        self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...], sequence: Sequence
-    ) -> Var:
-        """Load a tile of q as a matrix operand that has the scale in it."""
-
-    def kernel(self, product: Expr, scale: Expr = SCALE) -> Expr:
-        """f(scale · product), elementwise."""
-
-    def slope(self, product: Expr, scale: Expr = SCALE) -> Expr:
-        """The derivative of `kernel` by the product."""
-
-    def select(self, b: Builder, f: Var) -> tuple[Var, ...]:
-        """Index tiles that name, for each feature of the block `f`, the columns it is made of."""
-
-    def weights(self, b: Builder, f: Var) -> Var:
-        """The query-side weight of each feature of the block `f`, a vector; 0 past the last feature."""
-
-    def fixed_weights(self, b: Builder, f: Var) -> Var | None:
-        """`weights` for a scale of 1; None if all of them are 1."""
-
-    def features(
-        self, b: Builder, name: str, operand: Var, selection: tuple[Var, ...], weight: Var | None = None
-    ) -> Var:
-        """Features of every row, ``[rows, block]``, times `weight` where it is given."""
-
-    def across(self, b: Builder, operand: Var, selection: tuple[Var, ...]) -> Across:
-        """Unweighted features of every row, as they enter sums over rows."""
-
-    def constant(self, f: Var) -> Expr | None:
-        """Which features are 1 even of a row that is 0, as past the end of a sequence; None if none."""
-
-    def adjoint(self, b: Builder, gradient: Var, operand: Var, selection: tuple[Var, ...], into: Var) -> None:
-        """Add to `into` the gradient by the operand, given the gradient by its (unweighted) features.
-
-        The program's index tile ``d`` names the operand's columns.
-        """
-
-    def leave(self, loaded: Var, gradient: Var) -> Expr:
-        """The gradient by the tile as loaded, given the gradient by the operand."""
-
-    def row_features(
-        self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...], f: Var, selection: tuple[Var, ...]
-    ) -> Var:
-        """Features of one row, a vector ``[block]``; `index` names the row, features past the last are 0."""
 
 
 class Taylor:
@@ -145,26 +66,35 @@ class Taylor:
         tile = b.let(name, Load(tensor, index, ACC))
         return b.let(f"{name}_scaled", Cast(tile * SCALE, OPERAND))
 
+    def exact(
+        self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...], columns: Expr
+    ) -> tuple[Var, Var]:
+        loaded = b.let(name, Load(tensor, index, ACC))
+        return loaded, loaded
+
     def kernel(self, product: Expr, scale: Expr = SCALE) -> Expr:
-        s = _times(scale, product)
+        s = times(scale, product)
         return 1.0 + s if self.order == 1 else 1.0 + s * (1.0 + 0.5 * s)
 
     def slope(self, product: Expr, scale: Expr = SCALE) -> Expr:
-        return scale if self.order == 1 else _times(scale, 1.0 + _times(scale, product))
+        return scale if self.order == 1 else times(scale, 1.0 + times(scale, product))
 
-    def select(self, b: Builder, f: Var) -> tuple[Var, ...]:
+    def select(self, b: Builder, f: Var, suffix: str = "") -> tuple[Var, ...]:
         if self.order == 1:
             return (f,)
-        first = b.let("first", Where(f < self.pairs, f % self.qk, f - self.pairs))
+        first = b.let(f"first{suffix}", Where(f < self.pairs, f % self.qk, f - self.pairs))
         rotated = (f % self.qk + f // self.qk) % self.qk
-        second = b.let("second", Where(f < self.pairs, rotated, wrap(self.qk)))
+        second = b.let(f"second{suffix}", Where(f < self.pairs, rotated, wrap(self.qk)))
         return first, second
 
     def weights(self, b: Builder, f: Var) -> Var:
+        return b.let("weight", Where(f < self.rows, self.weight(f), wrap(0.0)))
+
+    def weight(self, f: Var) -> Expr:
         weight: Expr = Where(f < self.pairs + self.qk, SCALE, wrap(1.0))
         if self.order == 2:
             weight = Where(f < self.pairs, SCALE * SCALE * self._halved(f), weight)
-        return b.let("weight", Where(f < self.rows, weight, wrap(0.0)))
+        return weight
 
     def fixed_weights(self, b: Builder, f: Var) -> Var | None:
         halved = self._halved(f) if self.order == 2 else wrap(1.0)
@@ -227,6 +157,56 @@ class Taylor:
         product: Expr = factors[0] if self.order == 1 else factors[0] * factors[1]
         return b.let(name, Where(f < self.rows, product, wrap(0.0)))
 
+    def row_adjoint(
+        self,
+        b: Builder,
+        gradient: Var,
+        tensor: str,
+        index: tuple[Expr, ...],
+        f: Var,
+        selection: Selection,
+        into: Var,
+    ) -> None:
+        factors: list[Expr] = [gradient]
+        if self.order == 2:
+            others = [
+                b.let(f"other_{i.name}", Load(tensor, (*index, i), ACC, fill=1.0))
+                for i in reversed(selection)
+            ]
+            factors = [gradient * other for other in others]
+        for i, factor in zip(selection, factors, strict=True):
+            scattered = Where(column(i).equals(row(Var("d"))), column(factor), wrap(0.0))
+            b.add(into, Sum(b.let(f"to_{i.name}", scattered), 0))
+
+    def column_features(
+        self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...], f: Var, selection: Selection
+    ) -> Var:
+        factors = [self._column(b, f"{name}_{i.name}", tensor, index, i) for i in selection]
+        return b.let(name, factors[0] if self.order == 1 else factors[0] * factors[1])
+
+    def column_adjoint(
+        self,
+        b: Builder,
+        gradient: Var,
+        tensor: str,
+        index: tuple[Expr, ...],
+        f: Var,
+        selection: Selection,
+        into: Var,
+    ) -> None:
+        factors: list[Expr] = [gradient]
+        if self.order == 2:
+            factors = [
+                gradient * self._column(b, f"other_{i.name}", tensor, index, i) for i in reversed(selection)
+            ]
+        for i, factor in zip(selection, factors, strict=True):
+            b.add(into, Where(row(Var("d")).equals(i), column(factor), wrap(0.0)))
+
+    def _column(self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...], i: Var) -> Expr:
+        """A column of x̂, of which the last is 1."""
+        inside = b.let(name, Load(tensor, (*index, minimum(i, self.qk - 1)), ACC))
+        return Where(i < self.qk, inside, wrap(1.0))
+
 
 class ElementwiseMap:
     """A = scale · φ(q)·φ(k) with φ applied to every component: the features are φ(x) themselves."""
@@ -255,6 +235,15 @@ class ElementwiseMap:
         tile = b.let(name, Load(tensor, index, ACC))
         return b.let(f"{name}_features", Cast(self._mapped(tile, index, sequence) * SCALE, OPERAND))
 
+    def exact(
+        self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...], columns: Expr
+    ) -> tuple[Var, Var]:
+        loaded = b.let(name, Load(tensor, index, ACC))
+        mapped = self.of(loaded)
+        if not self.keeps_zero:
+            mapped = Where(columns < self.qk, mapped, wrap(0.0))
+        return loaded, b.let(f"{name}_features", mapped)
+
     def _mapped(self, tile: Var, index: tuple[Expr, ...], sequence: Sequence) -> Expr:
         mapped = self.of(tile)
         if self.keeps_zero:
@@ -264,16 +253,19 @@ class ElementwiseMap:
         return Where(sequence.holds(column(t)) & (row(d) < self.qk), mapped, wrap(0.0))
 
     def kernel(self, product: Expr, scale: Expr = SCALE) -> Expr:
-        return _times(scale, product)
+        return times(scale, product)
 
     def slope(self, product: Expr, scale: Expr = SCALE) -> Expr:
         return scale
 
-    def select(self, b: Builder, f: Var) -> tuple[Var, ...]:
+    def select(self, b: Builder, f: Var, suffix: str = "") -> tuple[Var, ...]:
         return ()
 
     def weights(self, b: Builder, f: Var) -> Var:
         return b.let("weight", Full((self.block,), 1.0) * SCALE)
+
+    def weight(self, f: Var) -> Expr:
+        return SCALE
 
     def fixed_weights(self, b: Builder, f: Var) -> Var | None:
         return None
@@ -301,9 +293,35 @@ class ElementwiseMap:
         values = b.let(f"{name}_values", Load(tensor, (*index, f), ACC))
         return b.let(name, Where(f < self.qk, self.of(values), wrap(0.0)))
 
+    def row_adjoint(
+        self,
+        b: Builder,
+        gradient: Var,
+        tensor: str,
+        index: tuple[Expr, ...],
+        f: Var,
+        selection: Selection,
+        into: Var,
+    ) -> None:
+        scattered = Where(column(f).equals(row(Var("d"))), column(gradient), wrap(0.0))
+        b.add(into, Sum(b.let("to_f", scattered), 0))
 
-def _times(scale: Expr, product: Expr) -> Expr:
-    return product if scale == Const(1.0) else scale * product
+    def column_features(
+        self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...], f: Var, selection: Selection
+    ) -> Var:
+        return b.let(name, self.of(b.let(f"{name}_values", Load(tensor, (*index, f), ACC))))
+
+    def column_adjoint(
+        self,
+        b: Builder,
+        gradient: Var,
+        tensor: str,
+        index: tuple[Expr, ...],
+        f: Var,
+        selection: Selection,
+        into: Var,
+    ) -> None:
+        b.add(into, Where(row(Var("d")).equals(f), column(gradient), wrap(0.0)))
 
 
 def feature_map(spec: LinearAttention) -> FeatureMap:

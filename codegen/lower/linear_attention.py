@@ -29,6 +29,7 @@ from .linear_attention_parts import BATCH_AXES, CHUNK_AXIS, ROWS, TOKENS, Layer
 from .linear_attention_recurrence import recurrence
 from .linear_attention_states import running_states, segment_sums
 from .prefix import prefix
+from .second_look import doubt_of, second_look
 
 
 def programs(spec: LinearAttention) -> tuple[Program, ...]:
@@ -73,6 +74,8 @@ def outputs(layer: Layer) -> Program:
         memory.pair(queries, keys, values, column(t) >= row(j), onto=answer)
     memory.finish(answer, t)
     b.store("o", (B, t, H, u), Cast(answer.out, IO))
+    with second_look(b, doubt_of(b, answer.out)):
+        layer.singles(b, Var("value_block") * "VALUES").outputs()
     tensors = (
         layer.queries("q"),
         layer.queries("k"),
@@ -88,7 +91,7 @@ def outputs(layer: Layer) -> Program:
         axes,
         tensors,
         b,
-        ("SEGMENT", "CHUNK", "KEYS"),
+        ("SEGMENT", "CHUNK", "KEYS", "ROWS"),
         whole_values=False,
         flags=("STATEFUL",),
     )

@@ -8,6 +8,7 @@ from ..ir.program import Program, Tensor
 from ..ir.traits import GRADIENTS, ROW_SUMS
 from ..memory.states import B, H
 from .linear_attention_parts import CHUNK_AXIS, ROWS, TOKENS, Layer
+from .second_look import doubt_of, second_look
 
 
 def query_gradients(layer: Layer) -> Program:
@@ -33,6 +34,8 @@ def query_gradients(layer: Layer) -> Program:
         keys, values = memory.keys(j)
         memory.pair_by_query(dq, queries, gradients, keys, values, column(t) >= row(j))
     b.store("dq", (B, t, H, d), Cast(layer.features.leave(loaded, dq), IO))
+    with second_look(b, doubt_of(b, dq)):
+        layer.singles(b).query_gradients()
     tensors = (
         layer.queries("q"),
         layer.queries("k"),
@@ -49,7 +52,7 @@ def query_gradients(layer: Layer) -> Program:
         (CHUNK_AXIS,),
         tensors,
         b,
-        ("SEGMENT", "CHUNK", "KEYS"),
+        ("SEGMENT", "CHUNK", "KEYS", "ROWS"),
         whole_values=True,
         flags=("STATEFUL",),
         does=(GRADIENTS, ROW_SUMS),
@@ -82,6 +85,8 @@ def key_gradients(layer: Layer) -> Program:
         memory.pair_by_key(dk, dv, keys, values, queries, gradients, column(j) <= row(t))
     b.store("dk", (B, j, H, d), Cast(layer.features.leave(loaded, dk), IO))
     b.store("dv", (B, j, H, u), Cast(dv, IO))
+    with second_look(b, doubt_of(b, dk, dv)):
+        layer.singles(b).key_gradients()
     tensors = (
         layer.queries("q"),
         layer.queries("k"),
@@ -98,7 +103,7 @@ def key_gradients(layer: Layer) -> Program:
         (CHUNK_AXIS,),
         tensors,
         b,
-        ("SEGMENT", "CHUNK", "QUERIES"),
+        ("SEGMENT", "CHUNK", "QUERIES", "ROWS"),
         whole_values=True,
         flags=("STATEFUL",),
         does=(GRADIENTS,),

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..ir.build import Builder
-from ..ir.nodes import ACC, IO, OPERAND, STATE, Dim, Var, cdiv
+from ..ir.nodes import ACC, IO, OPERAND, STATE, Const, Dim, Expr, Span, Var, cdiv, wrap
 from ..ir.program import Axis, Program, Tensor
 from ..memory.states import Kept
 from ..memory.sums import Sums
+from ..memory.sums_singles import Chunk, Singles
+from ..memory.sums_walk import Walk
 from ..mixers.linear_attention import LinearAttention
-from .feature_maps import FeatureMap
+from .features import FeatureMap
 from .sequence import Sequence
 
 TOKENS = Sequence("T")
@@ -21,6 +23,7 @@ NUMBERS = ("B", "H", "T")
 BATCH_AXES = (Axis("b", Var("B"), batch=True), Axis("h", Var("H"), batch=True))
 CHUNK_AXIS = Axis("chunk", cdiv("T", "CHUNK"))
 SIZES = ("B", "T", "H", "segments")
+FIRST = Const(0)
 
 
 class Layer:
@@ -114,6 +117,35 @@ class Layer:
         """The memory of a program, as `Sums` takes it."""
         eps = self.spec.eps if self.spec.normalize else None
         return Sums(b, self.features, TOKENS, eps, size, products)
+
+    # Second looks.  What they need is introduced anew: what the program had of it would be kept for their
+    # sake, through every loop, in registers.
+
+    def singles(self, b: Builder, first_value: Expr = FIRST) -> Singles:
+        """The rows of a program's chunk; `first_value` is the first of its columns of values."""
+        memory, length = self._again(b, first_value), self.segment_length(b)
+        place = Var("chunk") * "CHUNK"
+        segment = b.let("segment", place // length)
+        first, stop = self._segment(b, segment, length)
+        return Singles(
+            memory, Chunk(TOKENS.token(place), first, stop, self.segment_states("STATEFUL"), segment)
+        )
+
+    def walk(self, b: Builder, first_value: Expr = FIRST) -> Walk:
+        """The tokens of a program's segment."""
+        memory, segment = self._again(b, first_value), Var("segment")
+        first, stop = self._segment(b, segment, self.segment_length(b))
+        initial, before = self.user_states("initial_", "INITIAL"), self.segment_states("SEGMENTED")
+        return Walk(memory, first, stop, {"INITIAL": (initial, ()), "SEGMENTED": (before, (segment,))})
+
+    def _again(self, b: Builder, first_value: Expr) -> Sums:
+        b.let("d", Span(wrap(0), "QK"))
+        b.let("u", Span(first_value, "VALUES"))
+        return self.memory(b)
+
+    def _segment(self, b: Builder, segment: Var, length: Var) -> tuple[Var, Var]:
+        first = b.let("first_token", TOKENS.token(segment * length))
+        return first, b.let("stop_token", TOKENS.until(first + length))
 
     def segment_length(self, b: Builder) -> Var:
         """Tokens of a segment: the fewest whole grains of SEGMENT tokens with which `segments` cover all."""

@@ -8,11 +8,12 @@ segments, each of which starts from the sum of those before it.
 from __future__ import annotations
 
 from ..ir.build import Builder
-from ..ir.nodes import IO, Cast, Span, Var, cdiv, column, row, wrap
+from ..ir.nodes import IO, Cast, Full, Span, Var, cdiv, column, row, wrap
 from ..ir.program import Axis, Program
 from ..ir.traits import RECURS
 from ..memory.states import B, H
 from .linear_attention_parts import TOKENS, Layer
+from .second_look import doubt_of, second_look
 
 FLAGS = ("INITIAL", "SEGMENTED", "FINAL")
 
@@ -51,6 +52,12 @@ def recurrence(layer: Layer) -> Program:
         b.store("o", (B, t, H, u), Cast(answer.out, IO))
     with b.when("FINAL"), b.blocks("f0", features.rows, memory.size, memory.tiles):
         state.store(final)
+    # Every value enters the state, so this is finite only if all of them are.
+    all_rows = b.let("S_all", Full((memory.size, "VALUES"), 0.0))
+    with b.blocks("f0", features.rows, memory.size, memory.tiles):
+        b.add(all_rows, state.sums)
+    with second_look(b, doubt_of(b, all_rows)):
+        layer.walk(b, Var("value_block") * "VALUES").outputs()
     tensors = (
         layer.queries("q"),
         layer.queries("k"),

@@ -20,6 +20,7 @@ from ..ir.traits import SOFTMAX, TOKEN
 from ..memory.ring import Ring
 from ..memory.window import B, H
 from ..mixers.sliding_window import SlidingWindow
+from .second_look import doubt_of, second_look
 from .sliding_window_backward import gradients
 from .sliding_window_parts import BATCH_AXES, NUMBERS, QUERIES, QUERY_ROWS, Layer
 
@@ -51,6 +52,9 @@ def outputs(layer: Layer) -> Program:
         memory.pair_more("_further", answer, queries, keys, earlier & (row(further) >= column(oldest)))
     b.store("lse", (B, H, t), answer.lse())
     b.store("o", (B, t, H, u), Cast(answer.divided(), IO))
+    with second_look(b, doubt_of(b, answer.out)):
+        begin = QUERIES.token(Var("chunk") * "CHUNK")
+        layer.rows(b).outputs(begin, QUERIES.until(begin + "CHUNK"))
     tensors = (*layer.inputs(), Tensor("o", (*QUERY_ROWS, layer.v), IO), Tensor("lse", NUMBERS, ACC))
     return layer.program(
         "outputs",
@@ -58,7 +62,7 @@ def outputs(layer: Layer) -> Program:
         Axis("chunk", cdiv("T", "CHUNK")),
         tensors,
         b,
-        ("CHUNK", "KEYS"),
+        ("CHUNK", "KEYS", "ROWS"),
     )
 
 

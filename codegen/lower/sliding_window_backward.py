@@ -19,6 +19,7 @@ from ..ir.nodes import ACC, IO, Cast, Full, Span, Var, cdiv, column, maximum, ro
 from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import GRADIENTS, ROW_SUMS
 from ..memory.window import B, H
+from .second_look import doubt_of, second_look
 from .sliding_window_parts import KEY_ROWS, KEYS, NUMBERS, QUERIES, QUERY_ROWS, Layer
 
 
@@ -46,6 +47,7 @@ def gradients(layer: Layer) -> Program:
         visible = earlier & (row(further) >= column(oldest))
         memory.pair_by_query("_further", queries, keys_further, visible, dq)
     b.store("dq", (B, t, H, d), Cast(dq * Var("scale"), IO))
+    doubt = doubt_of(b, dq)
 
     b.comment("The keys of the chunk: its own queries, then the queries after it.")
     dk, dv = b.let("dK", Full(("CHUNK", "QK"), 0.0)), b.let("dV", Full(("CHUNK", "VALUES"), 0.0))
@@ -61,6 +63,12 @@ def gradients(layer: Layer) -> Program:
             memory.pair_by_key("_later", keys, queries, row(memory.place(later)) <= column(newest), dk, dv)
     b.store("dk", (B, j, H, d), Cast(dk * Var("scale"), IO))
     b.store("dv", (B, j, H, u), Cast(dv, IO))
+    with second_look(b, doubt_of(b, dk, dv, onto=doubt)):
+        rows = layer.rows(b)
+        begin = b.let("begin", KEYS.token(Var("chunk") * "CHUNK"))
+        own = maximum(memory.query_at(begin), QUERIES.start)
+        rows.query_gradients(own, QUERIES.until(memory.query_at(begin + "CHUNK")))
+        rows.key_gradients(begin, KEYS.until(begin + "CHUNK"))
     tensors = (
         *layer.inputs(),
         Tensor("do", (*QUERY_ROWS, layer.v), IO, strided=True),
@@ -76,6 +84,6 @@ def gradients(layer: Layer) -> Program:
         Axis("chunk", cdiv("Tk", "CHUNK")),
         tensors,
         b,
-        ("CHUNK", "KEYS", "QUERIES"),
+        ("CHUNK", "KEYS", "QUERIES", "ROWS"),
         (GRADIENTS, ROW_SUMS),
     )

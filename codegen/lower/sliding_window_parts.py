@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..ir.build import Builder
-from ..ir.nodes import INDEX, IO, Var
+from ..ir.nodes import INDEX, IO, Span, Var, cdiv, wrap
 from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import SOFTMAX
 from ..memory.window import Window
+from ..memory.window_rows import Rows
 from ..mixers.sliding_window import SlidingWindow
 from .sequence import Sequence
 
@@ -65,3 +66,19 @@ class Layer:
 
     def memory(self, b: Builder) -> Window:
         return Window(b, self.window, QUERIES, KEYS)
+
+    def rows(self, b: Builder) -> Rows:
+        """The rows of a second look.
+
+        What it needs is introduced anew: what the program had of it would be kept for its sake, through every
+        loop, in registers.
+        """
+        b.let("d", Span(wrap(0), "QK"))
+        b.let("u", Span(wrap(0), "VALUES"))
+        return Rows(self.memory(b))
+
+    def segment(self, b: Builder) -> tuple[Var, Var]:
+        """Where a segment begins and ends, of a program that has one."""
+        length = cdiv(cdiv(QUERIES.length, "CHUNK"), "segments") * "CHUNK"
+        first = b.let("first_token", QUERIES.token(Var("segment") * length))
+        return first, b.let("stop_token", QUERIES.until(first + length))

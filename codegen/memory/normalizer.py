@@ -20,7 +20,7 @@ from ..ir.nodes import (
     row,
     wrap,
 )
-from ..lower.feature_maps import Across
+from ..lower.features import Across
 from .states import Part
 
 

@@ -11,19 +11,15 @@ from ..ir.nodes import (
     IO,
     Cast,
     Expr,
-    Full,
     Load,
-    Max,
     Span,
-    Sum,
-    Unary,
     Var,
     Where,
     column,
-    maximum,
     row,
 )
-from .window import LEAST, B, H, score
+from .window import B, H
+from .window_rows import RowSums
 
 
 class Ring:
@@ -44,25 +40,10 @@ class Ring:
 
     def read(self, query: Var) -> Expr:
         """o of the token's query."""
-        b = self.b
-        out = b.let("O", Full(("VALUES",), 0.0))
-        top = b.let("top", Full((), LEAST))
-        total = b.let("total", Full((), 0.0))
+        sums = RowSums.start(self.b)
         for keys, values, seen in self._tiles():
-            terms = b.let("terms", keys * row(query))
-            products = b.let("R", Sum(terms, 1))
-            scores = b.let("scores", score(products, seen))
-            tile_top = b.let("tile_top", Max(scores, 0))
-            new_top = b.let("new_top", maximum(top, tile_top))
-            weights = b.let("P", Unary("exp2", scores - new_top))
-            correction = b.let("correction", Unary("exp2", top - new_top))
-            tile_total = b.let("tile_total", Sum(weights, 0))
-            b.set(total, total * correction + tile_total)
-            weighted = b.let("weighted", column(weights) * values)
-            tile_out = b.let("tile_out", Sum(weighted, 0))
-            b.set(out, out * correction + tile_out)
-            b.set(top, new_top)
-        return out / total
+            sums.attend(self.b, query, keys, values, self.b.let("seen", seen))
+        return sums.divided()
 
     def _tiles(self) -> Iterator[tuple[Var, Var, Expr]]:
         """In a loop over the slots, the keys of a tile, their values, and which of them there are."""

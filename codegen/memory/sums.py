@@ -37,7 +37,7 @@ from ..ir.nodes import (
     row,
     wrap,
 )
-from ..lower.feature_maps import SCALE, FeatureMap
+from ..lower.features import SCALE, FeatureMap
 from ..lower.sequence import Sequence
 from .normalizer import Matrix, Vector
 from .states import B, Block, H, Kept, Part, State, Stored

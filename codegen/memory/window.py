@@ -39,11 +39,11 @@ B, H = Var("b"), Var("h")
 LOG2_E = 1.0 / log(2.0)
 LOGIT = Var("scale") * LOG2_E
 """What makes of a product q·k the power of 2 that is its weight before normalisation."""
-HIDDEN = -1.0e30
-"""The score of a key that a query does not see: finite, so that a tile with no visible key makes no NaN."""
-LEAST = HIDDEN / 2
-"""The least that the highest score of a query counts as: far above hidden keys, so that these have no weight
-even where all visible ones are at minus infinity.
+HIDDEN, LEAST = -3.0e38, -1.0e30
+"""The score of a key that a query does not see, and the least that the highest score of a row counts as.
+
+Both are finite, so that a tile with no visible key makes no NaN; and so far apart that a hidden key has no
+weight even where all visible ones are at minus infinity, in which case a row is 0 / 0.
 """
 UNREACHED = 1.0e30
 """The lse of a row outside the sequence: no probability survives it."""

@@ -22,6 +22,13 @@ WIDE_TILES = {"CHUNK": 128, "VALUES": 64}
 """The same for two, over two operands' worth of such columns."""
 SQUARE_TILES = WARPGROUP_TILES | {"QK": 64}
 """The same where tiles of queries and keys are as wide as those of values."""
+STATE_BLOCK = {"query_gradients": 32}
+"""Features of a state that a second look keeps in one tile, of all values that a kernel has, if not 64.
+
+With these ptxas makes of the kernel's own loop what it makes of it without a second look, or nearly.
+"""
+WINDOW_TILES = {"ROWS": 16}
+"""Keys or queries that a second look at a window reads at once."""
 LONGEST_WINDOW = {"outputs": 128, "gradients": 64}
 """Keys of a window of which such a program holds all tiles of products in registers."""
 
@@ -93,6 +100,12 @@ class Printer:
     """Whether it can print a layer's kernel for a dtype."""
     decides: bool = False
     """Whether a pass runs on warpgroups where this kernel can, and else not at all."""
+
+
+def walk_tiles(printer: str, qk: int, block: str) -> dict[str, int]:
+    """Tiles of a second look that walks over tokens, beside those of its kernel."""
+    tiles = {"QK": max(EXCHANGED, 1 << (qk - 1).bit_length())}
+    return tiles if block in tiles else tiles | {block: STATE_BLOCK.get(printer, 64)}
 
 
 PRINTERS = {

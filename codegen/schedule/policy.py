@@ -65,6 +65,13 @@ ALL_CHANNELS = 1 << 20
 """More channels than there are: a tile has them all."""
 THREE_STAGES = ("states", RECURRENCE, orders.SQUARE, "query_states")
 """Printers of kernels on warpgroups whose chunks are small enough that three are in memory at once."""
+ROWS = 16
+"""Tokens that a second look at a window reads at once: few, so that they fit into registers."""
+SEARCHED = 32
+"""Those among which one at linear attention searches for what is not finite.
+
+Of this ptxas makes a loop in the program itself that is closest to the one without a second look.
+"""
 
 
 def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
@@ -97,9 +104,9 @@ def _on_warpgroups(kernel: ForeignKernel) -> Setting:
     """A warpgroup for its rows of a chunk, and as many chunks ahead as let two programs share a
     multiprocessor's memory.
     """
-    sizes = {name: kernel.bounds.get(name, GRAIN) for name in kernel.constants}
+    sizes = {"SEGMENT": GRAIN} | kernel.bounds
     stages = 3 if kernel.printer in THREE_STAGES else 2
-    return Setting(sizes, WARPGROUP * sizes["CHUNK"] // WARPGROUP_ROWS, stages)
+    return Setting(_pick(kernel, sizes), WARPGROUP * sizes["CHUNK"] // WARPGROUP_ROWS, stages)
 
 
 def _plan_on_warpgroups(spec: LayerSpec, plan: LaunchPlan, printer: str) -> Setting:
@@ -224,6 +231,7 @@ def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
         "KEYS": 32 if gradients else chunk,
         "QUERIES": 32,
         "SEGMENT": _grain("triton", dtype),
+        "ROWS": SEARCHED,
     }
     if RECURS in program.does or states and not wide:
         # Products are 64 wide throughout, which keeps clear of the fault named above.
@@ -249,7 +257,7 @@ def _warpgroup(program: Program, qk: int, values: int, wide: bool) -> Setting:
     """
     fits = GRADIENTS not in program.does or max(qk, values) <= 64
     tile = 16 if wide else 64 if fits and min(qk, values) >= 64 else 32
-    sizes = {"QK": qk, "VALUES": values} | dict.fromkeys(("CHUNK", "KEYS", "QUERIES"), tile)
+    sizes = {"QK": qk, "VALUES": values, "ROWS": ROWS} | dict.fromkeys(("CHUNK", "KEYS", "QUERIES"), tile)
     return Setting(_pick(program, sizes), warps=8 if wide else 4, stages=1)
 
 
@@ -300,6 +308,7 @@ def _blocks_of_warpgroups(spec: LayerSpec, program: Program, dtype: str, groups:
         "KEYS": chunk,
         "QUERIES": chunk,
         "SEGMENT": _grain("tilelang", dtype),
+        "ROWS": chunk,
     }
     if RUNNING_SUMS in program.does:
         sizes |= {"FEATURES": max(1, 1024 // values)}
@@ -323,6 +332,7 @@ def _small(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     """Tiles that fit a host thread's stack and first-level cache."""
     sizes = spec.extents | dict.fromkeys(("CHUNK", "KEYS", "QUERIES"), 16)
     sizes |= {"FEATURES": min(32, sizes.get("FEATURES", 32)), "SEGMENT": _grain(HOST_C, dtype)}
+    sizes |= {"ROWS": ROWS}
     return Setting(_pick(program, sizes))
 
 

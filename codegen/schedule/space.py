@@ -46,6 +46,8 @@ SIZES = {
     "LANES": _powers(1 << 16, 1 << 22),  # channels that are walked at once
     "FEWEST": (1, 2, 3, 4, 6, 8),  # segments at least, else there is one
 }
+OF_SECOND_LOOKS = frozenset({"ROWS"})
+"""Constants of what runs only where something is not finite: no choices, since that is never timed."""
 OTHERS = _powers(1, 4096)
 """Constants that the table does not know, of a program that is new."""
 
@@ -98,7 +100,7 @@ def choices(subject: Sized, start: Schedule, keep: Collection[str] = ()) -> Choi
     blocks = {s.step for s in statements(program.body) if isinstance(s, Blocks)} if program else set()
     found: Choices = {}
     for name in subject.constants:
-        if name in bounds(subject) or name in blocks or name in keep:
+        if name in bounds(subject) or name in blocks or name in keep or name in OF_SECOND_LOOKS:
             continue
         least = MATRIX_UNIT if name in sides else 1
         sizes = {size for size in SIZES.get(name, OTHERS) if size >= least} | {setting.constants[name]}

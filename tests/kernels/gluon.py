@@ -14,7 +14,8 @@ it are replaced by what their documentation says, which `test_warpgroups.py` com
 
 from __future__ import annotations
 
-from types import FunctionType, SimpleNamespace
+from collections.abc import Mapping
+from types import FunctionType, MappingProxyType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -165,11 +166,12 @@ def run(kernel: JITFunction[Any], programs: int, tensors: list[Tensor | None], *
 
 def _as_python(kernel: JITFunction[Any], program: int) -> FunctionType:
     """One program of a kernel as Python."""
-    return FunctionType(kernel.fn.__code__, meanings(program), kernel.fn.__name__)
+    beside = {name: x for name, x in kernel.fn.__globals__.items() if isinstance(x, JITFunction)}
+    return FunctionType(kernel.fn.__code__, meanings(program, beside), kernel.fn.__name__)
 
 
-def meanings(program: int = 0) -> dict[str, Any]:
-    """What the names in a kernel mean, with the functions of `based_ops.support` as Python."""
+def meanings(program: int = 0, beside: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """What the names in a kernel mean; functions of `based_ops.support` and beside it are Python."""
     block = Block()
     found: dict[str, Any] = {"gl": _language(block, program), **_products(block), **LOGICAL}
     found |= {"barrier": block.barrier, "fence_async_shared": block.fence}
@@ -183,8 +185,8 @@ def meanings(program: int = 0) -> dict[str, Any]:
         async_copy_global_to_shared=copy, commit_group=block.commit_group, wait_group=block.wait_group
     )
     found["tl"] = found["gl"]  # of which elementary functions are made
-    modules = (warpgroups, exchange, exchange_wide, quadratic, elementary)
-    for name, value in (item for module in modules for item in vars(module).items()):
+    modules = (*map(vars, (warpgroups, exchange, exchange_wide, quadratic, elementary)), beside)
+    for name, value in (item for module in modules for item in module.items()):
         if isinstance(value, gl.constexpr):
             found.setdefault(name, value.value)
         if isinstance(value, JITFunction):

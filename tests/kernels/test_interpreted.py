@@ -23,6 +23,7 @@ from tests.kernels.runners import interpreting
         "test_short_conv",
         "test_offsets",
         "test_special_values",
+        "test_not_finite",
     ],
 )
 def test_triton_under_its_interpreter(module: str) -> None:

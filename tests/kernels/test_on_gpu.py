@@ -69,6 +69,47 @@ def test_sliding_window_repeats_bit_for_bit(
 
 
 @BACKENDS
+@DTYPES
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("token", [0, 40, 63, 64, 127, 700, 1110])
+def test_values_that_are_not_finite_spoil_nothing_else(
+    runner: Runner, dtype: torch.dtype, number: float, token: int
+) -> None:
+    """Forward and backward, in one segment and in several; a window forgets the token again."""
+    call = Call(2, 3, 1111, dtype, "cuda", "dense", 1, 0.2)
+    for spec in (*LINEAR[:4], LINEAR[8]):
+        for form in (None, *runner.forms(dtype)):
+            layer = linear.Layer(spec, runner.module(spec, form), call)
+            q, k, v = (x.clone() for x in layer.qkv())
+            v[1, token, 2, 3] = number
+            forward = layer.forward(q, k, v)
+            after = torch.zeros(call.length, dtype=torch.bool, device="cuda")
+            after[token:] = True
+            _assert_spoilt(forward.o, after)
+            gradients = layer.backward(layer.output_gradient(), None, q, k, v, forward)
+            assert gradients.v.isfinite().all() or spec.normalize
+            assert gradients.q[1, :token].isfinite().all() and gradients.q[0].isfinite().all()
+    for spec in WINDOWS:
+        for form in runner.window_forms():
+            layer = window.Layer(spec, runner.module(spec, form), call)
+            q, k, v = (x.clone() for x in layer.qkv())
+            v[1, token, 2, 3] = number
+            o, lse = layer.forward(q, k, v)
+            near = torch.zeros(call.length, dtype=torch.bool, device="cuda")
+            near[token : token + spec.window] = True
+            _assert_spoilt(o, near)
+            dq, *_ = layer.backward(layer.output_gradient(), q, k, v, o, lse)
+            assert dq[1, ~near].isfinite().all() and dq[0].isfinite().all()
+
+
+def _assert_spoilt(o: torch.Tensor, tokens: torch.Tensor) -> None:
+    """Column 3 of head 2 of sequence 1 is not finite at these tokens; all else is."""
+    wanted = torch.zeros_like(o, dtype=torch.bool)
+    wanted[1, tokens, 2, 3] = True
+    assert torch.equal(~o.isfinite(), wanted)
+
+
+@BACKENDS
 @pytest.mark.parametrize("mixer", ["linear_attention", "sliding_window"])
 def test_offsets_beyond_32_bits(runner: Runner, mixer: str) -> None:
     """More than 2**31 elements in every tensor, and again in the distance between two tokens."""

@@ -32,6 +32,7 @@ from .elementwise import ElementwiseRecurrence
 from .gradients import KeyGradients, QueryGradients, key_gradients, query_gradients
 from .kernel import WarpgroupKernel
 from .recurrence import Recurrence
+from .second_look import emit_second_look, with_second_look
 from .states import States
 from .wide import WideRecurrence
 from .window import WindowGradients, WindowOutputs, window
@@ -125,14 +126,15 @@ def _kernel(spec: LayerSpec, program: Program, printer: str) -> ForeignKernel:
     )
     match spec, printer:
         case SlidingWindow(), _:
-            return window(program, kernel)
+            kernel = window(program, kernel)
         case LinearAttention(), "query_gradients":
-            return query_gradients(Layer(spec, feature_map(spec)), kernel)
+            kernel = query_gradients(Layer(spec, feature_map(spec)), kernel)
         case LinearAttention(), "key_gradients":
-            return key_gradients(Layer(spec, feature_map(spec)), kernel)
-    return kernel
+            kernel = key_gradients(Layer(spec, feature_map(spec)), kernel)
+    return with_second_look(spec, kernel)
 
 
 def emit(w: Writer, spec: LayerSpec, scheduled: ScheduledForeign, parameters: list[str]) -> None:
-    """Print one kernel."""
+    """Print one kernel, and before it the function to which it leaves its second look."""
+    emit_second_look(w, scheduled)
     KERNELS[scheduled.kernel.printer](spec, scheduled).emit(w, parameters)

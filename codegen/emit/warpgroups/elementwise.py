@@ -31,6 +31,7 @@ class ElementwiseRecurrence(StateKernel):
         VALUES,
     )
     hidden = False  # there are registers to spare
+    witness = "S"
 
     def __init__(self, spec: LinearAttention, scheduled: ScheduledForeign) -> None:
         super().__init__(spec, scheduled)

@@ -6,9 +6,11 @@ import re
 from dataclasses import dataclass
 from textwrap import dedent
 
+from ...ir.program import Program
 from ...schedule import orders
 from ..layer import ScheduledForeign
 from ..writer import Writer
+from .second_look import call
 
 LAYOUTS = {
     # Results of products, and what single warps multiply.
@@ -103,6 +105,8 @@ class WarpgroupKernel:
         constants = (*kernel.flags, *kernel.constants, "STAGES")
         w.call(f"def {kernel.name}(", [*parameters, *(f"{name}: gl.constexpr" for name in constants)], "):")
         self.body()
+        if kernel.second_look:
+            self.look_again(kernel.second_look)
         with w.indented():
             w.line(f'"""{kernel.summary}"""')
             self._where(w)
@@ -114,6 +118,10 @@ class WarpgroupKernel:
     def body(self) -> None:
         """Print everything after layouts to `self.w`."""
         raise NotImplementedError
+
+    def look_again(self, function: Program) -> None:
+        """Leave rows that may be spoilt to a second look, which finds out by itself whether any are."""
+        call(self.w, function)
 
     def print(self, text: str) -> None:
         """Lines, with facts in place of @NAMES@."""

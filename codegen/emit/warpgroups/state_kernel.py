@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...ir.nodes import Var, wrap
 from ...ir.printer import text
+from ...ir.program import Program
 from ...lower.feature_maps import feature_map
 from ...mixers.linear_attention import LinearAttention
 from ...schedule.foreign import EXCHANGED
@@ -23,6 +24,9 @@ STATE_TILES = {
 
 class StateKernel(WarpgroupKernel):
     """Prints one kernel that keeps a state."""
+
+    witness = "S_narrow"
+    """Some columns of the state."""
 
     def __init__(self, spec: LinearAttention, scheduled: ScheduledForeign) -> None:
         (values,) = scheduled.schedule.values("VALUES")
@@ -80,6 +84,17 @@ class StateKernel(WarpgroupKernel):
             for line in before:
                 self.w.line(line)
             self.store("final_", "state", "b * H + h")
+
+    def look_again(self, function: Program) -> None:
+        """The same if there is doubt.
+
+        Every row enters the state: so a few of its columns are finite only if all values are.  They have the
+        single components of keys among them, or all features.
+        """
+        self.w.line(f"doubt = gl.sum(gl.sum({self.witness} * 0.0, 1), 0)")
+        self.w.line("if doubt != 0.0:  # NaN")
+        with self.w.indented():
+            super().look_again(function)
 
     # Pieces of a chunk
 

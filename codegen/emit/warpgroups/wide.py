@@ -120,6 +120,7 @@ class WideRecurrence(StateKernel):
         self.rounds = ROUNDS[spec.head_dims.qk]
         self.parts = tuple(part for parts in self.rounds for part in parts)
         self.index = {part: i for i, part in enumerate(self.parts)}
+        self.witness = f"S_{min(self.index.values(), key=lambda i: self.parts[i].columns)}"
 
     def body(self) -> None:
         tiles = {f"K_{part.tile}": (f"[CHUNK, {part.columns}]", "BYTES_128") for part in self.parts}

@@ -18,7 +18,7 @@ from ...ir.kernels import ForeignKernel
 from ...ir.nodes import Var
 from ...ir.program import Axis, Program
 from ...lower.sliding_window_parts import BATCH_AXES
-from ...memory.window import HIDDEN, LOG2_E
+from ...memory.window import HIDDEN, LEAST, LOG2_E
 from ...mixers.sliding_window import SlidingWindow
 from ...schedule.foreign import SQUARE_TILES
 from ..layer import ScheduledForeign
@@ -68,6 +68,7 @@ class _WindowKernel(WarpgroupKernel):
             "LOG2_E": repr(LOG2_E),
             "LN_2": repr(log(2.0)),
             "HIDDEN": repr(HIDDEN),
+            "LEAST": repr(LEAST),
         }
         super().__init__(scheduled, facts)
 
@@ -206,7 +207,7 @@ class WindowOutputs(_WindowKernel):
                     "scores_between = gl.where(back + CHUNK < limit[:, None], scores_between, @HIDDEN@)"
                 )
             self.masked("place < @BEFORE@", masks)
-        self.w.line("top = gl.max(scores, 1)")
+        self.print("top = gl.maximum(gl.max(scores, 1), @LEAST@)")
         if between:
             self.w.line("top = gl.maximum(top, gl.max(scores_between, 1))")
 
@@ -297,14 +298,14 @@ class WindowGradients(_WindowKernel):
             P = gl.exp2(scores - logarithm[:, None])
             place = t0 - first_key
         """)
-        limit = "gl.where(i < end - t0, gl.minimum(@W@, place + i + 1), 0)"
+        limit = "gl.where(i < end - t0, gl.minimum(@W@, place + {} + 1), 0)"
         own, old = "is_own, {}, nothing", "is_own, nothing, {}"
         if self.short:
             own, old = "own_seen, {}, nothing", "old_seen, {}, nothing"
-            self.seen(limit)
+            self.seen(limit.format("i"))
         else:
             masks = [
-                f"limit = {limit}",
+                f"limit = {limit.format('afresh(i)')}",  # kept, i + 1 would make others spill
                 "P = gl.where(((i[:, None] - j[None, :]) & @RING@) < limit[:, None], P, 0.0)",
             ]
             self.masked("(place < @BEFORE@) | (t0 + CHUNK > end)", masks)

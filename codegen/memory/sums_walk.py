@@ -1,0 +1,119 @@
+"""Sums of features token by token, with the state in registers: a second look at a whole segment.
+
+It is what steps do, in a loop.  No token is in the state before it comes, so none reaches what came before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+
+from ..ir.nodes import ACC, IO, Cast, Expr, Full, Load, Span, Sum, Var, column, row
+from .states import B, Block, H, Kept
+from .sums import Sums
+
+Sources = Mapping[str, tuple[Kept, tuple[Expr, ...]]]
+"""States to start from, by the flag under which there is one: tensors, and the indices in them."""
+
+
+class Walk:
+    """The tokens `first` to `stop` - 1 of a memory, one after the other."""
+
+    def __init__(self, memory: Sums, first: Var, stop: Var, sources: Sources) -> None:
+        self.memory, self.b, self.features = memory, memory.b, memory.features
+        self.first, self.stop = first, stop
+        b, names = self.b, ("f_row", "first_row", "second_row", "S_row", "z_row")
+        self.tiles = names if memory.normalizer else names[:-1]
+        with self._blocks() as f0:
+            f = b.let("f_row", Span(f0, memory.size))
+            self.block = Block(f, self.features.select(b, f, "_row"))
+            self.state = memory.zeros(f, "_row")
+            for flag, (kept, index) in sources.items():
+                with b.when(flag):
+                    self.state.restore(kept, "_stored", *index)
+
+    def outputs(self) -> None:
+        """o of the queries."""
+        b, u = self.b, self.memory.u
+        with b.loop("t_row", self.first, self.stop) as t:
+            value = b.let("v_row", Load("v", (B, t, H, u), ACC))
+            out, n = b.let("o_row", Full(("VALUES",), 0.0)), b.let("n_row", Full((), 0.0))
+            with self._blocks():
+                self._enter(t, value)
+                query = self._weighted(t)
+                b.add(out, Sum(b.let("S_read", column(query) * self.state.sums), 0))
+                if self.memory.normalizer:
+                    b.add(n, Sum(b.let("z_read", query * self.state.normalizer()), 0))
+            if self.memory.normalizer:
+                b.set(out, out / (n + self.memory.normalizer.eps))
+            b.store("o", (B, t, H, u), Cast(out, IO))
+
+    def query_gradients(self) -> None:
+        """dq of the queries, from the gradients that were stored."""
+        b, d = self.b, self.memory.d
+        with b.loop("t_row", self.first, self.stop) as t:
+            value = b.let("v_row", Load("v", (B, t, H, self.memory.u), ACC))
+            gradient, e = self._gradient(t)
+            loaded, _ = self.features.exact(b, "q_row", "q", (B, t, H, d), d)
+            dq = b.let("dq_row", Full(("QK",), 0.0))
+            with self._blocks():
+                self._enter(t, value)
+                by_feature = b.let("dP_row", Sum(b.let("S_read", self.state.sums * row(gradient)), 1))
+                if e:
+                    b.add(by_feature, self.state.normalizer() * e)
+                b.set(by_feature, by_feature * self.features.weight(self.block.f))
+                self._adjoint(by_feature, "q", t, dq)
+            b.store("dq", (B, t, H, d), Cast(self.features.leave(loaded, dq), IO))
+
+    def key_gradients(self) -> None:
+        """dk and dv of the keys, last to first, with the mirrored state of the queries after."""
+        b, d, u = self.b, self.memory.d, self.memory.u
+        with b.loop("i_row", 0, self.stop - self.first) as i:
+            t = b.let("t_row", self.stop - 1 - i)
+            value = b.let("v_row", Load("v", (B, t, H, u), ACC))
+            gradient, e = self._gradient(t)
+            loaded, _ = self.features.exact(b, "k_row", "k", (B, t, H, d), d)
+            dk, dv = b.let("dk_row", Full(("QK",), 0.0)), b.let("dv_row", Full(("VALUES",), 0.0))
+            with self._blocks():
+                query = self._weighted(t)
+                b.add(self.state.sums, column(query) * row(gradient))
+                by_feature = b.let("dP_row", Sum(b.let("S_products", self.state.sums * row(value)), 1))
+                if e:
+                    b.add(self.state.normalizer(), query * e)
+                    b.add(by_feature, self.state.normalizer())
+                key = self._row("key_row", "k", t)
+                b.add(dv, Sum(b.let("S_read", column(key) * self.state.sums), 0))
+                self._adjoint(by_feature, "k", t, dk)
+            b.store("dk", (B, t, H, d), Cast(self.features.leave(loaded, dk), IO))
+            b.store("dv", (B, t, H, u), Cast(dv, IO))
+
+    # Pieces
+
+    def _blocks(self) -> AbstractContextManager[Var]:
+        return self.b.blocks("f0_row", self.features.rows, self.memory.size, self.tiles)
+
+    def _enter(self, t: Var, value: Var) -> None:
+        """Let a key and its value enter the state, which would fade before that."""
+        key = self._row("key_row", "k", t)
+        self.b.add(self.state.sums, column(key) * row(value))
+        if self.memory.normalizer:
+            self.b.add(self.state.normalizer(), key)
+
+    def _weighted(self, t: Var) -> Var:
+        plain = self._row("query_row", "q", t)
+        return self.b.let("query_weighted", plain * self.features.weight(self.block.f))
+
+    def _row(self, name: str, tensor: str, t: Var) -> Var:
+        """Features of one token."""
+        return self.features.row_features(self.b, name, tensor, (B, t, H), self.block.f, self.block.selection)
+
+    def _adjoint(self, gradient: Var, tensor: str, t: Var, into: Var) -> None:
+        f, selection = self.block.f, self.block.selection
+        self.features.row_adjoint(self.b, gradient, tensor, (B, t, H), f, selection, into)
+
+    def _gradient(self, t: Var) -> tuple[Var, Var | None]:
+        """g and e of one token, from where they were stored."""
+        normalizes = self.memory.normalizer is not None
+        gradient = Load("g" if normalizes else "do", (B, t, H, self.memory.u), ACC)
+        e = Load("e", (B, H, t), ACC)
+        return self.b.let("g_row", gradient), self.b.let("e_row", e) if normalizes else None

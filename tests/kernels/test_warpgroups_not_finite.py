@@ -1,0 +1,115 @@
+"""NaN and infinities on Hopper's warpgroups, as far as that can be tested without: see `gluon.py`."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from based_ops.codegen.mixers.linear_attention import LinearAttention
+from tests.kernels import rows
+from tests.kernels.test_not_finite import (
+    NUMBERS,
+    assert_gradients_reach,
+    assert_reaches,
+    wide,
+    without_weights,
+)
+from tests.kernels.test_warpgroup_windows import BACKWARDS
+from tests.kernels.test_warpgroup_windows import LAYERS as WINDOWS
+from tests.kernels.test_warpgroup_windows import layer as window_layer
+from tests.kernels.test_warpgroups import LAYERS, MAPS, NARROW, WIDE
+from tests.kernels.warpgroups import SCALE, Call, passes
+from tests.layers import build
+from tests.tolerance import FORWARD
+
+BF16 = torch.bfloat16
+DRAWS = range(4)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """An element that is not finite, at random: half of the time near where chunks meet."""
+
+    seed: int
+    numbers: tuple[float, ...] = NUMBERS
+
+    def into(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        chosen = random.Random(self.seed)
+        copies = [x.clone() for x in tensors]
+        x = copies[self.seed % len(copies)]
+        near = min(x.shape[1] - 1, 64 + chosen.randrange(-2, 2))
+        token = chosen.choice([chosen.randrange(x.shape[1]), near])
+        batch, head, column = (chosen.randrange(x.shape[axis]) for axis in (0, 2, 3))
+        x[batch, token, head, column] = chosen.choice(self.numbers)
+        return tuple(copies)
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("segments", [1, 2])
+@pytest.mark.parametrize("spec", LAYERS + WIDE + MAPS, ids=lambda spec: spec.name)
+def test_recurrence(spec: LinearAttention, segments: int, draw: int) -> None:
+    call = Call(spec, BF16, 200)
+    q, k, v = call.qkv = Draw(draw).into(*call.qkv)
+    before = call.states_before(segments) if segments > 1 else ()
+    found, _, _ = call.launch(segments, (), before, final=False)
+    assert_reaches("o", found, rows.linear_attention(spec, *wide(q, k, v), SCALE), FORWARD[BF16])
+
+
+@pytest.mark.parametrize("draw", range(8))
+@pytest.mark.parametrize("segments", [1, 2])
+@pytest.mark.parametrize("spec", [LAYERS[0], *NARROW], ids=lambda spec: spec.name)
+def test_gradients(spec: LinearAttention, segments: int, draw: int) -> None:
+    call = Call(spec, BF16, 200)
+    numbers = NUMBERS[:1] if draw % 4 < 2 else NUMBERS  # queries and keys are NaN, as in the tests of others
+    do = torch.randn(call.qkv[2].shape).to(BF16)
+    *qkv, do = Draw(draw, numbers).into(*call.qkv, do)
+    forward, backward = passes(build(spec, "triton"), segments)
+    o, n, *_ = forward(*qkv, SCALE, None, None, False)
+    found = backward(do, None, None, *qkv, o, n, SCALE, None, None)
+
+    def naive(*leaves: Tensor) -> Tensor:
+        return rows.linear_attention(spec, *leaves, SCALE)
+
+    assert_gradients_reach(found[:3], naive, do, qkv, BF16, 1.0)
+
+
+@pytest.mark.parametrize("draw", range(6))
+@pytest.mark.parametrize("segments", [1, 2])
+@pytest.mark.parametrize("past", [0, 70])
+@pytest.mark.parametrize("window", WINDOWS)
+def test_windows(window: int, past: int, segments: int, draw: int) -> None:
+    one = window_layer(window, 200, BF16, past)
+    q, k, v = Draw(draw).into(*one.qkv())
+    first = one.first() if past else None
+    o, _ = passes(one.module, segments)[0](q, k, v, one.call.scale, first)
+    wanted = rows.sliding_window(window, *wide(q, k, v), one.call.scale, first)
+    assert_reaches("o", o, wanted, FORWARD[BF16])
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_a_window_whose_keys_have_no_weight(window: int) -> None:
+    one = window_layer(window, 200, BF16)
+    q, k, v = one.qkv()
+    q, k = without_weights(q, k, window)
+    o, _ = passes(one.module, 1)[0](q, k, v, one.call.scale, None)
+    assert_reaches("o", o, rows.sliding_window(window, *wide(q, k, v), one.call.scale), FORWARD[BF16])
+
+
+@pytest.mark.parametrize("draw", range(8))
+@pytest.mark.parametrize("segments", [1, 2])
+@pytest.mark.parametrize("window", BACKWARDS)
+def test_gradients_of_windows(window: int, segments: int, draw: int) -> None:
+    one = window_layer(window, 200, BF16)
+    *qkv, do = Draw(draw).into(*one.qkv(), one.output_gradient())
+    forward, backward = passes(one.module, segments)
+    o, lse = forward(*qkv, one.call.scale, None)
+    found = backward(do, *qkv, o, lse, one.call.scale, None)
+
+    def naive(*leaves: Tensor) -> Tensor:
+        return rows.sliding_window(window, *leaves, one.call.scale)
+
+    assert_gradients_reach(found, naive, do, qkv, BF16, 1.0)
