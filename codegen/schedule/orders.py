@@ -41,7 +41,7 @@ NAMES = frozenset(
 OF_NORMALISERS = frozenset({"sums"})
 """Pieces that only kernels with a normaliser have."""
 MEASURED: dict[tuple[str, int | str], tuple[str, ...]] = {
-    (RECURRENCE, True): ("copies_in_flight", "sums_late"),
+    (RECURRENCE, True): ("copies_in_flight", "mask_bits"),
     (RECURRENCE, False): ("copies_shown", "state_early", "scaling_shifted", "mask_bits"),
     (WIDE, 24): ("queries_early",),
     (WIDE, 32): ("copies_in_flight", "state_early"),
