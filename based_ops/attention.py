@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import checks
 from .arguments import refuse
+from .state_base import named
 from .tracing import is_traced
 from .variant import Tensors, Variant, constant
 
@@ -114,7 +115,7 @@ class AttentionVariant(Variant):
         if initial_state is not None:
             self._form.check("initial_state", initial_state, q, batch, heads, is_traced())
         o, final_state = self._reference((q, k, v), self._numbers(self, scale), initial_state)
-        return (o, final_state) if output_final_state else o
+        return (o, named(final_state, self.name)) if output_final_state else o
 
     def _numbers(self, facts: Any, factor: Any) -> tuple[float, ...]:
         return (facts.default_scale if factor is None else checks.scale(factor),)

@@ -1,6 +1,7 @@
 """Recurrent states: what a mixer keeps of the past.  They are pytrees, so compile and export take them.
 
-On disk a state is its tensors with the version of their layout; `torch.load` takes it with its defaults.
+What all of them can do stands in `state_base`.  On disk a state is its tensors with the version of their
+layout and the name of its variant; `torch.load` takes it with its defaults.
 
 A linear attention keeps sums of features; a sliding window keeps its last W keys and values in a *ring*,
 where the token at position p lies in slot p mod W.  The functions here turn a ring into time order and back;
@@ -18,27 +19,35 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import _register_namedtuple
 
+from based_ops.codegen.dtypes import ACC, IO, STATE
+
 from .errors import VersionError
+from .state_base import State, named
 
 if TYPE_CHECKING:
     from based_ops.codegen.mixers.linear_attention import LinearAttention
 
 
-Kind = TypeVar("Kind", bound=type[Any])
+Kind = TypeVar("Kind", bound=type[State])
 LAYOUTS: dict[str, int] = {}
 """Versions of what the numbers of a state mean: the order of its rows, where a token's slot is."""
 _STATES: dict[str, Any] = {}
 
 
-def storable(layout: int) -> Callable[[Kind], Kind]:
-    """Makes a named tuple a state that goes to disk with the version of its layout, and through export."""
+def storable(layout: int, roles: tuple[str, ...]) -> Callable[[Kind], Kind]:
+    """Makes a named tuple a state that goes to disk with the version of its layout, and through export.
+
+    `roles` are the dtypes of its fields, as in the mixer's signature.
+    """
 
     def registered(kind: Kind) -> Kind:
         name = kind.__name__
         LAYOUTS[name], _STATES[name] = layout, kind
+        kind.roles = roles
 
         def reduce(state: Any) -> Any:
-            return loaded, (name, LAYOUTS[name], *state)
+            parts = (name, LAYOUTS[name], *state)
+            return (loaded, parts) if state.variant is None else (loaded_of, (state.variant, *parts))
 
         setattr(kind, "__reduce__", reduce)  # noqa: B010
         # So that an exported program that takes or returns a state can be saved.
@@ -60,6 +69,11 @@ def loaded(kind: str, layout: int, *parts: Tensor | None) -> Any:
     return _STATES[kind](*parts)
 
 
+def loaded_of(variant: str, kind: str, layout: int, *parts: Tensor | None) -> Any:
+    """The same of a state that knows its variant, which need not be registered here."""
+    return named(loaded(kind, layout, *parts), variant)
+
+
 def _import_mixers() -> None:
     """States are made known by the modules of their mixers, which no call may have needed yet."""
     from . import mixers
@@ -68,11 +82,16 @@ def _import_mixers() -> None:
         importlib.import_module(module.name)
 
 
-torch.serialization.add_safe_globals([loaded])
+torch.serialization.add_safe_globals([loaded, loaded_of])
 
 
-@storable(layout=1)
-class LinearAttentionState(NamedTuple):
+class _Sums(NamedTuple):
+    state: Tensor
+    normalizer: Tensor | None
+
+
+@storable(layout=1, roles=(STATE, ACC))
+class LinearAttentionState(State, _Sums):
     """Sums over the tokens seen: `state` [B,H,F,V] of features ⊗ values, `normalizer` [B,H,F] of features.
 
     `state` has the spec's state dtype and `normalizer` float32 (both float64 for float64 inputs); the latter
@@ -87,17 +106,16 @@ class LinearAttentionState(NamedTuple):
     Weights of the series and the scale stand on the query's side: no row has them.
     """
 
-    state: Tensor
-    normalizer: Tensor | None
 
-
-@storable(layout=1)
-class SlidingWindowState(NamedTuple):
-    """The last W keys [B,H,W,D] and values [B,H,W,V] as rings; `position`, int32 [B,H], counts tokens."""
-
+class _Rings(NamedTuple):
     k: Tensor
     v: Tensor
     position: Tensor
+
+
+@storable(layout=1, roles=(IO, IO, "int32"))
+class SlidingWindowState(State, _Rings):
+    """The last W keys [B,H,W,D] and values [B,H,W,V] as rings; `position`, int32 [B,H], counts tokens."""
 
 
 def feature_count(spec: LinearAttention) -> int:

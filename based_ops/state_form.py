@@ -15,6 +15,7 @@ from based_ops.codegen.spec.signature import Signature
 
 from . import checks
 from .errors import StateError, fail
+from .state_base import means_the_same, named
 from .tracing import number, numbers
 
 _FLOAT64 = torch.float64
@@ -79,14 +80,13 @@ class StateForm:
     ) -> Any:
         """The state before the first token, for inputs of `dtype`."""
         sizes = {"B": batch, self.unit: units}
-        return self.kind(
-            *[
-                torch.zeros(self._shape(part, sizes, traced), device=device, dtype=part.of(dtype))
-                if part.present
-                else None
-                for part in self.parts
-            ]
-        )
+        parts = [
+            torch.zeros(self._shape(part, sizes, traced), device=device, dtype=part.of(dtype))
+            if part.present
+            else None
+            for part in self.parts
+        ]
+        return named(self.kind(*parts), self.name)
 
     def bytes(self, batch: int, units: int, dtype: torch.dtype | None) -> int:
         """Bytes of such a state."""
@@ -111,6 +111,8 @@ class StateForm:
         kind = self.kind
         if not isinstance(state, kind):
             fail(StateError, argument, type(state).__name__, f"a {kind.__name__}, as {self.name} returns it")
+        if state.variant not in (None, self.name) and not means_the_same(state.variant, self.name):
+            fail(StateError, argument, f"a state of {state.variant}", f"one of {self.name}")
         if not traced and self._fits(state, lead, batch, units, in_place):
             return
         sizes = {"B": batch, self.unit: units}
@@ -150,7 +152,8 @@ class StateForm:
     def cast(self, state: Any, dtype: torch.dtype) -> Any:
         """The state with what it holds of inputs as autocast would cast them."""
         parts = zip(self.parts, state, strict=True)
-        return self.kind(*[checks.cast(x, dtype) if part.dtype is None else x for part, x in parts])
+        cast = [checks.cast(x, dtype) if part.dtype is None else x for part, x in parts]
+        return named(self.kind(*cast), state.variant)
 
     def inputs(self, state: Any) -> Tensor | None:
         """The first part of a state that holds inputs, if any does."""

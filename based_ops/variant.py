@@ -20,6 +20,7 @@ from . import checks, dispatch, ops, tracing
 from .admission import refuse_overlap
 from .ops import call, call_step, is_any_autocast_enabled
 from .replay import Replays, recordable
+from .state_base import named
 from .state_form import StateForm
 from .tracing import is_traced, number
 
@@ -80,6 +81,7 @@ class Variant(ABC):
         self._no_final: Tensors = (None,) * len(signature.final)
         self._asked = bool(signature.final)
         self._keeps_output = signature.keeps_output
+        self._own = None, self.name  # what a state may say of its variant, in most calls
         self._setup()
 
     def _know(self, **numbers: Any) -> None:
@@ -207,12 +209,12 @@ class Variant(ABC):
         output, *others = results if isinstance(results, tuple) else (results,)
         if not output_final_state:
             return output, None
-        return output, self._leave(entered, others[self._kept :], initial_state, length)
+        return output, named(self._leave(entered, others[self._kept :], initial_state, length), self.name)
 
     def _step(self, tensors: Tensors, factor: Any, state: Any, backend: str | None) -> Tensor:
         """The output of one more token; the state is updated in place."""
         facts = self if is_traced() else self._plain  # as of `_facts`, without a call
-        alone = type(state) is self._state_type and facts is not self
+        alone = type(state) is self._state_type and state.variant in self._own and facts is not self
         if alone and self._replays.known:
             key = self._key("step", factor, backend, tensors)
             parts = state if state[-1] is not None else state[:-1]  # what a layer lacks comes last
@@ -255,7 +257,7 @@ class Variant(ABC):
         ends = [
             x if x is None else (x - zero if x.is_floating_point() else x + 0).contiguous() for x in state
         ]
-        return o, self._state_type(*ends)
+        return o, named(self._state_type(*ends), self.name)
 
     # Calls like an earlier one
 

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor, nn
 
+from based_ops.codegen.dtypes import IO
+
 from .. import checks
 from ..arguments import refuse
 from ..errors import ArgumentTypeError, ShapeError, fail
 from ..registry import get
 from ..state import storable
+from ..state_base import State, named
 from ..tracing import is_traced
 from ..variant import Tensors, Variant, constant
 
@@ -20,11 +23,13 @@ if TYPE_CHECKING:
     from based_ops.codegen.mixers.short_conv import ShortConv as Spec
 
 
-@storable(layout=1)
-class ShortConvState(NamedTuple):
-    """The last W - 1 inputs, [B,D,W-1] in the inputs' dtype, the newest last; 0 before the first token."""
-
+class _Inputs(NamedTuple):
     inputs: Tensor
+
+
+@storable(layout=1, roles=(IO,))
+class ShortConvState(State, _Inputs):
+    """The last W - 1 inputs, [B,D,W-1] in the inputs' dtype, the newest last; 0 before the first token."""
 
 
 class ShortConvVariant(Variant):
@@ -36,7 +41,10 @@ class ShortConvVariant(Variant):
 
     spec: Spec
     _state_type = ShortConvState
-    _other_dtype = "; the state has the dtype of the call that made it: go on as you began, or convert it"
+    _other_dtype = (
+        "; the state has the dtype of the call that made it: go on as you began, or convert it, "
+        "`state.to(dtype)`"
+    )
     width = constant("width", "Tokens that an output sees, its own included.")
 
     def _setup(self) -> None:
@@ -122,7 +130,7 @@ class ShortConvVariant(Variant):
         if initial_state is not None:
             self._form.check("initial_state", initial_state, x, batch, channels, is_traced())
         y, final = self._reference(tensors, (), initial_state)
-        return (y, final) if output_final_state else y
+        return (y, named(final, self.name)) if output_final_state else y
 
     def _enter(self, tensors: Tensors, state: ShortConvState) -> tuple[Tensors, Tensors]:
         """Programs read tiles of tokens and channels: the past lies as a sequence does."""

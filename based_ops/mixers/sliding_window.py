@@ -19,7 +19,7 @@ class SlidingWindowVariant(AttentionVariant):
     _state_type = SlidingWindowState
     _other_dtype = (
         "; a window has the dtype of the call that made it, which under autocast is autocast's: go on as you "
-        "began, or convert it, `state._replace(k=state.k.to(dtype), v=state.v.to(dtype))`"
+        "began, or convert it, `state.to(dtype)`"
     )
     window = constant("window", "Keys that a query sees, its own included.")
 

@@ -30,3 +30,24 @@ def qkv(
 def leaves(state: Any) -> list[Tensor]:
     """The tensors of a state."""
     return [tensor for tensor in state if tensor is not None]
+
+
+def tensors_of(
+    layer: Variant, batch: int = 3, length: int = 9, dtype: torch.dtype = torch.float32, units: int = 2
+) -> tuple[Tensor | None, ...]:
+    """Random inputs of a variant of any mixer, as its signature has them; all that a call may give."""
+    sizes: dict[Any, int] = {"B": batch, "T": length, "Tk": length, layer.unit: units}
+    shapes = [
+        [sizes[dim] if isinstance(dim, str) else dim for dim in x.dims] if x.present else None
+        for x in layer.signature.inputs
+    ]
+    drawn = [None if shape is None else torch.randn(shape, dtype=torch.float64) * 0.5 for shape in shapes]
+    return tuple([None if x is None else x.to(dtype) for x in drawn])
+
+
+def state_of(layer: Variant, batch: int = 3, dtype: torch.dtype = torch.float32, units: int = 2) -> Any:
+    """The state after some random tokens, of each sequence and head another number where it is a ring."""
+    _, state = layer._call(tensors_of(layer, batch, 9, dtype, units), None, None, True, None)
+    if "position" in state._fields:
+        state.position.copy_(torch.arange(3, 3 + batch * units).view(batch, units))
+    return state

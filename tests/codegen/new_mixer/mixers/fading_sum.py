@@ -6,16 +6,21 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from based_ops.codegen.dtypes import ACC
+
 from ..state import storable
+from ..state_base import State
 from ..tracing import is_traced
 from ..variant import Tensors, Variant
 
 
-@storable(layout=1)
-class FadingSumState(NamedTuple):
-    """The last sums, [B,H,D] in float32 (float64 for float64 inputs)."""
-
+class _Sums(NamedTuple):
     sums: Tensor
+
+
+@storable(layout=1, roles=(ACC,))
+class FadingSumState(State, _Sums):
+    """The last sums, [B,H,D] in float32 (float64 for float64 inputs)."""
 
 
 class FadingSumVariant(Variant):
