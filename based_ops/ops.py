@@ -8,7 +8,8 @@ A variant has three operators, `<name>_forward`, `<name>_backward` and `<name>_s
 - a fake, so that it can be traced;
 - an implementation under the Autograd key that goes straight on when no input needs a gradient, so that the
   operators are differentiable themselves, and inference pays for no `autograd.Function`;
-- a rule for `torch.vmap`, see `transforms`.
+- a rule for `torch.vmap`, see `transforms`;
+- a formula for counters of operations, see `flops`.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from itertools import compress
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.autograd import forward_ad
 
 from based_ops.codegen.names import NAMESPACE, PASSES, op_name, qualified_op_name
 
-from . import transforms
+from . import flops, transforms
 from .admission import Admission, checked
 from .errors import GradientError
 
@@ -54,6 +55,14 @@ class Kernels(dict[str, ModuleType]):
         module = self.record.module(kernel.partition("-")[0])
         self[kernel] = module
         return module
+
+
+class Operators(NamedTuple):
+    """The operators of a variant, as `torch.ops.based_ops` has them."""
+
+    forward: OpOverload
+    backward: OpOverload
+    step: OpOverload
 
 
 class Ops:
@@ -102,6 +111,7 @@ def register(record: Record) -> None:
     _registered[name] = ops = Ops(record)
     try:
         define(ops)
+        flops.count(ops)
     except BaseException:
         del _registered[name]
         raise

@@ -53,6 +53,8 @@ class Variant(ABC):
     """The spec, of its mixer's class (`codegen.mixers`)."""
     dtypes: tuple[torch.dtype, ...]
     """Dtypes of inputs; float64 is computed on the torch backend only."""
+    backward_products = 2.5
+    """Operations of a backward pass over those of its forward: five products for each two of attention."""
     _state_type: Any
     _other_dtype = ""
     """What to say besides where a state has another dtype than the inputs."""
@@ -107,6 +109,14 @@ class Variant(ABC):
 
         return pickled, (self.name, dump_yaml(self.spec))
 
+    @property
+    def operators(self) -> ops.Operators:
+        """The forward, backward and step operator: for policies of selective checkpointing, and for tools.
+
+        A call is its forward operator, or that and its backward operator, under every mode that looks on.
+        """
+        return ops.Operators(self._ops.forward, self._ops.backward, self._ops.step)
+
     def backends(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> list[dispatch.BackendStatus]:
@@ -114,6 +124,14 @@ class Variant(ABC):
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         return dispatch.statuses(self._record, torch.device(device).type, dtype or self.dtypes[0])
+
+    def products(self, length: int, begun: bool = False, final: bool = False) -> float:
+        """Operations of the products of one sequence in one head or channel, at least, for its outputs.
+
+        A multiplication and an addition are two.  `begun`: from a state; `final`: to one.  A step is a
+        sequence of one token with both.  Counters of operations ask; a mixer that says nothing has none.
+        """
+        return 0.0
 
     # What mixers add
 

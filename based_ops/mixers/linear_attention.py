@@ -28,6 +28,13 @@ class LinearAttentionVariant(AttentionVariant):
         self.normalize: bool = spec.normalize
         self.state_dtype = dtype_named(spec.state_dtype)
 
+    def products(self, length: int, begun: bool = False, final: bool = False) -> float:
+        """Through the state, or with every earlier token where that is less."""
+        pairs = length * (length + 1) // 2
+        update = 2 * self.features * self.v * length  # as many as a product with the state
+        alone = 2 * (self.qk + self.v) * pairs + update * (begun + final)
+        return float(min(2 * update, alone))
+
     def _reference(
         self, tensors: Tensors, numbers: tuple[float, ...], initial_state: Any
     ) -> tuple[Tensor, LinearAttentionState]:

@@ -45,6 +45,8 @@ class ShortConvVariant(Variant):
         "; the state has the dtype of the call that made it: go on as you began, or convert it, "
         "`state.to(dtype)`"
     )
+    backward_products = 3.0
+    """The sums again, and gradients of inputs and taps."""
     width = constant("width", "Tokens that an output sees, its own included.")
 
     def _setup(self) -> None:
@@ -131,6 +133,10 @@ class ShortConvVariant(Variant):
             self._form.check("initial_state", initial_state, x, batch, channels, is_traced())
         y, final = self._reference(tensors, (), initial_state)
         return (y, named(final, self.name)) if output_final_state else y
+
+    def products(self, length: int, begun: bool = False, final: bool = False) -> float:
+        """Every tap of every token, those that meet zeros before the first too."""
+        return 2.0 * self.width * length
 
     def _enter(self, tensors: Tensors, state: ShortConvState) -> tuple[Tensors, Tensors]:
         """Programs read tiles of tokens and channels: the past lies as a sequence does."""

@@ -28,6 +28,14 @@ class SlidingWindowVariant(AttentionVariant):
         spec: Any = self.spec
         self._know(window=spec.window)
 
+    def products(self, length: int, begun: bool = False, final: bool = False) -> float:
+        """With every token that a query sees; a state is taken for full."""
+        missing = 0 if begun else min(self.window, length)  # of the first queries, which see fewer
+        pairs = self.window * length
+        if not begun:
+            pairs = missing * length - missing * (missing - 1) // 2
+        return 2.0 * (self.qk + self.v) * pairs
+
     def _enter(self, tensors: Tensors, state: SlidingWindowState) -> tuple[Tensors, Tensors]:
         """Keys and values of the past go in front of those of the call."""
         q, k, v = tensors

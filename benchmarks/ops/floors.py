@@ -2,7 +2,8 @@
 
 Every input is read once and every output written once; nothing that can be computed again is stored.  So a
 backward pass reads q, k, v and the gradient of o, and writes those of q, k and v; o and the row sums are not
-counted.  Arithmetic is that of products, a multiplication and an addition each two.
+counted.  Arithmetic is that of products, a multiplication and an addition each two, as `Variant.products`
+says:
 
 - Linear attention, per token and head with F features and values of width V: an update of the state and a
   product with it, 2·2·F·V; or, for a short sequence, a product with each earlier token, 2·(D + V) each.  Its
@@ -15,12 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from based_ops.state import feature_count
-
 from .works import Work
-
-BACKWARD = 2.5
-"""Arithmetic of a backward pass over that of its forward."""
 
 
 @dataclass(frozen=True)
@@ -44,38 +40,23 @@ def _sequence(work: Work) -> Floor:
     op, tokens = work.op, work.rows * work.length
     size = work.torch_dtype.itemsize
     count = tokens * (2 * op.qk + 2 * op.v)
-    flops = _products(work)
+    flops = work.rows * op.products(work.length)
     if work.task == "training":
         count += tokens * ((2 * op.qk + 2 * op.v) + (2 * op.qk + op.v))
-        flops += BACKWARD * flops
+        flops += op.backward_products * flops
     states = 2 * _state_bytes(work) if work.state else 0
     return Floor(count * size + states, round(flops))
-
-
-def _products(work: Work) -> float:
-    """Operations of a forward pass."""
-    op, length = work.op, work.length
-    if work.spec.mixer == "sliding_window":
-        seen = min(work.spec.window, length)
-        pairs = seen * length - seen * (seen - 1) // 2
-        return 2.0 * (op.qk + op.v) * work.rows * pairs
-    pairs = length * (length + 1) // 2
-    through_state = 4 * _features(work) * op.v * length
-    return float(work.rows * min(through_state, 2 * (op.qk + op.v) * pairs))
 
 
 def _step(work: Work) -> Floor:
     op, size = work.op, work.torch_dtype.itemsize
     token = work.rows * (op.qk + op.v) * size
     outside = work.rows * (2 * op.qk + 2 * op.v) * size
+    flops = round(work.rows * op.products(1, begun=True, final=True))
     if work.spec.mixer == "sliding_window":
-        return Floor(_state_bytes(work) + token + outside, 2 * work.rows * work.spec.window * (op.qk + op.v))
-    return Floor(2 * _state_bytes(work) + outside, 4 * work.rows * _features(work) * op.v)
+        return Floor(_state_bytes(work) + token + outside, flops)
+    return Floor(2 * _state_bytes(work) + outside, flops)
 
 
 def _state_bytes(work: Work) -> int:
     return work.op.state_bytes(work.batch, work.heads, dtype=work.torch_dtype)
-
-
-def _features(work: Work) -> int:
-    return feature_count(work.spec)

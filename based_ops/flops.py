@@ -1,0 +1,51 @@
+"""How many operations `torch.utils.flop_counter.FlopCounterMode` counts for an operator.
+
+They are those of products, a multiplication and an addition each two, that the outputs take at least,
+whatever a kernel computes again: `Variant.products` has them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from based_ops.codegen.names import PASSES
+
+from .later import when_imported
+
+if TYPE_CHECKING:
+    from .ops import Ops
+
+
+def count(ops: Ops) -> None:
+    """Has the operators of a variant counted."""
+    when_imported("torch.utils.flop_counter", lambda: _register(ops))
+
+
+def _register(ops: Ops) -> None:
+    from torch.utils.flop_counter import register_flop_formula
+
+    for which in PASSES:
+        register_flop_formula(getattr(ops, which).overloadpacket)(_formula(ops, which))
+
+
+def _formula(ops: Ops, which: str) -> Any:
+    names = [x.name for x in getattr(ops, which)._schema.arguments]
+
+    def formula(*shapes: Any, out_shape: Any, **named: Any) -> int:
+        from .registry import get
+
+        given, signature = dict(zip(names, shapes, strict=False)) | named, ops.signature
+        sizes = dict(zip(signature.lead.dims, given[signature.lead.name], strict=True))
+        variant = get(ops.record.name)
+        rows = sizes["B"] * sizes[signature.lead.dims[2]]
+        if which == "step":
+            return round(rows * variant.products(1, begun=True, final=True))
+        begun = any(given.get(x.name) is not None for x in signature.carried)
+        if which == "forward":
+            final = bool(given.get("output_final_state"))
+            return round(rows * variant.products(sizes["T"], begun, final))
+        final = any(given.get(f"d_{x.name}") is not None for x in signature.final)
+        forward = variant.products(sizes["T"], begun, final)
+        return round(rows * variant.backward_products * forward)
+
+    return formula
