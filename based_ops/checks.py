@@ -253,6 +253,19 @@ def no_gradient(names: Iterable[str], tensors: Iterable[Tensor | None]) -> None:
             )
 
 
+def autocast_dtype(x: Any, dtypes: Sequence[torch.dtype]) -> torch.dtype | None:
+    """The dtype that autocast gives a call with `x`, its own or float32, if that is allowed, or None."""
+    if not isinstance(x, Tensor):
+        return None
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):  # meta has no autocast to ask about
+        return None
+    dtype = torch.get_autocast_dtype(device)
+    if dtype in dtypes:
+        return dtype
+    return torch.float32 if torch.float32 in dtypes else None
+
+
 def cast(x: Any, dtype: torch.dtype) -> Any:
     """`x` as autocast casts it."""
     # float64 stays, and so does what is no floating tensor, for the checks to name.

@@ -56,6 +56,10 @@ class StateError(BasedOpsError, ValueError):
     """A recurrent state does not fit the variant or the call."""
 
 
+class PlacementError(BasedOpsError, ValueError):
+    """Distributed tensors do not lie as a call needs them: only batch and heads are sharded, and alike."""
+
+
 class BackendUnavailable(BasedOpsError, RuntimeError):
     """The backend that was asked for, or the default one, cannot serve this call here."""
 

@@ -9,7 +9,7 @@ A variant has three operators, `<name>_forward`, `<name>_backward` and `<name>_s
 - an implementation under the Autograd key that goes straight on when no input needs a gradient, so that the
   operators are differentiable themselves, and inference pays for no `autograd.Function`;
 - a rule for `torch.vmap`, see `transforms`;
-- a formula for counters of operations, see `flops`.
+- a formula for counters of operations, see `flops`, and a rule for distributed tensors, see `sharding`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.autograd import forward_ad
 
 from based_ops.codegen.names import NAMESPACE, PASSES, op_name, qualified_op_name
 
-from . import flops, transforms
+from . import flops, sharding, transforms
 from .admission import Admission, checked
 from .errors import GradientError
 
@@ -76,6 +76,7 @@ class Ops:
         self.record = record
         self.kernels = Kernels(record)
         self.admission = Admission(record)
+        self.fakes: dict[str, Callable[..., Any]] = {}
 
     @functools.cached_property
     def signature(self) -> Signature:
@@ -86,6 +87,7 @@ class Ops:
     def define(self, which: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
         """Defines one operator: `run` is its implementation everywhere, `fake` the one without data."""
         name = op_name(self.record.name, which)
+        self.fakes[which] = fake
         LIBRARY.define(name + self.record.schemas[which], tags=_TAGS)
         LIBRARY.impl(name, run, "CompositeExplicitAutograd")
         torch.library.register_fake(qualified_op_name(self.record.name, which), fake, lib=LIBRARY)
@@ -112,6 +114,7 @@ def register(record: Record) -> None:
     try:
         define(ops)
         flops.count(ops)
+        sharding.shard(ops)
     except BaseException:
         del _registered[name]
         raise

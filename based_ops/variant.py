@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import checks, dispatch, ops, tracing
+from . import checks, dispatch, ops, sharding, tracing
 from .admission import refuse_overlap
 from .ops import call, call_step, is_any_autocast_enabled
 from .replay import Replays, recordable
+from .sharding import is_distributed
 from .state_base import named
 from .state_form import StateForm
 from .tracing import is_traced, number
@@ -111,10 +112,7 @@ class Variant(ABC):
 
     @property
     def operators(self) -> ops.Operators:
-        """The forward, backward and step operator: for policies of selective checkpointing, and for tools.
-
-        A call is its forward operator, or that and its backward operator, under every mode that looks on.
-        """
+        """The operators that calls are: for policies of selective checkpointing, and for tools."""
         return ops.Operators(self._ops.forward, self._ops.backward, self._ops.step)
 
     def backends(
@@ -198,6 +196,8 @@ class Variant(ABC):
         backend: str | None,
     ) -> tuple[Tensor, Any]:
         """The output of a sequence, and the state after it if that is asked for."""
+        if type(tensors[0]) is not Tensor and is_distributed(tensors[0]):
+            return sharding.call(self, tensors, factor, initial_state, output_final_state, backend)
         facts = self if is_traced() else self._plain  # as of `_facts`, without a call
         alone = initial_state is None and not output_final_state and facts is not self
         if alone and self._replays.known:
@@ -231,6 +231,8 @@ class Variant(ABC):
 
     def _step(self, tensors: Tensors, factor: Any, state: Any, backend: str | None) -> Tensor:
         """The output of one more token; the state is updated in place."""
+        if type(tensors[0]) is not Tensor and is_distributed(tensors[0]):
+            return sharding.step(self, tensors, factor, state, backend)
         facts = self if is_traced() else self._plain  # as of `_facts`, without a call
         alone = type(state) is self._state_type and state.variant in self._own and facts is not self
         if alone and self._replays.known:
@@ -387,15 +389,7 @@ class Variant(ABC):
 
     def autocast_dtype(self, q: Tensor | None) -> torch.dtype | None:
         """The dtype that autocast gives a call with `q`: its own or float32, as the spec allows, or None."""
-        if not isinstance(q, Tensor):
-            return None
-        device = q.device.type
-        if device == "meta" or not torch.is_autocast_enabled(device):  # meta has no autocast to ask about
-            return None
-        dtype = torch.get_autocast_dtype(device)
-        if dtype in self.dtypes:
-            return dtype
-        return torch.float32 if torch.float32 in self.dtypes else None
+        return checks.autocast_dtype(q, self.dtypes)
 
 
 def _filled(there: Sequence[bool], given: Sequence[Tensor]) -> list[Tensor | None]:
