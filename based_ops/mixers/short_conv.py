@@ -148,8 +148,11 @@ class ShortConvVariant(Variant):
         x: Any = tensors[0]
         batch, channels, before = x.shape[0], x.shape[2], self.width - 1
         past = x.new_zeros(batch, channels, before) if initial_state is None else initial_state.inputs
-        inputs = torch.cat([past, x[:, -before:].transpose(1, 2)], dim=2)
-        return ShortConvState(inputs[:, :, -before:].contiguous())
+        # Not `x[:, -before:]`, so that an exported program may have any number of tokens: PyTorch makes a
+        # guard of whether that is dense, and AOTInductor takes as many tokens from a sequence that has fewer.
+        fresh = torch.sym_min(length, before)
+        inputs = torch.cat([past, x.transpose(1, 2).narrow(2, length - fresh, fresh)], dim=2)
+        return ShortConvState(inputs.narrow(2, fresh, before).contiguous())
 
     def _reference(
         self, tensors: Tensors, numbers: tuple[float, ...], initial_state: Any

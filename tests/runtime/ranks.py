@@ -28,7 +28,6 @@ from .conftest import every_kind
 from .inputs import state_of, tensors_of
 from .test_operators import PASSES, arguments
 
-
 F64 = torch.float64
 
 
