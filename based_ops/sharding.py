@@ -18,7 +18,7 @@ from based_ops.codegen.names import PASSES, qualified_op_name
 
 from .errors import PlacementError, fail
 from .later import when_imported
-from .state_base import named
+from .state_base import named, variant_of
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DeviceMesh, DTensor, Placement
@@ -188,7 +188,7 @@ def _on_parts(
         if state is None:
             return None
         made = [function(x, part) for x, part in zip(signature.state, state, strict=True)]
-        return named(type(state)(*made), state.variant)
+        return named(type(state)(*made), variant_of(state))
 
     def whole(x: Argument, part: Any) -> Any:
         return None if part is None else found.whole(part, x.dims, extents)

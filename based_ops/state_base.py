@@ -16,13 +16,15 @@ from .record import RECORDS
 from .tracing import run_while_tracing
 
 S = TypeVar("S", bound="State")
+_in_dynamo = torch.compiler.is_dynamo_compiling
 
 
 class State:
     """The methods of states, which are named tuples of tensors; a part that a layer lacks is None.
 
-    A state knows which variant's call made it, and its copies do; one that a user, `_replace` or a pytree put
-    together does not, and is judged by its shapes alone.  All methods can be traced and mapped.
+    A state knows which variant's call made it, and its copies do; one that compiled code, a user, `_replace`
+    or a pytree put together does not, and is judged by its shapes alone.  All methods can be traced and
+    mapped.
     """
 
     variant: str | None = None
@@ -54,7 +56,7 @@ class State:
             device, dtype = None, device
         if dtype is not None and not dtype.is_floating_point:
             fail(DtypeError, "dtype", str(dtype), "a floating dtype, that of inputs")
-        kept = _kept_dtype(self.variant)
+        kept = _kept_dtype(variant_of(self))
         parts: list[Tensor | None] = []
         for role, x in zip(self.roles, self, strict=True):
             if x is not None:
@@ -99,9 +101,8 @@ class State:
         for i, state in enumerate(given):
             _check_alike(cls, f"states[{i}]", state, first)
         parts = [None if rows[0] is None else torch.cat(rows) for rows in zip(*given, strict=True)]
-        found = cls(*parts)
-        found.variant = next((x.variant for x in given if x.variant is not None), None)
-        return found
+        variants = [variant_of(x) for x in given]
+        return named(cls(*parts), next((x for x in variants if x is not None), None))
 
     @property
     def nbytes(self) -> int:
@@ -110,13 +111,23 @@ class State:
 
     def _of(self: S, parts: Sequence[Tensor | None]) -> S:
         """A state of the same variant."""
-        return named(type(self)(*parts), self.variant)
+        return named(type(self)(*parts), variant_of(self))
 
 
 def named(state: S, variant: str | None) -> S:
     """The state, which now knows the variant whose call made it."""
-    state.variant = variant
+    if not _in_dynamo():
+        state.variant = variant
     return state
+
+
+def variant_of(state: Any) -> str | None:
+    """What a state knows of its variant.
+
+    Code that Dynamo traces knows nothing: that of PyTorch 2.11 takes a named tuple for its fields alone, and
+    the class's None for the attribute.
+    """
+    return None if _in_dynamo() else state.variant
 
 
 @run_while_tracing
@@ -155,8 +166,9 @@ def _check_alike(kind: Any, name: str, state: Any, first: Any) -> None:
     """Raises a typed error unless a state can stand in one batch with the `first`."""
     if type(state) is not kind:
         fail(StateError, name, type(state).__name__, f"a {kind.__name__}, as all others")
-    if not means_the_same(state.variant, first.variant):
-        fail(StateError, name, f"a state of {state.variant}", f"of {first.variant}, as states[0]")
+    variant, other = variant_of(state), variant_of(first)
+    if not means_the_same(variant, other):
+        fail(StateError, name, f"a state of {variant}", f"of {other}, as states[0]")
     for field, x, like in zip(kind._fields, state, first, strict=True):
         if (x is None) != (like is None):
             there = [None if y is None else "a tensor" for y in (x, like)]

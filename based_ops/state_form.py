@@ -15,7 +15,7 @@ from based_ops.codegen.spec.signature import Signature
 
 from . import checks
 from .errors import StateError, fail
-from .state_base import means_the_same, named
+from .state_base import means_the_same, named, variant_of
 from .tracing import number, numbers
 
 _FLOAT64 = torch.float64
@@ -111,8 +111,9 @@ class StateForm:
         kind = self.kind
         if not isinstance(state, kind):
             fail(StateError, argument, type(state).__name__, f"a {kind.__name__}, as {self.name} returns it")
-        if state.variant not in (None, self.name) and not means_the_same(state.variant, self.name):
-            fail(StateError, argument, f"a state of {state.variant}", f"one of {self.name}")
+        variant = variant_of(state)
+        if variant is not None and variant != self.name and not means_the_same(variant, self.name):
+            fail(StateError, argument, f"a state of {variant}", f"one of {self.name}")
         if not traced and self._fits(state, lead, batch, units, in_place):
             return
         sizes = {"B": batch, self.unit: units}
@@ -153,7 +154,7 @@ class StateForm:
         """The state with what it holds of inputs as autocast would cast them."""
         parts = zip(self.parts, state, strict=True)
         cast = [checks.cast(x, dtype) if part.dtype is None else x for part, x in parts]
-        return named(self.kind(*cast), state.variant)
+        return named(self.kind(*cast), variant_of(state))
 
     def inputs(self, state: Any) -> Tensor | None:
         """The first part of a state that holds inputs, if any does."""

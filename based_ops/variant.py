@@ -234,7 +234,7 @@ class Variant(ABC):
         if type(tensors[0]) is not Tensor and is_distributed(tensors[0]):
             return sharding.step(self, tensors, factor, state, backend)
         facts = self if is_traced() else self._plain  # as of `_facts`, without a call
-        alone = type(state) is self._state_type and state.variant in self._own and facts is not self
+        alone = facts is not self and type(state) is self._state_type and state.variant in self._own
         if alone and self._replays.known:
             key = self._key("step", factor, backend, tensors)
             parts = state if state[-1] is not None else state[:-1]  # what a layer lacks comes last
