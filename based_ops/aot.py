@@ -150,7 +150,7 @@ _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 def _parameters(spec: LayerSpec, kernel: Kernel, dtype: torch.dtype) -> dict[str, str]:
     """Triton's type of every parameter of a kernel that is no constant."""
-    from based_ops.codegen.ir.nodes import ACC, INDEX, IO, OPERAND, STATE
+    from based_ops.codegen.ir.nodes import ACC, INDEX, IO, OPERAND, STATE, WIDE
 
     state = getattr(torch, spec.kept_dtype)
     operand = getattr(torch, spec.operand_dtype(str(dtype).removeprefix("torch.")))
@@ -158,6 +158,7 @@ def _parameters(spec: LayerSpec, kernel: Kernel, dtype: torch.dtype) -> dict[str
         IO: f"*{_NAMES[dtype]}",
         OPERAND: f"*{_NAMES[operand]}",
         ACC: "*fp32",
+        WIDE: "*fp64",
         STATE: f"*{_NAMES[state]}",
         INDEX: "*i32",
     }

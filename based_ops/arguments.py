@@ -45,7 +45,10 @@ _INSTEAD = {
         "the state comes out with `output_final_state=True` of a call, or `output_state=True` of a layer; "
         "a step updates it in place"
     ),
-    "g gk gv gate gates decay alibi_slopes attn_bias dt beta": "there is no decay, gate or bias of weights",
+    "g gk gv gate gates decay alibi_slopes attn_bias dt beta": (
+        "a layer whose spec has `decay: head` or `decay: token` takes `g`, logarithms of what is left of its "
+        "state; there is no other gate, and no bias of weights"
+    ),
     "normalize use_norm normalizer eps feature_map feature_fn expand_k expand_v": (
         "what a layer computes stands in its spec: compile one with `based_ops.load`"
     ),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import checks
 from .arguments import refuse
+from .errors import ArgumentTypeError, fail
 from .state_base import named
 from .tracing import is_traced
 from .variant import Tensors, Variant, constant
@@ -28,6 +29,8 @@ class AttentionVariant(Variant):
 
     def _setup(self) -> None:
         spec: Any = self.spec
+        fading = (x.dims for x in self.signature.inputs if x.fades)
+        self._decay_dims: tuple[int | str, ...] = next(fading, ())
         self._know(qk=spec.head_dims.qk, v=spec.head_dims.v, default_scale=float(spec.default_scale()))
 
     def __call__(
@@ -35,6 +38,7 @@ class AttentionVariant(Variant):
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        g: Tensor | None = None,
         scale: float | None = None,
         initial_state: Any = None,
         output_final_state: bool = False,
@@ -47,15 +51,20 @@ class AttentionVariant(Variant):
         or elu(x) + 1 does not make 0, and a window counts it.  Padding before a sequence changes its outputs;
         padding after it changes none, but the final state.
 
+        `g` is what a layer with `decay` takes, and no other: logarithms of what is left of the state, at most
+        0, in float32 (others are cast to it), [H] or [B,T,H] as the spec says.  One above 0 is an error on a
+        CPU, and not looked for elsewhere.
+
         `scale` is a Python float that replaces the spec's.  `initial_state` is what an earlier call returned
         for the tokens before these; `final_state` is None unless `output_final_state`.  Gradients flow to q,
-        k, v, the initial state, and from the final state, once.  Under autocast, inputs are cast to its
+        k, v, g, the initial state, and from the final state, once.  Under autocast, inputs are cast to its
         dtype, or to float32 if the spec lacks that.  Raises the errors of `based_ops.errors` before any
         kernel runs.
         """
         if foreign:
             refuse(AttentionVariant.__call__, tuple(foreign))
-        return self._call((q, k, v), scale, initial_state, output_final_state, backend)
+        tensors = self._inputs(q, k, v, g) if g is not None or self._decay_dims else (q, k, v)
+        return self._call(tensors, scale, initial_state, output_final_state, backend)
 
     def step(
         self,
@@ -63,14 +72,19 @@ class AttentionVariant(Variant):
         k: Tensor,
         v: Tensor,
         state: Any,
+        g: Tensor | None = None,
         scale: float | None = None,
         backend: str | None = None,
         **foreign: NoReturn,
     ) -> Tensor:
-        """One more token (T = 1): returns o [B,1,H,v] and updates `state` in place.  Not differentiable."""
+        """One more token (T = 1): returns o [B,1,H,v] and updates `state` in place.  Not differentiable.
+
+        `g` is [H] or [B,1,H], see the call.
+        """
         if foreign:
             refuse(AttentionVariant.step, tuple(foreign))
-        return self._step((q, k, v), scale, state, backend)
+        tensors = self._inputs(q, k, v, g) if g is not None or self._decay_dims else (q, k, v)
+        return self._step(tensors, scale, state, backend)
 
     def init_state(
         self,
@@ -103,6 +117,7 @@ class AttentionVariant(Variant):
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        g: Tensor | None = None,
         scale: float | None = None,
         initial_state: Any = None,
         output_final_state: bool = False,
@@ -111,18 +126,32 @@ class AttentionVariant(Variant):
         """Naive quadratic mathematics in q's precision: o, or (o, final_state) if `output_final_state`."""
         if foreign:
             refuse(AttentionVariant.reference, tuple(foreign))
-        batch, _, heads = checks.qkv(self, q, k, v)
+        tensors = self._inputs(q, k, v, g)
+        batch, _, heads = self._check_inputs(self, tensors)
         if initial_state is not None:
             self._form.check("initial_state", initial_state, q, batch, heads, is_traced())
-        o, final_state = self._reference((q, k, v), self._numbers(self, scale), initial_state)
+        o, final_state = self._reference(tensors, self._numbers(self, scale), initial_state)
         return (o, named(final_state, self.name)) if output_final_state else o
+
+    def _inputs(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None) -> Tensors:
+        """What the operators take: decays in float32, or q's float64, side by side."""
+        if not self._decay_dims:
+            if g is not None:
+                fail(ArgumentTypeError, "g", "a tensor", f"None, since {self.name} has no decay")
+            return q, k, v
+        if not isinstance(g, Tensor):
+            fail(ArgumentTypeError, "g", type(g).__name__, f"a torch.Tensor: {self.name} has a decay")
+        wide = torch.float64 if isinstance(q, Tensor) and q.dtype == torch.float64 else torch.float32
+        return q, k, v, g.to(wide).contiguous()
 
     def _numbers(self, facts: Any, factor: Any) -> tuple[float, ...]:
         return (facts.default_scale if factor is None else checks.scale(factor),)
 
     def _check_inputs(self, facts: Any, tensors: Tensors, tokens: int | None = None) -> tuple[int, int, int]:
-        q, k, v = tensors
+        q, k, v = tensors[:3]
         batch, length, heads = checks.qkv(facts, q, k, v, tokens)  # type: ignore[arg-type]
+        if self._decay_dims:
+            checks.decay(facts, self._decay_dims, tensors[3], q, facts is self)  # type: ignore[arg-type]
         if tokens is None and facts is not self and 1 < length < heads:  # in traced code it would be a guard
             checks.warn_of_layout(self.name, length, heads)
         return batch, length, heads

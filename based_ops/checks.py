@@ -313,3 +313,16 @@ def _same_kind(variant: Facts, name: str, tensor: Tensor, first: str, lead: Any)
         fail(DtypeError, name, str(tensor.dtype), f"of {first}'s dtype, {lead.dtype}")
     if tensor.device != lead.device:
         fail(DeviceError, name, str(tensor.device), f"on the device of {first}, {lead.device}")
+
+
+def decay(variant: Facts, dims: Sequence[int | str], g: Any, q: Tensor, traced: bool) -> None:
+    """Decays g [H] or [B,T,H] of calls with q, none above 0: that is looked at on a CPU alone."""
+    layout("g", g)
+    wanted = tuple(q.shape[:3]) if len(dims) > 1 else tuple(q.shape[2:3])
+    if tuple(g.shape) != wanted:
+        fail(ShapeError, "g", sizes(g), f"of shape {[operator.index(x) for x in wanted]} for {variant.name}")
+    if g.device != q.device:
+        fail(DeviceError, "g", str(g.device), f"on the device of q, {q.device}")
+    if not traced and g.device.type == "cpu" and bool((g > 0).any()):
+        what = "a logarithm of what is left, at most 0, of every token"
+        fail(ArgumentValueError, "g", f"a number above 0, {float(g.detach().max())}", what)

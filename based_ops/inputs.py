@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from based_ops.codegen.spec.signature import Argument
@@ -37,14 +38,17 @@ def draw(
     sizes = {"B": batch, "T": length, "Tk": length, variant.unit: units}
     inputs = taken(variant)
     widths = [x.dims[-1] if isinstance(x.dims[-1], int) else sizes[x.dims[-1]] for x in inputs]
-    moving = [i for i, x in enumerate(inputs) if _moves(x)]
+    moving = [i for i, x in enumerate(inputs) if _moves(x) and not x.fades]
     between = [sizes[str(dim)] for dim in inputs[0].dims[:-1]]
     fused = normal((*between, sum(widths[i] for i in moving)))
     parts = dict(zip(moving, fused.split([widths[i] for i in moving], dim=-1), strict=True))
     found: list[Tensor] = []
     for i, x in enumerate(inputs):
         part = parts.get(i)
-        if part is None:  # taps and the like: sums over them stay of the size of what is summed
+        if x.fades:  # some of the state is left after a few tokens
+            part = -normal([sizes[str(dim)] for dim in x.dims]).abs() / 4
+            part = part.to(torch.promote_types(part.dtype, torch.float32))
+        elif part is None:  # taps and the like: sums over them stay of the size of what is summed
             before = [sizes[str(dim)] for dim in x.dims[:-1]]
             part = normal((*before, widths[i])) / widths[i] ** 0.5 if before else normal((widths[i],))
         elif x.weighs:

@@ -72,6 +72,7 @@ class Variant(ABC):
         self._replays = Replays()
         self.signature = signature = self._ops.signature
         self._optional = any(x.optional for x in signature.inputs)
+        self._fading = [i for i, x in enumerate(signature.inputs) if x.fades]
         width = signature.output.dims[-1]
         self._like_output = next(i for i, x in enumerate(signature.inputs) if x.dims[-1] == width)
         self.unit = str(signature.lead.dims[2])
@@ -385,7 +386,7 @@ class Variant(ABC):
             return tensors
         if isinstance(ring, Tensor) and ring.dtype == torch.float32 and torch.float32 in self.dtypes:
             dtype = torch.float32
-        return tuple([checks.cast(x, dtype) for x in tensors])
+        return tuple([x if i in self._fading else checks.cast(x, dtype) for i, x in enumerate(tensors)])
 
     def autocast_dtype(self, q: Tensor | None) -> torch.dtype | None:
         """The dtype that autocast gives a call with `q`: its own or float32, as the spec allows, or None."""

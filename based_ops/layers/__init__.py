@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from ..mixers.short_conv import GatedShortConv, ShortConv
 from .linear_attention import LinearAttention
+from .mamba2 import Mamba2Mixer, Mamba2State
 from .rotary import rotate
 from .sliding_window import SlidingWindowAttention
 
-__all__ = ["GatedShortConv", "LinearAttention", "ShortConv", "SlidingWindowAttention", "rotate"]
+__all__ = [
+    "GatedShortConv",
+    "LinearAttention",
+    "Mamba2Mixer",
+    "Mamba2State",
+    "ShortConv",
+    "SlidingWindowAttention",
+    "rotate",
+]

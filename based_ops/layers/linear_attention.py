@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from ..arguments import refuse
 from ..state import LinearAttentionState
+from ..variant import Variant
 from .base import AttentionLayer
 
 
@@ -20,6 +23,30 @@ class LinearAttention(AttentionLayer):
     """
 
     mixer = "linear_attention"
+    GATE = 16.0
+    """By what gates are divided, so that a new layer remembers (arXiv 2312.06635, section 4.4)."""
+
+    def __init__(
+        self,
+        d_model: int,
+        heads: int,
+        variant: Variant | str,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **foreign: NoReturn,
+    ) -> None:
+        """The decay of a variant that has one is made here.
+
+        Of each token it is log σ(g_proj(x)) / 16, of each head that of RetNet, log(1 - 2^(-5 - head)), which
+        is not trained.
+        """
+        super().__init__(d_model, heads, variant, device, dtype, **foreign)
+        self.decay: str = self.op.spec.decay
+        self.g: Tensor | None
+        if self.decay == "token":
+            self.g_proj = nn.Linear(d_model, heads, bias=False, device=device, dtype=dtype)
+        exponents = torch.arange(heads, device=device, dtype=torch.float32) + 5
+        self.register_buffer("g", torch.log1p(-torch.exp2(-exponents)) if self.decay == "head" else None)
 
     def forward(
         self,
@@ -31,11 +58,17 @@ class LinearAttention(AttentionLayer):
         """x [B,T,d_model] to (y of the same shape, the state after x or None unless `output_state`)."""
         if foreign:
             refuse(LinearAttention.forward, tuple(foreign))
-        o, final = self.op(*self._project(x), initial_state=state, output_final_state=output_state)
+        g = self._decays(x)
+        o, final = self.op(*self._project(x), g, initial_state=state, output_final_state=output_state)
         return self._leave(o), final
 
     def step(self, x: Tensor, state: LinearAttentionState, **foreign: NoReturn) -> Tensor:
         """One token, [B,1,d_model] to the same shape; updates `state` in place.  Not differentiable."""
         if foreign:
             refuse(LinearAttention.step, tuple(foreign))
-        return self._leave(self.op.step(*self._project(x, tokens=1), state))
+        return self._leave(self.op.step(*self._project(x, tokens=1), state, self._decays(x)))
+
+    def _decays(self, x: Tensor) -> Tensor | None:
+        if self.decay == "token":
+            return logsigmoid(self.g_proj(x).float()) / self.GATE
+        return self.g

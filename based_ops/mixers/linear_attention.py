@@ -40,8 +40,10 @@ class LinearAttentionVariant(AttentionVariant):
     ) -> tuple[Tensor, LinearAttentionState]:
         from ..reference import linear_attention
 
-        spec, inputs = self.spec, (*tensors, *numbers, initial_state)
-        return linear_attention(spec, *inputs)
+        q, k, v, *decays = tensors
+        assert q is not None and k is not None and v is not None
+        (scale,) = numbers
+        return linear_attention(self.spec, q, k, v, scale, initial_state, *decays)
 
 
 VARIANT = LinearAttentionVariant

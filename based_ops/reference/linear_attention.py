@@ -24,23 +24,29 @@ def weights(spec: LinearAttention, q: Tensor, k: Tensor, scale: float) -> Tensor
     return 1 + s if spec.feature_map.order == 1 else 1 + s + s * s / 2
 
 
+LEAST = -1000.0
+"""A decay that leaves nothing; differences of -inf would be NaN."""
+
+
 def causal_sums(
-    spec: LinearAttention, q: Tensor, k: Tensor, v: Tensor, scale: float
+    spec: LinearAttention, q: Tensor, k: Tensor, v: Tensor, decayed: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The sums over j ≤ i of A_ij v_j, [B,T,H,V], and of A_ij, [B,T,H].
+    """The sums over j ≤ i of A_ij v_j, [B,T,H,V], and of A_ij, [B,T,H], with exp(G_i - G_j) in A_ij.
+
+    `decayed` is G, [B,T,H,1].
 
     Pairs that do not meet are left out, where zeros in their place would make NaN of what is not finite.  So
     every token has itself; and of spans of 2, 4, 8, ... tokens the later half has all of the earlier half.
     """
     length, batch = q.shape[1], q.shape[0]
     whole = 1 << max(length - 1, 0).bit_length()
-    q, k, v = (pad(x, (0, 0, 0, 0, 0, whole - length)) for x in (q, k, v))
-    own = (x.flatten(0, 1).unsqueeze(1) for x in (q, k, v))
-    o, n = (x.unflatten(0, (batch, whole)).squeeze(2) for x in _sums(spec, scale, *own))
+    inputs = [pad(x, (0, 0, 0, 0, 0, whole - length)) for x in (q, k, v, decayed)]
+    own = [x.flatten(0, 1).unsqueeze(1) for x in inputs]
+    o, n = (x.unflatten(0, (batch, whole)).squeeze(2) for x in _sums(spec, own, own, scale))
     size = 1
     while size < whole:
-        earlier, later = ([_half(x, i, size) for x in (q, k, v)] for i in (0, 1))
-        more = _sums(spec, scale, later[0], *earlier[1:])
+        earlier, later = ([_half(x, i, size) for x in inputs] for i in (0, 1))
+        more = _sums(spec, later, earlier, scale)
         o, n = (
             torch.stack([_half(x, 0, size), _half(x, 1, size) + y], 1).unflatten(0, (batch, -1)).flatten(1, 3)
             for x, y in zip((o, n), more, strict=True)
@@ -54,9 +60,14 @@ def _half(x: Tensor, number: int, size: int) -> Tensor:
     return x.unflatten(1, (-1, 2, size))[:, :, number].flatten(0, 1)
 
 
-def _sums(spec: LinearAttention, scale: float, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """The same over all pairs."""
+def _sums(
+    spec: LinearAttention, later: list[Tensor], earlier: list[Tensor], scale: float
+) -> tuple[Tensor, Tensor]:
+    """The same over all pairs of later queries and earlier keys."""
+    (q, _, _, now), (_, k, v, then) = later, earlier
     a = weights(spec, q, k, scale)
+    if spec.decay != "none":
+        a = a * (now.permute(0, 2, 1, 3) - then.permute(0, 2, 3, 1)).exp()
     return torch.einsum("bhij,bjhv->bihv", a, v), a.sum(dim=-1).transpose(1, 2)
 
 
@@ -67,21 +78,29 @@ def linear_attention(
     v: Tensor,
     scale: float,
     initial_state: LinearAttentionState | None = None,
+    log_decay: Tensor | None = None,
 ) -> tuple[Tensor, LinearAttentionState]:
-    """o [B,T,H,V] and the final state, from q, k [B,T,H,D] and v [B,T,H,V], all computed in q's dtype."""
-    o, n = causal_sums(spec, q, k, v, scale)
-    phi_k = key_features(spec, k)
+    """o [B,T,H,V] and the final state, from q, k [B,T,H,D] and v [B,T,H,V], all computed in q's dtype.
+
+    `log_decay` is [H] or [B,T,H], as the spec says.
+    """
+    given = q.new_zeros(1) if log_decay is None else log_decay.to(q.dtype).clamp(min=LEAST)
+    decayed = given.expand(q.shape[:3]).cumsum(1)
+    last = decayed[:, -1:] if q.shape[1] else decayed.new_zeros(q.shape[0], 1, q.shape[2])
+    o, n = causal_sums(spec, q, k, v, decayed.unsqueeze(-1), scale)
+    phi_k = key_features(spec, k) * (last - decayed).exp().unsqueeze(-1)
     state = torch.einsum("bjhf,bjhv->bhfv", phi_k, v)
     normalizer = phi_k.sum(dim=1)
     if initial_state is not None:
-        phi_q = query_features(spec, q, scale)
+        phi_q = query_features(spec, q, scale) * decayed.exp().unsqueeze(-1)
+        lasting = last[:, 0, :, None].exp()
         earlier = initial_state.state.to(q.dtype)
         o = o + torch.einsum("bihf,bhfv->bihv", phi_q, earlier)
-        state = state + earlier
+        state = state + earlier * lasting.unsqueeze(-1)
         if initial_state.normalizer is not None:
             earlier_n = initial_state.normalizer.to(q.dtype)
             n = n + torch.einsum("bihf,bhf->bih", phi_q, earlier_n)
-            normalizer = normalizer + earlier_n
+            normalizer = normalizer + earlier_n * lasting
     if spec.normalize:
         o = o / (n + spec.eps).unsqueeze(-1)
     sums = torch.float64 if q.dtype == torch.float64 else torch.float32

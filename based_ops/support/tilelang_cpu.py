@@ -72,4 +72,5 @@ def kernel(stores: Sequence[str]) -> Callable[[Callable[..., Any]], Kernel]:
 def _dense(x: Any) -> Any:
     if not isinstance(x, Tensor):
         return x
-    return (x.float() if x.is_floating_point() else x).contiguous()
+    narrow = x.is_floating_point() and x.dtype != torch.float64
+    return (x.float() if narrow else x).contiguous()

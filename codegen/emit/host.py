@@ -34,7 +34,7 @@ from ..ir.host import (
     Value,
 )
 from ..ir.kernels import parameters
-from ..ir.nodes import ACC, IO, OPERAND, STATE, Comment
+from ..ir.nodes import ACC, IO, OPERAND, STATE, WIDE, Comment
 from ..schedule.model import HOST_C
 from .layer import ScheduledKernel, ScheduledLayer
 from .writer import Writer
@@ -182,6 +182,8 @@ class _Function:
         # Elsewhere operands are as wide as sums.
         if role == OPERAND and self.layer.backend not in ("torch", HOST_C):
             return f"operand_dtype({leading})"
+        if role == WIDE:
+            return "torch.float64"
         assert role in (ACC, OPERAND, STATE)
         fixed = self.layer.spec.kept_dtype if role == STATE else "float32"
         if self.layer.backend == "torch":

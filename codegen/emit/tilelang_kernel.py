@@ -221,7 +221,7 @@ class _Kernel:
 
     def _elementwise(self, name: str, operator: str, value: Expr) -> None:
         shape = self.types[name].shape
-        target = f"{name}[{', '.join(self.axes[: len(shape)])}]" if shape else name
+        target = self._variable(name, self._places(len(shape)))
         self._loop(shape, f"{target} {operator} ", value, ())
 
     def _store(self, name: str, index: tuple[Expr, ...], value: Expr) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ir.check import walk
+from ..ir.fuse import expressions, statements
 from ..ir.kernels import Kernel
-from ..ir.nodes import ACC, INDEX, IO, OPERAND, STATE, Dim, Var
+from ..ir.nodes import ACC, INDEX, IO, OPERAND, STATE, WIDE, Dim, Var
 from ..ir.program import Program, loads_ahead, uses_operands
 
 WHOLE_VECTORS = 8
@@ -40,7 +41,8 @@ class Target:
     def dtype(self, role: str) -> str:
         """The dtype of a tensor or tile, as text."""
         state = "float32" if self.on_host else self.state_dtype
-        return {IO: "IO", OPERAND: "OPERAND", ACC: '"float32"', STATE: f'"{state}"', INDEX: '"int32"'}[role]
+        fixed = {ACC: "float32", STATE: state, WIDE: "float64", INDEX: "int32"}
+        return f'"{fixed[role]}"' if role in fixed else {IO: "IO", OPERAND: "OPERAND"}[role]
 
     def constants(self, program: Program) -> list[str]:
         """What a kernel is made for besides sizes of tiles and a number of threads."""
@@ -71,6 +73,8 @@ def passed_sizes(kernel: Kernel) -> list[str]:
     """Runtime sizes that a kernel is told, because no tensor that is always there has them as a dimension."""
     known = {dim for tensor in kernel.tensors if tensor.optional is None for dim in tensor.dims}
     optional = {dim for tensor in kernel.tensors if tensor.optional is not None for dim in tensor.dims}
-    extents = [node for axis in kernel.grid for node in walk(axis.extent)]
-    counted = {node.name for node in extents if isinstance(node, Var)}
+    counts = [axis.extent for axis in kernel.grid]
+    if isinstance(kernel, Program):
+        counts += [expr for stmt in statements(kernel.body) for expr in expressions(stmt)]
+    counted = {node.name for count in counts for node in walk(count) if isinstance(node, Var)}
     return [name for name in kernel.sizes if name in (optional | counted) - known]

@@ -12,6 +12,7 @@ from ..ir.nodes import (
     IO,
     OPERAND,
     STATE,
+    WIDE,
     Add,
     Binary,
     Cast,
@@ -232,7 +233,7 @@ class _Function:
             case Load(tensor, index, dtype, fill):
                 arguments = [tensor, self._index(tensor, index)]
                 if dtype != INDEX:
-                    arguments.append("acc")
+                    arguments.append(_dtype(dtype))
                 if fill:
                     arguments.append(f"fill={fill}")
                 return f"load({', '.join(arguments)})"
@@ -287,8 +288,8 @@ class _Function:
                 return self.expr(
                     x, outer
                 )  # operands are as wide as sums here, and a store converts by itself
-            case Cast(x, _) if infer(x, self.types, self.program).shape:
-                return f"{self.expr(x, TIGHT)}.to(acc)"
+            case Cast(x, dtype) if (kind := infer(x, self.types, self.program)).shape or kind.dtype == WIDE:
+                return f"{self.expr(x, TIGHT)}.to({_dtype(dtype)})"
             case Cast(x, _):
                 return f"float({self.expr(x)})"
             case Dithered(x, dtype, token, value, place):
@@ -297,10 +298,12 @@ class _Function:
                 return f"dithered({', '.join([self.expr(x), f'torch.{dtype}', *chance])})"
             case Expand(x, axis):
                 return f"{self.expr(x, TIGHT)}[..., {'None, :' if axis == 0 else 'None'}]"
-            case Full(shape, value, _):
+            case Full(shape, value, dtype):
                 extents = [*self.program.batch.values(), *map(str, shape)]
                 comma = "," if len(extents) == 1 else ""
-                return f"{self.like}.new_full(({', '.join(extents)}{comma}), {value!r}, dtype=acc)"
+                return (
+                    f"{self.like}.new_full(({', '.join(extents)}{comma}), {value!r}, dtype={_dtype(dtype)})"
+                )
             case Transpose(x):
                 return f"{x.name}.mT"
             case _:
@@ -323,3 +326,8 @@ class _Function:
         left, right = self._align(x, kind.shape, inside), self._align(y, kind.shape, max(inside, level + 1))
         inner = f"{left} {SYMBOLS[op]} {right}"
         return f"({inner})" if level < outer else inner
+
+
+def _dtype(role: str) -> str:
+    """Sums of which only differences matter are in float64 whatever the inputs are."""
+    return "torch.float64" if role == WIDE else "acc"

@@ -8,6 +8,7 @@ from ..ir.nodes import (
     IO,
     OPERAND,
     STATE,
+    WIDE,
     Binary,
     Cast,
     Const,
@@ -84,9 +85,9 @@ def formula(expr: Expr, outer: int = 0, language: str = "tl") -> str:
             return f"{part(x, TIGHT)}[{'None, :' if axis == 0 else ':, None'}]"
         case Full((), value, _):
             return repr(value)
-        case Full(shape, value, _):
+        case Full(shape, value, dtype):
             sizes = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
-            return f"tl.full(({sizes}), {value!r}, tl.float32)"
+            return f"tl.full(({sizes}), {value!r}, tl.{'float64' if dtype == WIDE else 'float32'})"
         case Transpose(x):
             return f"tl.trans({x.name})"
         case _:
@@ -95,4 +96,9 @@ def formula(expr: Expr, outer: int = 0, language: str = "tl") -> str:
 
 def cast_suffix(dtype: str, language: str = "tl") -> str:
     """What converts a tile to a dtype."""
-    return {OPERAND: ".to(OPERAND)", ACC: f".to({language}.float32)", INDEX: ""}[dtype]
+    return {
+        OPERAND: ".to(OPERAND)",
+        ACC: f".to({language}.float32)",
+        WIDE: f".to({language}.float64)",
+        INDEX: "",
+    }[dtype]

@@ -38,7 +38,7 @@ from .host import (
 )
 from .implies import Facts
 from .kernels import INTEGER, TENSOR, TRUTH, ForeignKernel, Kernel, parameters
-from .nodes import ACC, IO, OPERAND, STATE, Comment
+from .nodes import ACC, IO, OPERAND, STATE, WIDE, Comment
 from .program import Tensor
 
 
@@ -104,7 +104,7 @@ class _Checker:
             case Allocate(name, shape, dtype, when):
                 for extent in shape:
                     self.want(INTEGER, extent)
-                if dtype not in (IO, OPERAND, ACC, STATE):
+                if dtype not in (IO, OPERAND, ACC, STATE, WIDE):
                     raise self.fail(f"{name} has no dtype {dtype}")
                 self.add(name, TENSOR)
                 self.allocated[name] = step

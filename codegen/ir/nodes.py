@@ -21,6 +21,7 @@ from ..dtypes import ACC as ACC
 from ..dtypes import IO as IO
 from ..dtypes import OPERAND as OPERAND
 from ..dtypes import STATE as STATE
+from ..dtypes import WIDE as WIDE
 
 Dim = int | str
 """A static size: a number, or the name of a constant that the schedule binds."""

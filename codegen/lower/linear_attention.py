@@ -23,6 +23,7 @@ from ..ir.traits import TOKEN
 from ..memory.states import B, H
 from ..memory.sums_token import Token
 from ..mixers.linear_attention import LinearAttention
+from . import decay as decays
 from .feature_maps import feature_map
 from .linear_attention_backward import key_gradients, query_gradients
 from .linear_attention_parts import BATCH_AXES, CHUNK_AXIS, ROWS, TOKENS, Layer
@@ -47,7 +48,7 @@ def programs(spec: LinearAttention) -> tuple[Program, ...]:
         running_states(layer, "states_after", of_queries=True),
         key_gradients(layer),
     )
-    return (*chunked, step(layer))
+    return (*decays.programs(layer), *chunked, step(layer))
 
 
 def outputs(layer: Layer) -> Program:
@@ -62,16 +63,20 @@ def outputs(layer: Layer) -> Program:
     memory, earlier = layer.memory(b), layer.segment_states("STATEFUL")
     queries = memory.queries(t)
     answer = memory.answer()
+    origin = memory.moment("origin", start)
+    log = memory.since("t_log", t, origin)
     with b.when("STATEFUL"):
         b.comment("Earlier segments, through their state.")
         with memory.blocks() as block:
             features = memory.weighted(queries, block)
             memory.read(answer, features, memory.stored(earlier, block.f, segment))
+        memory.fade_answer(answer, layer.since_segment(memory, t, segment, length))
     b.comment("This segment, directly.")
     with b.loop("j0", TOKENS.token(segment * length), TOKENS.until(start + "CHUNK"), "KEYS") as j0:
         j = b.let("j", TOKENS.tile(j0, "KEYS"))
         keys, values = memory.keys(j)
-        memory.pair(queries, keys, values, column(t) >= row(j), onto=answer)
+        logs = log, memory.since("j_log", j, origin)
+        memory.pair(queries, keys, values, column(t) >= row(j), onto=answer, logs=logs)
     memory.finish(answer, t)
     b.store("o", (B, t, H, u), Cast(answer.out, IO))
     with second_look(b, doubt_of(b, answer.out)):
@@ -80,6 +85,7 @@ def outputs(layer: Layer) -> Program:
         layer.queries("q"),
         layer.queries("k"),
         layer.values("v"),
+        *layer.decays(),
         *earlier,
         layer.values("o", strided=False),
         *layer.row_sums("n"),
@@ -101,9 +107,9 @@ def step(layer: Layer) -> Program:
     """One token: update the state in place and read the output from it."""
     b, zero = Builder(), wrap(0)
     u = b.let("u", Span(zero, "VALUES"))
-    memory, state = layer.memory(b), layer.user_states("")
+    memory, state = layer.memory(b, fades=False), layer.user_states("")
     narrow = layer.spec.state_dtype if layer.spec.state_dtype != "float32" else None
-    token = Token(memory, state, zero, narrow)
+    token = Token(memory, state, zero, narrow, layer.decay_of(b, zero))
     with memory.blocks() as block:
         token.enter_and_read(block)
     b.store("o", (B, zero, H, u), Cast(token.finish(), IO))
@@ -111,6 +117,7 @@ def step(layer: Layer) -> Program:
         Tensor("q", (*ROWS, layer.qk), IO, strided=True),
         Tensor("k", (*ROWS, layer.qk), IO, strided=True),
         layer.values("v"),
+        *layer.given_decays(),
         *state,
         layer.values("o", strided=False),
     )

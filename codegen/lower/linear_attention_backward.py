@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ..ir.build import Builder
-from ..ir.nodes import IO, Cast, Full, Span, Var, column, row, wrap
+from ..ir.nodes import ACC, IO, Cast, Full, Load, Span, Sum, Var, column, row, wrap
 from ..ir.program import Program, Tensor
 from ..ir.traits import GRADIENTS, ROW_SUMS
-from ..memory.states import B, H
-from .linear_attention_parts import CHUNK_AXIS, ROWS, TOKENS, Layer
+from ..memory.states import B, H, left
+from .linear_attention_parts import CHUNK_AXIS, NUMBERS, ROWS, TOKENS, Layer
 from .second_look import doubt_of, second_look
 
 
@@ -24,15 +24,19 @@ def query_gradients(layer: Layer) -> Program:
     loaded, queries = memory.load("Q", "q", t)
     gradients = memory.own_gradients(t)
     dq = b.let("dQ", Full(("CHUNK", "QK"), 0.0))
+    origin = memory.moment("origin", start)
+    log = memory.since("t_log", t, origin)
     with b.when("STATEFUL"):
         b.comment("Earlier segments, through their state.")
         with memory.blocks() as block:
             memory.read_by_query(dq, queries, gradients, block, memory.stored(earlier, block.f, segment))
+        memory.fade_rows(dq, layer.since_segment(memory, t, segment, length))
     b.comment("This segment, directly.")
     with b.loop("j0", TOKENS.token(segment * length), TOKENS.until(start + "CHUNK"), "KEYS") as j0:
         j = b.let("j", TOKENS.tile(j0, "KEYS"))
         keys, values = memory.keys(j)
-        memory.pair_by_query(dq, queries, gradients, keys, values, column(t) >= row(j))
+        logs = log, memory.since("j_log", j, origin)
+        memory.pair_by_query(dq, queries, gradients, keys, values, column(t) >= row(j), logs)
     b.store("dq", (B, t, H, d), Cast(layer.features.leave(loaded, dq), IO))
     with second_look(b, doubt_of(b, dq)):
         layer.singles(b).query_gradients()
@@ -41,8 +45,11 @@ def query_gradients(layer: Layer) -> Program:
         layer.queries("k"),
         layer.values("v"),
         layer.values("do"),
-        *((layer.values("o", strided=False), layer.gradients()) if layer.spec.normalize else ()),
+        *((layer.values("o", strided=False),) if layer.spec.normalize or memory.fade else ()),
+        *((layer.gradients(),) if layer.spec.normalize else ()),
         *layer.row_sums("n", "e"),
+        *layer.decays(),
+        *((Tensor("r", NUMBERS, ACC),) if memory.fade else ()),
         *earlier,
         Tensor("dq", (*ROWS, layer.qk), IO),
     )
@@ -62,7 +69,8 @@ def query_gradients(layer: Layer) -> Program:
 def key_gradients(layer: Layer) -> Program:
     """dk and dv of one chunk of keys."""
     b = Builder()
-    j = b.let("j", TOKENS.tile(TOKENS.token(Var("chunk") * "CHUNK"), "CHUNK"))
+    first = TOKENS.token(Var("chunk") * "CHUNK")
+    j = b.let("j", TOKENS.tile(first, "CHUNK"))
     d = b.let("d", Span(wrap(0), "QK"))
     u = b.let("u", Span(wrap(0), "VALUES"))
     length = layer.segment_length(b)
@@ -72,19 +80,36 @@ def key_gradients(layer: Layer) -> Program:
     values = memory.values(j)
     dk = b.let("dK", Full(("CHUNK", "QK"), 0.0))
     dv = b.let("dV", Full(("CHUNK", "VALUES"), 0.0))
+    origin = memory.moment("origin", first)
+    log = memory.since("j_log", j, origin)
+    of_ones = b.let("of_ones", Full(("CHUNK",), 0.0)) if memory.fade and memory.normalizer else None
     with b.when("STATEFUL"):
         b.comment("Later segments, through the mirrored state of their queries.")
         with memory.blocks() as block:
-            memory.read_by_key(dk, dv, keys, values, block, memory.stored(later, block.f, segment))
+            mirrored = memory.stored(later, block.f, segment)
+            memory.read_by_key(dk, dv, keys, values, block, mirrored, of_ones)
+        to_end = layer.to_end_of_segment(memory, j, segment, length)
+        memory.fade_rows(dk, to_end)
+        memory.fade_rows(dv, to_end)
+        if of_ones and to_end:
+            b.set(of_ones, of_ones * left(to_end))
     b.comment("This segment, directly.")
     start = TOKENS.token(Var("chunk") * "CHUNK" // "QUERIES" * "QUERIES")
     end = TOKENS.until(TOKENS.token(segment * length + length))
     with b.loop("t0", start, end, "QUERIES") as t0:
         t = b.let("t", TOKENS.tile(t0, "QUERIES"))
         queries, gradients = memory.queries(t), memory.gradients(t)
-        memory.pair_by_key(dk, dv, keys, values, queries, gradients, column(j) <= row(t))
+        logs = memory.since("t_log", t, origin), log
+        memory.pair_by_key(dk, dv, keys, values, queries, gradients, column(j) <= row(t), logs, of_ones)
     b.store("dk", (B, j, H, d), Cast(layer.features.leave(loaded, dk), IO))
     b.store("dv", (B, j, H, u), Cast(dv, IO))
+    if memory.fade:
+        b.comment("What the keys' weights owe to G, taken from what the queries' do.")
+        products = b.let("v_dv", Cast(values, ACC) * dv)
+        of_keys = b.let("of_keys", Sum(products, 1))
+        if of_ones:
+            b.add(of_keys, of_ones)
+        b.store("r", (B, H, j), b.let("r_own", Load("r", (B, H, j), ACC)) - of_keys)
     with second_look(b, doubt_of(b, dk, dv)):
         layer.singles(b).key_gradients()
     tensors = (
@@ -93,6 +118,8 @@ def key_gradients(layer: Layer) -> Program:
         layer.values("v"),
         layer.gradients(),
         *layer.row_sums("e"),
+        *layer.decays(),
+        *((Tensor("r", NUMBERS, ACC),) if memory.fade else ()),
         *later,
         Tensor("dk", (*ROWS, layer.qk), IO),
         layer.values("dv", strided=False),

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from ..ir.build import Builder
 from ..ir.nodes import ACC, IO, OPERAND, STATE, Const, Dim, Expr, Span, Var, cdiv, wrap
 from ..ir.program import Axis, Program, Tensor
+from ..memory.fade import FADES, Fade, decay
 from ..memory.states import Kept
 from ..memory.sums import Sums
 from ..memory.sums_singles import Chunk, Singles
@@ -113,10 +114,26 @@ class Layer:
 
     # Pieces
 
-    def memory(self, b: Builder, size: str | None = None, products: bool = False) -> Sums:
+    def memory(self, b: Builder, size: str | None = None, products: bool = False, fades: bool = True) -> Sums:
         """The memory of a program, as `Sums` takes it."""
         eps = self.spec.eps if self.spec.normalize else None
-        return Sums(b, self.features, TOKENS, eps, size, products)
+        return Sums(b, self.features, TOKENS, eps, size, products, self.fade(b) if fades else None)
+
+    def fade(self, b: Builder) -> Fade | None:
+        """The decay of a program's memory."""
+        return FADES[self.spec.decay](b) if self.spec.decay != "none" else None
+
+    def decay_of(self, b: Builder, t: Expr) -> Var | None:
+        """The decay of one token."""
+        return decay(b, "decay", FADES[self.spec.decay].place(t)) if self.spec.decay != "none" else None
+
+    def given_decays(self) -> tuple[Tensor, ...]:
+        """The decays that a call gives."""
+        return tuple(Tensor(x.name, x.dims, ACC) for x in self.spec.signature().inputs if x.fades)
+
+    def decays(self) -> tuple[Tensor, ...]:
+        """What a program reads of the decay."""
+        return FADES[self.spec.decay].tensors if self.spec.decay != "none" else ()
 
     # Second looks.  What they need is introduced anew: what the program had of it would be kept for their
     # sake, through every loop, in registers.
@@ -146,6 +163,23 @@ class Layer:
     def _segment(self, b: Builder, segment: Var, length: Var) -> tuple[Var, Var]:
         first = b.let("first_token", TOKENS.token(segment * length))
         return first, b.let("stop_token", TOKENS.until(first + length))
+
+    def since_segment(self, memory: Sums, t: Var, segment: Var, length: Var) -> Var | None:
+        """The logarithms of what is left, after tokens of a segment, of the state before it."""
+        before = memory.moment("segment_moment", TOKENS.token(segment * length))
+        return memory.since("t_in_segment", t, before)
+
+    def to_end_of_segment(self, memory: Sums, j: Var, segment: Var, length: Var) -> Var | None:
+        """The logarithms of what is left, at the end of a segment, of its tokens."""
+        end = memory.moment("segment_moment", TOKENS.until(TOKENS.token(segment * length + length)))
+        log = memory.since("j_in_segment", j, end)
+        return memory.b.let("j_to_end", -log) if log else None
+
+    def of_segment(self, memory: Sums, segment: Expr, length: Var) -> Var | None:
+        """The logarithm of what is left over a segment."""
+        first = TOKENS.token(segment * length)
+        start, stop = TOKENS.until(first), TOKENS.until(first + length)
+        return memory.between("segment_log", memory.moment("start", start), memory.moment("stop", stop))
 
     def segment_length(self, b: Builder) -> Var:
         """Tokens of a segment: the fewest whole grains of SEGMENT tokens with which `segments` cover all."""

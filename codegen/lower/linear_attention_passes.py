@@ -30,7 +30,7 @@ from ..ir.host import (
     launch,
 )
 from ..ir.kernels import INTEGER, NUMBER, TRUTH, ForeignKernel, LaunchPlan
-from ..ir.nodes import ACC, IO, OPERAND, STATE, Comment
+from ..ir.nodes import ACC, IO, OPERAND, STATE, WIDE, Comment
 from ..mixers.linear_attention import LinearAttention
 from ..names import RECURRENCE, on_warpgroups
 from .feature_maps import feature_map
@@ -67,6 +67,8 @@ class _Layer:
     def __init__(self, spec: LinearAttention, faster: Mapping[str, ForeignKernel]) -> None:
         self.qk, self.v, self.rows = spec.head_dims.qk, spec.head_dims.v, feature_map(spec).rows
         self.normalize, self.faster = spec.normalize, faster
+        self.decay = spec.decay
+        self.inputs = (*INPUTS, *((Parameter("log_decay"),) if self.fades else ()))
 
     # Passes
 
@@ -91,6 +93,7 @@ class _Layer:
             SIZES,
             *before,
             plan,
+            *self.running_decays(),
             Bind({"split": Name("segments") > 1, "has_initial": Present("initial_state")}),
             Comment(ONE_SEGMENT),
             Bind({"summed": Either(RECURRENT, SPLIT, SPLIT | HAS_INITIAL | FINAL)}),
@@ -120,7 +123,7 @@ class _Layer:
         return Pass(
             "forward",
             "Outputs, row sums of A, and the state after the last token if it is asked for.",
-            (*INPUTS, Parameter("scale", NUMBER), *INITIAL, Parameter("output_final_state", TRUTH)),
+            (*self.inputs, Parameter("scale", NUMBER), *INITIAL, Parameter("output_final_state", TRUTH)),
             "q",
             body,
             ("o", "n", "final_state", "final_normalizer"),
@@ -141,12 +144,14 @@ class _Layer:
                 LaunchPlan("backward", "backward", "backward_plan", BACKWARD_PLAN),
                 TOKENS_AND_ROWS,
             ),
+            *self.running_decays(),
             Bind({"has_initial": has_initial}),
             Bind({"stateful": (Name("segments") > 1) | HAS_INITIAL}),
             Bind({"mirrored": STATEFUL | has_final}),
             Bind({"split": MIRRORED & (Name("spans") > 1)}),
             allocate("dq", ("B", "T", "H", self.qk), IO),
             *self.gradient_buffers(),
+            *((allocate("r", ("B", "H", "T"), ACC),) if self.fades else ()),
             *self.segment_sums(by_span, SPLIT),
             *self.segment_states("span_", by_span, SPLIT),
             launch("states", {"segments": "spans"}, SPLIT),
@@ -178,6 +183,7 @@ class _Layer:
                 MIRRORED,
             ),
             launch("key_gradients", self.state("", "segment_") | {"STATEFUL": MIRRORED}),
+            *self.decay_gradients(),
         )
         what = "Gradients of q, k, v and of the initial state"
         return self.backward_pass("backward", f"{what}; the states of the segments are computed again.", body)
@@ -237,23 +243,51 @@ class _Layer:
             Parameter("do"),
             Parameter("d_final_state", when=has_final),
             Parameter("d_final_normalizer", when=has_final),
-            *INPUTS,
+            *self.inputs,
             Parameter("o"),
             Parameter("n"),
             Parameter("scale", NUMBER),
             *INITIAL,
         )
-        results = ("dq", "dk", "dv", "d_initial_state", "d_initial_normalizer")
+        of_decays = ("d_log_decay",) if self.fades else ()
+        results = ("dq", "dk", "dv", *of_decays, "d_initial_state", "d_initial_normalizer")
         return Pass(name, summary, parameters, "q", body, results)
 
     def step(self) -> Pass:
         return Pass(
             "step",
             "One token; `state` and `normalizer` are updated in place.",
-            (*INPUTS, Parameter("scale", NUMBER), Parameter("state"), Parameter("normalizer")),
+            (*self.inputs, Parameter("scale", NUMBER), Parameter("state"), Parameter("normalizer")),
             "q",
             (SIZES, allocate("o", ("B", "T", "H", self.v), IO), launch("token")),
             ("o",),
+        )
+
+    # Decays
+
+    @property
+    def fades(self) -> bool:
+        return self.decay != "none"
+
+    def running_decays(self) -> Steps:
+        """G after every token, where each has a decay of its own."""
+        if self.decay != "token":
+            return ()
+        places = ("B", "H", "T")
+        buffers = allocate("scan", places, WIDE), allocate("running_decay", places, WIDE)
+        return (*buffers, launch("decay_sums"), launch("decays"))
+
+    def decay_gradients(self) -> Steps:
+        """dg, from what the weights of every token owe to G."""
+        if not self.fades:
+            return ()
+        dims = ("H",) if self.decay == "head" else ("B", "T", "H")
+        return (
+            allocate("edge", ("B", "H"), ACC, HAS_INITIAL),
+            launch("edges", {}, HAS_INITIAL),
+            *((launch("gradient_sums"),) if self.decay == "token" else ()),
+            allocate("d_log_decay", dims, ACC),
+            launch("decay_gradients", {"INITIAL": HAS_INITIAL}),
         )
 
     # Buffers

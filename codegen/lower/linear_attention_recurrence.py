@@ -41,13 +41,19 @@ def recurrence(layer: Layer) -> Program:
         t = b.let("t", TOKENS.tile(t0, "CHUNK"))
         queries = memory.scaled_queries(t)
         keys, values = memory.keys(t)
+        origin = memory.moment("origin", t0)
+        log = memory.since("t_log", t, origin)
+        total = memory.between("chunk_log", origin, memory.moment("chunk_end", TOKENS.until(t0 + "CHUNK")))
+        kept = memory.until("kept", t, log, total)
         b.comment("The chunk's own keys, directly.")
-        answer = memory.pair(queries, keys, values, column(t) >= row(t), scale=wrap(1.0))
+        answer = memory.pair(queries, keys, values, column(t) >= row(t), scale=wrap(1.0), logs=(log, log))
         b.comment("Older keys, through the state; then the chunk's keys enter it.")
         with b.blocks("f0", features.rows, memory.size, memory.tiles):
             plain = features.features(b, "P", queries, block.selection, weight)
+            memory.fade_rows(plain, log)
             memory.read(answer, plain, state)
-            memory.enter(state, block, keys, values, TOKENS.past(t0, "CHUNK"))
+            state.fade(total)
+            memory.enter(state, block, keys, values, TOKENS.past(t0, "CHUNK"), kept=kept)
         memory.finish(answer, t)
         b.store("o", (B, t, H, u), Cast(answer.out, IO))
     with b.when("FINAL"), b.blocks("f0", features.rows, memory.size, memory.tiles):
@@ -62,6 +68,7 @@ def recurrence(layer: Layer) -> Program:
         layer.queries("q"),
         layer.queries("k"),
         layer.values("v"),
+        *layer.decays(),
         *initial,
         *before,
         layer.values("o", strided=False),

@@ -30,17 +30,26 @@ class _States:
         """No tokens yet."""
         return self.memory.zeros(self.block.f, suffix)
 
-    def add(self, first: Expr, size: str, state: State) -> None:
-        """Add `size` tokens from `first` on, without the weights of their features."""
+    def add(self, first: Expr, size: str, state: State, start: Expr | None, end: Expr | None) -> None:
+        """Add `size` tokens from `first` on, without the weights of their features.
+
+        What is left of keys is as of the moment `end`, what is left at queries as since the moment `start`.
+        """
         t = self.b.let("t", TOKENS.tile(first, size))
-        past = TOKENS.past(first, size)
+        past, memory = TOKENS.past(first, size), self.memory
+        log = memory.since("t_log", t, start if self.of_queries else end)
+        kept = memory.of_tile("kept", t, log, self.of_queries)
         if self.of_queries:
-            _, queries = self.memory.load("X", "q", t)
-            gradients = self.memory.gradients(t)
-            self.memory.enter(state, self.block, queries, gradients.g, past, gradients.e)
+            _, queries = memory.load("X", "q", t)
+            gradients = memory.gradients(t)
+            memory.enter(state, self.block, queries, gradients.g, past, gradients.e, kept)
         else:
-            _, keys = self.memory.load("X", "k", t)
-            self.memory.enter(state, self.block, keys, self.memory.values(t), past)
+            _, keys = memory.load("X", "k", t)
+            memory.enter(state, self.block, keys, memory.values(t), past, kept=kept)
+
+    def moments(self, start: Expr, stop: Expr) -> tuple[Expr | None, Expr | None]:
+        """Before a token and before another one."""
+        return self.memory.moment("start_moment", start), self.memory.moment("stop_moment", stop)
 
     def weigh(self, state: State) -> None:
         """Multiply sums of features by their weights."""
@@ -71,7 +80,7 @@ class _States:
             name,
             summary,
             (first, *blocks),
-            (*inputs, *tensors),
+            (*inputs, *layer.decays(), *tensors),
             self.b,
             constants,
             whole_values=False,
@@ -88,8 +97,9 @@ def segment_sums(layer: Layer, name: str, of_queries: bool) -> Program:
     state = states.zeros()
     length = layer.segment_length(b)
     start = TOKENS.token(Var("segment") * length)
+    moments = states.moments(start, TOKENS.until(start + length))
     with b.loop("t0", start, TOKENS.until(start + length), "CHUNK") as t0:
-        states.add(t0, "CHUNK", state)
+        states.add(t0, "CHUNK", state, *moments)
     states.weigh(state)
     state.store(sums, Var("segment"))
     what = "queries and their output gradients" if of_queries else "keys and values"
@@ -144,9 +154,11 @@ def running_states(layer: Layer, name: str, of_queries: bool) -> Program:
         with b.when(tile.equals(entry)):
             state.store(kept, segment)
         added = states.zeros("_added")
-        states.add(TOKENS.token(tile * "SEGMENT"), "SEGMENT", added)
+        first = TOKENS.token(tile * "SEGMENT")
+        moments = states.moments(first, TOKENS.until(first + "SEGMENT"))
+        states.add(first, "SEGMENT", added, *moments)
         states.weigh(added)
-        state.add(added)
+        state.add(added, states.memory.between("tile_log", *moments))
     totals = layer.user_states("total_", "TOTAL") if of_queries else ()
     if totals:
         with b.when("TOTAL"):

@@ -20,23 +20,26 @@ def prefix(layer: Layer, name: str, reverse: bool) -> Program:
     b.let("u", Span(wrap(0), "VALUES"))
     initial, total = layer.user_states("initial_", "INITIAL"), layer.user_states("total_", "TOTAL")
     sums, before = layer.segment_sums(), layer.segment_states()
-    state = layer.memory(b, "FEATURES").zeros(f)
+    memory = layer.memory(b, "FEATURES")
+    state = memory.zeros(f)
     with b.when("INITIAL"):
         state.restore(initial, "_initial")
+    length = layer.segment_length(b) if memory.fade else None
     with b.loop("i", 0, "segments", ahead=True) as i:
         segment = b.let("segment", Var("segments") - 1 - i) if reverse else i
-        state.pass_by(sums, before, segment)
+        log = layer.of_segment(memory, segment, length) if length else None
+        state.pass_by(sums, before, segment, log)
     with b.when("TOTAL"):
         state.store(total)
     return Program(
         name,
         f"The state {'after' if reverse else 'before'} each segment.",
         (*BATCH_AXES, Axis("feature_block", cdiv(layer.features.rows, "FEATURES"))),
-        (*initial, *sums, *before, *total),
+        (*layer.decays(), *initial, *sums, *before, *total),
         SIZES,
         (),
         ("INITIAL", "TOTAL"),
-        ("FEATURES", "VALUES"),
+        (*(("SEGMENT",) if memory.fade else ()), "FEATURES", "VALUES"),
         b.body,
         {"VALUES": layer.v},
         frozenset({RUNNING_SUMS}),

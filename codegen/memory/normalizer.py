@@ -92,7 +92,10 @@ class Matrix(Vector):
     def enter(
         self, z: Var, features: Across, constant: Expr | None, past: Expr, factors: Expr | None
     ) -> None:
-        self.b.add(z, Dot(features.matrix, self.ones))
+        ones = self.ones
+        if factors is not None:
+            ones = self.b.let("factors", Cast(Cast(ones, ACC) * column(factors), OPERAND))
+        self.b.add(z, Dot(features.matrix, ones))
 
     def rows(self, n: Var) -> Var:
         return _first_column(self.b, "n_rows", n)

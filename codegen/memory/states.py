@@ -6,10 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..ir.build import Builder
-from ..ir.nodes import ACC, OPERAND, Cast, Expr, Load, Var
+from ..ir.nodes import ACC, OPERAND, Cast, Expr, Load, Unary, Var
 from ..ir.program import Tensor
 
 B, H = Var("b"), Var("h")
+
+
+def left(log: Expr) -> Expr:
+    """What a memory that fades leaves, given the logarithm."""
+    return Unary("exp", log)
 
 
 @dataclass(frozen=True)
@@ -87,16 +92,25 @@ class State:
         for part, tensor in zip(self.parts, kept, strict=True):
             part.store(tensor, index)
 
-    def add(self, other: State) -> None:
-        """What is added later is later in the sequence: here the state would fade before it."""
+    def fade(self, log: Var | None) -> None:
+        """Leave exp(log) of it, where it fades."""
+        if log:
+            for part in self.parts:
+                part.b.set(part.tile, part.tile * left(log))
+
+    def add(self, other: State, log: Var | None) -> None:
+        """Add what is later in the sequence; before that, fade by what lies in between."""
+        self.fade(log)
         for part, added in zip(self.parts, other.parts, strict=True):
             part.b.add(part.tile, added.tile)
 
-    def pass_by(self, sums: Kept, before: Kept, segment: Expr) -> None:
+    def pass_by(self, sums: Kept, before: Kept, segment: Expr, log: Var | None) -> None:
         """Keep the state before a segment; then add the sums of that segment, as `add` does."""
         for part, adds, tensor in zip(self.parts, sums, before, strict=True):
             added = part.load(adds, (segment,), "_added")
             part.store(tensor, (segment,))
+            if log:
+                part.b.set(part.tile, part.tile * left(log))
             part.b.add(part.tile, added)
 
 

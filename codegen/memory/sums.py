@@ -8,9 +8,10 @@ has its adjoint.  Mirrored sums, of queries with the gradients that their output
 Σ_i e_i Φ(u_i), are the same memory: backward, a key reads them.
 
 All of it is linear in S, so a memory that *fades* differs in these places alone.  A state is multiplied by a
-factor before later tokens enter it (`enter`, and `State.add` and `State.pass_by` for states of segments), a
-tile's tokens enter by what will be left of them at its end, queries read by what is left of the state
-(`read` and its adjoints), and the weight of a pair by what is left in between (`_weights` and `_slopes`).
+factor before later tokens enter it (`State.add` and `State.pass_by`), a tile's tokens enter by what will be
+left of them at its end (`enter`), queries read by what is left of the state (`fade_answer`, `fade_rows`), and
+the weight of a pair by what is left in between (`_weights` and `_slopes`).  `fade.py` has the factors; they
+are None where nothing fades.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ from ..ir.nodes import (
 )
 from ..lower.features import SCALE, FeatureMap
 from ..lower.sequence import Sequence
+from .fade import Fade, Logs, pairs
 from .normalizer import Matrix, Vector
-from .states import B, Block, H, Kept, Part, State, Stored
+from .states import B, Block, H, Kept, Part, State, Stored, left
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,9 @@ class Sums:
         eps: float | None,
         size: str | None = None,
         products: bool = False,
+        fade: Fade | None = None,
     ) -> None:
-        self.b, self.features, self.sequence = b, features, sequence
+        self.b, self.features, self.sequence, self.fade = b, features, sequence, fade
         self.size = size or features.block
         form = Matrix if products and self.size == "QK" else Vector
         self.normalizer = None if eps is None else form(b, self.size, eps)
@@ -138,17 +141,68 @@ class Sums:
         """A state to be read from tensors."""
         return Stored(self.b, kept, (f, self.u), index)
 
+    # Fade
+
+    def moment(self, name: str, t: Expr) -> Expr | None:
+        """The moment before a token."""
+        return self.fade.moment(name, t) if self.fade else None
+
+    def since(self, name: str, t: Var, moment: Expr | None) -> Var | None:
+        """The logarithms of what is left, after each token of a tile, of what was there at a moment."""
+        return self.fade.since(name, t, moment) if self.fade and moment else None
+
+    def between(self, name: str, earlier: Expr | None, later: Expr | None) -> Var | None:
+        """The logarithm of what is left from one moment to another."""
+        return self.fade.between(name, earlier, later) if self.fade and earlier and later else None
+
+    def until(self, name: str, t: Var, log: Var | None, end: Var | None) -> Var | None:
+        """What is left of the tokens of a tile at its end; nothing of those past the sequence.
+
+        `log` and `end` are as seen from one moment.
+        """
+        return self._there(name, t, end - log) if log and end else None
+
+    def of_tile(self, name: str, t: Var, log: Var | None, later: bool) -> Var | None:
+        """What is left of the tokens of a tile at a `later` moment, from which they are seen; or at them."""
+        return self._there(name, t, log if later else -log) if log else None
+
+    def _there(self, name: str, t: Var, log: Expr) -> Var:
+        return self.b.let(name, Where(self.sequence.holds(t), left(log), wrap(0.0)))
+
+    def fade_answer(self, answer: Answer, log: Var | None) -> None:
+        """What queries have read of a state, by what is left of it."""
+        if log and answer.n:
+            self.b.set(answer.n, answer.n * left(log))
+        self.fade_rows(answer.out, log)
+
+    def fade_rows(self, tile: Var, log: Var | None) -> None:
+        """The same for a matrix with a row a token."""
+        if log:
+            self.b.set(tile, tile * column(left(log)))
+
     # Enter
 
     def enter(
-        self, state: State, block: Block, operand: Var, values: Var, past: Expr, factors: Expr | None = None
+        self,
+        state: State,
+        block: Block,
+        operand: Var,
+        values: Var,
+        past: Expr,
+        factors: Expr | None = None,
+        kept: Var | None = None,
     ) -> None:
         """Add a tile's rows: Σ_t Φ(x_t) y_tᵀ to S and Σ_t e_t Φ(x_t) to z.
 
         `operand` holds x, `values` holds y; rows `past` the end of the sequence are 0 in both.  `factors` are
-        the e_t; None for 1 in every row that exists.
+        the e_t; None for 1 in every row that exists.  `kept` is what is left of each row in the state, if
+        that fades.
         """
         past = self.b.let("past", past)
+        if kept:
+            faded = Cast(values, ACC) * column(kept)
+            values = self.b.let(f"{values.name}_kept", Cast(faded, OPERAND))
+            factors = kept if factors is None else self.b.let("E_given", factors) * kept
         across = self.features.across(self.b, operand, block.selection)
         self.b.add(state.sums, Dot(across.matrix, values))
         if self.normalizer:
@@ -189,6 +243,7 @@ class Sums:
         seen: Expr,
         onto: Answer | None = None,
         scale: Expr = SCALE,
+        logs: Logs = None,
     ) -> Answer:
         """What queries get from keys directly, of pairs that are `seen`: added to an answer, or a new one.
 
@@ -197,7 +252,7 @@ class Sums:
         b = self.b
         products = b.let("R", Dot(queries, Transpose(keys)))
         seen = b.let("seen", seen)
-        weights = b.let("A", self._weights(products, seen, scale))
+        weights = b.let("A", self._weights(products, seen, scale, pairs(logs)))
         matrix = b.let("A_operand", Cast(weights, OPERAND))
         if onto is None:
             out = b.let("O", Dot(matrix, values, among=seen))
@@ -214,9 +269,10 @@ class Sums:
             self.b.store("n", (B, H, t), self.normalizer.rows(answer.n))
             self.b.set(answer.out, answer.out / self.normalizer.divisor(answer.n))
 
-    def _weights(self, products: Var, seen: Expr, scale: Expr = SCALE) -> Expr:
+    def _weights(self, products: Var, seen: Expr, scale: Expr = SCALE, kept: Expr | None = None) -> Expr:
         """A of a tile of pairs, with a row a query or a row a key."""
-        return Where(seen, self.features.kernel(products, scale), wrap(0.0))
+        weights = self.features.kernel(products, scale)
+        return Where(seen, weights * kept if kept else weights, wrap(0.0))
 
     # Adjoints
 
@@ -228,15 +284,24 @@ class Sums:
         )
 
     def own_gradients(self, t: Var) -> Gradients:
-        """g and e of a tile of queries, from the gradient of o; stored for other programs."""
-        if not self.normalizer:
-            return self.gradients(t)
+        """g and e of a tile of queries, from the gradient of o; stored for other programs.
+
+        If the memory fades, also what the queries' weights owe to G: the sums of dA_ij A_ij over j.
+        """
         b, u = self.b, self.u
+        if not self.normalizer:
+            if self.fade:
+                do = b.let("dO", Load("do", (B, t, H, u), ACC))
+                products = b.let("products", do * b.let("O", Load("o", (B, t, H, u), ACC)))
+                b.store("r", (B, H, t), b.let("total", Sum(products, 1)))
+            return self.gradients(t)
         do = b.let("dO", Load("do", (B, t, H, u), ACC))
         n = b.let("N", Load("n", (B, H, t), ACC, fill=1.0))
         products = b.let("products", do * b.let("O", Load("o", (B, t, H, u), ACC)))
         e = b.let("E", -b.let("total", Sum(products, 1)) / (n + self.normalizer.eps))
         b.store("e", (B, H, t), e)
+        if self.fade:
+            b.store("r", (B, H, t), Var("total") * self.normalizer.eps / (n + self.normalizer.eps))
         g = b.let("G", Cast(do / column(n + self.normalizer.eps), OPERAND))
         b.store("g", (B, t, H, u), g)
         return Gradients(g, e)
@@ -251,8 +316,20 @@ class Sums:
         b.set(by_feature, by_feature * row(weight))
         self.features.adjoint(b, by_feature, queries, block.selection, into=dq)
 
-    def read_by_key(self, dk: Var, dv: Var, keys: Var, values: Var, block: Block, mirrored: Stored) -> None:
-        """The adjoint of `enter`: add to dk and dv what keys and values owe to the sums of later queries."""
+    def read_by_key(
+        self,
+        dk: Var,
+        dv: Var,
+        keys: Var,
+        values: Var,
+        block: Block,
+        mirrored: Stored,
+        of_ones: Var | None = None,
+    ) -> None:
+        """The adjoint of `enter`: add to dk and dv what keys and values owe to the sums of later queries.
+
+        `of_ones` is the gradient of the ones that the normaliser sums, if it is asked for.
+        """
         b = self.b
         features = self.features.features(b, "P", keys, block.selection)
         matrix = b.let("P_operand", Cast(features, OPERAND))
@@ -260,11 +337,21 @@ class Sums:
         b.add(dv, Dot(matrix, state))
         by_feature = b.let("dP", Dot(values, Transpose(state)))
         if self.normalizer:
-            b.add(by_feature, row(mirrored.normalizer()))
+            z = mirrored.normalizer()
+            b.add(by_feature, row(z))
+            if of_ones:
+                b.add(of_ones, Sum(b.let("Pz", features * row(z)), 1))
         self.features.adjoint(b, by_feature, keys, block.selection, into=dk)
 
     def pair_by_query(
-        self, dq: Var, queries: Var, gradients: Gradients, keys: Var, values: Var, seen: Expr
+        self,
+        dq: Var,
+        queries: Var,
+        gradients: Gradients,
+        keys: Var,
+        values: Var,
+        seen: Expr,
+        logs: Logs = None,
     ) -> None:
         """An adjoint of `pair`: add to dq, from tiles with a row a query."""
         b = self.b
@@ -273,24 +360,37 @@ class Sums:
         if e := gradients.read_e(b):
             b.add(by_kernel, column(e))
         seen = b.let("seen", seen)
-        by_product = b.let("dR", Cast(self._slopes(products, seen, by_kernel), OPERAND))
+        by_product = b.let("dR", Cast(self._slopes(products, seen, by_kernel, pairs(logs)), OPERAND))
         b.add(dq, Dot(by_product, keys, among=seen))
 
     def pair_by_key(
-        self, dk: Var, dv: Var, keys: Var, values: Var, queries: Var, gradients: Gradients, seen: Expr
+        self,
+        dk: Var,
+        dv: Var,
+        keys: Var,
+        values: Var,
+        queries: Var,
+        gradients: Gradients,
+        seen: Expr,
+        logs: Logs = None,
+        of_ones: Var | None = None,
     ) -> None:
-        """An adjoint of `pair`: add to dk and dv, from tiles with a row a key."""
+        """An adjoint of `pair`: add to dk and dv, and `of_ones`, from tiles with a row a key."""
         b = self.b
         products = b.let("R", Dot(keys, Transpose(queries)))
         seen = b.let("seen", seen)
-        weights = b.let("A", Cast(self._weights(products, seen), OPERAND))
+        kept = pairs(logs, by_key=True)
+        weights = b.let("A", Cast(self._weights(products, seen, kept=kept), OPERAND))
         b.add(dv, Dot(weights, gradients.g, among=seen))
         by_kernel = b.let("dA", Dot(values, Transpose(gradients.g)))
         if e := gradients.read_e(b):
             b.add(by_kernel, row(e))
-        by_product = b.let("dR", Cast(self._slopes(products, seen, by_kernel), OPERAND))
+            if of_ones:
+                b.add(of_ones, Sum(b.let("A_e", Cast(weights, ACC) * row(e)), 1))
+        by_product = b.let("dR", Cast(self._slopes(products, seen, by_kernel, kept), OPERAND))
         b.add(dk, Dot(by_product, queries, among=seen))
 
-    def _slopes(self, products: Var, seen: Expr, by_kernel: Var) -> Expr:
+    def _slopes(self, products: Var, seen: Expr, by_kernel: Var, kept: Expr | None) -> Expr:
         """The gradient by the products of a tile of pairs, given the one by their weights."""
-        return Where(seen, by_kernel * self.features.slope(products), wrap(0.0))
+        slopes = by_kernel * self.features.slope(products)
+        return Where(seen, slopes * kept if kept else slopes, wrap(0.0))

@@ -26,7 +26,7 @@ from ..ir.nodes import (
     row,
     wrap,
 )
-from .states import B, H, Kept
+from .states import B, H, Kept, left
 from .sums import Sums
 
 
@@ -53,6 +53,8 @@ class Singles:
         self.t = self.b.let("t_own", memory.sequence.tile(chunk.start, "CHUNK"))
         self.end = self.b.let("end_token", memory.sequence.until(chunk.start + "CHUNK"))
         self.gradients = "g" if self.normalizer else "do"
+        self.origin = memory.moment("own_origin", chunk.start)
+        self.log = memory.since("own_log", self.t, self.origin)
 
     def outputs(self) -> None:
         """o of the chunk's queries."""
@@ -67,12 +69,14 @@ class Singles:
                 b.add(out, column(weighted) * row(state))
                 if z:
                     b.add(n, weighted * z)
+            self._fade_since_segment(out, n)
             with b.loop("j_one", self.chunk.first, self.end) as j:
                 _, key = self._one("k", j)
                 value = b.let("v_one", Load("v", (B, j, H, u), ACC))
                 products = self._products(queries, key)
                 seen = b.let("seen_one", t >= j)
-                weights = b.let("A_one", Where(seen, self.features.kernel(products), wrap(0.0)))
+                kernel = self._faded(self.features.kernel(products), self._kept(j))
+                weights = b.let("A_one", Where(seen, kernel, wrap(0.0)))
                 self._add_selected(out, seen, weights, value)
                 if self.normalizer:
                     b.add(n, weights)
@@ -93,6 +97,7 @@ class Singles:
                     b.add(by_feature, e * z)
                 b.set(by_feature, by_feature * self.features.weight(f))
                 self.features.column_adjoint(b, by_feature, "q", (B, t, H), f, selection, dq)
+            self._fade_since_segment(dq)
             with b.loop("j_one", self.chunk.first, self.end) as j:
                 _, key = self._one("k", j)
                 value = b.let("v_one", Load("v", (B, j, H, u), ACC))
@@ -100,7 +105,8 @@ class Singles:
                 by_kernel = self._products_of_gradients(value)
                 if e:
                     b.add(by_kernel, e)
-                self._add_selected(dq, b.let("seen_one", t >= j), b.let("dR_one", by_kernel * slope), key)
+                by_product = b.let("dR_one", self._faded(by_kernel * slope, self._kept(j)))
+                self._add_selected(dq, b.let("seen_one", t >= j), by_product, key)
             b.store("dq", (B, t, H, self.d), Cast(self.features.leave(loaded, dq), IO))
 
     def key_gradients(self) -> None:
@@ -118,21 +124,48 @@ class Singles:
                 if z:
                     b.add(by_feature, z)
                 self.features.column_adjoint(b, by_feature, "k", (B, t, H), f, selection, dk)
+            self._fade_to_segment(dk, dv)
             with b.loop("i_one", self.chunk.start, self.chunk.stop) as i:
                 _, query = self._one("q", i)
                 gradient = b.let("g_one", Load(self.gradients, (B, i, H, u), ACC))
                 products = self._products(keys, query)
-                seen = b.let("seen_one", t <= i)
-                self._add_selected(dv, seen, b.let("A_one", self.features.kernel(products)), gradient)
+                seen, kept = b.let("seen_one", t <= i), self._kept(i, earlier=False)
+                weights = b.let("A_one", self._faded(self.features.kernel(products), kept))
+                self._add_selected(dv, seen, weights, gradient)
                 by_kernel = b.let("dA_one", Sum(b.let("v_products", values * row(gradient)), 1))
                 if self.normalizer:
                     b.add(by_kernel, b.let("e_one", Load("e", (B, H, i), ACC)))
-                by_product = b.let("dR_one", by_kernel * self.features.slope(products))
+                by_product = b.let("dR_one", self._faded(by_kernel * self.features.slope(products), kept))
                 self._add_selected(dk, seen, by_product, query)
             b.store("dk", (B, t, H, self.d), Cast(self.features.leave(loaded, dk), IO))
             b.store("dv", (B, t, H, u), Cast(dv, IO))
 
     # Pieces
+
+    def _kept(self, other: Var, earlier: bool = True) -> Expr | None:
+        """What is left of one earlier token at each of the chunk's; or of each of these at one later."""
+        log = self.memory.since("other_log", other, self.origin)
+        if log is None or self.log is None:
+            return None
+        return left(self.log - log if earlier else log - self.log)
+
+    def _faded(self, weights: Expr, kept: Expr | None) -> Expr:
+        return weights * kept if kept else weights
+
+    def _fade_since_segment(self, tile: Var, n: Var | None = None) -> None:
+        """What queries have read of the state before the segment, by what is left of it."""
+        before = self.memory.moment("first_moment", self.chunk.first)
+        log = self.memory.since("log_in_segment", self.t, before)
+        self.memory.fade_rows(tile, log)
+        if log and n:
+            self.b.set(n, n * left(log))
+
+    def _fade_to_segment(self, *tiles: Var) -> None:
+        """The same of keys, from the mirrored state after the segment."""
+        log = self.memory.since("log_in_segment", self.t, self.memory.moment("stop_moment", self.chunk.stop))
+        log = self.b.let("log_to_end", -log) if log else None
+        for tile in tiles:
+            self.memory.fade_rows(tile, log)
 
     @contextmanager
     def _spoilt(self, tensors: Mapping[str, Var], size: str, backwards: bool = False) -> Iterator[None]:

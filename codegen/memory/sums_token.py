@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..ir.nodes import ACC, STATE, Cast, Dithered, Expr, Full, Load, Sum, Var, column, row
-from .states import B, Block, H, Kept, Part
+from .states import B, Block, H, Kept, Part, State
 from .sums import Sums
 
 
@@ -15,7 +15,10 @@ class Token:
     float32, does; without one, because their keys do.
     """
 
-    def __init__(self, memory: Sums, kept: Kept, t: Expr, narrow: str | None) -> None:
+    def __init__(
+        self, memory: Sums, kept: Kept, t: Expr, narrow: str | None, decay: Var | None = None
+    ) -> None:
+        self.decay = decay
         self.memory, self.b, self.kept, self.row, self.narrow = memory, memory.b, kept, (B, t, H), narrow
         b = self.b
         self.values = b.let("y", Load("v", (*self.row, memory.u), ACC))
@@ -23,13 +26,14 @@ class Token:
         self.products = b.let("products", Full((memory.size,), 0.0)) if memory.normalizer else None
 
     def enter_and_read(self, block: Block) -> None:
-        """Let the token enter the state's block, which would fade before that, and read it."""
+        """Let the token enter the state's block, which fades before that, and read it."""
         b, features = self.b, self.memory.features
         keys = features.row_features(b, "key", "k", self.row, block.f, block.selection)
         weight = features.weights(b, block.f)
         plain = features.row_features(b, "query", "q", self.row, block.f, block.selection)
         state = Part(b, Var("S"), (block.f, self.memory.u))
         state.load(self.kept.tensors[0], (), "")
+        State((state,)).fade(self.decay)
         b.add(state.tile, column(keys) * row(self.values))
         z = self._entered_normalizer(keys, block.f) if self.products and self.narrow else None
         rounded: Expr = Cast(state.tile, STATE)
@@ -48,6 +52,7 @@ class Token:
     def _entered_normalizer(self, keys: Var, f: Var) -> Part:
         z = Part(self.b, Var("z"), (f,))
         z.load(self.kept.tensors[1], (), "")
+        State((z,)).fade(self.decay)
         self.b.add(z.tile, keys)
         return z
 

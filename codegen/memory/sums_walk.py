@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
-from ..ir.nodes import ACC, IO, Cast, Expr, Full, Load, Span, Sum, Var, column, row
+from ..ir.nodes import ACC, IO, Cast, Expr, Full, Load, Span, Sum, Var, column, minimum, row
 from .states import B, Block, H, Kept
 from .sums import Sums
 
@@ -76,6 +76,7 @@ class Walk:
             dk, dv = b.let("dk_row", Full(("QK",), 0.0)), b.let("dv_row", Full(("VALUES",), 0.0))
             with self._blocks():
                 query = self._weighted(t)
+                self._fade(t + 1)
                 b.add(self.state.sums, column(query) * row(gradient))
                 by_feature = b.let("dP_row", Sum(b.let("S_products", self.state.sums * row(value)), 1))
                 if e:
@@ -93,11 +94,19 @@ class Walk:
         return self.b.blocks("f0_row", self.features.rows, self.memory.size, self.tiles)
 
     def _enter(self, t: Var, value: Var) -> None:
-        """Let a key and its value enter the state, which would fade before that."""
+        """Let a key and its value enter the state, which fades before that."""
+        self._fade(t)
         key = self._row("key_row", "k", t)
         self.b.add(self.state.sums, column(key) * row(value))
         if self.memory.normalizer:
             self.b.add(self.state.normalizer(), key)
+
+    def _fade(self, t: Expr) -> None:
+        """What is left of the state after a token of the segment; past that it is as it was found."""
+        memory = self.memory
+        before = memory.moment("row_before", minimum(t, self.stop))
+        after = memory.moment("row_after", minimum(t + 1, self.stop))
+        self.state.fade(memory.between("row_log", before, after))
 
     def _weighted(self, t: Var) -> Var:
         plain = self._row("query_row", "q", t)

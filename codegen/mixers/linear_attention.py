@@ -53,7 +53,13 @@ class LinearAttention(LayerSpec):
     summary: ClassVar[str] = (
         "Causal linear attention: a recurrent state of fixed size instead of a key-value cache."
     )
-    fact_types: ClassVar[Mapping[str, type]] = {"map": str, "normalize": bool, "qk": int, "v": int}
+    fact_types: ClassVar[Mapping[str, type]] = {
+        "map": str,
+        "normalize": bool,
+        "decay": str,
+        "qk": int,
+        "v": int,
+    }
     calls: ClassVar[Mapping[str, tuple[int, int, int]]] = {
         "forward": (16, 16, 8192),
         "backward": (8, 16, 2048),
@@ -77,6 +83,11 @@ class LinearAttention(LayerSpec):
         Number(0.0, 1e6, above=True, optional=True),
         "Factor on q·k; null means 1/sqrt(qk) for taylor_exp and 1 for elementwise.",
         None,
+    )
+    decay: str = spec_field(
+        Choice(("none", "head", "token")),
+        "Whether the state fades, by one number a head or by one a token and head.",
+        "none",
     )
     state_dtype: str = spec_field(
         Choice(("float32", "bfloat16", "float16")),
@@ -106,7 +117,7 @@ class LinearAttention(LayerSpec):
         feature_map = self.feature_map
         name = f"taylor{feature_map.order}" if isinstance(feature_map, TaylorExp) else feature_map.expression
         widths = {"qk": self.head_dims.qk, "v": self.head_dims.v}
-        return {"map": name, "normalize": self.normalize} | widths
+        return {"map": name, "normalize": self.normalize, "decay": self.decay} | widths
 
     @classmethod
     def template(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,11 +171,14 @@ class LinearAttention(LayerSpec):
                 Argument(f"{prefix}normalizer", ("B", "H", rows), of_keys, ACC, optional, present=normalize),
             )
 
+        decays = {"none": (), "head": (("H",),), "token": (("B", "T", "H"),)}[self.decay]
+        of_state = "logarithm of what is left of the state, at most 0"
         return Signature(
             inputs=(
                 Argument("q", ("B", "T", "H", qk), "queries", weighs=True),
                 Argument("k", ("B", "T", "H", qk), "keys", weighs=True),
                 Argument("v", ("B", "T", "H", v), "values"),
+                *(Argument("log_decay", dims, of_state, ACC, fades=True) for dims in decays),
             ),
             output=Argument("o", ("B", "T", "H", v), "what is read for each query"),
             state=state(""),

@@ -62,8 +62,10 @@ def maps_squares(spec: LayerSpec, dtype: str) -> bool:
 
 def _copies(spec: LinearAttention | SlidingWindow, dtype: str) -> bool:
     """Whether rows can be copied asynchronously."""
+    fades = isinstance(spec, LinearAttention) and spec.decay != "none"
     return (
-        spec.head_dims.qk % COPIED == 0
+        not fades
+        and spec.head_dims.qk % COPIED == 0
         and spec.head_dims.v % COPIED == 0
         and dtype in ("bfloat16", "float16")
     )

@@ -10,7 +10,18 @@ from ..ir.fuse import statements
 from ..ir.kernels import ForeignKernel, LaunchPlan, Sized
 from ..ir.nodes import Add, For, Let, Load, Set
 from ..ir.program import Program
-from ..ir.traits import GRADIENTS, RECURS, ROW_SUMS, RUNNING_SUMS, SOFTMAX, STREAMS, SUMS_STATES, TOKEN, WALKS
+from ..ir.traits import (
+    GRADIENTS,
+    RECURS,
+    ROW_SUMS,
+    RUNNING_SUMS,
+    SCANS,
+    SOFTMAX,
+    STREAMS,
+    SUMS_STATES,
+    TOKEN,
+    WALKS,
+)
 from ..names import RECURRENCE
 from ..spec.model import LayerSpec
 from . import foreign, orders
@@ -65,6 +76,8 @@ ALL_CHANNELS = 1 << 20
 """More channels than there are: a tile has them all."""
 THREE_STAGES = ("states", RECURRENCE, orders.SQUARE, "query_states")
 """Printers of kernels on warpgroups whose chunks are small enough that three are in memory at once."""
+SCANNED = {"SCAN": 64, "PARTS": 256, "FEATURES": 16}
+"""Tokens whose decays are summed pair by pair, and numbers that are summed at once."""
 ROWS = 16
 """Tokens that a second look at a window reads at once: few, so that they fit into registers."""
 SEARCHED = 32
@@ -91,6 +104,12 @@ def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
         return Schedule(subject.name, backend, settings)
     if STREAMS in subject.does:
         settings = dict.fromkeys(dtypes, _stream(subject, backend))
+        return Schedule(subject.name, backend, settings)
+    if SCANS in subject.does:
+        extents = {"VALUES": _power_of_two(spec.extents["VALUES"])} if backend == "triton" else spec.extents
+        settings = dict.fromkeys(
+            dtypes, Setting(_pick(subject, SCANNED | {"VALUES": extents["VALUES"]}), 4, 1)
+        )
         return Schedule(subject.name, backend, settings)
     choose = {"triton": _warps, "tilelang": _tensor_cores, "torch": _whole, HOST_C: _small}[backend]
     if RECURS in subject.does:

@@ -36,6 +36,8 @@ class Argument:
     present: bool = True
     weighs: bool = False
     """Whether it decides on weights, as queries and keys do: their numbers are drawn with care."""
+    fades: bool = False
+    """Whether it holds decays: numbers that are not above 0."""
 
     @property
     def shape(self) -> str:

@@ -28,6 +28,11 @@ class Gradients(NamedTuple):
     v: Tensor
     state: Tensor
     normalizer: Tensor
+    g: Tensor | None = None
+
+
+Decays = tuple[Tensor, ...]
+"""g, of a layer that has it."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,16 @@ class Layer:
         widths = (self.spec.head_dims.qk, self.spec.head_dims.qk, self.spec.head_dims.v)
         q, k, v = (self.call.tensor(width, salt) for salt, width in enumerate(widths))
         return q, k, v
+
+    def decays(self, start: int = 0, stop: int | None = None) -> Decays:
+        """Of the tokens from `start` to `stop` - 1; some keep nearly all, some nearly nothing."""
+        call, wide = self.call, torch.promote_types(self.call.dtype, torch.float32)
+        shape = {"none": (), "head": (call.heads,), "token": (call.batch, call.length, call.heads)}
+        if not (dims := shape[self.spec.decay]):
+            return ()
+        drawn = torch.rand(dims, generator=call.generator(8), dtype=torch.float64)
+        g = (-4 * drawn**6).to(call.device, wide)
+        return (g[:, start:stop].contiguous() if len(dims) > 1 else g,)
 
     def output_gradient(self) -> Tensor:
         return self.call.tensor(self.spec.head_dims.v, salt=3)
@@ -79,9 +94,16 @@ class Layer:
         return LinearAttentionState(s, z)
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, initial: LinearAttentionState | None = None, final: bool = True
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        initial: LinearAttentionState | None = None,
+        final: bool = True,
+        decays: Decays | None = None,
     ) -> Forward:
-        return Forward(*self.module.forward(q, k, v, self.call.scale, *(initial or (None, None)), final))
+        g = self.decays() if decays is None else decays
+        return Forward(*self.module.forward(q, k, v, *g, self.call.scale, *(initial or (None, None)), final))
 
     def backward(
         self,
@@ -93,22 +115,23 @@ class Layer:
         forward: Forward,
         initial: LinearAttentionState | None = None,
     ) -> Gradients:
-        return Gradients(
-            *self.module.backward(
-                do,
-                *(d_final or (None, None)),
-                q,
-                k,
-                v,
-                forward.o,
-                forward.n,
-                self.call.scale,
-                *(initial or (None, None)),
-            )
+        found = self.module.backward(
+            do,
+            *(d_final or (None, None)),
+            q,
+            k,
+            v,
+            *self.decays(),
+            forward.o,
+            forward.n,
+            self.call.scale,
+            *(initial or (None, None)),
         )
+        return Gradients(*found[:3], *found[-2:], *found[3:-2])
 
-    def step(self, q: Tensor, k: Tensor, v: Tensor, state: LinearAttentionState) -> Tensor:
-        return self.module.step(q, k, v, self.call.scale, *state)
+    def step(self, q: Tensor, k: Tensor, v: Tensor, state: LinearAttentionState, t: int = 0) -> Tensor:
+        """`t` says which token it is."""
+        return self.module.step(q, k, v, *self.decays(t, t + 1), self.call.scale, *state)
 
 
 def expected(
@@ -120,7 +143,10 @@ def expected(
         if initial is None
         else LinearAttentionState(*(None if x is None else x.double() for x in initial))
     )
-    return reference.linear_attention(layer.spec, q.double(), k.double(), v.double(), layer.call.scale, wide)
+    g = layer.decays(0, q.shape[1])
+    return reference.linear_attention(
+        layer.spec, q.double(), k.double(), v.double(), layer.call.scale, wide, *g
+    )
 
 
 def expected_gradients(
@@ -132,15 +158,17 @@ def expected_gradients(
     v: Tensor,
     initial: LinearAttentionState | None,
 ) -> list[tuple[Tensor, Tensor]]:
-    """Gradients of q, k, v and of the initial state, by autograd through the reference in float64.
+    """Gradients of q, k, v, of the initial state and of g, by autograd through the reference in float64.
 
     Each comes with the part that flows through the numerator alone.  The denominator's part can cancel it
     (entirely, for the first token), so that part is what rounding errors are measured by.
     """
     spec, scale = layer.spec, layer.call.scale
-    leaves = [x.double().detach().requires_grad_() for x in (q, k, v, *(initial or ())) if x is not None]
+    parts = [x for x in (initial or ()) if x is not None]
+    leaves = [x.double().detach().requires_grad_() for x in (q, k, v, *parts, *layer.decays())]
     normalizer = (None,) if initial is not None and not spec.normalize else ()
-    state = None if initial is None else LinearAttentionState(*leaves[3:], *normalizer)
+    g = leaves[3 + len(parts) :]
+    state = LinearAttentionState(*leaves[3 : 3 + len(parts)], *normalizer) if parts else None
 
     def gradients(loss: Tensor, final: LinearAttentionState) -> list[Tensor]:
         for value, gradient in zip(final, d_final or (), strict=False):
@@ -149,17 +177,17 @@ def expected_gradients(
         found = torch.autograd.grad(loss, leaves, allow_unused=True, retain_graph=True)
         return [torch.zeros_like(leaf) if x is None else x for x, leaf in zip(found, leaves, strict=True)]
 
-    o, final = reference.linear_attention(spec, *leaves[:3], scale, state)
+    o, final = reference.linear_attention(spec, *leaves[:3], scale, state, *g)
     whole = gradients((o * do.double()).sum(), final)
     if not spec.normalize:
         return list(zip(whole, whole, strict=True))
     plain = replace(spec, normalize=False)
     sums = None if state is None else LinearAttentionState(state.normalizer.unsqueeze(-1), None)
-    n = reference.linear_attention(plain, *leaves[:2], torch.ones_like(leaves[2][..., :1]), scale, sums)[
+    n = reference.linear_attention(plain, *leaves[:2], torch.ones_like(leaves[2][..., :1]), scale, sums, *g)[
         0
     ].detach()
     numerator = reference.linear_attention(
-        plain, *leaves[:3], scale, state and state._replace(normalizer=None)
+        plain, *leaves[:3], scale, state and state._replace(normalizer=None), *g
     )[0]
-    parts = gradients((numerator * (do.double() / (n + spec.eps))).sum(), final)
-    return list(zip(whole, parts, strict=True))
+    numerators = gradients((numerator * (do.double() / (n + spec.eps))).sum(), final)
+    return list(zip(whole, numerators, strict=True))

@@ -31,13 +31,23 @@ def mapped(text: str, scale: float) -> Callable[[Array, Array], float]:
 
 
 def linear_attention(
-    weight: Callable[[Array, Array], float], eps: float | None, q: Tensor, k: Tensor, v: Tensor
+    weight: Callable[[Array, Array], float],
+    eps: float | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Array | None = None,
 ) -> Array:
-    """o [T, V] of one head, q, k [T, D], v [T, V]; `eps` is None where there is no denominator."""
+    """o [T, V] of one head, q, k [T, D], v [T, V]; `eps` is None where there is no denominator.
+
+    Weights fade by exp(g), [T], at every later token.
+    """
     rows_q, rows_k, rows_v = (x.detach().double().cpu().numpy() for x in (q, k, v))
     out = np.zeros_like(rows_v)
     for i, query in enumerate(rows_q):
         weights = np.array([weight(query, key) for key in rows_k[: i + 1]])
+        if g is not None:
+            weights = weights * np.exp([g[j + 1 : i + 1].sum() for j in range(i + 1)])
         out[i] = weights @ rows_v[: i + 1]
         if eps is not None:
             out[i] /= weights.sum() + eps

@@ -12,11 +12,17 @@ from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.reference.linear_attention import weights
 
 
-def linear_attention(spec: LinearAttention, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def linear_attention(
+    spec: LinearAttention, q: Tensor, k: Tensor, v: Tensor, scale: float, *decays: Tensor
+) -> Tensor:
     """o, [B,T,H,V]."""
     rows = []
+    g = [x.double().cpu().expand(q.shape[:3]).mT for x in decays]
     for t in range(q.shape[1]):
         a = weights(spec, q[:, t : t + 1], k[:, : t + 1], scale)
+        for x in g:
+            later = torch.cat([x[..., 1 : t + 1], torch.zeros_like(x[..., :1])], -1)
+            a = a * later.flip(-1).cumsum(-1).flip(-1).exp().unsqueeze(-2)
         o = torch.einsum("bhij,bjhv->bihv", a, v[:, : t + 1])
         rows.append(o / (a.sum(-1).mT.unsqueeze(-1) + spec.eps) if spec.normalize else o)
     return torch.cat(rows, 1)

@@ -147,7 +147,11 @@ def elementwise(texts: st.SearchStrategy[str]) -> st.SearchStrategy[Elementwise]
 def any_linear_attention() -> st.SearchStrategy[LinearAttention]:
     """Any layer whose sums of weights stay away from zero where it divides by them."""
     taylor = st.builds(TaylorExp, order=st.integers(1, 2))
-    common = {"head_dims": head_dims(), "eps": st.sampled_from((0.0, 1e-6, 1e-3, 0.5))}
+    common = {
+        "head_dims": head_dims(),
+        "eps": st.sampled_from((0.0, 1e-6, 1e-3, 0.5)),
+        "decay": st.sampled_from(("none", "none", "head", "token")),
+    }
     return st.one_of(
         st.builds(
             LinearAttention,

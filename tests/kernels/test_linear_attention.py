@@ -67,13 +67,15 @@ def test_gradients_equal_autograd(runner: Runner, data: st.DataObject) -> None:
     d_final = layer.random_like(like, 6) if data.draw(st.booleans(), "gradient of the final state") else None
     found = layer.backward(do, d_final, q, k, v, forward, initial)
     wanted = expected_gradients(layer, do, d_final, q, k, v, initial)
-    for name, actual, (gradient, part) in zip(found._fields, found, wanted, strict=False):
-        tolerance = (
-            of_state(BACKWARD, layer) if name in ("state", "normalizer") else BACKWARD[layer.call.dtype]
-        )
-        assert_close(f"gradient of {name}", actual, gradient, tolerance, floor=part)
-    for name, actual in zip(found._fields[len(wanted) :], found[len(wanted) :], strict=True):
-        assert actual.shape == (0,), f"gradient of {name}, which was not given"
+    parts = ("state", "normalizer")[: 1 + layer.spec.normalize] if initial else ()
+    names = ("q", "k", "v", *parts, *("g" for _ in layer.decays()))
+    for name, (gradient, part) in zip(names, wanted, strict=True):
+        tolerance = of_state(BACKWARD, layer) if name in parts else BACKWARD[layer.call.dtype]
+        if name == "g":  # a sum over all later tokens, of differences
+            tolerance = tolerance.loosened(4)
+        assert_close(f"gradient of {name}", getattr(found, name), gradient, tolerance, floor=part)
+    for name in {"state", "normalizer"} - {*parts}:
+        assert getattr(found, name).shape == (0,), f"gradient of {name}, which was not given"
 
 
 @given(data=st.data())
@@ -128,7 +130,8 @@ def test_pieces_equal_the_whole(runner: Runner, data: st.DataObject) -> None:
     state: LinearAttentionState | None = None
     outputs = []
     for start, stop in zip(bounds, bounds[1:], strict=False):
-        piece = layer.forward(q[:, start:stop], k[:, start:stop], v[:, start:stop], state)
+        decays = layer.decays(start, stop)
+        piece = layer.forward(q[:, start:stop], k[:, start:stop], v[:, start:stop], state, decays=decays)
         outputs.append(piece.o)
         state = LinearAttentionState(piece.state, piece.normalizer if layer.spec.normalize else None)
     assert state is not None
@@ -146,7 +149,7 @@ def test_steps_equal_the_whole(runner: Runner, data: st.DataObject) -> None:
     length = layer.call.length
     initial = layer.earlier() if data.draw(st.booleans(), "initial state") else None
     state = LinearAttentionState(*(None if x is None else x.clone() for x in initial or layer.empty()))
-    steps = [layer.step(q[:, t : t + 1], k[:, t : t + 1], v[:, t : t + 1], state) for t in range(length)]
+    steps = [layer.step(q[:, t : t + 1], k[:, t : t + 1], v[:, t : t + 1], state, t) for t in range(length)]
     o, final = expected(layer, q, k, v, initial)
     # A state of few digits loses some at every token.
     tolerance = of_state(FORWARD, layer).loosened(1 if layer.state_dtype == torch.float64 else 4)
@@ -187,7 +190,8 @@ def test_batch_and_heads_are_independent(runner: Runner, data: st.DataObject) ->
     q, k, v = layer.qkv()
     batch = data.draw(st.permutations(range(layer.call.batch)), "batch order")
     heads = data.draw(st.permutations(range(layer.call.heads)), "heads order")
-    shuffled = layer.forward(*(x[batch][:, :, heads] for x in (q, k, v)))
+    decays = tuple(g[batch][:, :, heads] if g.dim() > 1 else g[heads] for g in layer.decays())
+    shuffled = layer.forward(*(x[batch][:, :, heads] for x in (q, k, v)), decays=decays)
     plain = layer.forward(q, k, v)
     assert_close("o", shuffled.o, plain.o[batch][:, :, heads], FORWARD[layer.call.dtype])
     assert_close("final state", shuffled.state, plain.state[batch][:, heads], FORWARD[layer.call.dtype])
@@ -201,6 +205,7 @@ def test_token_by_token_oracle(runner: Runner, data: st.DataObject) -> None:
     layer = Layer(spec, runner.module(spec), data.draw(calls(runner, spec, dtype, 60), "call"))
     q, k, v = (x[:, :60] for x in layer.qkv())
     found = layer.forward(q, k, v).o
+    decays = [g.double().cpu().expand(layer.call.batch, q.shape[1], -1).numpy() for g in layer.decays()]
     wanted = np.stack(
         [
             np.stack(
@@ -211,6 +216,7 @@ def test_token_by_token_oracle(runner: Runner, data: st.DataObject) -> None:
                         q[b, :, h],
                         k[b, :, h],
                         v[b, :, h],
+                        *(g[b, :, h] for g in decays),
                     )
                     for h in range(layer.call.heads)
                 ],
@@ -232,4 +238,4 @@ def _weight(layer: Layer) -> object:
 
 def test_state_rows() -> None:
     """The state of the second-order map is the packed symmetric one."""
-    assert [feature_count(spec) for spec in LINEAR] == [153, 45, 153, 20, 55, 25, 64, 8, 325]
+    assert [feature_count(spec) for spec in LINEAR] == [153, 45, 153, 20, 55, 25, 64, 8, 325, 45, 20]

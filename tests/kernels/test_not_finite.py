@@ -81,18 +81,19 @@ def test_linear_attention(runner: Runner, data: st.DataObject) -> None:
     spec, scale, tolerance = layer.spec, layer.call.scale, FORWARD[layer.call.dtype]
     q, k, v = layer.qkv()
     q, k, v = draw_poison(data, q=q, k=k, v=v).into(q=q, k=k, v=v)
-    wanted = rows.linear_attention(spec, *wide(q, k, v), scale).to(q.device)
+    wanted = rows.linear_attention(spec, *wide(q, k, v), scale, *layer.decays()).to(q.device)
     assert_reaches("o", layer.forward(q, k, v).o, wanted, tolerance)
     cut = data.draw(st.integers(1, layer.call.length), "cut")
-    first = layer.forward(q[:, :cut], k[:, :cut], v[:, :cut])
+    first = layer.forward(q[:, :cut], k[:, :cut], v[:, :cut], decays=layer.decays(0, cut))
     outputs = [first.o]
     state = LinearAttentionState(first.state, first.normalizer if spec.normalize else None)
     rest = range(cut, min(layer.call.length, cut + runner.steps(20)))
     if cut < layer.call.length:
-        outputs.append(layer.forward(q[:, cut:], k[:, cut:], v[:, cut:], state).o)
+        decays = layer.decays(cut)
+        outputs.append(layer.forward(q[:, cut:], k[:, cut:], v[:, cut:], state, decays=decays).o)
     pieces = max(tolerance, FORWARD[layer.state_dtype], key=lambda one: one.norm).loosened(4)
     assert_reaches("o of pieces", torch.cat(outputs, 1), wanted, pieces)
-    steps = [layer.step(q[:, t : t + 1], k[:, t : t + 1], v[:, t : t + 1], state) for t in rest]
+    steps = [layer.step(q[:, t : t + 1], k[:, t : t + 1], v[:, t : t + 1], state, t) for t in rest]
     assert_reaches("o of steps", torch.cat([first.o, *steps], 1), wanted[:, : cut + len(rest)], pieces)
 
 
@@ -162,7 +163,7 @@ def test_gradients_of_linear_attention(runner: Runner, data: st.DataObject) -> N
     found = layer.backward(do, None, q, k, v, layer.forward(q, k, v))
 
     def naive(*leaves: Tensor) -> Tensor:
-        return rows.linear_attention(layer.spec, *leaves, layer.call.scale)
+        return rows.linear_attention(layer.spec, *leaves, layer.call.scale, *layer.decays())
 
     assert_gradients_reach(found[:3], naive, do, [q, k, v], layer.call.dtype, 1.0)
 

@@ -22,11 +22,12 @@ def attentions() -> list[str]:
 
 
 def kind(name: str) -> str:
-    """The mixer of a variant, with the kind of its feature map."""
+    """The mixer of a variant, with the kind of its feature map and of its decay."""
     spec = based_ops.get(name).spec
     if spec.mixer != "linear_attention":
         return spec.mixer
-    return f"{spec.feature_map.kind}{getattr(spec.feature_map, 'order', '')}"
+    fades = "" if spec.decay == "none" else f", decay of each {spec.decay}"
+    return f"{spec.feature_map.kind}{getattr(spec.feature_map, 'order', '')}{fades}"
 
 
 def representatives() -> list[str]:

@@ -38,7 +38,9 @@ head_dims: {{qk: 16, v: 64}}
 """
 
 
-LINEAR = "name, mixer, feature_map, head_dims, normalize, signed_weights, eps, scale, state_dtype, dtypes"
+LINEAR = (
+    "name, mixer, feature_map, head_dims, normalize, signed_weights, eps, scale, decay, state_dtype, dtypes"
+)
 WINDOW = "name, mixer, window, head_dims, scale, dtypes"
 DTYPES = "bfloat16, float16, float32"
 FUNCTIONS = "exp, expm1, log, log1p, sqrt, abs, tanh, sigmoid, relu, elu, softplus, silu, gelu, sin, cos, erf, minimum, maximum"

@@ -1,0 +1,126 @@
+"""The block of Mamba-2 (Dao and Gu, arXiv 2405.21060, section 7) on compiled operators."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu, softplus
+
+from ..checks import count, sizes
+from ..errors import ArgumentTypeError, ArgumentValueError, ShapeError, fail
+from ..mixers.short_conv import ShortConv, ShortConvState
+from ..registry import get
+from ..state import LinearAttentionState
+from ..variant import Variant
+
+
+class Mamba2State(NamedTuple):
+    """What a `Mamba2Mixer` keeps between calls: of its convolution, and of its state-space model."""
+
+    conv: ShortConvState
+    ssm: LinearAttentionState
+
+
+class Mamba2Mixer(nn.Module):
+    """z, (x, B, C), Δ = in_proj(u); SSD of the convolved x, B and C; a gated RMSNorm; out_proj.
+
+    The state-space model is linear attention with q = C, k = B, v = Δ x and the decay g = Δ A, plus D x: a
+    `variant` with `decay: token`, without a normaliser, whose `v` is the width of a head and whose `qk` is
+    that of the state.  `groups` heads share B and C.  Parameters have the shapes and the order of those of
+    the authors' block, whose `conv1d.weight` is `conv.weight` with an axis more.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        variant: Variant | str = "mamba2_qk64_v64",
+        conv: Variant | str = "conv4_silu",
+        expand: int = 2,
+        groups: int = 1,
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("d_model", d_model), ("expand", expand), ("groups", groups)):
+            count(name, value, 1)
+        op = variant if isinstance(variant, Variant) else get(variant)
+        if getattr(op.spec, "decay", None) != "token" or op.spec.normalize:
+            what = "a linear attention with `decay: token` and `normalize: false`"
+            fail(ArgumentTypeError, "variant", f"{op.name}, {op.spec.describe()}", what)
+        inner = expand * d_model
+        if inner % op.v or inner // op.v % groups:
+            what = f"a width whose double or so, {inner}, makes whole heads of {op.v} in {groups} groups"
+            fail(ArgumentValueError, "d_model", str(d_model), what)
+        self.d_model, self.inner, self.heads, self.groups = d_model, inner, inner // op.v, groups
+        self.op = op
+        mixed = inner + 2 * groups * op.qk
+        self.in_proj = nn.Linear(d_model, inner + mixed + self.heads, bias=False, device=device, dtype=dtype)
+        self.conv = ShortConv(mixed, conv, device=device, dtype=dtype)
+        # Steps of 0.001 to 0.1 and decays of 1 to 16 a unit of time, as in the paper's code.
+        step = torch.empty(self.heads, device=device).uniform_(-6.9, -2.3).exp()
+        self.dt_bias = nn.Parameter((step + torch.log(-torch.expm1(-step))).to(dtype))
+        self.A_log = nn.Parameter(torch.empty(self.heads, device=device).uniform_(1, 16).log().to(dtype))
+        self.D = nn.Parameter(torch.ones(self.heads, device=device, dtype=dtype))
+        self.norm = nn.RMSNorm(inner, eps, device=device, dtype=dtype)
+        self.out_proj = nn.Linear(inner, d_model, bias=False, device=device, dtype=dtype)
+
+    def forward(
+        self, u: Tensor, state: Mamba2State | None = None, output_state: bool = False
+    ) -> tuple[Tensor, Mamba2State | None]:
+        """u [B,T,d_model] to (y of the same shape, the state after u or None unless `output_state`)."""
+        z, mixed, steps = self._enter(u)
+        conv, ssm = state if state is not None else (None, None)
+        mixed, conv = self.conv(mixed, conv, output_state)
+        x, (q, k, v, g) = self._operands(mixed, steps)
+        y, ssm = self.op(q, k, v, g, initial_state=ssm, output_final_state=output_state)
+        return self._leave(y, x, z), Mamba2State(conv, ssm) if output_state else None
+
+    def step(self, u: Tensor, state: Mamba2State) -> Tensor:
+        """One token, [B,1,d_model] to the same shape; updates `state` in place.  Not differentiable."""
+        z, mixed, steps = self._enter(u)
+        x, (q, k, v, g) = self._operands(self.conv.step(mixed, state.conv), steps)
+        return self._leave(self.op.step(q, k, v, state.ssm, g), x, z)
+
+    def init_state(self, batch: int) -> Mamba2State:
+        """The state before the first token, on the layer's device and for its dtype."""
+        weight = self.in_proj.weight
+        ssm = self.op.init_state(batch, self.heads, device=weight.device, dtype=weight.dtype)
+        return Mamba2State(self.conv.init_state(batch), ssm)
+
+    def state_bytes(self, batch: int) -> int:
+        """Bytes of the state of `batch` sequences, whatever their length."""
+        ssm = self.op.state_bytes(batch, self.heads, dtype=self.in_proj.weight.dtype)
+        return self.conv.state_bytes(batch) + ssm
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}, groups={self.groups}, variant={self.op.name}"
+
+    def _enter(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z; x, B and C side by side; Δ before its softplus."""
+        if u.dim() != 3 or u.shape[2] != self.d_model:
+            fail(ShapeError, "u", sizes(u), f"of shape [B, T, {self.d_model}]")
+        z, mixed, steps = self.in_proj(u).split([self.inner, self.conv.d_model, self.heads], dim=-1)
+        return z, mixed, steps
+
+    def _operands(self, mixed: Tensor, steps: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """x by heads, and q, k, v and g."""
+        of_group = self.groups * self.op.qk
+        x, k, q = mixed.split([self.inner, of_group, of_group], dim=-1)
+        x = x.unflatten(-1, (self.heads, self.op.v))
+        wide = torch.promote_types(steps.dtype, torch.float32)
+        steps = softplus(steps.to(wide) + self.dt_bias.to(wide))
+        g = steps * -self.A_log.to(wide).exp()
+        v = x * steps.unsqueeze(-1).to(x.dtype)
+        return x, (self._for_heads(q), self._for_heads(k), v, g)
+
+    def _for_heads(self, x: Tensor) -> Tensor:
+        """[B,T,groups·N] as [B,T,H,N]: heads of a group see one tensor."""
+        x = x.unflatten(-1, (self.groups, 1, self.op.qk))
+        return x.expand(-1, -1, -1, self.heads // self.groups, -1).flatten(2, 3)
+
+    def _leave(self, y: Tensor, x: Tensor, z: Tensor) -> Tensor:
+        y = (y + self.D.unsqueeze(-1) * x).flatten(-2)
+        return self.out_proj(self.norm(y * silu(z)))
