@@ -105,8 +105,10 @@ class Singles:
                 by_kernel = self._products_of_gradients(value)
                 if e:
                     b.add(by_kernel, e)
-                by_product = b.let("dR_one", self._faded(by_kernel * slope, self._kept(j)))
-                self._add_selected(dq, b.let("seen_one", t >= j), by_product, key)
+                kept = self._kept(j)
+                seen = b.let("seen_one", t >= j)
+                by_product = b.let("dR_one", self._faded(by_kernel * slope, kept))
+                self._add_selected(dq, seen, by_product, key)
             b.store("dq", (B, t, H, self.d), Cast(self.features.leave(loaded, dq), IO))
 
     def key_gradients(self) -> None:
