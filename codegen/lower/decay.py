@@ -1,21 +1,36 @@
 """Running sums of decays, G, and what the decays owe to it.
 
-With P_ij = dA_ij A_ij, G after token t gets r_t = Σ_j P_tj - Σ_i P_it, and a decay the sum of what all later
-moments get.  Nothing changes if all moments do by the same number, and what was there before the first by its
-exponential: so r sums to <dS_0, S_0>, and instead of r after a token, and of what the final state gets, those
-before it count: dg_t = <dS_0, S_0> - Σ_{s<t} r_s.
+With P_ij = dA_ij A_ij, a decay is owed by all pairs that it lies between: dg_t = Σ_{i ≥ t > j} P_ij.  At the
+start of a segment that is <S, M>, the product of the state before with the mirrored state after.  From one
+token to the next it falls by r_t = Σ_j P_tj - Σ_i P_it.  So errors of r, which is a difference of large
+numbers, add up over a segment and no further.
 """
 
 from __future__ import annotations
 
 from ..dtypes import ACC, WIDE
 from ..ir.build import Builder
-from ..ir.nodes import Cast, Expr, Full, Load, Span, Sum, Var, Where, cdiv, column, row, wrap
+from ..ir.nodes import (
+    Cast,
+    Expr,
+    Full,
+    Load,
+    Span,
+    Sum,
+    Var,
+    Where,
+    cdiv,
+    column,
+    maximum,
+    minimum,
+    row,
+    wrap,
+)
 from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import SCANS
 from ..memory.fade import decay
-from ..memory.states import B, H
-from .linear_attention_parts import BATCH_AXES, NUMBERS, ROWS, TOKENS, Layer
+from ..memory.states import B, H, Kept
+from .linear_attention_parts import BATCH_AXES, NUMBERS, ROWS, SIZES, TOKENS, Layer
 
 SCANNED = Axis("chunk", cdiv("T", "SCAN"))
 T = Var("T")
@@ -26,9 +41,10 @@ def programs(layer: Layer) -> tuple[Program, ...]:
     match layer.spec.decay:
         case "token":
             sums = sums_in_chunks("decay_sums", of_gradients=False), running_sums()
-            return (*sums, edge(layer), sums_in_chunks("gradient_sums", of_gradients=True), token_gradients())
+            of_r = sums_in_chunks("gradient_sums", of_gradients=True), token_gradients(layer)
+            return (*sums, edges(layer), first_edge(layer), *of_r)
         case "head":
-            return edge(layer), head_gradients()
+            return edges(layer), first_edge(layer), head_gradients(layer)
         case _:
             return ()
 
@@ -57,66 +73,92 @@ def running_sums() -> Program:
     return _program("decays", "Running sums of decays.", (*BATCH_AXES, SCANNED), tensors, b)
 
 
-def token_gradients() -> Program:
+def token_gradients(layer: Layer) -> Program:
     """dg of every token."""
     b = Builder()
-    t = b.let("t", TOKENS.tile(Var("chunk") * "SCAN", "SCAN"))
+    place = Var("chunk") * "SCAN"
+    t = b.let("t", TOKENS.tile(place, "SCAN"))
+    length = layer.segment_length(b)
+    segment = b.let("segment", place // length)
     own = b.let("own", Load("scan", (B, H, t), WIDE))
-    before = b.let("before", Cast(own + _chunks_before(b), ACC) - b.let("r_own", Load("r", (B, H, t), ACC)))
-    b.store("d_log_decay", (B, t, H), _edge(b) - before)
+    sums = own + _chunks_before(b, b.let("first", segment * length // "SCAN"))
+    before = b.let("before", Cast(sums, ACC) - b.let("r_own", Load("r", (B, H, t), ACC)))
+    b.store("d_log_decay", (B, t, H), _edge(b, segment) - before)
     tensors = (
         Tensor("r", NUMBERS, ACC),
         Tensor("scan", NUMBERS, WIDE),
-        _edges("INITIAL"),
+        _edges("STATEFUL"),
         Tensor("d_log_decay", ROWS, ACC),
     )
     summary = "The gradient of each decay."
-    return _program("decay_gradients", summary, (*BATCH_AXES, SCANNED), tensors, b, ("INITIAL",))
+    return _program("decay_gradients", summary, (*BATCH_AXES, SCANNED), tensors, b, ("STATEFUL",))
 
 
-def head_gradients() -> Program:
+def head_gradients(layer: Layer) -> Program:
     """dg of every head, the sum of those that its tokens would have."""
-    b, i = Builder(), Var("i")
+    b, i, n = Builder(), Var("i"), Var("n")
+    length = layer.segment_length(b)
     total = b.let("total", Full(("PARTS",), 0.0))
     with b.loop("i", 0, "B"), b.loop("t0", 0, T, "PARTS") as t0:
         t = b.let("t", TOKENS.tile(t0, "PARTS"))
-        b.add(total, b.let("r_own", Load("r", (i, H, t), ACC)) * Cast(t + 1 - T, ACC))
-    dg = b.let("dg_own", Sum(total, 0))
-    with b.when("INITIAL"), b.loop("i", 0, "B"):
-        b.add(dg, b.let("edge_own", Load("edge", (i, H), ACC)) * Cast(T, ACC))
-    b.store("d_log_decay", (H,), dg)
-    tensors = Tensor("r", NUMBERS, ACC), _edges("INITIAL"), Tensor("d_log_decay", ("H",), ACC)
+        later = minimum((t // length + 1) * length, T) - 1 - t  # tokens of its segment after it
+        b.add(total, b.let("r_own", Load("r", (i, H, t), ACC)) * Cast(later, ACC))
+    gradient = b.let("gradient", -b.let("owed", Sum(total, 0)))
+    with b.when("STATEFUL"), b.loop("i", 0, "B"), b.loop("n", 0, "segments"):
+        tokens = minimum(n * length + length, T) - minimum(n * length, T)
+        b.add(gradient, b.let("edge_own", Load("edge", (i, H, n), ACC)) * Cast(tokens, ACC))
+    b.store("d_log_decay", (H,), gradient)
+    tensors = Tensor("r", NUMBERS, ACC), _edges("STATEFUL"), Tensor("d_log_decay", ("H",), ACC)
     heads = (Axis("h", Var("H"), batch=True),)
-    return _program("decay_gradients", "The gradient of each head's decay.", heads, tensors, b, ("INITIAL",))
+    summary = "The gradient of each head's decay."
+    return _program("decay_gradients", summary, heads, tensors, b, ("STATEFUL",))
 
 
-def edge(layer: Layer) -> Program:
-    """<dS_0, S_0>, with that of the normaliser: what the moment before the first token would get."""
+def edges(layer: Layer) -> Program:
+    """<S, M> at the start of every segment but the first."""
+    b, segment = Builder(), Var("segment")
+    states, mirrored = layer.segment_states(), layer.segment_states(prefix="mirrored_")
+    before = b.let("before", maximum(segment - 1, 0))
+    total = _products(layer, b, (states, (segment,)), (mirrored, (before,)))
+    b.store("edge", (B, H, segment), Where(segment > 0, total, wrap(0.0)))
+    tensors = (*states, *mirrored, _edges(None))
+    summary = "What the decays owe at the start of each segment."
+    grid = (*BATCH_AXES, Axis("segment", Var("segments")))
+    return _program("edges", summary, grid, tensors, b, bounds={"VALUES": layer.v})
+
+
+def first_edge(layer: Layer) -> Program:
+    """The same at that of the first, with an initial state."""
     b = Builder()
-    u = b.let("u", Span(wrap(0), "VALUES"))
     initial, gradients = layer.user_states("initial_"), layer.user_states("d_initial_")
+    b.store("edge", (B, H, wrap(0)), _products(layer, b, (initial, ()), (gradients, ())))
+    tensors = (*initial, *gradients, _edges(None))
+    summary = "What the decays owe to the initial state."
+    return _program("first_edge", summary, BATCH_AXES, tensors, b, bounds={"VALUES": layer.v})
+
+
+def _products(
+    layer: Layer, b: Builder, state: tuple[Kept, tuple[Expr, ...]], mirrored: tuple[Kept, tuple[Expr, ...]]
+) -> Expr:
+    """<S, M> and that of the normalisers: tensors, and the indices in them."""
+    u = b.let("u", Span(wrap(0), "VALUES"))
     total = b.let("total", Full(("FEATURES",), 0.0))
     with b.loop("f0", 0, layer.features.rows, "FEATURES") as f0:
         f = b.let("f", Span(f0, "FEATURES"))
-        for place, pair in zip(((f, u), (f,)), zip(initial, gradients, strict=True), strict=False):
-            names = "S" if len(place) > 1 else "z", "dS" if len(place) > 1 else "dz"
-            state, gradient = (
-                b.let(name, Load(tensor.name, (B, H, *place), ACC))
-                for name, tensor in zip(names, pair, strict=True)
-            )
-            products = b.let(f"{state.name}_products", state * gradient)
-            b.add(total, Sum(products, 1) if len(place) > 1 else products)
-    b.store("edge", (B, H), b.let("edge_own", Sum(total, 0)))
-    tensors = (*initial, *gradients, _edges(None))
-    summary = "What the decays owe to the initial state."
-    return _program("edges", summary, BATCH_AXES, tensors, b, bounds={"VALUES": layer.v})
+        parts = zip(("S", "z"), ((f, u), (f,)), state[0], mirrored[0], strict=False)
+        for name, place, one, other in parts:
+            x = b.let(name, Load(one.name, (B, H, *state[1], *place), ACC))
+            y = b.let(f"{name}_mirrored", Load(other.name, (B, H, *mirrored[1], *place), ACC))
+            products = b.let(f"{name}_products", x * y)
+            b.add(total, Sum(products, 1) if name == "S" else products)
+    return b.let("edge_own", Sum(total, 0))
 
 
-def _chunks_before(b: Builder) -> Expr:
-    """The sum over all chunks before a program's own."""
+def _chunks_before(b: Builder, first: Expr | int = 0) -> Expr:
+    """The sum over the chunks from `first` on, before a program's own."""
     chunk = Var("chunk")
     parts = b.let("parts", Full(("PARTS",), 0.0, WIDE))
-    with b.loop("i0", 0, chunk, "PARTS") as i0:
+    with b.loop("i0", first, chunk, "PARTS") as i0:
         i = b.let("i", Span(i0, "PARTS"))
         last = b.let("last", (i + 1) * "SCAN" - 1)
         part = b.let("part", Load("scan", (B, H, last), WIDE))
@@ -124,15 +166,15 @@ def _chunks_before(b: Builder) -> Expr:
     return b.let("chunks_before", Sum(parts, 0))
 
 
-def _edge(b: Builder) -> Expr:
+def _edge(b: Builder, segment: Expr) -> Expr:
     edge = b.let("edge_own", Full((), 0.0))
-    with b.when("INITIAL"):
-        b.set(edge, Load("edge", (B, H), ACC))
+    with b.when("STATEFUL"):
+        b.set(edge, Load("edge", (B, H, segment), ACC))
     return edge
 
 
 def _edges(flag: str | None) -> Tensor:
-    return Tensor("edge", ("B", "H"), ACC, optional=flag)
+    return Tensor("edge", ("B", "H", "segments"), ACC, optional=flag)
 
 
 def _program(
@@ -144,9 +186,10 @@ def _program(
     flags: tuple[str, ...] = (),
     bounds: dict[str, int] | None = None,
 ) -> Program:
-    text = repr(b.body) + repr(grid)
-    constants = tuple(c for c in ("SCAN", "PARTS", "FEATURES", "VALUES") if f"'{c}'" in text)
-    does = frozenset({SCANS})
+    used = repr((b.body, grid, tensors))
+    sizes = SIZES if "'segments'" in used else SIZES[:-1]
+    constants = tuple(c for c in ("SEGMENT", "SCAN", "PARTS", "FEATURES", "VALUES") if f"'{c}'" in used)
+    bounds = bounds or {}
     return Program(
-        name, summary, grid, tensors, ("B", "T", "H"), (), flags, constants, b.body, bounds or {}, does
+        name, summary, grid, tensors, sizes, (), flags, constants, b.body, bounds, frozenset({SCANS})
     )

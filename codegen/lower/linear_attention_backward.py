@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ..ir.build import Builder
-from ..ir.nodes import ACC, IO, Cast, Full, Load, Span, Sum, Var, column, row, wrap
+from ..ir.nodes import ACC, IO, Cast, Full, Load, Span, Var, column, row, wrap
 from ..ir.program import Program, Tensor
 from ..ir.traits import GRADIENTS, ROW_SUMS
-from ..memory.states import B, H, left
+from ..memory.states import B, H
 from .linear_attention_parts import CHUNK_AXIS, NUMBERS, ROWS, TOKENS, Layer
 from .second_look import doubt_of, second_look
 
@@ -26,18 +26,22 @@ def query_gradients(layer: Layer) -> Program:
     dq = b.let("dQ", Full(("CHUNK", "QK"), 0.0))
     origin = memory.moment("origin", start)
     log = memory.since("t_log", t, origin)
+    owed = memory.owed()
     with b.when("STATEFUL"):
         b.comment("Earlier segments, through their state.")
         with memory.blocks() as block:
-            memory.read_by_query(dq, queries, gradients, block, memory.stored(earlier, block.f, segment))
-        memory.fade_rows(dq, layer.since_segment(memory, t, segment, length))
+            state = memory.stored(earlier, block.f, segment)
+            memory.read_by_query(dq, queries, gradients, block, state, owed)
+        memory.fade_gradients((dq,), owed, layer.since_segment(memory, t, segment, length))
     b.comment("This segment, directly.")
     with b.loop("j0", TOKENS.token(segment * length), TOKENS.until(start + "CHUNK"), "KEYS") as j0:
         j = b.let("j", TOKENS.tile(j0, "KEYS"))
         keys, values = memory.keys(j)
         logs = log, memory.since("j_log", j, origin)
-        memory.pair_by_query(dq, queries, gradients, keys, values, column(t) >= row(j), logs)
+        memory.pair_by_query(dq, queries, gradients, keys, values, column(t) >= row(j), logs, owed)
     b.store("dq", (B, t, H, d), Cast(layer.features.leave(loaded, dq), IO))
+    if owed:
+        b.store("r", (B, H, t), owed)
     with second_look(b, doubt_of(b, dq)):
         layer.singles(b).query_gradients()
     tensors = (
@@ -45,8 +49,7 @@ def query_gradients(layer: Layer) -> Program:
         layer.queries("k"),
         layer.values("v"),
         layer.values("do"),
-        *((layer.values("o", strided=False),) if layer.spec.normalize or memory.fade else ()),
-        *((layer.gradients(),) if layer.spec.normalize else ()),
+        *((layer.values("o", strided=False), layer.gradients()) if layer.spec.normalize else ()),
         *layer.row_sums("n", "e"),
         *layer.decays(),
         *((Tensor("r", NUMBERS, ACC),) if memory.fade else ()),
@@ -82,17 +85,13 @@ def key_gradients(layer: Layer) -> Program:
     dv = b.let("dV", Full(("CHUNK", "VALUES"), 0.0))
     origin = memory.moment("origin", first)
     log = memory.since("j_log", j, origin)
-    of_ones = b.let("of_ones", Full(("CHUNK",), 0.0)) if memory.fade and memory.normalizer else None
+    owed = memory.owed()
     with b.when("STATEFUL"):
         b.comment("Later segments, through the mirrored state of their queries.")
         with memory.blocks() as block:
             mirrored = memory.stored(later, block.f, segment)
-            memory.read_by_key(dk, dv, keys, values, block, mirrored, of_ones)
-        to_end = layer.to_end_of_segment(memory, j, segment, length)
-        memory.fade_rows(dk, to_end)
-        memory.fade_rows(dv, to_end)
-        if of_ones and to_end:
-            b.set(of_ones, of_ones * left(to_end))
+            memory.read_by_key(dk, dv, keys, values, block, mirrored, owed)
+        memory.fade_gradients((dk, dv), owed, layer.to_end_of_segment(memory, j, segment, length))
     b.comment("This segment, directly.")
     start = TOKENS.token(Var("chunk") * "CHUNK" // "QUERIES" * "QUERIES")
     end = TOKENS.until(TOKENS.token(segment * length + length))
@@ -100,16 +99,12 @@ def key_gradients(layer: Layer) -> Program:
         t = b.let("t", TOKENS.tile(t0, "QUERIES"))
         queries, gradients = memory.queries(t), memory.gradients(t)
         logs = memory.since("t_log", t, origin), log
-        memory.pair_by_key(dk, dv, keys, values, queries, gradients, column(j) <= row(t), logs, of_ones)
+        memory.pair_by_key(dk, dv, keys, values, queries, gradients, column(j) <= row(t), logs, owed)
     b.store("dk", (B, j, H, d), Cast(layer.features.leave(loaded, dk), IO))
     b.store("dv", (B, j, H, u), Cast(dv, IO))
-    if memory.fade:
-        b.comment("What the keys' weights owe to G, taken from what the queries' do.")
-        products = b.let("v_dv", Cast(values, ACC) * dv)
-        of_keys = b.let("of_keys", Sum(products, 1))
-        if of_ones:
-            b.add(of_keys, of_ones)
-        b.store("r", (B, H, j), b.let("r_own", Load("r", (B, H, j), ACC)) - of_keys)
+    if owed:
+        b.comment("What a token's key owes to G, taken from what its query does.")
+        b.store("r", (B, H, j), b.let("r_own", Load("r", (B, H, j), ACC)) - owed)
     with second_look(b, doubt_of(b, dk, dv)):
         layer.singles(b).key_gradients()
     tensors = (

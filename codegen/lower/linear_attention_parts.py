@@ -48,9 +48,9 @@ class Layer:
         """What every segment adds to the state and, where the layer normalises, to its normaliser."""
         return self._kept("sums", "normalizer_sums", ("segments",), ACC)
 
-    def segment_states(self, flag: str | None = None) -> Kept:
+    def segment_states(self, flag: str | None = None, prefix: str = "") -> Kept:
         """The state before (or after) every segment, a matrix operand, and its normaliser."""
-        return self._kept("state", "normalizer", ("segments",), OPERAND, flag)
+        return self._kept(f"{prefix}state", f"{prefix}normalizer", ("segments",), OPERAND, flag)
 
     def span_states(self, flag: str) -> Kept:
         """`segment_states`, of spans of segments."""

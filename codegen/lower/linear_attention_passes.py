@@ -132,6 +132,7 @@ class _Layer:
     def backward(self) -> Pass:
         by_span = ("B", "H", "spans")
         has_initial, has_final = Present("initial_state"), Present("d_final_state")
+        mirrored = "mirrored_" if self.fades else "segment_"
         delegate: Steps = ()
         if kernel := self.faster.get("query_gradients"):
             rows = ("q", "k", "v", "do", "o") if self.normalize else ("q", "k", "v", "do")
@@ -169,6 +170,7 @@ class _Layer:
             launch("query_gradients", self.state("", "segment_") | {"STATEFUL": STATEFUL}),
             Comment("The keys' side needs the mirrored state: the sum over the queries of later segments."),
             *self.key_gradient_buffers(),
+            *(self.segment_states("mirrored_", BY_SEGMENT, MIRRORED) if self.fades else ()),
             launch("query_states", {"segments": "spans"}, SPLIT),
             launch(
                 "suffix",
@@ -178,11 +180,12 @@ class _Layer:
             launch(
                 "states_after",
                 self.walk("d_final_")
+                | self.state("", mirrored)
                 | self.state("total_", "d_initial_")
                 | {"INITIAL": has_final & ~SPLIT, "TOTAL": HAS_INITIAL & ~SPLIT},
                 MIRRORED,
             ),
-            launch("key_gradients", self.state("", "segment_") | {"STATEFUL": MIRRORED}),
+            launch("key_gradients", self.state("", mirrored) | {"STATEFUL": MIRRORED}),
             *self.decay_gradients(),
         )
         what = "Gradients of q, k, v and of the initial state"
@@ -283,11 +286,12 @@ class _Layer:
             return ()
         dims = ("H",) if self.decay == "head" else ("B", "T", "H")
         return (
-            allocate("edge", ("B", "H"), ACC, HAS_INITIAL),
-            launch("edges", {}, HAS_INITIAL),
+            allocate("edge", BY_SEGMENT, ACC, STATEFUL),
+            launch("edges", self.state("", "segment_") | self.state("mirrored_", "mirrored_"), STATEFUL),
+            launch("first_edge", {}, HAS_INITIAL),
             *((launch("gradient_sums"),) if self.decay == "token" else ()),
             allocate("d_log_decay", dims, ACC),
-            launch("decay_gradients", {"INITIAL": HAS_INITIAL}),
+            launch("decay_gradients", {"STATEFUL": STATEFUL}),
         )
 
     # Buffers

@@ -180,6 +180,17 @@ class Sums:
         if log:
             self.b.set(tile, tile * column(left(log)))
 
+    def owed(self) -> Var | None:
+        """What a tile of tokens owes to G, as it grows."""
+        return self.b.let("owed", Full(("CHUNK",), 0.0)) if self.fade else None
+
+    def fade_gradients(self, tiles: tuple[Var, ...], owed: Var | None, log: Var | None) -> None:
+        """What has come of a state, by what is left of it."""
+        for tile in tiles:
+            self.fade_rows(tile, log)
+        if owed and log:
+            self.b.set(owed, owed * left(log))
+
     # Enter
 
     def enter(
@@ -284,36 +295,41 @@ class Sums:
         )
 
     def own_gradients(self, t: Var) -> Gradients:
-        """g and e of a tile of queries, from the gradient of o; stored for other programs.
-
-        If the memory fades, also what the queries' weights owe to G: the sums of dA_ij A_ij over j.
-        """
-        b, u = self.b, self.u
+        """g and e of a tile of queries, from the gradient of o; stored for other programs."""
         if not self.normalizer:
-            if self.fade:
-                do = b.let("dO", Load("do", (B, t, H, u), ACC))
-                products = b.let("products", do * b.let("O", Load("o", (B, t, H, u), ACC)))
-                b.store("r", (B, H, t), b.let("total", Sum(products, 1)))
             return self.gradients(t)
+        b, u = self.b, self.u
         do = b.let("dO", Load("do", (B, t, H, u), ACC))
         n = b.let("N", Load("n", (B, H, t), ACC, fill=1.0))
         products = b.let("products", do * b.let("O", Load("o", (B, t, H, u), ACC)))
         e = b.let("E", -b.let("total", Sum(products, 1)) / (n + self.normalizer.eps))
         b.store("e", (B, H, t), e)
-        if self.fade:
-            b.store("r", (B, H, t), Var("total") * self.normalizer.eps / (n + self.normalizer.eps))
         g = b.let("G", Cast(do / column(n + self.normalizer.eps), OPERAND))
         b.store("g", (B, t, H, u), g)
         return Gradients(g, e)
 
-    def read_by_query(self, dq: Var, queries: Var, gradients: Gradients, block: Block, state: Stored) -> None:
-        """The adjoint of `read`: add to dq, of queries as operands, what they owe to a state."""
+    def read_by_query(
+        self,
+        dq: Var,
+        queries: Var,
+        gradients: Gradients,
+        block: Block,
+        state: Stored,
+        owed: Var | None = None,
+    ) -> None:
+        """The adjoint of `read`: add to dq, of queries as operands, what they owe to a state.
+
+        Here and below `owed` gets the sums of dA A over a token's pairs, which its weights owe to G.
+        """
         b = self.b
         weight = self.features.weights(b, block.f)
         by_feature = b.let("dP", Dot(gradients.g, Transpose(state.operand())))
         if e := gradients.read_e(b):
             b.add(by_feature, column(e) * row(state.normalizer()))
         b.set(by_feature, by_feature * row(weight))
+        if owed:
+            features = self.features.features(b, "P", queries, block.selection)
+            b.add(owed, Sum(b.let("P_dP", features * by_feature), 1))
         self.features.adjoint(b, by_feature, queries, block.selection, into=dq)
 
     def read_by_key(
@@ -324,12 +340,9 @@ class Sums:
         values: Var,
         block: Block,
         mirrored: Stored,
-        of_ones: Var | None = None,
+        owed: Var | None = None,
     ) -> None:
-        """The adjoint of `enter`: add to dk and dv what keys and values owe to the sums of later queries.
-
-        `of_ones` is the gradient of the ones that the normaliser sums, if it is asked for.
-        """
+        """The adjoint of `enter`: add to dk and dv what keys and values owe to the sums of later queries."""
         b = self.b
         features = self.features.features(b, "P", keys, block.selection)
         matrix = b.let("P_operand", Cast(features, OPERAND))
@@ -337,10 +350,9 @@ class Sums:
         b.add(dv, Dot(matrix, state))
         by_feature = b.let("dP", Dot(values, Transpose(state)))
         if self.normalizer:
-            z = mirrored.normalizer()
-            b.add(by_feature, row(z))
-            if of_ones:
-                b.add(of_ones, Sum(b.let("Pz", features * row(z)), 1))
+            b.add(by_feature, row(mirrored.normalizer()))
+        if owed:
+            b.add(owed, Sum(b.let("P_dP", features * by_feature), 1))
         self.features.adjoint(b, by_feature, keys, block.selection, into=dk)
 
     def pair_by_query(
@@ -352,6 +364,7 @@ class Sums:
         values: Var,
         seen: Expr,
         logs: Logs = None,
+        owed: Var | None = None,
     ) -> None:
         """An adjoint of `pair`: add to dq, from tiles with a row a query."""
         b = self.b
@@ -359,8 +372,11 @@ class Sums:
         by_kernel = b.let("dA", Dot(gradients.g, Transpose(values)))
         if e := gradients.read_e(b):
             b.add(by_kernel, column(e))
-        seen = b.let("seen", seen)
-        by_product = b.let("dR", Cast(self._slopes(products, seen, by_kernel, pairs(logs)), OPERAND))
+        seen, kept = b.let("seen", seen), pairs(logs)
+        if owed:
+            weights = b.let("A", self._weights(products, seen, kept=kept))
+            b.add(owed, Sum(b.let("A_dA", weights * by_kernel), 1))
+        by_product = b.let("dR", Cast(self._slopes(products, seen, by_kernel, kept), OPERAND))
         b.add(dq, Dot(by_product, keys, among=seen))
 
     def pair_by_key(
@@ -373,20 +389,23 @@ class Sums:
         gradients: Gradients,
         seen: Expr,
         logs: Logs = None,
-        of_ones: Var | None = None,
+        owed: Var | None = None,
     ) -> None:
-        """An adjoint of `pair`: add to dk and dv, and `of_ones`, from tiles with a row a key."""
+        """An adjoint of `pair`: add to dk and dv, from tiles with a row a key."""
         b = self.b
         products = b.let("R", Dot(keys, Transpose(queries)))
         seen = b.let("seen", seen)
         kept = pairs(logs, by_key=True)
-        weights = b.let("A", Cast(self._weights(products, seen, kept=kept), OPERAND))
+        exact = self._weights(products, seen, kept=kept)
+        if owed:
+            exact = b.let("A_exact", exact)
+        weights = b.let("A", Cast(exact, OPERAND))
         b.add(dv, Dot(weights, gradients.g, among=seen))
         by_kernel = b.let("dA", Dot(values, Transpose(gradients.g)))
         if e := gradients.read_e(b):
             b.add(by_kernel, row(e))
-            if of_ones:
-                b.add(of_ones, Sum(b.let("A_e", Cast(weights, ACC) * row(e)), 1))
+        if owed:
+            b.add(owed, Sum(b.let("A_dA", exact * by_kernel), 1))
         by_product = b.let("dR", Cast(self._slopes(products, seen, by_kernel, kept), OPERAND))
         b.add(dk, Dot(by_product, queries, among=seen))
 

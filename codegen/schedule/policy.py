@@ -76,8 +76,7 @@ ALL_CHANNELS = 1 << 20
 """More channels than there are: a tile has them all."""
 THREE_STAGES = ("states", RECURRENCE, orders.SQUARE, "query_states")
 """Printers of kernels on warpgroups whose chunks are small enough that three are in memory at once."""
-SCANNED = {"SCAN": 64, "PARTS": 256, "FEATURES": 16}
-"""Tokens whose decays are summed pair by pair, and numbers that are summed at once."""
+SCANNED = {"SCAN": 64, "PARTS": 256, "FEATURES": 16}  # tokens summed pair by pair, numbers summed at once
 ROWS = 16
 """Tokens that a second look at a window reads at once: few, so that they fit into registers."""
 SEARCHED = 32
@@ -106,10 +105,7 @@ def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
         settings = dict.fromkeys(dtypes, _stream(subject, backend))
         return Schedule(subject.name, backend, settings)
     if SCANS in subject.does:
-        extents = {"VALUES": _power_of_two(spec.extents["VALUES"])} if backend == "triton" else spec.extents
-        settings = dict.fromkeys(
-            dtypes, Setting(_pick(subject, SCANNED | {"VALUES": extents["VALUES"]}), 4, 1)
-        )
+        settings = {dtype: _scan(spec, subject, backend, dtype) for dtype in dtypes}
         return Schedule(subject.name, backend, settings)
     choose = {"triton": _warps, "tilelang": _tensor_cores, "torch": _whole, HOST_C: _small}[backend]
     if RECURS in subject.does:
@@ -117,6 +113,13 @@ def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
     settings = {dtype: choose(spec, subject, dtype) for dtype in dtypes}
     rewrites = ("gather_by_product",) if backend in ("triton", "torch") else ()
     return Schedule(subject.name, backend, settings, rewrites)
+
+
+def _scan(spec: LayerSpec, program: Program, backend: str, dtype: str) -> Setting:
+    """Tiles of what adds up numbers of tokens."""
+    values = _power_of_two(spec.extents["VALUES"])
+    sizes = SCANNED | {"VALUES": values, "SEGMENT": _grain(backend, dtype)}
+    return Setting(_pick(program, sizes), warps=4, stages=1)
 
 
 def _on_warpgroups(kernel: ForeignKernel) -> Setting:
