@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor
 
-from . import dispatch
+from . import checks, dispatch, slots
 from .errors import StateError, fail
 from .operands import Operands, check, operands
 from .overlap import Apart
@@ -75,14 +75,22 @@ class Admission:
 
     def _in_place(self, taken: Operands, arguments: tuple[Any, ...]) -> None:
         """What an operator updates must be dense, and apart from all else that it is given."""
+        indices: Any = None if taken.indices is None else arguments[taken.indices]
+        pooled = indices is not None
+        if pooled:
+            pool = next(arguments[place] for place, x in taken.tensors.items() if x.written)
+            slots.check_values(indices, pool.shape[0])
         pairs = [
             (operand, arguments[place])
             for place, operand in enumerate(taken.entries)
             if operand is not None and arguments[place] is not None
         ]
+        pairs.sort(key=lambda pair: pair[0].written)
         for operand, tensor in pairs:
-            if operand.written and not tensor.is_contiguous():
-                fail(StateError, operand.name, "a tensor that is not contiguous", "contiguous")
+            if not operand.written or tensor.is_contiguous() or (pooled and checks.dense_entries(tensor)):
+                continue
+            wanted = checks.DENSE if pooled else "contiguous"
+            fail(StateError, operand.name, "a tensor that is not contiguous", wanted)
         names, tensors = zip(*((operand.name, tensor) for operand, tensor in pairs), strict=True)
         found = self.apart.collision(tensors, sum(not operand.written for operand, _ in pairs))
         if found is not None:

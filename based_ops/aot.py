@@ -163,12 +163,7 @@ def _parameters(spec: LayerSpec, kernel: Kernel, dtype: torch.dtype) -> dict[str
         INDEX: "*i32",
     }
     types = {tensor.name: roles[tensor.dtype] for tensor in kernel.tensors}
-    strides = {
-        f"{tensor.name}_{str(dim).lower()}": "i32"
-        for tensor in kernel.tensors
-        if tensor.strided
-        for dim in tensor.dims[:-1]
-    }
+    strides = {f"{tensor.name}_{str(dim).lower()}": "i32" for tensor in kernel.tensors for dim in tensor.free}
     return types | strides | dict.fromkeys(kernel.sizes, "i32") | dict.fromkeys(kernel.scalars, "fp32")
 
 

@@ -39,6 +39,9 @@ _INSTEAD = {
     "need_weights average_attn_weights output_attentions return_attn_probs return_lse return_softmax": (
         "weights are never formed: `reference` shows how to compute them"
     ),
+    "cache_indices conv_state_indices ssm_state_indices state_batch_indices cache_batch_idx slot_mapping": (
+        "the slots of a pool of states that a batch has go in as `state_indices` of a call or of a step"
+    ),
     "initial_state initial_states state h0 past past_key_value past_key_values layer_past cache cache_params "
     "kv_cache": "the state so far goes in as `initial_state` of a call, or `state` of a step or a layer",
     "output_final_state output_state return_final_states return_final_state use_cache": (

@@ -43,6 +43,7 @@ class AttentionVariant(Variant):
         initial_state: Any = None,
         output_final_state: bool = False,
         backend: str | None = None,
+        state_indices: Tensor | None = None,
         **foreign: NoReturn,
     ) -> tuple[Tensor, Any]:
         """Causal attention over a sequence: `(o, final_state)`, with o [B,T,H,v] contiguous and of v's dtype.
@@ -60,11 +61,16 @@ class AttentionVariant(Variant):
         k, v, g, the initial state, and from the final state, once.  Under autocast, inputs are cast to its
         dtype, or to float32 if the spec lacks that.  Raises the errors of `based_ops.errors` before any
         kernel runs.
+
+        With `state_indices`, int32 [B] on the device, `initial_state` is a pool of states: sequence b starts
+        from slot `state_indices[b]`, and with `output_final_state` its final state goes there, in place; the
+        pool is returned.  -1 names no slot: nothing changes, and the output is 0.  See `step`.  There are no
+        gradients then (`GradientError`).
         """
         if foreign:
             refuse(AttentionVariant.__call__, tuple(foreign))
         tensors = self._inputs(q, k, v, g) if g is not None or self._decay_dims else (q, k, v)
-        return self._call(tensors, scale, initial_state, output_final_state, backend)
+        return self._call(tensors, scale, initial_state, output_final_state, backend, state_indices)
 
     def step(
         self,
@@ -75,16 +81,25 @@ class AttentionVariant(Variant):
         g: Tensor | None = None,
         scale: float | None = None,
         backend: str | None = None,
+        state_indices: Tensor | None = None,
         **foreign: NoReturn,
     ) -> Tensor:
-        """One more token (T = 1): returns o [B,1,H,v] and updates `state` in place.  Not differentiable.
+        """A few more tokens, T from 0 to 16: returns o [B,T,H,v] and updates `state` in place.
 
-        `g` is [H] or [B,1,H], see the call.
+        It equals T steps of one token each, in one launch.  `g` is [H] or [B,T,H], see the call.  Not
+        differentiable.  Raises the errors of `based_ops.errors` before any kernel runs; more tokens are a
+        `ShapeError`, and a call's.
+
+        With `state_indices`, int32 [B] on the device, `state` is a pool: sequence b has the state in slot
+        `state_indices[b]`, and no other slot is read or changed.  -1 names no slot: nothing changes, and the
+        output is 0.  On a CPU an index out of range, and a slot that is named twice, are an
+        `ArgumentValueError`; on other devices the first counts as -1, and the second leaves open what the
+        slot has.  Slots may lie any distance apart.
         """
         if foreign:
             refuse(AttentionVariant.step, tuple(foreign))
         tensors = self._inputs(q, k, v, g) if g is not None or self._decay_dims else (q, k, v)
-        return self._step(tensors, scale, state, backend)
+        return self._step(tensors, scale, state, backend, state_indices)
 
     def init_state(
         self,
@@ -147,11 +162,11 @@ class AttentionVariant(Variant):
     def _numbers(self, facts: Any, factor: Any) -> tuple[float, ...]:
         return (facts.default_scale if factor is None else checks.scale(factor),)
 
-    def _check_inputs(self, facts: Any, tensors: Tensors, tokens: int | None = None) -> tuple[int, int, int]:
+    def _check_inputs(self, facts: Any, tensors: Tensors, most: int | None = None) -> tuple[int, int, int]:
         q, k, v = tensors[:3]
-        batch, length, heads = checks.qkv(facts, q, k, v, tokens)  # type: ignore[arg-type]
+        batch, length, heads = checks.qkv(facts, q, k, v, most)  # type: ignore[arg-type]
         if self._decay_dims:
             checks.decay(facts, self._decay_dims, tensors[3], q, facts is self)  # type: ignore[arg-type]
-        if tokens is None and facts is not self and 1 < length < heads:  # in traced code it would be a guard
+        if most is None and facts is not self and 1 < length < heads:  # in traced code it would be a guard
             checks.warn_of_layout(self.name, length, heads)
         return batch, length, heads

@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 _STRIDED = torch.strided
 
 
+DENSE = "contiguous, or with dense entries of its first dimension, each behind the one before"
+"""What a pool has to be."""
+
+
 class Facts(Protocol):
     """What the checks read of a variant, see `Variant._facts`."""
 
@@ -54,8 +58,8 @@ def sizes(tensor: Tensor) -> tuple[int, ...]:
     return tuple([operator.index(size) for size in tensor.shape])
 
 
-def qkv(variant: Widths, q: Tensor, k: Tensor, v: Tensor, tokens: int | None = None) -> tuple[int, int, int]:
-    """q, k [B,T,H,qk] and v [B,T,H,v] of one allowed dtype, on one device; T = `tokens` if given.
+def qkv(variant: Widths, q: Tensor, k: Tensor, v: Tensor, most: int | None = None) -> tuple[int, int, int]:
+    """q, k [B,T,H,qk] and v [B,T,H,v] of one allowed dtype, on one device; T is `most`, if given, or less.
 
     Returns B, T and H.
     """
@@ -68,15 +72,15 @@ def qkv(variant: Widths, q: Tensor, k: Tensor, v: Tensor, tokens: int | None = N
     try:
         shape = q.shape
         if len(shape) != 4:
-            _explain_shapes(variant, q, k, v, tokens)
+            _explain_shapes(variant, q, k, v, most)
         batch, length, heads, width = shape
         if not (
             width == variant.qk
             and k.shape == shape
             and v.shape == (batch, length, heads, variant.v)
-            and (tokens is None or length == tokens)
+            and (most is None or length <= most)
         ):
-            _explain_shapes(variant, q, k, v, tokens)
+            _explain_shapes(variant, q, k, v, most)
     except RuntimeError:  # nested tensors have no shape
         _explain_layouts(q, k, v)
         raise
@@ -108,15 +112,18 @@ def layout(name: str, tensor: Tensor) -> None:
         fail(ArgumentTypeError, name, f"a tensor of layout {tensor.layout}", "dense, as of `to_dense()`")
 
 
-def _explain_shapes(variant: Widths, q: Tensor, k: Tensor, v: Tensor, tokens: int | None) -> None:
-    time = "T" if tokens is None else tokens
+def too_long(name: str, shape: tuple[int, ...], most: int) -> NoReturn:
+    """A step of more tokens than it takes."""
+    what = f"of up to {most} tokens: a step takes no more; for a longer piece call with `initial_state`"
+    fail(ShapeError, name, f"{shape[1]} tokens in {shape}", what)
+
+
+def _explain_shapes(variant: Widths, q: Tensor, k: Tensor, v: Tensor, most: int | None) -> None:
     for name, tensor, width in (("q", q, variant.qk), ("k", k, variant.qk), ("v", v, variant.v)):
         if tensor.dim() != 4 or tensor.shape[3] != width:
-            fail(ShapeError, name, sizes(tensor), f"of shape [B, {time}, H, {width}] for {variant.name}")
-    if tokens is not None and q.shape[1] != tokens:
-        fail(
-            ShapeError, "q", sizes(q), f"of shape [B, {tokens}, H, {variant.qk}]: a step takes {tokens} token"
-        )
+            fail(ShapeError, name, sizes(tensor), f"of shape [B, T, H, {width}] for {variant.name}")
+    if most is not None and q.shape[1] > most:
+        too_long("q", sizes(q), most)
     want = sizes(q)[:3]
     for name, tensor in (("k", k), ("v", v)):
         if tensor.shape[2] != q.shape[2]:
@@ -211,6 +218,7 @@ def state_part(
     like: Tensor,
     in_place: bool,
     other_dtype: str = "",
+    pool: bool = False,
 ) -> None:
     """One tensor of a state: its exact shape and dtype, on `like`'s device, and dense if `in_place`.
 
@@ -222,7 +230,7 @@ def state_part(
         part.shape == shape
         and part.dtype is dtype
         and part.device == like.device
-        and (not in_place or part.is_contiguous())
+        and (not in_place or part.is_contiguous() or (pool and dense_entries(part)))
     ):
         return
     argument = f"{argument}.{name}"
@@ -233,23 +241,34 @@ def state_part(
         fail(StateError, argument, str(part.dtype), f"{dtype} for inputs of {like.dtype}{other_dtype}")
     if part.device != like.device:
         fail(DeviceError, argument, str(part.device), f"on the device of the inputs, {like.device}")
-    fail(
-        StateError,
-        argument,
-        "a tensor that is not contiguous",
-        "contiguous, since a step updates it in place",
-    )
+    wanted = f"{DENSE if pool else 'contiguous'}, since a step updates it in place"
+    fail(StateError, argument, "a tensor that is not contiguous", wanted)
 
 
-def no_gradient(names: Iterable[str], tensors: Iterable[Tensor | None]) -> None:
-    """A step is not differentiable."""
+def dense_entries(x: Tensor) -> bool:
+    """Whether each entry of the first dimension is dense, and none shares memory with the next."""
+    if x.is_contiguous():
+        return True
+    length: Any = 1
+    for size, stride in zip(x.shape[:0:-1], x.stride()[:0:-1], strict=True):
+        if size != 1 and stride != length:
+            return False
+        length = length * size
+    return bool(x.stride(0) >= length)
+
+
+STEP = "a step updates its state in place and is not differentiable"
+
+
+def no_gradient(names: Iterable[str], tensors: Iterable[Tensor | None], why: str = STEP) -> None:
+    """What updates states in place is not differentiable."""
     for name, tensor in zip(names, tensors, strict=True):
         if tensor is not None and tensor.requires_grad:
             fail(
                 GradientError,
                 name,
                 "a tensor that requires a gradient",
-                "used under torch.no_grad(): a step updates its state in place and is not differentiable",
+                f"used under torch.no_grad(): {why}",
             )
 
 
@@ -275,13 +294,13 @@ def cast(x: Any, dtype: torch.dtype) -> Any:
 
 
 def inputs(
-    arguments: Sequence[Argument], variant: Facts, tensors: Sequence[Tensor | None], tokens: int | None = None
+    arguments: Sequence[Argument], variant: Facts, tensors: Sequence[Tensor | None], most: int | None = None
 ) -> tuple[int, int, int]:
-    """Inputs as `arguments` describe them, of one allowed dtype, on one device; T = `tokens` if given.
+    """Inputs as `arguments` describe them, of one allowed dtype, on one device; T up to `most` if given.
 
     Returns the first three sizes of the first, which are batch, length, and heads or channels.
     """
-    known: dict[str, Any] = {} if tokens is None else {"T": tokens}
+    known: dict[str, Any] = {}
     lead = tensors[0]
     for x, tensor in zip(arguments, tensors, strict=True):
         if tensor is None and x.optional:
@@ -302,6 +321,8 @@ def inputs(
                 continue
         wanted = [str(operator.index(known[dim])) if dim in known else str(dim) for dim in map(str, x.dims)]
         fail(ShapeError, x.name, sizes(tensor), f"of shape [{', '.join(wanted)}] for {variant.name}")
+    if most is not None and known["T"] > most:
+        too_long(arguments[0].name, sizes(lead), most)  # type: ignore[arg-type]
     return known["B"], known["T"], known[str(arguments[0].dims[2])]
 
 

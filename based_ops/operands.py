@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from based_ops.codegen.dtypes import ACC, IO, STATE
+from based_ops.codegen.spec.signature import INDICES, MOST_TOKENS, POOLED
 
 from .errors import BasedOpsError, DeviceError, DtypeError, ShapeError, StateError, fail
 
@@ -38,8 +39,8 @@ class Operand:
 
     @property
     def has_batch(self) -> bool:
-        """Whether its first dimension is the batch."""
-        return self.argument.dims[0] == "B"
+        """Whether its first dimension is the batch, or a pool for it."""
+        return self.argument.dims[0] in ("B", POOLED)
 
     @property
     def strided(self) -> bool:
@@ -60,8 +61,8 @@ class Operands:
     layer: LayerSpec
     signature: Signature
     entries: tuple[Operand | None, ...]
-    sizes: dict[str, int]
-    """Sizes that are the same in all calls."""
+    most: dict[str, int]
+    """Sizes that have an end."""
 
     @functools.cached_property
     def tensors(self) -> dict[int, Operand]:
@@ -93,13 +94,18 @@ class Operands:
         return next(place for place, entry in self.tensors.items() if entry.name == name)
 
     @functools.cached_property
+    def indices(self) -> int | None:
+        """Where indices of slots stand, of an operator that may be given any."""
+        return next((place for place, x in self.tensors.items() if x.argument is INDICES), None)
+
+    @functools.cached_property
     def sums_over_batch(self) -> bool:
         """Whether results are sums over the batch: gradients of what the whole batch shares."""
         return self.which == "backward" and any(x.dims[0] != "B" for x in self.signature.inputs)
 
     @functools.cached_property
     def writes(self) -> bool:
-        """Whether the operator updates tensors; all others come before them."""
+        """Whether the operator updates tensors."""
         return any(entry is not None and entry.written for entry in self.entries)
 
 
@@ -118,11 +124,16 @@ def operands(layer: LayerSpec) -> dict[str, Operands]:
     found: dict[str, list[Operand | None]] = {
         "forward": [*inputs, *numbers, *carried, *asked],
         "backward": [Operand(f"d_{output.name}", output), *final, *inputs, *read, *numbers, *carried],
-        "step": [*inputs, *numbers, *(Operand(x.name, x, written=True) for x in signature.state)],
+        "step": [
+            *(Operand(x.name, x) for x in signature.stepped),
+            *numbers,
+            *(Operand(x.name, x, written=True) for x in signature.pools),
+            Operand(INDICES.name, INDICES),
+        ],
     }
-    one_token = {"T": 1} | dict.fromkeys(signature.longer, 1)
+    most = {"step": {"T": MOST_TOKENS}}
     return {
-        which: Operands(which, layer, signature, (*entries, None), one_token if which == "step" else {})
+        which: Operands(which, layer, signature, (*entries, None), most.get(which, {}))
         for which, entries in found.items()
     }
 
@@ -135,7 +146,8 @@ def check(taken: Operands, arguments: Sequence[Any]) -> dict[str, Any]:
     allowed = (*(getattr(torch, name) for name in taken.layer.dtypes), torch.float64)
     if like.dtype not in allowed:
         fail(DtypeError, pairs[0][0].name, str(like.dtype), f"one of {', '.join(map(str, allowed))}")
-    sizes: dict[str, Any] = dict(taken.sizes)
+    sizes: dict[str, Any] = {}
+    pooled = any(operand.argument is INDICES and tensor is not None for operand, tensor in pairs)
     for operand, tensor in pairs:
         if tensor is None:
             if operand.argument.present and operand.part_of in given:
@@ -143,6 +155,8 @@ def check(taken: Operands, arguments: Sequence[Any]) -> dict[str, Any]:
             continue
         if not (operand.argument.present or operand.returned):
             fail(operand.error, operand.name, "a tensor", f"None: {taken.layer.name} has no such thing")
+        if operand.written and not pooled:
+            sizes.setdefault(POOLED, sizes["B"])
         _check_shape(taken, operand, tensor, sizes)
         dtype = dtype_of(taken.layer, operand.argument.dtype, like.dtype)
         if tensor.dtype != dtype:
@@ -161,19 +175,25 @@ def _check_shape(taken: Operands, operand: Operand, tensor: Tensor, sizes: dict[
     for dim, size in zip(dims, shape, strict=False):
         least = sizes.get(longer[dim], 0) if dim in longer else 0
         fits = (
-            fits and size == (sizes.setdefault(dim, size) if isinstance(dim, str) else dim) and size >= least
+            fits
+            and size == (sizes.setdefault(dim, size) if isinstance(dim, str) else dim)
+            and size >= least
+            and (dim not in taken.most or size <= taken.most[dim])
         )
     if not fits:
-        wanted = ", ".join(_described(dim, sizes, longer) for dim in dims)
+        wanted = ", ".join(_described(dim, sizes, taken) for dim in dims)
         got = tuple(operator.index(size) for size in shape)
         fail(operand.error, operand.name, got, f"of shape [{wanted}] for {taken.layer.name}")
 
 
-def _described(dim: int | str, sizes: dict[str, Any], longer: dict[str, str]) -> str:
+def _described(dim: int | str, sizes: dict[str, Any], taken: Operands) -> str:
+    longer = taken.signature.longer
     if isinstance(dim, int):
         return str(dim)
     if dim in longer:
         return f"{dim} >= {operator.index(sizes[longer[dim]])}"
+    if dim in taken.most and sizes.get(dim, 0) > taken.most[dim]:
+        return f"{dim} <= {taken.most[dim]}"
     return str(operator.index(sizes[dim])) if dim in sizes else dim
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .ops import has_forward_gradients
 from .overlap import KEPT as SETS
-from .overlap import extent, overlapping
+from .overlap import extent, overlapping, period
 
 if TYPE_CHECKING:
     from .support.triton import Record
@@ -59,6 +59,7 @@ class Replay:
         "_derive",
         "_changed",
         "_extents",
+        "_periods",
         "_apart",
         "_empty",
         "_results",
@@ -80,6 +81,7 @@ class Replay:
         self.check, self.device = guard.check, launcher.current_device()
         self._derive, self._changed = derive, changed
         self._extents, self._apart = [extent(x) for x in tensors], set[tuple[int, ...]]()
+        self._periods = [period(x) for x in tensors]
         self._empty = guards._empty_strided_cuda if tensors[0].is_cuda else guards._empty_strided_cpu
         self._results = [(tuple(x.shape), x.stride(), x.dtype) for x in results]
         self._parts: list[int] = []
@@ -97,7 +99,7 @@ class Replay:
         """Whether what a call changes is apart from the rest of it: the guard knows no addresses."""
         if not self._changed or (key := tuple(addresses)) in self._apart:
             return True
-        if overlapping(addresses, self._extents, min(self._changed)) is not None:
+        if overlapping(addresses, self._extents, min(self._changed), self._periods) is not None:
             return False
         if len(self._apart) >= SETS:
             self._apart.clear()

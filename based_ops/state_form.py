@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -106,15 +106,14 @@ class StateForm:
         units: int,
         traced: bool,
         in_place: bool = False,
+        pool: bool = False,
     ) -> None:
-        """Raises `StateError` unless a state fits the variant, and a call with `lead` that may update it."""
-        kind = self.kind
-        if not isinstance(state, kind):
-            fail(StateError, argument, type(state).__name__, f"a {kind.__name__}, as {self.name} returns it")
-        variant = variant_of(state)
-        if variant is not None and variant != self.name and not means_the_same(variant, self.name):
-            fail(StateError, argument, f"a state of {variant}", f"one of {self.name}")
-        if not traced and self._fits(state, lead, batch, units, in_place):
+        """Raises `StateError` unless a state fits the variant, and a call with `lead` that may update it.
+
+        The entries of a `pool` may lie apart.
+        """
+        self.check_kind(argument, state)
+        if not traced and self._fits(state, lead, batch, units, in_place, pool):
             return
         sizes = {"B": batch, self.unit: units}
         for part, x in zip(self.parts, state, strict=True):
@@ -128,10 +127,38 @@ class StateForm:
             hint = self._other_dtype if part.dtype is None else ""
             shape = torch.Size(self._shape(part, sizes, traced))
             checks.state_part(
-                argument, part.field, x, shape, part.of(lead.dtype) or lead.dtype, lead, in_place, hint
+                argument, part.field, x, shape, part.of(lead.dtype) or lead.dtype, lead, in_place, hint, pool
             )
 
-    def _fits(self, state: Any, lead: Tensor, batch: int, units: int, in_place: bool) -> bool:
+    def check_kind(self, argument: str, state: Any) -> None:
+        """Raises `StateError` unless it is a state of the variant's mixer, and of no other variant."""
+        kind = self.kind
+        if not isinstance(state, kind):
+            fail(StateError, argument, type(state).__name__, f"a {kind.__name__}, as {self.name} returns it")
+        variant = variant_of(state)
+        if variant is not None and variant != self.name and not means_the_same(variant, self.name):
+            fail(StateError, argument, f"a state of {variant}", f"one of {self.name}")
+
+    def after_nothing(
+        self, tensors: Sequence[Tensor | None], like: Tensor, state: Any, asked: bool, traced: bool
+    ) -> tuple[Tensor, Any]:
+        """A call without a batch, a token or a head, whose output is `like` an input.
+
+        The state stays, and comes out if it is `asked` for; every gradient is zero.
+        """
+        lead: Any = tensors[0]
+        if state is None:
+            state = self.zeros(lead.shape[0], lead.shape[2], lead.device, lead.dtype, traced)
+        parts = [x for x in (*tensors, *state) if x is not None and x.is_floating_point()]
+        zero = sum(x[:0].sum() for x in parts)  # of all arguments, as outputs are of all arguments elsewhere
+        if not asked:
+            return like - zero, None
+        ends = [
+            x if x is None else (x - zero if x.is_floating_point() else x + 0).contiguous() for x in state
+        ]
+        return like - zero, named(self.kind(*ends), self.name)
+
+    def _fits(self, state: Any, lead: Tensor, batch: int, units: int, in_place: bool, pool: bool) -> bool:
         """Whether `check` has nothing to say, as in most calls; it looks closer where this is False."""
         sizes, dtype, device = (batch, units, *self._widths), lead.dtype, lead.device
         if dtype is _FLOAT64:
@@ -145,7 +172,7 @@ class StateForm:
                 and x.shape == shape_of(sizes)
                 and x.dtype is (kept or dtype)
                 and x.device == device
-                and (not in_place or x.is_contiguous())
+                and (not in_place or x.is_contiguous() or (pool and checks.dense_entries(x)))
             ):
                 return False
         return True

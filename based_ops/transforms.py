@@ -54,6 +54,8 @@ def mapped(ops: Ops, which: str) -> Callable[..., Any]:
         op, taken, size = getattr(ops, which), ops.admission.operands[which], info.batch_size
         given = {place: entry for place, entry in taken.tensors.items() if args[place] is not None}
         written = {place: entry.name for place, entry in given.items() if entry.written}
+        if taken.indices in given:
+            args, dims, written = _over_pools(taken.indices, written, dims, args, size)
         for place, name in written.items():
             if _shared(args[place], dims[place], size):
                 fail(StateError, name, "one for all", "mapped over like q, since a step updates it in place")
@@ -61,7 +63,11 @@ def mapped(ops: Ops, which: str) -> Callable[..., Any]:
         # Of what the batch shares, such as the weights of channels, neither values nor gradients may differ.
         if any(dims[place] is not None for place in alone) or (alone and taken.sums_over_batch):
             return _one_by_one(op, size, dims, args)
-        moved = {p: _first(args[p], dims[p], size) for p, entry in given.items() if entry.has_batch}
+        moved = {
+            p: _first(args[p], dims[p], size)
+            for p, entry in given.items()
+            if entry.has_batch and (p in written or not entry.written)
+        }
         folded = moved | {place: moved[place].contiguous() for place in written}
         results = op(*[folded[i].flatten(0, 1) if i in folded else x for i, x in enumerate(args)])
         for place in written:
@@ -75,6 +81,28 @@ def mapped(ops: Ops, which: str) -> Callable[..., Any]:
         return split, (0,) * len(split)
 
     return rule
+
+
+def _over_pools(
+    place: int, pools: dict[int, str], dims: tuple[int | None, ...], args: tuple[Any, ...], size: int
+) -> tuple[tuple[Any, ...], tuple[int | None, ...], dict[int, str]]:
+    """The arguments of a step in slots, with indices as those into what is one pool for all then.
+
+    Pools that are mapped over lie behind each other; of a pool for all, the indices name different slots.
+    Also returned are the pools that are mapped over.
+    """
+    indices, mapped = args[place], {p: name for p, name in pools.items() if dims[p] is not None}
+    if not mapped and dims[place] is not None:
+        return args, dims, {}
+    if len(mapped) < len(pools):
+        return args, dims, pools  # which the caller refuses
+    pool = next(iter(mapped))
+    count = _first(args[pool], dims[pool], size).shape[1]
+    indices = _first(indices, dims[place], size)
+    first = torch.arange(size, device=indices.device, dtype=indices.dtype).unsqueeze(1) * count
+    moved = torch.where((indices >= 0) & (indices < count), indices + first, -1)
+    args = (*args[:place], moved, *args[place + 1 :])
+    return args, (*dims[:place], 0, *dims[place + 1 :]), pools
 
 
 def _one_by_one(op: OpOverload, size: int, dims: tuple[int | None, ...], args: tuple[Any, ...]) -> Any:

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import checks, dispatch, ops, sharding, tracing
+from based_ops.codegen.spec.signature import MOST_TOKENS
+
+from . import checks, dispatch, ops, sharding, slots, tracing
 from .admission import refuse_overlap
 from .ops import call, call_step, is_any_autocast_enabled
 from .replay import Replays, recordable
@@ -78,7 +80,7 @@ class Variant(ABC):
         self.unit = str(signature.lead.dims[2])
         """H where calls have heads, and D where they have channels."""
         self._form = StateForm(self.name, self._state_type, signature, spec.kept_dtype, self._other_dtype)
-        self._step_names = [x.name for x in signature.inputs]
+        self._step_names = [*(x.name for x in signature.inputs), slots.NAME]
         self._step_names += [f"state.{part.field}" for part in self._form.parts]
         self._kept = len(signature.kept)
         self._no_carry: Tensors = (None,) * len(signature.carried)
@@ -144,7 +146,7 @@ class Variant(ABC):
 
     @abstractmethod
     def step(self, *inputs: Any, **options: Any) -> Tensor:
-        """The output of one more token; the state is updated in place."""
+        """The output of a few more tokens; the state is updated in place."""
 
     @abstractmethod
     def init_state(self, *sizes: Any, **options: Any) -> Any:
@@ -165,9 +167,12 @@ class Variant(ABC):
         """The factors of a call, checked, from what it gives for them."""
         return ()
 
-    def _check_inputs(self, facts: Any, tensors: Tensors, tokens: int | None = None) -> tuple[int, int, int]:
-        """Batch, length, and heads or channels of a call; raises typed errors unless its inputs are right."""
-        return checks.inputs(self.signature.inputs, facts, tensors, tokens)
+    def _check_inputs(self, facts: Any, tensors: Tensors, most: int | None = None) -> tuple[int, int, int]:
+        """Batch, length, and heads or channels of a call; raises typed errors unless its inputs are right.
+
+        `most` is how many tokens there may be.
+        """
+        return checks.inputs(self.signature.inputs, facts, tensors, most)
 
     def _enter(self, tensors: Tensors, state: Any) -> tuple[Tensors, Tensors]:
         """What the forward operator takes, of the inputs and of an initial state."""
@@ -195,10 +200,14 @@ class Variant(ABC):
         initial_state: Any,
         output_final_state: bool,
         backend: str | None,
+        indices: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
         """The output of a sequence, and the state after it if that is asked for."""
         if type(tensors[0]) is not Tensor and is_distributed(tensors[0]):
             return sharding.call(self, tensors, factor, initial_state, output_final_state, backend)
+        if indices is not None:
+            run = partial(self._call, tensors, factor, output_final_state=output_final_state, backend=backend)
+            return slots.call(self._form, self._step_names, tensors, initial_state, indices, run, is_traced())
         facts = self if is_traced() else self._plain  # as of `_facts`, without a call
         alone = initial_state is None and not output_final_state and facts is not self
         if alone and self._replays.known:
@@ -217,7 +226,8 @@ class Variant(ABC):
             self._form.check("initial_state", initial_state, lead, batch, units, facts is self)
         kernel = dispatch.kernel(self.name, backend, lead.device, lead.dtype, facts is self)
         if batch == 0 or length == 0 or units == 0:
-            return self._nothing(tensors, initial_state, output_final_state)
+            like: Any = tensors[self._like_output]
+            return self._form.after_nothing(tensors, like, initial_state, output_final_state, is_traced())
         if alone and recordable(kernel, self._given(tensors)):
             return self._first(self._key("forward", factor, backend, tensors), kernel, numbers, tensors), None
         entered, carried = tensors, self._no_carry
@@ -230,55 +240,42 @@ class Variant(ABC):
             return output, None
         return output, named(self._leave(entered, others[self._kept :], initial_state, length), self.name)
 
-    def _step(self, tensors: Tensors, factor: Any, state: Any, backend: str | None) -> Tensor:
-        """The output of one more token; the state is updated in place."""
+    def _step(self, tensors: Tensors, factor: Any, state: Any, backend: Any, indices: Any = None) -> Tensor:
+        """The output of a few more tokens; the state, or with `indices` the slots of a pool, is updated."""
         if type(tensors[0]) is not Tensor and is_distributed(tensors[0]):
             return sharding.step(self, tensors, factor, state, backend)
         facts = self if is_traced() else self._plain  # as of `_facts`, without a call
         alone = facts is not self and type(state) is self._state_type and state.variant in self._own
+        which = "step" if indices is None else "step in slots"
         if alone and self._replays.known:
-            key = self._key("step", factor, backend, tensors)
+            key = self._key(which, factor, backend, tensors)
             parts = state if state[-1] is not None else state[:-1]  # what a layer lacks comes last
-            if (results := self._replays.results(key, *self._given(tensors), *parts)) is not None:
+            if (results := self._replays.results(key, *self._given(tensors, indices), *parts)) is not None:
                 return results[0]
         if is_any_autocast_enabled():
             tensors = self._autocast(tensors, self._form.inputs(state))
-        batch, _, units = self._check_inputs(facts, tensors, 1)
+        batch, length, units = self._check_inputs(facts, tensors, MOST_TOKENS)
         numbers = self._numbers(facts, factor)
         lead: Any = tensors[0]
-        self._form.check("state", state, lead, batch, units, facts is self, True)
-        self._check_overlap(facts, state, tensors)
+        count = batch if indices is None else slots.count("state", state, indices, lead, batch, facts is self)
+        self._form.check("state", state, lead, count, units, facts is self, True, indices is not None)
+        self._check_overlap(facts, state, (*tensors, indices))
         if torch.is_grad_enabled() and (facts is self or torch._C._any_requires_grad(*tensors, *state)):
-            checks.no_gradient(self._step_names, (*tensors, *state))
+            checks.no_gradient(self._step_names, (*tensors, indices, *state))
         kernel = dispatch.kernel(self.name, backend, lead.device, lead.dtype, facts is self)
-        if batch == 0 or units == 0:
+        if batch == 0 or length == 0 or units == 0:
             output: Any = tensors[self._like_output]
             return output.clone()
-        if alone and recordable(kernel, self._given(tensors)):
-            key = self._key("step", factor, backend, tensors)
-            return self._first_step(key, kernel, numbers, state, tensors)
-        return call_step(self._ops.step, facts is not self, state, (*tensors, *numbers, *state, kernel))
+        if alone and recordable(kernel, self._given(tensors, indices)):
+            key = self._key(which, factor, backend, tensors)
+            return self._first_step(key, kernel, numbers, state, (*tensors, indices))
+        arguments = (*tensors, *numbers, *state, indices, kernel)
+        return call_step(self._ops.step, facts is not self, state, arguments)
 
-    def _given(self, tensors: Tensors) -> Sequence[Any]:
-        """The inputs that a call gives."""
+    def _given(self, tensors: Tensors, indices: Tensor | None = None) -> Sequence[Any]:
+        """The inputs that a call gives, and its indices."""
+        tensors = tensors if indices is None else (*tensors, indices)
         return [x for x in tensors if x is not None] if self._optional else tensors
-
-    def _nothing(self, tensors: Tensors, initial_state: Any, output_final_state: bool) -> tuple[Tensor, Any]:
-        """A call without a batch, a token or a head: the state stays, and every gradient is zero."""
-        lead: Any = tensors[0]
-        like: Any = tensors[self._like_output]
-        state = initial_state
-        if state is None:
-            state = self._form.zeros(lead.shape[0], lead.shape[2], lead.device, lead.dtype, is_traced())
-        parts = [x for x in (*tensors, *state) if x is not None and x.is_floating_point()]
-        zero = sum(x[:0].sum() for x in parts)  # of all arguments, as outputs are of all arguments elsewhere
-        o = like - zero
-        if not output_final_state:
-            return o, None
-        ends = [
-            x if x is None else (x - zero if x.is_floating_point() else x + 0).contiguous() for x in state
-        ]
-        return o, named(self._state_type(*ends), self.name)
 
     # Calls like an earlier one
 
@@ -317,14 +314,15 @@ class Variant(ABC):
         state: Any,
         tensors: Tensors,
     ) -> Tensor:
-        """The same for a step."""
-        step, given = self._ops.kernels[kernel].step, self._given(tensors)
+        """The same for a step; `tensors` are its inputs and its indices."""
+        step, given = self._ops.kernels[kernel].step, [x for x in tensors if x is not None]
         parts = [part for part in state if part is not None]  # what a layer lacks comes last
         absent, count = [None] * (len(state) - len(parts)), len(given)
         there = [x is not None for x in tensors]
 
         def run(*passed: Tensor) -> Sequence[Tensor]:
-            return (step(*_filled(there, passed[:count]), *numbers, *passed[count:], *absent),)
+            *inputs, indices = _filled(there, passed[:count])
+            return (step(*inputs, *numbers, *passed[count:], *absent, indices),)
 
         changed = range(count, count + len(parts))
         return self._replays.first(key, run, (*given, *parts), changed=changed)[0]
@@ -364,7 +362,7 @@ class Variant(ABC):
     def _check_overlap(self, facts: Any, state: Any, tensors: Tensors) -> None:
         """Raises `StateError` if parts of a valid state share memory with each other or with inputs."""
         parts = state if state[-1] is not None else state[:-1]  # what a layer lacks comes last
-        given = self._given(tensors)
+        given = [x for x in tensors if x is not None]
         if facts is not self:
             found = self._collision((*given, *parts), len(given))
         else:  # traced tensors have no memory yet: the operator sees where they lie

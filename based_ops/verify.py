@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from .variant import Variant
 PASSES = ("forward", "backward", "pieces", "step")
 ODD_CHANNELS = 43
 """Channels for each head of a case, of layers without heads."""
+SINGLY = 3
+"""Tokens that are stepped one by one before the others are at once."""
 NOISE = 0.1
 """Of the largest gradient of a call: what is smaller is a cancellation, and judged against this size."""
 
@@ -195,7 +198,7 @@ class _Trial:
         yield from self._states("pieces", state, self.expected[1])
 
     def step(self) -> Iterator[Measurement]:
-        """The same sequence token by token; of a long one the beginning."""
+        """The beginning of the sequence in steps, the first of one token each, the last of several."""
         variant, length = self.variant, min(self.case.length, 17)
         if self.state is None:
             state = variant.init_state(self.case.batch, self.units, device=self.device, dtype=self.dtype)
@@ -203,9 +206,9 @@ class _Trial:
             state = type(self.state)(*(x if x is None else x.clone() for x in self.state))
         parts = []
         with torch.no_grad():
-            for t in range(length):
-                token = filled(variant, tokens(variant, self.inputs, t, t + 1))
-                parts.append(variant._step(token, None, state, self.backend))
+            for start, stop in pairwise([*range(min(SINGLY, length - 1) + 1), length]):
+                given = filled(variant, tokens(variant, self.inputs, start, stop))
+                parts.append(variant._step(given, None, state, self.backend))
         o, final = self._reference(length)
         yield self._compared("step", self.output, torch.cat(parts, 1), o, FORWARD)
         yield from self._states("step", state, final)

@@ -90,12 +90,11 @@ class AttentionLayer(nn.Module):
             return weight.dtype
         return self.op.autocast_dtype(weight) or self.op.dtypes[0]
 
-    def _project(self, x: Tensor, tokens: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if not isinstance(x, Tensor):
             fail(ArgumentTypeError, "x", type(x).__name__, "a torch.Tensor")
-        if x.dim() != 3 or x.shape[2] != self.d_model or (tokens is not None and x.shape[1] != tokens):
-            time = "T" if tokens is None else tokens
-            fail(ShapeError, "x", sizes(x), f"of shape [B, {time}, {self.d_model}]")
+        if x.dim() != 3 or x.shape[2] != self.d_model:
+            fail(ShapeError, "x", sizes(x), f"of shape [B, T, {self.d_model}]")
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         return (
             q.unflatten(-1, (self.heads, self.op.qk)),

@@ -63,10 +63,10 @@ class LinearAttention(AttentionLayer):
         return self._leave(o), final
 
     def step(self, x: Tensor, state: LinearAttentionState, **foreign: NoReturn) -> Tensor:
-        """One token, [B,1,d_model] to the same shape; updates `state` in place.  Not differentiable."""
+        """Up to 16 tokens, [B,T,d_model] to the same shape; updates `state` in place.  Not differentiable."""
         if foreign:
             refuse(LinearAttention.step, tuple(foreign))
-        return self._leave(self.op.step(*self._project(x, tokens=1), state, self._decays(x)))
+        return self._leave(self.op.step(*self._project(x), state, self._decays(x)))
 
     def _decays(self, x: Tensor) -> Tensor | None:
         if self.decay == "token":

@@ -53,20 +53,23 @@ class SlidingWindowAttention(AttentionLayer):
         if foreign:
             refuse(SlidingWindowAttention.forward, tuple(foreign))
         q, k, v = self._project(x)
-        position = torch.arange(x.shape[1], device=x.device).unsqueeze(-1)
-        if state is not None:
-            position = position + self._past(state, x)
+        position = self._places(x, state)
         q, k = rotate(q, position), rotate(k, position)
         o, final = self.op(q, k, v, initial_state=state, output_final_state=output_state)
         return self._leave(o), final
 
     def step(self, x: Tensor, state: SlidingWindowState, **foreign: NoReturn) -> Tensor:
-        """One token, [B,1,d_model] to the same shape; updates `state` in place.  Not differentiable."""
+        """Up to 16 tokens, [B,T,d_model] to the same shape; updates `state` in place.  Not differentiable."""
         if foreign:
             refuse(SlidingWindowAttention.step, tuple(foreign))
-        q, k, v = self._project(x, tokens=1)
-        position = self._past(state, x)
+        q, k, v = self._project(x)
+        position = self._past(state, x) if x.shape[1] == 1 else self._places(x, state)
         return self._leave(self.op.step(rotate(q, position), rotate(k, position), v, state))
+
+    def _places(self, x: Tensor, state: SlidingWindowState | None) -> Tensor:
+        """The positions of the tokens of x, [T,1] or after a state [B,T,H]."""
+        position = torch.arange(x.shape[1], device=x.device).unsqueeze(-1)
+        return position if state is None else position + self._past(state, x)
 
     def _past(self, state: SlidingWindowState, x: Tensor) -> Tensor:
         """How many tokens came before x, [B,1,H]."""

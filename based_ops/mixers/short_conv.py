@@ -61,6 +61,7 @@ class ShortConvVariant(Variant):
         initial_state: ShortConvState | None = None,
         output_final_state: bool = False,
         backend: str | None = None,
+        state_indices: Tensor | None = None,
         **foreign: NoReturn,
     ) -> tuple[Tensor, ShortConvState | None]:
         """The convolution of a sequence: `(y, final_state)`, with y [B,T,D] contiguous and of x's dtype.
@@ -70,10 +71,16 @@ class ShortConvVariant(Variant):
         flow to all tensors and from the final state, once.  Source: Based (arXiv 2402.18668), BaseConv.
 
         Raises the errors of `based_ops.errors` before any kernel runs.
+
+        With `state_indices`, int32 [B] on the device, `initial_state` is a pool of states: sequence b starts
+        from slot `state_indices[b]`, and with `output_final_state` its final state goes there, in place; the
+        pool is returned.  -1 names no slot: nothing changes, and the output is 0.  See `step`.  There are no
+        gradients then (`GradientError`).
         """
         if foreign:
             refuse(ShortConvVariant.__call__, tuple(foreign))
-        return self._call((x, weight, bias, gate), None, initial_state, output_final_state, backend)
+        tensors = (x, weight, bias, gate)
+        return self._call(tensors, None, initial_state, output_final_state, backend, state_indices)
 
     def step(
         self,
@@ -83,12 +90,23 @@ class ShortConvVariant(Variant):
         bias: Tensor | None = None,
         gate: Tensor | None = None,
         backend: str | None = None,
+        state_indices: Tensor | None = None,
         **foreign: NoReturn,
     ) -> Tensor:
-        """One more token (T = 1): returns y [B,1,D] and updates `state` in place.  Not differentiable."""
+        """A few more tokens, T from 0 to 16: returns y [B,T,D] and updates `state` in place.
+
+        It equals T steps of one token each, in one launch.  Not differentiable.  Raises the errors of
+        `based_ops.errors` before any kernel runs; more tokens are a `ShapeError`, and a call's.
+
+        With `state_indices`, int32 [B] on the device, `state` is a pool: sequence b has the state in slot
+        `state_indices[b]`, and no other slot is read or changed.  -1 names no slot: nothing changes, and the
+        output is 0.  On a CPU an index out of range, and a slot that is named twice, are an
+        `ArgumentValueError`; on other devices the first counts as -1, and the second leaves open what the
+        slot has.  Slots may lie any distance apart.
+        """
         if foreign:
             refuse(ShortConvVariant.step, tuple(foreign))
-        return self._step((x, weight, bias, gate), None, state, backend)
+        return self._step((x, weight, bias, gate), None, state, backend, state_indices)
 
     def init_state(
         self,
@@ -206,7 +224,7 @@ class ShortConv(nn.Module):
         return self.op(x, self.weight, self.bias, gate, state, output_state)
 
     def step(self, x: Tensor, state: ShortConvState, gate: Tensor | None = None) -> Tensor:
-        """One token, [B,1,d_model] to the same shape; updates `state` in place.  Not differentiable."""
+        """Up to 16 tokens, [B,T,d_model] to the same shape; updates `state` in place.  Not differentiable."""
         self._check(x)
         return self.op.step(x, state, self.weight, self.bias, gate)
 
@@ -260,7 +278,7 @@ class GatedShortConv(nn.Module):
         return self.out_proj(y), final
 
     def step(self, x: Tensor, state: ShortConvState) -> Tensor:
-        """One token, [B,1,d_model] to the same shape; updates `state` in place.  Not differentiable."""
+        """Up to 16 tokens, [B,T,d_model] to the same shape; updates `state` in place.  Not differentiable."""
         u, gate = self.in_proj(x).chunk(2, dim=-1)
         y: Tensor = self.out_proj(self.conv.step(u, state, gate))
         return y

@@ -61,6 +61,14 @@ def coordinates(program: Any, grid: Sequence[Any]) -> tuple[Any, ...]:
     return (tl.alloc_var("int32", init=program), *reversed(result))
 
 
+def slot_of(on: bool, indices: Any, entry: Any, slots: Any) -> tuple[Any, Any]:
+    """Where in a pool an entry of the batch is, and whether it has a slot; if not `on`, it is its own."""
+    if not on:
+        return entry, True
+    slot = tl.alloc_var("int32", init=indices[entry])
+    return slot, tl.And(slot[0] >= 0, slot[0] < slots)
+
+
 def ahead(rounds: int, *bounds: Any) -> Any:
     """``tl.serial`` for a loop whose rounds may load before earlier ones store.
 

@@ -8,6 +8,7 @@ copies.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf, isfinite, nan
 from typing import NamedTuple
 
@@ -115,6 +116,37 @@ def store(tensor: Tensor, index: tuple[Index, ...], value: Tensor) -> None:
             value = value.narrow(side, skipped, size)
             axis += 1
     tensor.copy_(value.expand(tensor.shape))
+
+
+def has_slots(pool: Tensor, indices: Tensor, rank: int) -> Tensor:
+    """Which entries of a batch have a slot in a pool, as a value of `rank` batch axes."""
+    there = (indices >= 0) & (indices < pool.shape[0])
+    return there.reshape(-1, *(1,) * (rank - 1))
+
+
+def entries(pools: Sequence[Tensor], indices: Tensor) -> list[Tensor]:
+    """The slots of pools that indices name, copied; those that name none get zeros."""
+    found = []
+    for pool in pools:
+        there, index = has_slots(pool, indices, pool.dim()), indices.clamp(0, max(0, pool.shape[0] - 1))
+        taken = pool.index_select(0, index) if len(pool) else pool.new_zeros(len(indices), *pool.shape[1:])
+        found.append(torch.where(there, taken, torch.zeros((), dtype=pool.dtype, device=pool.device)))
+    return found
+
+
+def put_back(pools: Sequence[Tensor], indices: Tensor, taken: Sequence[Tensor]) -> None:
+    """Writes entries into the slots that indices name, and nothing for those that name none.
+
+    No value is waited for: what has no slot writes what the first that has one does.  If none has, the first
+    slot is written as it was.
+    """
+    for pool, new in zip(pools, taken, strict=True):
+        if len(pool) == 0 or len(indices) == 0:
+            continue
+        there = has_slots(pool, indices, 1)
+        writer = torch.where(there, torch.arange(len(there), device=there.device), there.int().argmax())
+        index = indices.long()[writer].clamp(0, len(pool) - 1)
+        pool.index_copy_(0, index, torch.where(there.any(), new[writer], pool.index_select(0, index)))
 
 
 def columns(x: Tensor, index: Tensor, extent: int, fill: float, weight: Tensor | None = None) -> Tensor:

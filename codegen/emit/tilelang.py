@@ -19,7 +19,10 @@ from .tilelang_kernel import emit_kernel
 from .tilelang_target import FUNCTIONS, Target, passed_sizes
 from .writer import Writer, header
 
-KERNEL_HELPERS = ("ahead", "aligned", "coordinates", "dithered", "dot", "gathering", "kernel", "tensor")
+KERNEL_HELPERS = (
+    *("ahead", "aligned", "coordinates", "dithered", "dot"),
+    *("gathering", "kernel", "slot_of", "tensor"),
+)
 OURS = sorted(name for name in FUNCTIONS.values() if not name.startswith("tl."))
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from ..ir.check import infer, walk
-from ..ir.fuse import expressions, statements
+from ..ir.fuse import expressions, handed_on, statements
 from ..ir.nodes import (
     ACC,
     BOOL,
+    INDEX,
     OPERAND,
     Add,
     Binary,
@@ -38,7 +39,7 @@ from ..ir.nodes import (
     wrap,
 )
 from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
-from ..ir.program import Tensor
+from ..ir.program import HAS_SLOT, SLOT, Tensor
 from ..schedule.scopes import EXPRESSION, FRAGMENT, SCALAR
 from .bounds import Bounds
 from .layer import ScheduledProgram
@@ -83,7 +84,7 @@ class _Kernel:
 
     def emit(self) -> None:
         program, w = self.program, self.w
-        dims = {dim for tensor in program.tensors for dim in tensor.dims}
+        dims = {dim for tensor in program.tensors for dim in tensor.stored}
         sizes = [self._extent(name) for name in program.sizes if name in dims]
         w.call(
             f"def {program.name}(",
@@ -117,13 +118,16 @@ class _Kernel:
                 with w.indented():
                     axes = ", ".join(axis.name for axis in program.grid) + alone[:-1]
                     w.line(f"{axes} = coordinates(program, grid)")
+                    for indices in dict.fromkeys(tensor.slots for tensor in program.tensors if tensor.slots):
+                        given = f"{program.tensor(indices).optional}, {indices}, {program.grid[0].name}"
+                        w.line(f"{SLOT}, {HAS_SLOT} = slot_of({given}, slots)")
                     self._allocate()
                     self._block(self.body)
             w.blank()
             w.line(f"return {program.name}_kernel")
 
     def _parameter(self, tensor: Tensor) -> str:
-        dims = ", ".join(self._extent(dim) if isinstance(dim, str) else str(dim) for dim in tensor.dims)
+        dims = ", ".join(self._extent(dim) if isinstance(dim, str) else str(dim) for dim in tensor.stored)
         present = f", {tensor.optional}" if tensor.optional else ""
         alone = "," if len(tensor.dims) == 1 else ""
         return f"tensor(({dims}{alone}), {self.target.dtype(tensor.dtype)}{present})"
@@ -167,15 +171,18 @@ class _Kernel:
                 self._add(name, value)
             case Store(tensor, index, value):
                 self._store(tensor, index, value)
-            case For(var, start, stop, step, body, ahead):
-                bounds = (
-                    [self.expr(stop)]
-                    if (start, step) == (Const(0), Const(1))
-                    else map(self.expr, (start, stop, step))
-                )
-                w.call(f"for {var} in {self.target.rounds(ahead)}", [*bounds], "):")
+            case For(var, start, stop, step, body, ahead, several):
+                end = f"{self.expr(stop)} if {several} else 1" if several else self.expr(stop)
+                plain = (start, step) == (Const(0), Const(1))
+                bounds = [end] if plain else [self.expr(start), end, self.expr(step)]
+                w.call(f"for {var} in {self.target.rounds(ahead)}", bounds, "):")
                 with w.indented():
                     self._block(body)
+                    if handed_on(stmt) and not self.target.on_host:
+                        w.line(f"if {several}:")
+                        with w.indented():
+                            w.line("tl.sync_threads()  # the next round reads what this one has stored")
+                        self.loaded.clear()
             case When(condition, body):
                 before = set(self.loaded)
                 w.line(f"if {self.expr(condition)}:")
@@ -330,19 +337,23 @@ class _Kernel:
             element = f'tl.cast({element}, "float32")'
         # TileLang reads 0 outside a tensor.
         inside = self._inside(load, places, outside_tensor=load.fill != 0)
-        return f"tl.if_then_else({inside}, {element}, {load.fill!r})" if inside else element
+        fill = 0 if load.dtype == INDEX and not load.fill else load.fill
+        return f"tl.if_then_else({inside}, {element}, {fill!r})" if inside else element
 
     def _inside(self, access: Load, places: tuple[str, ...], outside_tensor: bool) -> str:
         """Whether an element of an access is inside, as far as that needs checking ("": not at all)."""
-        extents = self.program.tensor(access.tensor).dims
-        return " and ".join(
+        tensor = self.program.tensor(access.tensor)
+        tests = [
             self.expr(test, inner)
-            for (entry, inner), extent in zip(children(access, places, self._rank), extents, strict=True)
+            for (entry, inner), extent in zip(children(access, places, self._rank), tensor.dims, strict=True)
             if inner
             for test in self.bounds.conditions(entry, extent, outside_tensor)
-        )
+        ]
+        return " and ".join([HAS_SLOT, *tests] if tensor.slots else tests)
 
     def _element(self, name: str, index: tuple[Expr, ...], places: tuple[str, ...]) -> str:
+        if self.program.tensor(name).slots:
+            index = (Var(SLOT), *index[1:])
         entries = children(Load(name, index, ACC), places, self._rank)
         return f"{c_name(name)}[{', '.join(self.expr(entry, inner) for entry, inner in entries)}]"
 

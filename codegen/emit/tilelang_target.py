@@ -48,7 +48,7 @@ class Target:
         """What a kernel is made for besides sizes of tiles and a number of threads."""
         used = {
             "IO": any(tensor.dtype == IO for tensor in program.tensors),
-            "OPERAND": uses_operands(program),
+            "OPERAND": uses_operands(program) or any(tensor.dtype == OPERAND for tensor in program.tensors),
             "STAGES": loads_ahead(program) and not self.on_host,
         }
         return [name for name in used if used[name]]
@@ -71,8 +71,8 @@ def c_name(tensor: str) -> str:
 
 def passed_sizes(kernel: Kernel) -> list[str]:
     """Runtime sizes that a kernel is told, because no tensor that is always there has them as a dimension."""
-    known = {dim for tensor in kernel.tensors if tensor.optional is None for dim in tensor.dims}
-    optional = {dim for tensor in kernel.tensors if tensor.optional is not None for dim in tensor.dims}
+    known = {dim for tensor in kernel.tensors if tensor.optional is None for dim in tensor.stored}
+    optional = {dim for tensor in kernel.tensors if tensor.optional is not None for dim in tensor.stored}
     counts = [axis.extent for axis in kernel.grid]
     if isinstance(kernel, Program):
         counts += [expr for stmt in statements(kernel.body) for expr in expressions(stmt)]

@@ -41,7 +41,7 @@ from ..ir.nodes import (
     Where,
 )
 from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
-from ..ir.program import Axis, Tensor
+from ..ir.program import HAS_SLOT, Axis, Tensor
 from .bounds import Bounds
 from .host import emit_passes, emit_schedule, host_helpers, used_helpers
 from .layer import ScheduledKernel, ScheduledLayer, ScheduledProgram
@@ -67,12 +67,15 @@ HELPERS = (
     "columns",
     "cut",
     "dithered",
+    "entries",
+    "has_slots",
     "if_positive",
     "indices",
     "load",
     "maximum",
     "minimum",
     "product",
+    "put_back",
     "span",
     "store",
     "where",
@@ -141,7 +144,13 @@ class _Function:
             if tiled := self._tiled():
                 cut = (f"cut({size}, {', '.join(extents)})" for size, extents in tiled.items())
                 w.line(f"{', '.join(tiled)} = {', '.join(cut)}")
+            pooled = [tensor for tensor in program.tensors if tensor.slots]
+            if pooled:
+                self._take(pooled)
+            indices = {tensor.slots for tensor in pooled}
             for tensor in program.tensors:
+                if tensor.name in indices:
+                    continue
                 first, rest = self._batch_first(tensor)
                 order, text = first + rest, tensor.name
                 if order != sorted(order):
@@ -153,6 +162,24 @@ class _Function:
                     guard = f" if {tensor.optional} else None" if tensor.optional else ""
                     w.line(f"{tensor.name} = {text}{guard}")
             self._loops([axis for axis in program.grid if not axis.batch])
+            if pooled:
+                w.line(f"if {self._indices(pooled).optional}:")
+                with w.indented():
+                    w.line(f"put_back(pools, {pooled[0].slots}, taken)")
+
+    def _take(self, pooled: list[Tensor]) -> None:
+        """Tensors in slots as tensors of the batch, which are put back at the end."""
+        w, indices, names = self.w, self._indices(pooled), ", ".join(tensor.name for tensor in pooled)
+        comma = "," if len(pooled) == 1 else ""
+        w.line(f"if {indices.optional}:")
+        with w.indented():
+            w.line(f"{HAS_SLOT} = has_slots({pooled[0].name}, {indices.name}, {len(self.program.batch)})")
+            w.line(f"pools = {names}{comma}")
+            w.line(f"{names}{comma} = taken = entries(pools, {indices.name})")
+
+    def _indices(self, pooled: list[Tensor]) -> Tensor:
+        assert pooled[0].slots is not None
+        return self.program.tensor(pooled[0].slots)
 
     def _tiled(self) -> dict[str, list[str]]:
         """Constants that are sizes of tiles of a sequence, and the lengths of the sequences."""
@@ -197,8 +224,9 @@ class _Function:
                 w.line(f"{name} = {name} + {self._align(value, self.types[name].shape, PRECEDENCE['mul'])}")
             case Store(tensor, index, value):
                 w.call("store(", [tensor, self._index(tensor, index), self.expr(value)])
-            case For(var, start, stop, step, body):
-                w.line(f"for {var} in range({self.expr(start)}, {self.expr(stop)}, {self.expr(step)}):")
+            case For(var, start, stop, step, body, several=several):
+                end = f"{self.expr(stop)} if {several} else 1" if several else self.expr(stop)
+                w.line(f"for {var} in range({self.expr(start)}, {end}, {self.expr(step)}):")
                 with w.indented():
                     self._block(body)
             case When(condition, body):

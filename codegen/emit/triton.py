@@ -74,7 +74,7 @@ def _launch(w: Writer, scheduled: ScheduledKernel, arguments: Mapping[str, str],
     extents = [_grid_extent(axis.extent, sizes, set(kernel.constants)) for axis in kernel.grid]
     tensors = [arguments[tensor.name] for tensor in kernel.tensors]
     numbers = [
-        *(_strides(tensor, arguments[tensor.name]) for tensor in kernel.tensors if tensor.strided),
+        *(_strides(tensor, arguments[tensor.name]) for tensor in kernel.tensors if tensor.free),
         *sizes.values(),
         *(arguments[name] for name in (*kernel.scalars, *kernel.flags)),
     ]
@@ -91,7 +91,9 @@ def _launch(w: Writer, scheduled: ScheduledKernel, arguments: Mapping[str, str],
 
 
 def _strides(tensor: Tensor, name: str) -> str:
-    """The strides of a tensor that has any, but for that of its last dimension; of one that is absent 0."""
+    """The strides of a tensor that calls choose, all but the last or the first alone; of an absent one 0."""
+    if tensor.slots:
+        return f"{name}.stride(0)"
     if tensor.optional is None:
         return f"*{name}.stride()[:-1]"
     zeros = _tuple(["0"] * (len(tensor.dims) - 1))

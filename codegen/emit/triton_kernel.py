@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from math import prod
 
 from ..ir.check import infer, walk
-from ..ir.fuse import expressions, statements
+from ..ir.fuse import expressions, handed_on, statements
 from ..ir.kernels import Kernel, counts
 from ..ir.nodes import (
+    INDEX,
     Add,
     Comment,
     Const,
@@ -30,7 +31,7 @@ from ..ir.nodes import (
     When,
 )
 from ..ir.printer import TIGHT
-from ..ir.program import Program, Tensor, loads_ahead, uses_operands
+from ..ir.program import HAS_SLOT, SLOT, Program, Tensor, loads_ahead, uses_operands
 from ..ir.rewrite import apart
 from .bounds import Bounds
 from .layer import ScheduledProgram
@@ -42,7 +43,7 @@ def parameters(kernel: Kernel) -> list[str]:
     """What a kernel takes at every launch: tensors, strides, sizes and scalars."""
     return [
         *(t.name for t in kernel.tensors),
-        *(f"{t.name}_{axis}" for t in kernel.tensors if t.strided for axis in stride_names(t)),
+        *(f"{t.name}_{axis}" for t in kernel.tensors for axis in stride_names(t)),
         *kernel.sizes,
         *kernel.scalars,
     ]
@@ -147,6 +148,25 @@ class TritonKernel:
             self.w.line(f"program = {rest} // {extent}")
         first = self.program.grid[0]
         self.w.line(f"{first.name} = program.to({self.language}.int64)")
+        for indices in dict.fromkeys(tensor.slots for tensor in self.program.tensors if tensor.slots):
+            self._find_slot(first.name, self.program.tensor(indices))
+
+    def _find_slot(self, entry: str, indices: Tensor) -> None:
+        """Where the program's entry is in each pool; without indices these are dense, and have no pool.
+
+        Then offsets are written as those of other tensors, which takes fewer registers than strides.
+        """
+        w, language = self.w, self.language
+        pools = [tensor for tensor in self.program.tensors if tensor.slots]
+        w.line(f"{HAS_SLOT} = True")
+        for pool in pools:
+            w.line(f"{_offset(pool)} = {entry} * {_product(pool.dims[1:])}")
+        w.line(f"if {indices.optional}:")
+        with w.indented():
+            w.line(f"{SLOT} = {language}.load({indices.name} + {entry}).to({language}.int64)")
+            w.line(f"{HAS_SLOT} = ({SLOT} >= 0) & ({SLOT} < slots)")
+            for pool in pools:
+                w.line(f"{_offset(pool)} = {SLOT} * {pool.name}_{stride_names(pool)[0]}")
 
     # Statements
 
@@ -176,13 +196,18 @@ class TritonKernel:
                 mask = " & ".join(part for part in (mask, self.condition) if part)
                 arguments = [pointer, self.text(value), *([f"mask={mask}"] if mask else [])]
                 w.call(f"{self.language}.store(", arguments)
-            case For(var, start, stop, step, body, ahead):
-                bounds = ", ".join(self.text(bound) for bound in (start, stop, step))
+            case For(var, start, stop, step, body, ahead, several):
+                end = f"{self.text(stop)} if {several} else 1" if several else self.text(stop)
+                bounds = f"{self.text(start)}, {end}, {self.text(step)}"
                 # By itself Triton loads ahead only for products.
                 rounds = f"tl.range({bounds}, num_stages=STAGES)" if ahead else f"range({bounds})"
                 w.line(f"for {var} in {rounds}:")
                 with w.indented():
                     self._block(body)
+                    if handed_on(stmt):
+                        w.line(f"if {several}:")
+                        with w.indented():
+                            w.line("tl.debug_barrier()  # the next round reads what this one has stored")
             case When(Var(flag), body):
                 w.line(f"if {flag}:")
                 with w.indented():
@@ -211,7 +236,8 @@ class TritonKernel:
     def _load(self, name: str, load: Load) -> None:
         self.read.add((load.tensor, load.index))
         pointer, mask = self._address(load.tensor, load.index)
-        guard = [f"mask={mask}", f"other={load.fill}"] if mask else []
+        fill = 0 if load.dtype == INDEX and not load.fill else load.fill
+        guard = [f"mask={mask}", f"other={fill}"] if mask else []
         suffix = cast_suffix(load.dtype, self.language)
         self.w.call(f"{name} = {self.language}.load(", [pointer, *guard], f"){suffix}")
         if name in self.rows and uses_operands(self.program):
@@ -229,8 +255,11 @@ class TritonKernel:
         strides = self._strides(tensor)
         tiles = [entry for entry in index if self.rank(entry)]
         base, offsets = [name], []
-        masks: list[str] = []
+        masks = [HAS_SLOT] if tensor.slots else []
         for entry, extent, stride in zip(index, tensor.dims, strides, strict=True):
+            if tensor.slots and entry is index[0]:
+                base.append(_offset(tensor))
+                continue
             far = self._may_be_far((entry, extent, stride))
             if not self.rank(entry):
                 if entry != Const(0):
@@ -273,9 +302,10 @@ class TritonKernel:
         return f"tl.arange(0, {size})"
 
     def _strides(self, tensor: Tensor) -> list[str]:
+        named = [f"{tensor.name}_{axis}" for axis in stride_names(tensor)]
         if tensor.strided:
-            return [*(f"{tensor.name}_{axis}" for axis in stride_names(tensor)), "1"]
-        return [_product(tensor.dims[i + 1 :]) for i in range(len(tensor.dims))]
+            return [*named, "1"]
+        return [*named, *(_product(tensor.dims[i + 1 :]) for i in range(len(named), len(tensor.dims)))]
 
     def rank(self, expr: Expr) -> int:
         """How many axes an index or a variable has."""
@@ -305,9 +335,14 @@ class TritonKernel:
                 return self.text(value)
 
 
+def _offset(pool: Tensor) -> str:
+    """The name of where in a pool the program's entry begins."""
+    return f"{pool.name}_at"
+
+
 def stride_names(tensor: Tensor) -> list[str]:
-    """Names of the stride parameters, one a dimension but the last."""
-    return [str(dim).lower() for dim in tensor.dims[:-1]]
+    """Names of the stride parameters, one a dimension whose stride calls choose."""
+    return [str(dim).lower() for dim in tensor.free]
 
 
 def _product(dims: tuple[Dim, ...]) -> str:

@@ -36,12 +36,18 @@ class Builder:
 
     @contextmanager
     def loop(
-        self, var: str, start: Operand, stop: Operand, step: Operand = 1, ahead: bool = False
+        self,
+        var: str,
+        start: Operand,
+        stop: Operand,
+        step: Operand = 1,
+        ahead: bool = False,
+        several: str | None = None,
     ) -> Iterator[Var]:
         self._blocks.append([])
         yield Var(var)
         body = tuple(self._blocks.pop())
-        self._blocks[-1].append(For(var, wrap(start), wrap(stop), wrap(step), body, ahead))
+        self._blocks[-1].append(For(var, wrap(start), wrap(stop), wrap(step), body, ahead, several))
 
     @contextmanager
     def blocks(self, var: str, extent: int, step: str, tiles: tuple[str, ...]) -> Iterator[Var]:

@@ -48,7 +48,7 @@ from .nodes import (
     When,
     Where,
 )
-from .program import Program
+from .program import HAS_SLOT, SLOT, Program
 
 ALONE = (Load, Dot, Sum, Max, Columns)
 """Nodes that only stand as the whole right side of a statement."""
@@ -76,6 +76,8 @@ def check(program: Program) -> Types:
     known |= {axis.name: Type(INDEX) for axis in program.grid}
     known |= {name: Type(ACC) for name in program.scalars}
     known |= {name: Type(BOOL) for name in program.flags}
+    if any(tensor.slots for tensor in program.tensors):
+        known |= {SLOT: Type(INDEX, batched=True), HAS_SLOT: Type(BOOL, batched=True)}
     _Checker(program, known).statements(program.body)
     return known
 
@@ -112,7 +114,9 @@ class _Checker:
                 stored = self.infer(value)
                 if not _broadcasts(stored.shape, place):
                     raise self.fail(f"store to {tensor} of a tile of shape {stored.shape} at {place}")
-            case For(var, start, stop, step, body):
+            case For(var, start, stop, step, body, _, several):
+                if several is not None and (several not in self.program.flags or start != Const(0)):
+                    raise self.fail(f"loop over {var} has rounds of a flag {several} or start, not of 0")
                 for bound in (start, stop, step):
                     if self.infer(bound) != Type(INDEX):
                         raise self.fail(f"loop over {var} has a bound that is no plain integer")
@@ -194,6 +198,8 @@ class _Checker:
         dims = next((t.dims for t in self.program.tensors if t.name == tensor), None)
         if dims is None or len(dims) != len(index):
             raise self.fail(f"{len(index)} indices into {tensor} {dims}")
+        if self.program.tensor(tensor).slots and index[0] != Var(self.program.grid[0].name):
+            raise self.fail(f"{tensor}, which is in slots, by another index than that of the batch")
         shape: tuple[Dim, ...] = ()
         for entry in index:
             kind = self.infer(entry)

@@ -52,6 +52,16 @@ def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
             yield from statements(stmt.body)
 
 
+def handed_on(loop: For) -> set[str]:
+    """Tensors by which one round of a loop hands on to the next what it has stored."""
+    if loop.several is None:
+        return set()
+    inner = list(statements(loop.body))
+    stored = {stmt.tensor for stmt in inner if isinstance(stmt, Store)}
+    nodes = (node for stmt in inner for expr in expressions(stmt) for node in walk(expr))
+    return stored & {node.tensor for node in nodes if isinstance(node, Load)}
+
+
 def expressions(stmt: Stmt) -> tuple[Expr, ...]:
     """What one statement evaluates, apart from the statements inside it."""
     match stmt:

@@ -307,7 +307,9 @@ class Store(Stmt):
 class For(Stmt):
     """Count ``var`` from ``start`` up to, not including, ``stop``.
 
-    `ahead`: no round reads what another writes, so later ones may load before it stores.
+    `ahead`: no round reads what another writes, so later ones may load before it stores.  `several`: a flag
+    without which there is one round, that of 0.  With it a round reads what those before it have stored; in
+    any other loop they only read what is theirs.
     """
 
     var: str
@@ -316,6 +318,7 @@ class For(Stmt):
     step: Expr
     body: tuple[Stmt, ...]
     ahead: bool = False
+    several: str | None = None
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,11 @@ def print_program(program: Program) -> str:
     for tensor in program.tensors:
         notes = [
             note
-            for note, on in (("strided", tensor.strided), (f"when {tensor.optional}", tensor.optional))
+            for note, on in (
+                ("strided", tensor.strided),
+                (f"when {tensor.optional}", tensor.optional),
+                (f"in slots of {tensor.slots}", tensor.slots),
+            )
             if on
         ]
         suffix = f"  ({', '.join(notes)})" if notes else ""
@@ -104,8 +108,8 @@ def _block(body: tuple[Stmt, ...], depth: int) -> list[str]:
                 lines.append(f"{pad}{name} += {text(value)}")
             case Store(tensor, index, value):
                 lines.append(f"{pad}store {tensor}[{', '.join(map(text, index))}] = {text(value)}")
-            case For(var, start, stop, step, inner, ahead):
-                how = ", loading ahead" if ahead else ""
+            case For(var, start, stop, step, inner, ahead, several):
+                how = ", loading ahead" if ahead else f", one round unless {several}" if several else ""
                 lines.append(f"{pad}for {var} in {text(start)} .. {text(stop)} step {text(step)}{how}:")
                 lines += _block(inner, depth + 1)
             case Blocks(var, extent, step, inner, tiles):

@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 
 from .nodes import Dim, Expr, For, Stmt, Var
 
+SLOT, HAS_SLOT = "slot_in_pool", "has_slot"
+"""Variables of a program with tensors in slots: where in a pool its entry of the batch is, and whether it is
+anywhere.  The first is for printers."""
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -14,6 +18,11 @@ class Tensor:
     `dims` names each dimension's extent, a runtime size (``"T"``) or a number.  `strided` tensors come from
     the user with any strides (the last dimension dense); the others are contiguous.  One that lacks the
     extent of a batch axis, such as the weights of a head, is the same for every program along it.
+
+    Of a tensor in `slots`, which names a tensor of indices, the first dimension is the batch.  Where these
+    are there, it is a pool of `slots` entries instead, any distance apart, and entry i of the batch is the
+    one that index i names.  An index that names none, such as -1, is harmless: a `Load` reads its fill, a
+    `Store` is dropped.
     """
 
     name: str
@@ -21,6 +30,19 @@ class Tensor:
     dtype: str
     strided: bool = False
     optional: str | None = None  # the flag under which the tensor is there at all
+    slots: str | None = None
+
+    @property
+    def stored(self) -> tuple[Dim, ...]:
+        """The extents that it has in memory."""
+        return ("slots", *self.dims[1:]) if self.slots else self.dims
+
+    @property
+    def free(self) -> tuple[Dim, ...]:
+        """The dimensions whose strides a call chooses."""
+        if self.slots:
+            return self.dims[:1]
+        return self.dims[:-1] if self.strided else ()
 
 
 @dataclass(frozen=True)

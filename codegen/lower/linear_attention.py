@@ -31,6 +31,7 @@ from .linear_attention_recurrence import recurrence
 from .linear_attention_states import running_states, segment_sums
 from .prefix import prefix
 from .second_look import doubt_of, second_look
+from .steps import FLAGS, POOLED, answered, in_slots, one_by_one
 
 
 def programs(spec: LinearAttention) -> tuple[Program, ...]:
@@ -104,32 +105,33 @@ def outputs(layer: Layer) -> Program:
 
 
 def step(layer: Layer) -> Program:
-    """One token: update the state in place and read the output from it."""
-    b, zero = Builder(), wrap(0)
-    u = b.let("u", Span(zero, "VALUES"))
+    """Tokens one after the other: update the state in place and read the output from it."""
+    b = Builder()
+    u = b.let("u", Span(wrap(0), "VALUES"))
     memory, state = layer.memory(b, fades=False), layer.user_states("")
     narrow = layer.spec.state_dtype if layer.spec.state_dtype != "float32" else None
-    token = Token(memory, state, zero, narrow, layer.decay_of(b, zero))
-    with memory.blocks() as block:
-        token.enter_and_read(block)
-    b.store("o", (B, zero, H, u), Cast(token.finish(), IO))
+    with one_by_one(b, TOKENS) as t:
+        token = Token(memory, state, t, narrow, layer.decay_of(b, t))
+        with memory.blocks() as block:
+            token.enter_and_read(block)
+        b.store("o", (B, t, H, u), Cast(answered(b, token.finish()), IO))
     tensors = (
         Tensor("q", (*ROWS, layer.qk), IO, strided=True),
         Tensor("k", (*ROWS, layer.qk), IO, strided=True),
         layer.values("v"),
         *layer.given_decays(),
-        *state,
+        *in_slots(state),
         layer.values("o", strided=False),
     )
     bounds = {"VALUES": layer.v} | ({"QK": layer.qk} if memory.size == "QK" else {})
     return Program(
         "token",
-        "One token: the state is updated in place and read.",
+        "Tokens one after the other: the state is updated in place and read.",
         BATCH_AXES,
         tensors,
-        ("B", "T", "H"),
+        ("B", "T", "H", POOLED),
         ("scale",),
-        (),
+        FLAGS,
         (memory.size, "VALUES"),
         b.body,
         bounds,

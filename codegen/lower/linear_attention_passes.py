@@ -33,6 +33,7 @@ from ..ir.kernels import INTEGER, NUMBER, TRUTH, ForeignKernel, LaunchPlan
 from ..ir.nodes import ACC, IO, OPERAND, STATE, WIDE, Comment
 from ..mixers.linear_attention import LinearAttention
 from ..names import RECURRENCE, on_warpgroups
+from . import steps
 from .feature_maps import feature_map
 
 Arguments = Mapping[str, Operand]
@@ -259,10 +260,20 @@ class _Layer:
     def step(self) -> Pass:
         return Pass(
             "step",
-            "One token; `state` and `normalizer` are updated in place.",
-            (*self.inputs, Parameter("scale", NUMBER), Parameter("state"), Parameter("normalizer")),
+            "Tokens one after the other; `state` and `normalizer` are updated in place.",
+            (
+                *self.inputs,
+                Parameter("scale", NUMBER),
+                Parameter("state"),
+                Parameter("normalizer"),
+                steps.PARAMETER,
+            ),
             "q",
-            (SIZES, allocate("o", ("B", "T", "H", self.v), IO), launch("token")),
+            (
+                SIZES,
+                allocate("o", ("B", "T", "H", self.v), IO),
+                steps.launch_step("state"),
+            ),
             ("o",),
         )
 

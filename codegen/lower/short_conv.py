@@ -7,13 +7,17 @@ for GPUs, are in `short_conv_walks.py`.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from ..dtypes import ACC, IO
 from ..ir.build import Builder
 from ..ir.nodes import Cast, Expr, Full, Load, Span, Sum, Var, cdiv, row, wrap
 from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import GRADIENTS, STREAMS, TOKEN
+from .sequence import Sequence
 from .short_conv_parts import BATCH, CHANNELS, SEGMENTS, SIZES, TILE, TOKENS, VECTOR, B, Layer
 from .short_conv_walks import walk, walk_back
+from .steps import FLAGS, POOLED, answered, in_slots, one_by_one
 
 
 def programs(layer: Layer) -> tuple[Program, ...]:
@@ -159,26 +163,30 @@ def tap_gradients(layer: Layer) -> Program:
 def token(layer: Layer) -> Program:
     b = Builder()
     d = layer.channels(b)
-    zero, last = wrap(0), layer.width - 1
+    last = layer.width - 1
     seen = [b.let(f"x{j}", Load("state", (B, d, wrap(j)), ACC)) for j in range(last)]
-    seen.append(b.let(f"x{last}", Load("x", (B, zero, d), ACC)))
-    p = layer.argument(b, seen, layer.offset(b, d), VECTOR)
-    for j, x in enumerate(seen[1:]):
+    offset = layer.offset(b, d)
+    with one_by_one(b, Sequence("T")) as t:
+        newest = b.let(f"x{last}", Load("x", (B, t, d), ACC))
+        p = layer.argument(b, [*seen, newest], offset, VECTOR)
+        b.store("y", (B, t, d), Cast(answered(b, layer.output(b, p, (B, t, d))), IO))
+        for old, new in pairwise([*seen, newest]):
+            b.set(old, new)
+    for j, x in enumerate(seen):
         b.store("state", (B, d, wrap(j)), Cast(x, IO))
-    b.store("y", (B, zero, d), Cast(layer.output(b, p, (B, zero, d)), IO))
     return Program(
         "token",
-        "One token: it is put behind the last inputs, and the oldest of them goes.",
+        "Tokens one after the other: each is put behind the last inputs, and the oldest of them goes.",
         (BATCH, CHANNELS),
         (
             *layer.inputs(before=False),
-            Tensor("state", ("B", "D", last), IO),
+            *in_slots((Tensor("state", ("B", "D", last), IO),)),
             *layer.gates("gate"),
             Tensor("y", TOKENS, IO),
         ),
-        SIZES,
+        (*SIZES, POOLED),
         (),
-        layer.flags,
+        (*layer.flags, *FLAGS),
         VECTOR,
         b.body,
         does=frozenset({STREAMS, TOKEN}),

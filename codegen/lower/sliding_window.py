@@ -23,6 +23,7 @@ from ..mixers.sliding_window import SlidingWindow
 from .second_look import doubt_of, second_look
 from .sliding_window_backward import gradients
 from .sliding_window_parts import BATCH_AXES, NUMBERS, QUERIES, QUERY_ROWS, Layer
+from .steps import FLAGS, POOLED, answered, in_slots, one_by_one
 
 
 def programs(spec: SlidingWindow) -> tuple[Program, ...]:
@@ -67,30 +68,36 @@ def outputs(layer: Layer) -> Program:
 
 
 def step(layer: Layer) -> Program:
-    """One token: its key and value replace the oldest of the ring, then it attends to the ring."""
+    """Tokens one after the other: each replaces the oldest of the ring, then it attends to the ring."""
     b, zero = Builder(), wrap(0)
     d, u = b.let("d", Span(zero, "QK")), b.let("u", Span(zero, "VALUES"))
-    query = b.let("query", Load("q", (B, zero, H, d), ACC))
-    ring = Ring(b, layer.window, zero)
-    b.store("o", (B, zero, H, u), Cast(ring.read(query), IO))
-    ring.store()
+    with one_by_one(b, QUERIES) as t:
+        query = b.let("query", Load("q", (B, t, H, d), ACC))
+        ring = Ring(b, layer.window, t)
+        out = b.let("out", ring.read(query))
+        b.store("o", (B, t, H, u), Cast(answered(b, out), IO))
+        ring.store()
     tensors = (
         Tensor("q", (*QUERY_ROWS, layer.qk), IO, strided=True),
         Tensor("k", (*QUERY_ROWS, layer.qk), IO, strided=True),
         Tensor("v", (*QUERY_ROWS, layer.v), IO, strided=True),
-        Tensor("ring_k", ("B", "H", layer.window, layer.qk), IO),
-        Tensor("ring_v", ("B", "H", layer.window, layer.v), IO),
-        Tensor("position", ("B", "H"), INDEX),
+        *in_slots(
+            (
+                Tensor("ring_k", ("B", "H", layer.window, layer.qk), IO),
+                Tensor("ring_v", ("B", "H", layer.window, layer.v), IO),
+                Tensor("position", ("B", "H"), INDEX),
+            )
+        ),
         Tensor("o", (*QUERY_ROWS, layer.v), IO),
     )
     return Program(
         "token",
-        "One token: it enters the ring and attends to it.",
+        "Tokens one after the other: each enters the ring and attends to it.",
         BATCH_AXES,
         tensors,
-        ("B", "T", "H"),
+        ("B", "T", "H", POOLED),
         ("scale",),
-        (),
+        FLAGS,
         ("KEYS", "QK", "VALUES"),
         b.body,
         {"QK": layer.qk, "VALUES": layer.v},

@@ -27,6 +27,7 @@ from ..ir.kernels import INTEGER, NUMBER, ForeignKernel, LaunchPlan
 from ..ir.nodes import ACC, IO
 from ..mixers.sliding_window import SlidingWindow
 from ..names import WINDOW_PROGRAMS, on_warpgroups
+from . import steps
 
 SIZES = ReadSizes("q", ("B", "T", "H", None))
 KEYS = Extent("k", 1)
@@ -68,10 +69,21 @@ def passes(spec: SlidingWindow, faster: Mapping[str, ForeignKernel]) -> tuple[Pa
     )
     step = Pass(
         "step",
-        "One token; the ring and its position are updated in place.",
-        (*INPUTS, SCALE, Parameter("ring_k"), Parameter("ring_v"), Parameter("position")),
+        "Tokens one after the other; the ring and its position are updated in place.",
+        (
+            *INPUTS,
+            SCALE,
+            Parameter("ring_k"),
+            Parameter("ring_v"),
+            Parameter("position"),
+            steps.PARAMETER,
+        ),
         "q",
-        (SIZES, allocate("o", ("B", "T", "H", v), IO), launch("token")),
+        (
+            SIZES,
+            allocate("o", ("B", "T", "H", v), IO),
+            steps.launch_step("ring_k"),
+        ),
         ("o",),
     )
     return forward, backward, step

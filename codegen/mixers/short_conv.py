@@ -20,6 +20,7 @@ from ..ir.host import Name as Value
 from ..ir.host import Parameter, Pass, Plan, Present, ReadSizes, Times, allocate, launch
 from ..ir.kernels import INTEGER, TRUTH, ForeignKernel, LaunchPlan
 from ..ir.program import Program
+from ..lower import steps
 from ..lower.short_conv import programs
 from ..lower.short_conv_parts import SIZES, TOKENS, Layer
 from ..spec.fields import Choices, Expression, Flag, Integer, Name, spec_field
@@ -130,10 +131,14 @@ class ShortConv(LayerSpec):
         )
         step = Pass(
             "step",
-            "One token; `state` is updated in place.",
-            (*inputs, Parameter("state")),
+            "Tokens one after the other; `state` is updated in place.",
+            (*inputs, Parameter("state"), steps.PARAMETER),
             "x",
-            (sizes, allocate("y", TOKENS, IO), launch("token", flags)),
+            (
+                sizes,
+                allocate("y", TOKENS, IO),
+                steps.launch_step("state", flags),
+            ),
             ("y",),
         )
         return forward, backward, step

@@ -7,13 +7,15 @@ is one entry here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..dtypes import IO
 
 Extent = int | str
 """One dimension of a tensor: a width that the spec fixes, or the name of a size that calls choose."""
 
+MOST_TOKENS = 16
+"""Tokens of one step: a longer piece is a call."""
 SIZES = {"B": "batch", "T": "length", "H": "heads", "D": "channels"}
 """The sizes that public calls have, and what messages call them."""
 
@@ -45,13 +47,23 @@ class Argument:
         return f"[{', '.join(map(str, self.dims))}]"
 
 
+POOLED = "slots"
+"""The size of a pool of states: that of the batch, unless a step is given indices."""
+INDICES = Argument(
+    "state_indices", ("B",), "slots of pools; -1 is none", "int32", optional=True, differentiable=False
+)
+
+
 @dataclass(frozen=True)
 class Signature:
     """The operators of a layer.
 
     forward   (inputs, numbers, carried, output_final_state if there is a final state) -> output, kept, final
     backward  (d output, d final, inputs, output and kept, numbers, carried) -> d inputs, d carried
-    step      (inputs, numbers, state) -> output, for T = 1; the state is updated in place
+    step      (inputs, numbers, state, indices) -> output, for T up to MOST_TOKENS; the state is updated in
+              place.  With indices it is a pool of states, of which the batch has the slots that they name.
+
+    In a step all inputs have the same tokens, where those of a forward pass may have more keys.
     """
 
     inputs: tuple[Argument, ...]
@@ -86,6 +98,16 @@ class Signature:
         """What backward has gradients of."""
         return tuple(x for x in (*self.inputs, *self.carried) if x.differentiable)
 
+    @property
+    def stepped(self) -> tuple[Argument, ...]:
+        """The inputs of a step."""
+        return tuple(replace(x, dims=tuple(self.longer.get(str(d), d) for d in x.dims)) for x in self.inputs)
+
+    @property
+    def pools(self) -> tuple[Argument, ...]:
+        """The state of a step, which may be a pool."""
+        return tuple(replace(x, dims=(POOLED, *x.dims[1:])) for x in self.state)
+
     def schemas(self) -> dict[str, str]:
         """The schema of each operator, as `torch.library` reads it.
 
@@ -103,7 +125,7 @@ class Signature:
         return {
             "forward": _schema([*inputs, *numbers, *carried, *asked], len(self.results)),
             "backward": _schema([*given, *inputs, *read, *numbers, *carried], len(self.differentiable)),
-            "step": _schema([*inputs, *numbers, *state], 1),
+            "step": _schema([*inputs, *numbers, *state, *_parameters((INDICES,))], 1),
         }
 
 

@@ -130,8 +130,8 @@ class Layer:
         return Gradients(*found[:3], *found[-2:], *found[3:-2])
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, state: LinearAttentionState, t: int = 0) -> Tensor:
-        """`t` says which token it is."""
-        return self.module.step(q, k, v, *self.decays(t, t + 1), self.call.scale, *state)
+        """`t` says which token is the first."""
+        return self.module.step(q, k, v, *self.decays(t, t + q.shape[1]), self.call.scale, *state, None)
 
 
 def expected(

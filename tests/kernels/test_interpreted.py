@@ -24,6 +24,7 @@ from tests.kernels.runners import interpreting
         "test_offsets",
         "test_special_values",
         "test_not_finite",
+        "test_steps",
     ],
 )
 def test_triton_under_its_interpreter(module: str) -> None:

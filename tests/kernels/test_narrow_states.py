@@ -54,7 +54,7 @@ def test_rounding_is_right_on_average(runner: Runner, spec: LinearAttention, sam
     for step in range(6):
         q, k, v = token(spec, 0 if same else step, runner.device)
         before = state.state.double()
-        module.step(q, k, v, 0.1, *state)
+        module.step(q, k, v, 0.1, *state, None)
         own = reference.linear_attention(spec, *(x.double() for x in (q, k, v)), 0.1)[1].state
         assert bool(((before + own - state.state.double()).abs() < last).all())
         chance = own / last
@@ -70,8 +70,8 @@ def test_rounding_repeats_bit_for_bit_and_keeps_nan(runner: Runner, spec: Linear
     module, x = runner.module(spec), token(spec, 1, runner.device)
     first, again = after_many(spec, runner.device), after_many(spec, runner.device)
     first.state[0, 0, 1, 2] = again.state[0, 0, 1, 2] = float("nan")
-    module.step(*x, 0.1, *first)
-    module.step(*x, 0.1, *again)
+    module.step(*x, 0.1, *first, None)
+    module.step(*x, 0.1, *again, None)
     assert torch.equal(first.state.nan_to_num(-1.0), again.state.nan_to_num(-1.0))
     assert int(first.state.isnan().sum()) == 1 and bool(first.state[0, 0, 1, 2].isnan())
 
@@ -88,6 +88,6 @@ def test_many_steps(spec: LinearAttention, allowed: float) -> None:
     exact = [None if x is None else torch.zeros_like(x).double() for x in like]
     for seed in range(3000):
         q, k, v = token(spec, seed, "cpu")
-        found = module.step(q, k, v, 0.1, *narrow)
-        wanted = module.step(q.double(), k.double(), v.double(), 0.1, *exact)
+        found = module.step(q, k, v, 0.1, *narrow, None)
+        wanted = module.step(q.double(), k.double(), v.double(), 0.1, *exact, None)
     assert float((found - wanted).norm() / wanted.norm()) < allowed

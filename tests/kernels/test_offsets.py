@@ -50,12 +50,13 @@ def results(layer: str, module: ModuleType, x: tuple[Tensor, ...]) -> dict[str, 
         forward = module.forward(q, k, v, 0.25, None)
         gradients = module.backward(do, q, k, v, *forward, 0.25, None)
         ring = [q.new_zeros(SHAPE[0], SHAPE[2], 4, 16) for _ in "kv"]
-        step = module.step(*token, 0.25, *ring, torch.zeros(SHAPE[::2], dtype=torch.int32, device=q.device))
+        position = torch.zeros(SHAPE[::2], dtype=torch.int32, device=q.device)
+        step = module.step(*token, 0.25, *ring, position, None)
     else:
         forward = module.forward(q, k, v, 1.0, None, None, True)
         gradients = module.backward(do, None, None, q, k, v, *forward[:2], 1.0, None, None)[:3]
         state = [x.clone() for x in forward[2:]]
-        step = module.step(*token, 1.0, *state)
+        step = module.step(*token, 1.0, *state, None)
     named = dict(zip(("o", "kept", "state", "normalizer"), forward, strict=False))
     return named | dict(zip(("dq", "dk", "dv"), gradients, strict=True)) | {"step": step}
 

@@ -173,7 +173,7 @@ def test_pieces_and_steps_equal_the_whole(runner: Runner, data: st.DataObject) -
     state = before.transpose(1, 2).contiguous()
     for t in range(length):
         token = None if gate is None else gate[:, t : t + 1]
-        y = call.module.step(x[:, t : t + 1], weight, bias, token, state)
+        y = call.module.step(x[:, t : t + 1], weight, bias, token, state, None)
         assert_close("step", y, whole[:, t : t + 1], FORWARD[call.dtype], floor=whole)
         assert_same("state", state, seen[:, t + 1 : t + 1 + past].transpose(1, 2))
 
@@ -436,7 +436,7 @@ def test_wrong_arguments(op: Variant) -> None:
         with pytest.raises(error, match=match):
             op(**{"x": x, "weight": weight, "bias": bias, "gate": gate} | changed)
     with pytest.raises(errors.ShapeError, match="^x: "):
-        op.step(x, past(op), weight)
+        op.step(x.repeat(1, 17, 1), past(op), weight)
     with pytest.raises(errors.ArgumentValueError, match="^channels: got -1"):
         op.init_state(2, -1)
 

@@ -58,7 +58,7 @@ class Layer:
         return k, v, torch.zeros(shape[:2], dtype=torch.int32, device=self.call.device)
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, ring: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        return self.module.step(q, k, v, self.call.scale, *ring)
+        return self.module.step(q, k, v, self.call.scale, *ring, None)
 
 
 def expected(

@@ -100,10 +100,10 @@ BAD: dict[str, tuple[type[errors.BasedOpsError], str, Call]] = {
         r"^backend: got 'cuda', must be one of",
         lambda op: call(op, backend="cuda"),
     ),
-    "step of two tokens": (
+    "step of too many tokens": (
         errors.ShapeError,
-        r"^q: got .* a step takes 1 token",
-        lambda op: op.step(*qkv(op, length=2), op.init_state(2, 2)),
+        r"^q: got 17 tokens in .*, must be of up to 16 tokens: .* call with `initial_state`",
+        lambda op: op.step(*qkv(op, length=17), op.init_state(2, 2)),
     ),
 }
 

@@ -160,8 +160,8 @@ def test_bad_input(linear: Variant, shape: tuple[int, ...]) -> None:
     for run in (layer, torch.compile(layer, fullgraph=True, dynamic=True, backend="eager")):
         with pytest.raises(errors.ShapeError, match=r"^x: got .*, must be of shape \[B, T, 32\]"):
             run(torch.randn(shape))
-    with pytest.raises(errors.ShapeError, match=r"^x: got .*, must be of shape \[B, 1, 32\]"):
-        layer.step(torch.randn(2, 2, WIDTH), layer.init_state(2))
+    with pytest.raises(errors.ShapeError, match=r"^q: got 17 tokens in .*, must be of up to 16 tokens"):
+        layer.step(torch.randn(2, 17, WIDTH), layer.init_state(2))
 
 
 def test_rotation_knows_only_distances() -> None:

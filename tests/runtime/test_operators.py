@@ -13,14 +13,15 @@ from torch.testing import assert_close
 
 import based_ops
 from based_ops import errors, ops
-from based_ops.overlap import extent, overlapping
+from based_ops.codegen.spec.signature import INDICES
+from based_ops.overlap import extent, overlapping, period
 from based_ops.variant import Variant
 
 from .conftest import every_kind, representatives
 from .inputs import leaves, qkv
 
 F32 = torch.float32
-SIZES = {"B": 2, "T": 5, "Tk": 5, "H": 3, "D": 7}
+SIZES = {"B": 2, "T": 5, "Tk": 5, "H": 3, "D": 7, "slots": 2}
 PASSES = ("forward", "backward", "step")
 
 
@@ -31,13 +32,15 @@ def operator(variant: Variant, which: str) -> Any:
 def arguments(variant: Variant, which: str, optional: bool = True) -> list[Any]:
     """Arguments that fit, of odd sizes; all that may be left out, or nothing of it."""
     taken = ops.of(variant.name).admission.operands[which]
-    sizes = SIZES | taken.sizes
+    sizes = SIZES
     found: list[Any] = []
     for argument, operand in zip(operator(variant, which)._schema.arguments, taken.entries, strict=True):
         if operand is None:
             found.append({"float": 0.5, "bool": True}.get(str(argument.type), "torch"))
         elif not operand.argument.present and not operand.returned or (operand.part_of and not optional):
             found.append(None)
+        elif operand.argument is INDICES:
+            found.append(torch.arange(SIZES["B"], dtype=torch.int32) if optional else None)
         else:
             dims = operand.argument.dims if operand.argument.present else (0,)
             shape = [sizes[dim] if isinstance(dim, str) else dim for dim in dims]
@@ -171,7 +174,7 @@ def test_shared_memory_is_refused(data: st.DataObject) -> None:
     """Two arguments of a step begin in the same piece of memory; if one is written, that is an error."""
     variant = based_ops.get(data.draw(st.sampled_from(representatives()), "variant"))
     taken = ops.of(variant.name).admission.operands["step"]
-    given = arguments(variant, "step")
+    given = arguments(variant, "step", optional=False)
     places = [place for place in taken.places if given[place] is not None]
     first, second = sorted(data.draw(st.sets(st.sampled_from(places), min_size=2, max_size=2), "which"))
     memory, start = torch.zeros(1 << 20, dtype=F32), 1 << 18
@@ -184,7 +187,7 @@ def test_shared_memory_is_refused(data: st.DataObject) -> None:
     shares = offset < given[first].numel() and -offset < given[second].numel()
     given[first], given[second] = put(given[first], start), put(given[second], start + offset)
     inputs = tuple(given[: len(taken.signature.inputs)])
-    state = variant._state_type(*given[-1 - len(taken.signature.state) : -1])
+    state = variant._state_type(*given[-2 - len(taken.signature.state) : -2])
 
     def public() -> torch.Tensor:
         return variant._step(inputs, None, state, None)
@@ -221,6 +224,23 @@ def test_overlapping_says_what_bytes_say(spans: list[tuple[int, int]], data: st.
     if found is not None:
         first, second = sorted(found)
         assert (first, second) in wanted
+
+
+@given(st.data())
+def test_pools_may_lie_in_the_gaps_of_others(data: st.DataObject) -> None:
+    """Of rows of a matrix, some columns each; what bytes say, but that another distance counts as dense."""
+    memory = torch.zeros(4, 12, dtype=torch.int8)
+    columns = st.tuples(st.integers(0, 11), st.integers(1, 6)).filter(lambda ends: sum(ends) <= 12)
+    parts = [memory[:, a : a + n] for a, n in data.draw(st.lists(columns, min_size=2, max_size=4))]
+    written = data.draw(st.integers(0, len(parts)))
+    wanted = False
+    for later in range(written, len(parts)):
+        for first in range(later):
+            memory.zero_()
+            parts[first].fill_(1)
+            wanted = wanted or bool(parts[later].any())
+    found = overlapping([x.data_ptr() for x in parts], [*map(extent, parts)], written, [*map(period, parts)])
+    assert (found is not None) == wanted
 
 
 def test_extent_reaches_behind_the_last_element() -> None:

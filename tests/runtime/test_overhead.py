@@ -39,7 +39,7 @@ def test_a_call_without_its_kernel(variant: Variant, monkeypatch: pytest.MonkeyP
     kernel = dispatch.kernel(variant.name, "torch", torch.device("cpu"), torch.float32)
     real = variant._ops.kernels[kernel]
     rest = (None, None, False) if variant.spec.mixer == "linear_attention" else (None,)
-    forward, step = real.forward(*sequence, 0.5, *rest), real.step(*token, 0.5, *state)
+    forward, step = real.forward(*sequence, 0.5, *rest), real.step(*token, 0.5, *state, None)
     idle = SimpleNamespace(forward=lambda *_: forward, step=lambda *_: step)
     monkeypatch.setitem(variant._ops.kernels, kernel, idle)
     with torch.no_grad():

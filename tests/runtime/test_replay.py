@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import based_ops
 from based_ops import dispatch, errors, ops, replay
 from based_ops import variant as variant_module
+from based_ops.codegen.spec.signature import MOST_TOKENS
 from based_ops.variant import Variant
 
 from .conftest import representatives
@@ -110,21 +111,25 @@ def calls(draw: st.DrawFn) -> dict[str, Any]:
         "autocast": draw(st.booleans()),
         "mode": draw(st.sampled_from([torch.enable_grad, torch.no_grad, torch.inference_mode])),
         "step": draw(st.booleans()),
+        "indices": draw(st.booleans()),
     }
 
 
 def run(variant: Variant, call: dict[str, Any]) -> Callable[[], list[Tensor]]:
     """A call, which returns all that it makes: outputs, and gradients where there are any."""
     requires_grad = call["trained"] and not call["step"]
-    length = 1 if call["step"] else call["length"]
+    length = min(call["length"], MOST_TOKENS) if call["step"] else call["length"]
     inputs = qkv(variant, length=length, heads=call["heads"], dtype=call["dtype"])
     q, k, v = (LAYOUTS[call["layout"]](x).requires_grad_(requires_grad) for x in inputs)
-    state = variant.init_state(2, call["heads"], dtype=BF16 if call["autocast"] else call["dtype"])
+    pooled = call.get("indices", False)
+    dtype = BF16 if call["autocast"] else call["dtype"]
+    state = variant.init_state(5 if pooled else 2, call["heads"], dtype=dtype)
+    indices = torch.tensor([3, -1], dtype=torch.int32) if pooled else None
 
     def function() -> list[Tensor]:
         with call["mode"](), torch.autocast("cpu", dtype=BF16, enabled=call["autocast"]):
             if call["step"]:
-                return [variant.step(q, k, v, state, scale=call["scale"])]
+                return [variant.step(q, k, v, state, scale=call["scale"], state_indices=indices)]
             o, _ = variant(q, k, v, scale=call["scale"])
             if not o.requires_grad:
                 return [o]

@@ -43,7 +43,7 @@ class FadingSumVariant(Variant):
     def step(
         self, x: Tensor, state: FadingSumState, a: Tensor, c: Tensor, backend: str | None = None
     ) -> Tensor:
-        """One more token (T = 1); updates `state` in place.  Not differentiable."""
+        """A few more tokens; updates `state` in place.  Not differentiable."""
         return self._step((x, a, c), None, state, backend)
 
     def init_state(self, batch: int, heads: int, device: Any = None, dtype: Any = None) -> FadingSumState:

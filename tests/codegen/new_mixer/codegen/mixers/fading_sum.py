@@ -6,7 +6,7 @@ Backward, with g_t the gradient of s_t: g_t = dy_t + a g_{t+1}, dx_t = g_t, da =
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ..dtypes import ACC, DTYPES, IO
@@ -14,9 +14,11 @@ from ..ir.build import Builder
 from ..ir.host import Name as Value
 from ..ir.host import Parameter, Pass, Present, ReadSizes, allocate, launch
 from ..ir.kernels import TRUTH, ForeignKernel
-from ..ir.nodes import Cast, Full, Load, Span, Sum, Var, cdiv, wrap
+from ..ir.nodes import Cast, Full, Load, Span, Sum, Var, cdiv
 from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import STREAMS
+from ..lower.sequence import Sequence
+from ..lower.steps import FLAGS, PARAMETER, POOLED, answered, in_slots, launch_step, one_by_one
 from ..spec.fields import Choices, Integer, Name, spec_field
 from ..spec.model import DTYPES_DOC, NAME_DOC, LayerSpec
 from ..spec.signature import Argument, Signature
@@ -109,10 +111,10 @@ class FadingSum(LayerSpec):
         )
         step = Pass(
             "step",
-            "One token; `state` is updated in place.",
-            (*inputs, Parameter("state")),
+            "A few tokens; `state` is updated in place.",
+            (*inputs, Parameter("state"), PARAMETER),
             "x",
-            (sizes, allocate("y", tokens, IO), launch("token")),
+            (sizes, allocate("y", tokens, IO), launch_step("state")),
             ("y",),
         )
         return forward, backward, step
@@ -233,21 +235,23 @@ class FadingSum(LayerSpec):
         b = Builder()
         d = self._tile(b)
         a, c = b.let("factor", Load("a", (H,), ACC)), b.let("constant", Load("c", (d,), ACC))
-        s, x = b.let("s", Load("state", (B, H, d), ACC)), b.let("token", Load("x", (B, wrap(0), H, d), ACC))
-        b.set(s, s * a + x + c)
+        s = b.let("s", Load("state", (B, H, d), ACC))
+        with one_by_one(b, Sequence("T")) as t:
+            b.set(s, s * a + b.let("token", Load("x", (B, t, H, d), ACC)) + c)
+            b.store("y", (B, t, H, d), Cast(answered(b, b.let("answer", s)), IO))
         b.store("state", (B, H, d), s)
-        b.store("y", (B, wrap(0), H, d), Cast(s, IO))
-        return self._program(
+        program = self._program(
             "token",
-            "One more.",
+            "Token by token.",
             b,
             (*ROWS, self._channels),
             self._tokens("x"),
             Tensor("a", ("H",), IO),
             Tensor("c", (self.width,), IO),
-            self._held("state"),
+            *in_slots((self._held("state"),)),
             self._tokens("y"),
         )
+        return replace(program, sizes=(*program.sizes, POOLED), flags=FLAGS)
 
 
 MIXER = FadingSum
