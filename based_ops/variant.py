@@ -228,7 +228,7 @@ class Variant(ABC):
         if batch == 0 or length == 0 or units == 0:
             like: Any = tensors[self._like_output]
             return self._form.after_nothing(tensors, like, initial_state, output_final_state, is_traced())
-        if alone and recordable(kernel, self._given(tensors)):
+        if alone and recordable(kernel, self._given(tensors), [tensors[i] for i in self._fading]):
             return self._first(self._key("forward", factor, backend, tensors), kernel, numbers, tensors), None
         entered, carried = tensors, self._no_carry
         if initial_state is not None:
@@ -266,7 +266,7 @@ class Variant(ABC):
         if batch == 0 or length == 0 or units == 0:
             output: Any = tensors[self._like_output]
             return output.clone()
-        if alone and recordable(kernel, self._given(tensors, indices)):
+        if alone and recordable(kernel, self._given(tensors, indices), [tensors[i] for i in self._fading]):
             key = self._key(which, factor, backend, tensors)
             return self._first_step(key, kernel, numbers, state, (*tensors, indices))
         arguments = (*tensors, *numbers, *state, indices, kernel)

@@ -42,7 +42,13 @@ def tensors_of(
         for x in layer.signature.inputs
     ]
     drawn = [None if shape is None else torch.randn(shape, dtype=torch.float64) * 0.5 for shape in shapes]
-    return tuple([None if x is None else x.to(dtype) for x in drawn])
+    wide = torch.promote_types(dtype, torch.float32)
+    return tuple(
+        [
+            None if x is None else -x.abs().to(wide) if argument.fades else x.to(dtype)
+            for x, argument in zip(drawn, layer.signature.inputs, strict=True)
+        ]
+    )
 
 
 def state_of(layer: Variant, batch: int = 3, dtype: torch.dtype = torch.float32, units: int = 2) -> Any:
