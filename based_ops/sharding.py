@@ -9,12 +9,13 @@ ranks then, and marked as that.  All else is a `PlacementError`; nothing is move
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from based_ops.codegen.names import PASSES, qualified_op_name
+from based_ops.codegen.spec.signature import INDICES, MOST_TOKENS, POOLED
 
 from .errors import PlacementError, fail
 from .later import when_imported
@@ -135,8 +136,11 @@ def call(
     initial_state: Any,
     output_final_state: bool,
     backend: str | None,
+    indices: Tensor | None = None,
 ) -> tuple[Tensor, Any]:
     """A call of a variant on the parts of this rank."""
+    if indices is not None:
+        refuse_slots()
     _check(variant, "initial_state", inputs, initial_state)
 
     def run(inputs: Tensors, state: Any) -> tuple[Tensor, Any]:
@@ -145,9 +149,18 @@ def call(
     return _on_parts(variant, inputs, initial_state, run)
 
 
-def step(variant: Variant, inputs: Tensors, factor: Any, state: Any, backend: str | None) -> Tensor:
+def step(
+    variant: Variant,
+    inputs: Tensors,
+    factor: Any,
+    state: Any,
+    backend: str | None,
+    indices: Tensor | None = None,
+) -> Tensor:
     """A step on the parts of this rank, which updates those of the state."""
-    _check(variant, "state", inputs, state, 1)
+    if indices is not None:
+        refuse_slots()
+    _check(variant, "state", inputs, state, MOST_TOKENS)
 
     def run(inputs: Tensors, state: Any) -> tuple[Tensor, Any]:
         return variant._step(inputs, factor, state, backend), None
@@ -221,13 +234,15 @@ def _rule(ops: Ops, which: str) -> Callable[..., Any]:
         given |= dict(zip(given, arguments, strict=False)) | (named or {})
         values, signature = list(given.values()), ops.signature
         taken = ops.admission.operands[which]
+        if taken.indices is not None and values[taken.indices] is not None:
+            refuse_slots()
         unit = str(signature.lead.dims[2])
         held = [(entry, values[place]) for place, entry in taken.tensors.items()]
         found = layout(unit, [(x.name, _dims(x.argument), tensor) for x, tensor in held])
         extents: dict[str, int] = {}
         for x, tensor in held:
             if tensor is not None and x.argument.present:
-                sizes = zip(x.argument.dims, tensor.shape, strict=True)
+                sizes = zip(_dims(x.argument), tensor.shape, strict=True)
                 extents.update({dim: size for dim, size in sizes if isinstance(dim, str)})
         mine = [x.to_local() if is_distributed(x) else x for x in values]
         lead = mine[taken.lead]
@@ -249,5 +264,11 @@ def _rule(ops: Ops, which: str) -> Callable[..., Any]:
 
 
 def _dims(x: Argument) -> Dims:
-    """An argument that a layer lacks has no entries."""
-    return x.dims if x.present else (0,)
+    """An argument that a layer lacks has no entries; a state has one for each sequence."""
+    return tuple("B" if dim == POOLED else dim for dim in x.dims) if x.present else (0,)
+
+
+def refuse_slots() -> NoReturn:
+    """Which rank has a slot, its index does not say."""
+    what = "left out with DTensors: take the rows of the pool that each rank has"
+    fail(PlacementError, INDICES.name, "indices of slots", what)

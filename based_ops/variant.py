@@ -204,7 +204,7 @@ class Variant(ABC):
     ) -> tuple[Tensor, Any]:
         """The output of a sequence, and the state after it if that is asked for."""
         if type(tensors[0]) is not Tensor and is_distributed(tensors[0]):
-            return sharding.call(self, tensors, factor, initial_state, output_final_state, backend)
+            return sharding.call(self, tensors, factor, initial_state, output_final_state, backend, indices)
         if indices is not None:
             run = partial(self._call, tensors, factor, output_final_state=output_final_state, backend=backend)
             return slots.call(self._form, self._step_names, tensors, initial_state, indices, run, is_traced())
@@ -243,7 +243,7 @@ class Variant(ABC):
     def _step(self, tensors: Tensors, factor: Any, state: Any, backend: Any, indices: Any = None) -> Tensor:
         """The output of a few more tokens; the state, or with `indices` the slots of a pool, is updated."""
         if type(tensors[0]) is not Tensor and is_distributed(tensors[0]):
-            return sharding.step(self, tensors, factor, state, backend)
+            return sharding.step(self, tensors, factor, state, backend, indices)
         facts = self if is_traced() else self._plain  # as of `_facts`, without a call
         alone = facts is not self and type(state) is self._state_type and state.variant in self._own
         which = "step" if indices is None else "step in slots"

@@ -168,7 +168,8 @@ class ShortConvVariant(Variant):
         past = x.new_zeros(batch, channels, before) if initial_state is None else initial_state.inputs
         # Not `x[:, -before:]`, so that an exported program may have any number of tokens: PyTorch makes a
         # guard of whether that is dense, and AOTInductor takes as many tokens from a sequence that has fewer.
-        fresh = torch.sym_min(length, before)
+        # Dynamo of PyTorch 2.11 has no sym_min of two plain numbers.
+        fresh = min(length, before) if isinstance(length, int) else torch.sym_min(length, before)
         inputs = torch.cat([past, x.transpose(1, 2).narrow(2, length - fresh, fresh)], dim=2)
         return ShortConvState(inputs.narrow(2, fresh, before).contiguous())
 

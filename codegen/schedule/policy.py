@@ -62,14 +62,13 @@ GRAIN = 128
 """The fewest tokens of a segment."""
 SHORTEST_WALK = 64
 """The fewest tokens of a segment that is walked: each repeats the few before or after it."""
-WALKED_LANES = 1 << 19
+WALKED_LANES = {"forward": 1 << 21, "backward": 1 << 18}
 """Channels, of all sequences and segments, whose copies on their way keep a GPU's memory busy."""
 KEPT_REGISTERS = 80
 """Of a thread, for what a walk keeps from round to round."""
 COPIED = 8
 """Channels that a thread copies at once: 16 bytes of the narrow dtypes."""
-ROWS_AHEAD = 8
-"""Rows that a walk has on their way."""
+ROWS_AHEAD = {False: 4, True: 8}  # rows that a walk has on their way, by whether it makes gradients
 LINE = 128
 """Channels of a tile: they lie side by side in memory, and a warp moves at least a line of it at once."""
 ALL_CHANNELS = 1 << 20
@@ -187,7 +186,7 @@ def _walks(spec: LayerSpec, plan: LaunchPlan, backend: str, dtype: str) -> Setti
     sizes = {
         "TILED": ONE_TOKEN if backend == "triton" else ALL_TOKENS,
         "SHORTEST": SHORTEST_WALK,
-        "LANES": WALKED_LANES if backend in ("triton", "tilelang") else 1,
+        "LANES": WALKED_LANES[plan.name] if backend in ("triton", "tilelang") else 1,
     }
     return Setting(_pick(plan, sizes))
 
@@ -217,8 +216,9 @@ def _walk(program: Program) -> Setting:
     kept = {stmt.name for stmt in inside if isinstance(stmt, Set | Add)} - introduced
     loads = [stmt.value.tensor for stmt in inside if isinstance(stmt, Let) and isinstance(stmt.value, Load)]
     rows = sum(program.tensor(name).optional is None for name in loads)
+    stages = 1 + max(1, ROWS_AHEAD[GRADIENTS in program.does] // rows)
     channels = min(COPIED, _power_of_two(KEPT_REGISTERS // len(kept) + 1) // 2)
-    return Setting(_pick(program, {"CHANNELS": WARP * channels}), 1, 1 + max(1, ROWS_AHEAD // rows))
+    return Setting(_pick(program, {"CHANNELS": WARP * channels}), 1, stages)
 
 
 def _recurs_well(spec: LayerSpec, backend: str, dtype: str) -> bool:

@@ -22,6 +22,7 @@ from torch.testing import assert_close
 
 import based_ops
 from based_ops import errors, ops
+from based_ops.codegen.spec.signature import POOLED
 from based_ops.variant import Variant
 
 from .conftest import every_kind
@@ -90,10 +91,13 @@ def operators(layer: Variant, mesh: Any, sizes: Sequence[str | None]) -> None:
                 for x in arguments(layer, which, optional)
             ]
             taken = ops.of(layer.name).admission.operands[which]
+            if taken.indices is not None:
+                given[taken.indices] = None
             shared = list(given)
             for place, entry in taken.tensors.items():
                 if given[place] is not None:
                     dims = entry.argument.dims if entry.argument.present else (0,)
+                    dims = tuple("B" if dim == POOLED else dim for dim in dims)
                     shared[place] = distribute_tensor(given[place].clone(), mesh, placed(dims, sizes))
             op = getattr(layer.operators, which)
             got, want = op(*shared), op(*given)
@@ -167,6 +171,19 @@ def refusals(layer: Variant, mesh: Any) -> None:
                 raise AssertionError(f"{layer.name}: not refused: {text}")
 
 
+def slots(layer: Variant, mesh: Any) -> None:
+    """Indices of slots are refused, not overlooked."""
+    inputs = tensors_of(layer, 2, 1)
+    given = [None if x is None else distribute_tensor(x, mesh, [Replicate()]) for x in inputs]
+    state = state_of(layer, 2)
+    try:
+        layer._step(tuple(given), None, state, None, torch.zeros(2, dtype=torch.int32))
+    except errors.PlacementError as error:
+        assert str(error).startswith("state_indices: "), str(error)
+    else:
+        raise AssertionError(f"{layer.name}: slots are not refused")
+
+
 def main(rank: int, file: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -182,6 +199,7 @@ def main(rank: int, file: str) -> None:
             operators(layer, line, [size])
         calls(layer, square, ["B", layer.unit], 2)
         refusals(layer, line)
+        slots(layer, line)
     for name in ("taylor2_qk16_v64", "conv3_silu"):
         layer = based_ops.get(name)
         compiled(layer, line, [layer.unit])
