@@ -30,7 +30,7 @@ ONE_TOKEN = 1
 """A pass that computes no longer sequence directly always recurs."""
 FEWEST_STAGES = 2
 """Chunks that such a kernel has room for: one at work, the others on their way."""
-WHOLE = (("SEGMENT", "CHUNK"), ("SEGMENT", "KEYS"), ("SEGMENT", "QUERIES"), ("LENGTH", "SEGMENT"))
+WHOLE = (*(("SEGMENT", part) for part in ("CHUNK", "KEYS", "QUERIES", "SCAN")), ("LENGTH", "SEGMENT"))
 """Constants of which the first is a multiple of the second."""
 
 

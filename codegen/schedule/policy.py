@@ -75,7 +75,7 @@ ALL_CHANNELS = 1 << 20
 """More channels than there are: a tile has them all."""
 THREE_STAGES = ("states", RECURRENCE, orders.SQUARE, "query_states")
 """Printers of kernels on warpgroups whose chunks are small enough that three are in memory at once."""
-SCANNED = {"SCAN": 64, "PARTS": 256, "FEATURES": 16}  # tokens summed pair by pair, numbers summed at once
+SCANNED = {"PARTS": 256, "FEATURES": 16}  # numbers of tokens, and rows of a state, summed at once
 ROWS = 16
 """Tokens that a second look at a window reads at once: few, so that they fit into registers."""
 SEARCHED = 32
@@ -116,8 +116,8 @@ def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
 
 def _scan(spec: LayerSpec, program: Program, backend: str, dtype: str) -> Setting:
     """Tiles of what adds up numbers of tokens."""
-    values = _power_of_two(spec.extents["VALUES"])
-    sizes = SCANNED | {"VALUES": values, "SEGMENT": _grain(backend, dtype)}
+    values, grain = _power_of_two(spec.extents["VALUES"]), _grain(backend, dtype)
+    sizes = SCANNED | {"VALUES": values, "SEGMENT": grain, "SCAN": min(64, grain)}
     return Setting(_pick(program, sizes), warps=4, stages=1)
 
 

@@ -28,6 +28,7 @@ SMALL_TILES: Sizes = (
     ("KEYS", 16),
     ("QUERIES", 16),
     ("SEGMENT", 32),
+    ("SCAN", 16),
     ("forward.LENGTH", 32),
     ("backward.LENGTH", 64),
     ("FEATURES", 32),
