@@ -40,7 +40,8 @@ def causal_sums(
     """
     length, batch = q.shape[1], q.shape[0]
     whole = 1 << max(length - 1, 0).bit_length()
-    inputs = [pad(x, (0, 0, 0, 0, 0, whole - length)) for x in (q, k, v, decayed)]
+    past = whole - length
+    inputs = [*(_filled(x, past) for x in (q, k)), *(pad(x, (0, 0, 0, 0, 0, past)) for x in (v, decayed))]
     own = [x.flatten(0, 1).unsqueeze(1) for x in inputs]
     o, n = (x.unflatten(0, (batch, whole)).squeeze(2) for x in _sums(spec, own, own, scale))
     size = 1
@@ -53,6 +54,17 @@ def causal_sums(
         )
         size *= 2
     return o[:, :length], n[:, :length]
+
+
+def _filled(x: Tensor, more: int) -> Tensor:
+    """[B,T,H,D] with more tokens, of which nothing is used.
+
+    They are like the first, where a map has values and slopes: 0 times what is infinite at 0 would be NaN.
+    """
+    if x.shape[1] == 0:
+        return pad(x, (0, 0, 0, 0, 0, more))
+    first = x.detach()[:, :1].nan_to_num(1.0, 1.0, 1.0)
+    return torch.cat([x, first.expand(-1, more, -1, -1)], 1)
 
 
 def _half(x: Tensor, number: int, size: int) -> Tensor:

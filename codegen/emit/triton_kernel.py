@@ -78,6 +78,7 @@ class TritonKernel:
         self.named = self._named_spans()
         self.read: set[tuple[str, tuple[Expr, ...]]] = set()  # what was loaded, and not stored since
         self.rows = self._rows()
+        self.summed_up = self._summed_up() if self.language == "tl" else {}
         self.condition = ""
         self.has_offset = any(map(self._may_be_far, self._entries()))
         self.counted = {s.var for s in statements(self.program.body) if isinstance(s, For) and not s.ahead}
@@ -101,6 +102,18 @@ class TritonKernel:
             if isinstance(access, Load | Store):
                 tensor = self.program.tensor(access.tensor)
                 yield from zip(access.index, tensor.dims, self._strides(tensor), strict=True)
+
+    def _summed_up(self) -> dict[str, Var]:
+        """Matrices that are summed up as a whole, by the names of the sums of their rows.
+
+        In two steps Triton 3.7 fails on Blackwell, if the matrix is an accumulator of products.
+        """
+        values = {s.name: s.value for s in statements(self.program.body) if isinstance(s, Let)}
+        read = [node for s in statements(self.program.body) for x in expressions(s) for node in walk(x)]
+        sums = {x.x.name for x in read if isinstance(x, Sum) and x.axis == 0}
+        rows = {name: value.x for name, value in values.items() if isinstance(value, Sum) and value.axis == 1}
+        once = {name for name in rows if sum(node == Var(name) for node in read) == 1}
+        return {name: matrix for name, matrix in rows.items() if name in sums & once}
 
     def _rows(self) -> set[str]:
         """Vectors that are laid along the columns of a matrix."""
@@ -179,6 +192,8 @@ class TritonKernel:
         match stmt:
             case Let(name, Span()) if name not in self.named:
                 pass  # addresses spell it out
+            case Let(name, Sum()) if name in self.summed_up:
+                pass
             case Let(name, Load() as load) | Set(name, Load() as load):
                 self._load(name, load)
             case Let(name, value) | Set(name, value):
@@ -327,6 +342,8 @@ class TritonKernel:
         match value:
             case Dot(x, y):
                 return f'tl.dot({self.text(x)}, {self.text(y)}, input_precision="ieee")'
+            case Sum(x, 0) if x.name in self.summed_up:
+                return f"tl.sum({self.summed_up[x.name].name})"
             case Sum(x, axis):
                 return f"{self.language}.sum({x.name}, {axis})"
             case Max(x, axis):

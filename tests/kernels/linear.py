@@ -28,7 +28,7 @@ class Gradients(NamedTuple):
     v: Tensor
     state: Tensor
     normalizer: Tensor
-    g: Tensor | None = None
+    g: Tensor
 
 
 Decays = tuple[Tensor, ...]
@@ -127,7 +127,7 @@ class Layer:
             self.call.scale,
             *(initial or (None, None)),
         )
-        return Gradients(*found[:3], *found[-2:], *found[3:-2])
+        return Gradients(*found[:3], *found[-2:], *(found[3:-2] or (q.new_empty(0),)))
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, state: LinearAttentionState, t: int = 0) -> Tensor:
         """`t` says which token is the first."""

@@ -99,7 +99,7 @@ def test_gradients(
     do = torch.randn(v.shape).to(dtype)
     initial = call.earlier(100) if continued else None
     d_final = LinearAttentionState(*map(noise_like, initial)) if initial else None
-    layer: Any = SimpleNamespace(spec=spec, call=SimpleNamespace(scale=SCALE))
+    layer: Any = SimpleNamespace(spec=spec, call=SimpleNamespace(scale=SCALE), decays=tuple)
     wanted = expected_gradients(layer, do, d_final, q, k, v, initial)
 
     forward, backward = passes(build(spec, "triton"), segments)
