@@ -80,10 +80,11 @@ def token_gradients(layer: Layer) -> Program:
     t = b.let("t", TOKENS.tile(place, "SCAN"))
     length = layer.segment_length(b)
     segment = b.let("segment", place // length)
-    own = b.let("own", Load("scan", (B, H, t), WIDE))
-    sums = own + _chunks_before(b, b.let("first", segment * length // "SCAN"))
-    before = b.let("before", Cast(sums, ACC) - b.let("r_own", Load("r", (B, H, t), ACC)))
-    b.store("d_log_decay", (B, t, H), _edge(b, segment) - before)
+    numbers = b.let("r_own", Load("r", (B, H, t), ACC))
+    earlier = b.let("earlier", Where(column(t) > row(t), row(numbers), wrap(0.0)))
+    own = b.let("own", Sum(earlier, 1))  # without the token's, which may not be finite
+    before = _chunks_before(b, b.let("first", segment * length // "SCAN"))
+    b.store("d_log_decay", (B, t, H), _edge(b, segment) - (own + Cast(before, ACC)))
     tensors = (
         Tensor("r", NUMBERS, ACC),
         Tensor("scan", NUMBERS, WIDE),

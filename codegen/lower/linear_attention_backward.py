@@ -32,7 +32,7 @@ def query_gradients(layer: Layer) -> Program:
         with memory.blocks() as block:
             state = memory.stored(earlier, block.f, segment)
             memory.read_by_query(dq, queries, gradients, block, state, owed)
-        memory.fade_gradients((dq,), owed, layer.since_segment(memory, t, segment, length))
+        memory.fade_got((dq,), owed, layer.since_segment(memory, t, segment, length))
     b.comment("This segment, directly.")
     with b.loop("j0", TOKENS.token(segment * length), TOKENS.until(start + "CHUNK"), "KEYS") as j0:
         j = b.let("j", TOKENS.tile(j0, "KEYS"))
@@ -91,7 +91,7 @@ def key_gradients(layer: Layer) -> Program:
         with memory.blocks() as block:
             mirrored = memory.stored(later, block.f, segment)
             memory.read_by_key(dk, dv, keys, values, block, mirrored, owed)
-        memory.fade_gradients((dk, dv), owed, layer.to_end_of_segment(memory, j, segment, length))
+        memory.fade_got((dk, dv), owed, layer.to_end_of_segment(memory, j, segment, length))
     b.comment("This segment, directly.")
     start = TOKENS.token(Var("chunk") * "CHUNK" // "QUERIES" * "QUERIES")
     end = TOKENS.until(TOKENS.token(segment * length + length))

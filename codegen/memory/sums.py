@@ -9,7 +9,7 @@ has its adjoint.  Mirrored sums, of queries with the gradients that their output
 
 All of it is linear in S, so a memory that *fades* differs in these places alone.  A state is multiplied by a
 factor before later tokens enter it (`State.add` and `State.pass_by`), a tile's tokens enter by what will be
-left of them at its end (`enter`), queries read by what is left of the state (`fade_answer`, `fade_rows`), and
+left of them at its end (`enter`), queries read by what is left of the state (`fade_got`, `fade_rows`), and
 the weight of a pair by what is left in between (`_weights` and `_slopes`).  `fade.py` has the factors; they
 are None where nothing fades.
 """
@@ -41,8 +41,9 @@ from ..ir.nodes import (
 from ..lower.features import SCALE, FeatureMap
 from ..lower.sequence import Sequence
 from .fade import Fade, Logs, pairs
+from .fading import Fading
 from .normalizer import Matrix, Vector
-from .states import B, Block, H, Kept, Part, State, Stored, left
+from .states import B, Block, H, Kept, Part, State, Stored
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Gradients:
         return b.let("E", self.e) if isinstance(self.e, Load) else self.e
 
 
-class Sums:
+class Sums(Fading):
     """The memory of one program, whose index tiles `d` and `u` are its columns of queries and of values.
 
     `size` is the constant that says how many features it handles at a time, if not the feature map's own.
@@ -86,7 +87,8 @@ class Sums:
         products: bool = False,
         fade: Fade | None = None,
     ) -> None:
-        self.b, self.features, self.sequence, self.fade = b, features, sequence, fade
+        super().__init__(b, sequence, fade)
+        self.features = features
         self.size = size or features.block
         form = Matrix if products and self.size == "QK" else Vector
         self.normalizer = None if eps is None else form(b, self.size, eps)
@@ -140,56 +142,6 @@ class Sums:
     def stored(self, kept: Kept, f: Var, *index: Expr) -> Stored:
         """A state to be read from tensors."""
         return Stored(self.b, kept, (f, self.u), index)
-
-    # Fade
-
-    def moment(self, name: str, t: Expr) -> Expr | None:
-        """The moment before a token."""
-        return self.fade.moment(name, t) if self.fade else None
-
-    def since(self, name: str, t: Var, moment: Expr | None) -> Var | None:
-        """The logarithms of what is left, after each token of a tile, of what was there at a moment."""
-        return self.fade.since(name, t, moment) if self.fade and moment else None
-
-    def between(self, name: str, earlier: Expr | None, later: Expr | None) -> Var | None:
-        """The logarithm of what is left from one moment to another."""
-        return self.fade.between(name, earlier, later) if self.fade and earlier and later else None
-
-    def until(self, name: str, t: Var, log: Var | None, end: Var | None) -> Var | None:
-        """What is left of the tokens of a tile at its end; nothing of those past the sequence.
-
-        `log` and `end` are as seen from one moment.
-        """
-        return self._there(name, t, end - log) if log and end else None
-
-    def of_tile(self, name: str, t: Var, log: Var | None, later: bool) -> Var | None:
-        """What is left of the tokens of a tile at a `later` moment, from which they are seen; or at them."""
-        return self._there(name, t, log if later else -log) if log else None
-
-    def _there(self, name: str, t: Var, log: Expr) -> Var:
-        return self.b.let(name, Where(self.sequence.holds(t), left(log), wrap(0.0)))
-
-    def fade_answer(self, answer: Answer, log: Var | None) -> None:
-        """What queries have read of a state, by what is left of it."""
-        if log and answer.n:
-            self.b.set(answer.n, answer.n * left(log))
-        self.fade_rows(answer.out, log)
-
-    def fade_rows(self, tile: Var, log: Var | None) -> None:
-        """The same for a matrix with a row a token."""
-        if log:
-            self.b.set(tile, tile * column(left(log)))
-
-    def owed(self) -> Var | None:
-        """What a tile of tokens owes to G, as it grows."""
-        return self.b.let("owed", Full(("CHUNK",), 0.0)) if self.fade else None
-
-    def fade_gradients(self, tiles: tuple[Var, ...], owed: Var | None, log: Var | None) -> None:
-        """What has come of a state, by what is left of it."""
-        for tile in tiles:
-            self.fade_rows(tile, log)
-        if owed and log:
-            self.b.set(owed, owed * left(log))
 
     # Enter
 
@@ -375,7 +327,7 @@ class Sums:
         seen, kept = b.let("seen", seen), pairs(logs)
         if owed:
             weights = b.let("A", self._weights(products, seen, kept=kept))
-            b.add(owed, Sum(b.let("A_dA", weights * by_kernel), 1))
+            b.add(owed, Sum(b.let("A_dA", Where(seen, weights * by_kernel, wrap(0.0))), 1))
         by_product = b.let("dR", Cast(self._slopes(products, seen, by_kernel, kept), OPERAND))
         b.add(dq, Dot(by_product, keys, among=seen))
 
@@ -405,7 +357,7 @@ class Sums:
         if e := gradients.read_e(b):
             b.add(by_kernel, row(e))
         if owed:
-            b.add(owed, Sum(b.let("A_dA", exact * by_kernel), 1))
+            b.add(owed, Sum(b.let("A_dA", Where(seen, exact * by_kernel, wrap(0.0))), 1))
         by_product = b.let("dR", Cast(self._slopes(products, seen, by_kernel, kept), OPERAND))
         b.add(dk, Dot(by_product, queries, among=seen))
 

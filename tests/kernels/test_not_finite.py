@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -166,6 +167,34 @@ def test_gradients_of_linear_attention(runner: Runner, data: st.DataObject) -> N
         return rows.linear_attention(layer.spec, *leaves, layer.call.scale, *layer.decays())
 
     assert_gradients_reach(found[:3], naive, do, [q, k, v], layer.call.dtype, 1.0)
+
+
+@given(data=st.data())
+def test_gradients_of_decays(runner: Runner, data: st.DataObject) -> None:
+    """A decay that lies between no pair with a value of NaN has a number.
+
+    Of an output's gradient that is not so: it is in differences that add up over the rest of a segment.
+    """
+    fading = [replace(spec, normalize=False) for spec in runner.linear_pool() if spec.decay == "token"]
+    if not fading:
+        pytest.skip("no layer of the pool has a decay a token")
+    dtype = data.draw(st.sampled_from(runner.dtypes), "dtype")
+    spec = data.draw(st.sampled_from(fading), "spec")
+    module = runner.module(spec, data.draw(st.sampled_from([None, *runner.forms(dtype)]), "form"))
+    call = data.draw(calls(runner, spec, dtype, LONGEST[runner.device]), "call")
+    layer = linear.Layer(spec, module, call)
+    q, k, v = layer.qkv()
+    do = layer.output_gradient()
+    (v,) = draw_poison(data, "v", v=v).into(v=v)
+    found = layer.backward(do, None, q, k, v, layer.forward(q, k, v)).g
+    (g,) = wide(*layer.decays())
+    o = rows.linear_attention(spec, *wide(q, k, v), call.scale, g)
+    (wanted,) = torch.autograd.grad(o, g, do.double().cpu())
+    finite = wanted.isfinite()
+    astray = (finite & ~found.cpu().isfinite()).nonzero()
+    assert not len(astray), f"gradient of g: not finite at {astray[:5].tolist()}"
+    kept = (torch.where(finite, x, 0) for x in (found.cpu(), wanted))
+    assert_close("gradient of g", *kept, BACKWARD[dtype], torch.ones_like(wanted))
 
 
 @given(data=st.data())
