@@ -13,7 +13,7 @@ from .inputs import Inputs
 from .works import Entry, Work
 
 Results = tuple[Tensor, ...]
-"""o, or the gradients of q, k and v."""
+"""The output, or the gradients of all inputs."""
 Call = Callable[[], Results]
 
 

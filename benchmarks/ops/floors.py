@@ -1,9 +1,9 @@
 """The least that a piece of work costs, whatever the kernel: bytes moved and arithmetic done.
 
 Every input is read once and every output written once; nothing that can be computed again is stored.  So a
-backward pass reads q, k, v and the gradient of o, and writes those of q, k and v; o and the row sums are not
-counted.  Arithmetic is that of products, a multiplication and an addition each two, as `Variant.products`
-says:
+backward pass reads the inputs and the gradient of the output, and writes those of the inputs; the output and
+the row sums are not counted.  Arithmetic is that of products, a multiplication and an addition each two, as
+`Variant.products` says:
 
 - Linear attention, per token and head with F features and values of width V: an update of the state and a
   product with it, 2·2·F·V; or, for a short sequence, a product with each earlier token, 2·(D + V) each.  Its
@@ -14,7 +14,12 @@ says:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from based_ops.codegen.spec.signature import Argument
+from based_ops.inputs import taken
+from based_ops.operands import dtype_of
 
 from .works import Work
 
@@ -37,15 +42,21 @@ def floor(work: Work) -> Floor:
 
 
 def _sequence(work: Work) -> Floor:
-    op, tokens = work.op, work.rows * work.length
-    size = work.torch_dtype.itemsize
-    count = tokens * (2 * op.qk + 2 * op.v)
+    op = work.op
+    inputs = sum(_bytes(work, x) for x in taken(op))
+    output = _bytes(work, op.signature.output)
+    count = inputs + output
     flops = work.rows * op.products(work.length)
     if work.task == "training":
-        count += tokens * ((2 * op.qk + 2 * op.v) + (2 * op.qk + op.v))
+        count += inputs + output + inputs
         flops += op.backward_products * flops
     states = 2 * _state_bytes(work) if work.state else 0
-    return Floor(count * size + states, round(flops))
+    return Floor(count + states, round(flops))
+
+
+def _bytes(work: Work, argument: Argument) -> int:
+    size = dtype_of(work.spec, argument.dtype, work.torch_dtype).itemsize
+    return math.prod(work.shape(argument)) * size
 
 
 def _step(work: Work) -> Floor:

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from based_ops.codegen.spec.signature import Argument
 from based_ops.dispatch import BACKENDS
+from based_ops.inputs import filled, taken, tokens
 from based_ops.tolerance import BACKWARD, FORWARD, errors
 from based_ops.verify import NOISE
 
@@ -39,17 +41,18 @@ class Ours(Contender):
         return next(s for s in work.op.backends(device, work.torch_dtype) if s.name == self.by).reason
 
     def prepare(self, work: Work, inputs: Inputs) -> Call:
-        """A call of the work: o, or the gradients of q, k and v."""
+        """A call of the work: the output, or the gradients of all inputs."""
         op, by, state, kept = work.op, self.by, inputs.state, work.state
-        q, k, v = inputs.leaves
         if work.task == "step":
-            return lambda: (op.step(q, k, v, state, backend=by),)
+            q, k, v, *decays = inputs.leaves
+            return lambda: (op.step(q, k, v, state, *decays, backend=by),)
+        given = filled(op, inputs.leaves)
         if work.task == "forward":
-            return lambda: (op(q, k, v, initial_state=state, output_final_state=kept, backend=by)[0],)
+            return lambda: (op(*given, initial_state=state, output_final_state=kept, backend=by)[0],)
 
         def train() -> Results:
-            o, _ = op(q, k, v, initial_state=state, output_final_state=kept, backend=by)
-            return torch.autograd.grad(o, (q, k, v), inputs.weight)
+            o, _ = op(*given, initial_state=state, output_final_state=kept, backend=by)
+            return torch.autograd.grad(o, inputs.leaves, inputs.weight)
 
         return train
 
@@ -65,39 +68,45 @@ def default(work: Work, device: str) -> str:
 
 
 def expected(work: Work, inputs: Inputs) -> Results:
-    """What one call must give for the last head of the last batch, by naive mathematics in float64."""
-    training = work.task == "training"
-    leaves = [_row(x).detach().double().requires_grad_(training) for x in inputs.leaves]
+    """What one call must give in its last row, by naive mathematics in float64."""
+    training, op = work.task == "training", work.op
+    pairs = zip(taken(op), inputs.leaves, strict=True)
+    leaves = [_row(work, kind, x).detach().double().requires_grad_(training) for kind, x in pairs]
     state = _state_row(inputs.state)
     with torch.set_grad_enabled(training):
         parts = []
-        for q, k, v in zip(*(x.split(PIECE, dim=1) for x in leaves), strict=True):
-            o, state = work.op.reference(q, k, v, initial_state=state, output_final_state=True)
+        for start in range(0, work.length, PIECE):
+            piece = filled(op, tokens(op, leaves, start, start + PIECE))
+            o, state = op.reference(*piece, initial_state=state, output_final_state=True)
             parts.append(o)
         o = torch.cat(parts, dim=1)
     if not training:
         return (o,)
-    return torch.autograd.grad(o, leaves, _row(inputs.weight).double())
+    return torch.autograd.grad(o, leaves, _row(work, op.signature.output, inputs.weight).double())
 
 
 def fault(work: Work, results: Results, exact: Results) -> str | None:
     """What is wrong with the results of a call; None if they are as near to `exact` as they must be."""
-    allowed = (BACKWARD if work.task == "training" else FORWARD)[work.torch_dtype]
-    noise = NOISE * max(float(x.square().mean().sqrt()) for x in exact) if work.task == "training" else 0.0
-    names = ("dq", "dk", "dv") if work.task == "training" else ("o",)
-    for name, got, want in zip(names, results, exact, strict=True):
-        found = errors(_row(got), want, noise)
+    training, signature = work.task == "training", work.op.signature
+    allowed = (BACKWARD if training else FORWARD)[work.torch_dtype]
+    noise = NOISE * max(float(x.square().mean().sqrt()) for x in exact) if training else 0.0
+    kinds = taken(work.op) if training else [signature.output]
+    for kind, got, want in zip(kinds, results, exact, strict=True):
+        found = errors(_row(work, kind, got), want, noise)
         if not allowed.allows(found):
             return (
-                f"wrong: {name} has error {found.norm:.2e} (allowed {allowed.norm:.0e}), "
-                f"worst element {found.worst:.2e} (allowed {allowed.worst:.0e})"
+                f"wrong: {'d' if training else ''}{kind.name} has error {found.norm:.2e} (allowed "
+                f"{allowed.norm:.0e}), worst element {found.worst:.2e} (allowed {allowed.worst:.0e})"
             )
     return None
 
 
-def _row(x: Tensor) -> Tensor:
-    """The last head of the last batch of [B,T,H,D], [1,T,1,D]."""
-    return x[-1:, :, -1:]
+def _row(work: Work, kind: Argument, x: Tensor) -> Tensor:
+    """What the last head or channel has of a tensor, in the last sequence if no two share an input."""
+    last = [work.op.unit]
+    if all("B" in argument.dims for argument in taken(work.op)):
+        last.append("B")
+    return x[tuple(slice(-1, None) if dim in last else slice(None) for dim in kind.dims)]
 
 
 def _state_row(state: Any) -> Any:

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 import based_ops
+from based_ops.codegen.spec.signature import Argument
 from based_ops.variant import Variant, dtype_named
 
 ROOM = Path(__file__).resolve().parent.parent
@@ -26,7 +27,7 @@ HEADS = 16
 
 @dataclass(frozen=True)
 class Work:
-    """One call: a variant's `task` on inputs of B, H and T in one dtype.
+    """One call: a variant's `task` on inputs of B, H and T in one dtype; H is D where a layer has channels.
 
     `task` is "forward", "training" (forward and backward) or "step".  `state`: from an initial to a final
     state.  `clock` is what is timed: "device" (the device's time for an eager call), "graph" (the same in a
@@ -63,6 +64,11 @@ class Work:
     def rows(self) -> int:
         """Sequences that are independent of each other, B·H."""
         return self.batch * self.heads
+
+    def shape(self, argument: Argument) -> tuple[int, ...]:
+        """What a tensor of the layer's signature has in this call."""
+        sizes = {"B": self.batch, "T": self.length, "Tk": self.length, self.op.unit: self.heads}
+        return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in argument.dims)
 
     @property
     def torch_dtype(self) -> torch.dtype:

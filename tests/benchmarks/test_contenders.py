@@ -15,7 +15,7 @@ from based_ops.benchmarks.ops.inputs import another, another_state, make
 from based_ops.benchmarks.ops.ours import Ours
 from based_ops.benchmarks.ops.peers import ON_CUDA, peers, too_long
 from based_ops.benchmarks.ops.peers.common import taylor_features
-from based_ops.benchmarks.ops.peers.pytorch import Sdpa, naive_step, window_mask
+from based_ops.benchmarks.ops.peers.pytorch import Conv1d, Sdpa, naive_step, window_mask
 from based_ops.benchmarks.ops.warm import ended_well, jobs
 from based_ops.benchmarks.ops.works import Entry, Work, entries
 
@@ -27,6 +27,11 @@ WORKS = [
     Work("window64_d64", "forward", 1, 2, 130, "float32"),
     Work("window64_d64", "training", 1, 1, 70, "float32"),
     Work("window64_d64", "step", 2, 2, 1, "float32"),
+    Work("simple_gla_qk64_v64", "training", 2, 2, 70, "float32"),
+    Work("retention_qk64_v64", "training", 2, 2, 70, "float32"),
+    Work("simple_gla_qk64_v64", "step", 2, 2, 1, "float32"),
+    Work("conv3_silu", "forward", 2, 5, 70, "float32"),
+    Work("conv3_silu_ungated", "training", 2, 5, 70, "float32"),
 ]
 
 
@@ -38,7 +43,7 @@ def test_ours_pass_the_check_and_a_wrong_result_does_not(work: Work, monkeypatch
     results = Ours("torch").prepare(work, inputs)()
     assert ours.fault(work, results, exact) is None
     broken = (results[0].clone(), *results[1:])
-    broken[0][-1, -1, -1, -1] += 1
+    broken[0].flatten()[-1] += 1
     assert "wrong: " in str(ours.fault(work, broken, exact))
     missing = (torch.full_like(results[0], float("nan")), *results[1:])
     assert ours.fault(work, missing, exact) is not None
@@ -101,6 +106,14 @@ def test_sdpa_gives_an_output_or_three_gradients() -> None:
     forward, training = WORKS[0], WORKS[2]
     assert [x.shape for x in peer.prepare(forward, make(forward, "cpu"))()] == [(1, 2, 70, 64)]
     assert len(peer.prepare(training, make(training, "cpu"))()) == 3
+
+
+def test_convolutions_of_peers_are_ours() -> None:
+    work = WORKS[-1]
+    inputs = make(work, "cpu")
+    got, exact = Conv1d().prepare(work, inputs)(), Ours("torch").prepare(work, inputs)()
+    for x, y in zip(got, exact, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4)
 
 
 def test_long_quadratic_peers_are_predicted() -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from ..contender import Contender
 from ..works import Work
-from .fla import FlaBased, FlaLinear, FlaStep
-from .pytorch import CompiledStep, Flex, Sdpa, Varlen
+from .causal_conv1d import CausalConv1d
+from .fla import FlaBased, FlaDecay, FlaLinear, FlaStep
+from .pytorch import CompiledStep, Conv1d, Flex, Sdpa, Varlen
 
 LONGEST_MS = 60.0
 """Quadratic peers that would take longer on a GPU are not run."""
@@ -23,12 +24,15 @@ ON_CUDA: tuple[Contender, ...] = (
     FlaBased("fla parallel_based", "parallel_based", widest=128, quadratic=True),
     FlaLinear("fla chunk_linear_attn", "chunk_linear_attn"),
     FlaLinear("fla fused_chunk_linear_attn", "fused_chunk_linear_attn"),
+    FlaDecay(),
     Sdpa("FlashAttention-2 (SDPA)", "FLASH_ATTENTION"),
     Sdpa("cuDNN attention (SDPA)", "CUDNN_ATTENTION"),
     Flex(),
     Varlen(),
     FlaStep(),
     CompiledStep(),
+    CausalConv1d(),
+    Conv1d(),
 )
 ON_CPU: tuple[Contender, ...] = (Sdpa("SDPA", None),)
 

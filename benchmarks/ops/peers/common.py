@@ -13,13 +13,20 @@ from ..works import Work
 
 
 def is_taylor(work: Work) -> bool:
-    """Whether the layer is the second-order Taylor linear attention."""
+    """Whether the layer is the second-order Taylor linear attention, of which nothing fades."""
     spec = work.spec
     return (
         spec.mixer == "linear_attention"
+        and spec.decay == "none"
         and spec.feature_map.kind == "taylor_exp"
         and spec.feature_map.order == 2
     )
+
+
+def is_plain_convolution(work: Work) -> bool:
+    """Whether the layer is a short convolution and its SiLU, with a bias and without a gate."""
+    spec = work.spec
+    return bool(spec.mixer == "short_conv" and spec.activation == "silu(x)" and spec.bias and not spec.gate)
 
 
 def taylor_features(x: Tensor, scale: float) -> Tensor:

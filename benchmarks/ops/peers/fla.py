@@ -55,7 +55,8 @@ class FlaLinear(Contender):
     def takes(self, work: Work) -> bool:
         spec = work.spec
         elementwise_map = spec.mixer == "linear_attention" and spec.feature_map.kind == "elementwise"
-        return (elementwise_map and work.task == "forward") or (work.task != "step" and is_taylor(work))
+        fixed = elementwise_map and spec.decay == "none"
+        return (fixed and work.task == "forward") or (work.task != "step" and is_taylor(work))
 
     def why_not(self, entry: Entry, device: str) -> str | None:
         if is_taylor(entry.work) and entry.work.op.qk != 16:
@@ -75,8 +76,34 @@ class FlaLinear(Contender):
                 return function(phi_q, phi_k, v, scale=1.0, normalize=spec.normalize)[0]
 
             return sequence_call(work, inputs, inputs.leaves, expanded)
-        q, k = (elementwise(spec.feature_map.expression, x) for x in (inputs.q, inputs.k))
-        return lambda: (function(q, k, inputs.v, scale=scale, normalize=spec.normalize)[0],)
+        q, k, v = inputs.leaves
+        q, k = (elementwise(spec.feature_map.expression, x) for x in (q, k))
+        return lambda: (function(q, k, v, scale=scale, normalize=spec.normalize)[0],)
+
+
+class FlaDecay(Contender):
+    """flash-linear-attention's linear attention with a decay for each token and head."""
+
+    by = "fla chunk_simple_gla"
+
+    def takes(self, work: Work) -> bool:
+        spec = work.spec
+        identity = spec.mixer == "linear_attention" and spec.facts()["map"] == "x" and not spec.normalize
+        return identity and spec.decay == "token" and work.task != "step"
+
+    def why_not(self, entry: Entry, device: str) -> str | None:
+        return _fla_missing()
+
+    def prepare(self, work: Work, inputs: Inputs) -> Call:
+        from fla.ops.simple_gla import chunk_simple_gla
+
+        scale = work.op.default_scale
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+            o: Tensor = chunk_simple_gla(q, k, v, g, scale=scale)[0]
+            return o
+
+        return sequence_call(work, inputs, inputs.leaves, attend)
 
 
 @dataclass(frozen=True)

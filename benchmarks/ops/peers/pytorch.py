@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import conv1d, pad, scaled_dot_product_attention, silu
 
 from ..contender import Call, Contender, Results
 from ..inputs import Inputs
 from ..works import Entry, Work
-from .common import is_taylor, sequence_call, taylor_features
+from .common import is_plain_convolution, is_taylor, sequence_call, taylor_features
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,9 @@ class Sdpa(Contender):
     def prepare(self, work: Work, inputs: Inputs) -> Call:
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
-        shape = (work.batch, work.heads, work.length, work.op.v)
+        shape, lead = (work.batch, work.heads, work.length, work.op.v), inputs.leaves[0]
         q, k, v = (
-            torch.randn(shape, device=inputs.q.device, dtype=inputs.q.dtype).requires_grad_(
-                inputs.q.requires_grad
-            )
+            torch.randn(shape, device=lead.device, dtype=lead.dtype).requires_grad_(lead.requires_grad)
             for _ in range(3)
         )
         chosen: Callable[[], Any] = nullcontext
@@ -73,7 +71,7 @@ class Flex(Contender):
         from torch.nn.attention.flex_attention import flex_attention
 
         attend = _compiled(flex_attention)
-        mask = window_mask(work.spec.window, work.length, inputs.q.device)
+        mask = window_mask(work.spec.window, work.length, inputs.leaves[0].device)
         # FlexAttention wants heads before tokens; strided views cost it nothing.
         return sequence_call(
             work,
@@ -129,7 +127,7 @@ class Varlen(Contender):
         from torch.nn.attention.varlen import varlen_attn
 
         length = work.length
-        ends = torch.arange(work.batch + 1, device=inputs.q.device, dtype=torch.int32) * length
+        ends = torch.arange(work.batch + 1, device=inputs.leaves[0].device, dtype=torch.int32) * length
         # (W - 1, 0) is W keys, the query's own included.
         window = (work.spec.window - 1, 0)
 
@@ -162,6 +160,25 @@ class CompiledStep(Contender):
             return (step(q, k, v, state, total, scale, eps),)
 
         return run
+
+
+@dataclass(frozen=True)
+class Conv1d(Contender):
+    """`torch.nn.functional.conv1d` on channels before tokens, a group for each, with padding on the left."""
+
+    by = "conv1d"
+    compiles = False
+
+    def takes(self, work: Work) -> bool:
+        return is_plain_convolution(work)
+
+    def prepare(self, work: Work, inputs: Inputs) -> Call:
+        def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            padded = pad(x.transpose(1, 2), (weight.shape[1] - 1, 0))
+            y = conv1d(padded, weight.unsqueeze(1), bias, groups=weight.shape[0])
+            return silu(y).transpose(1, 2)
+
+        return sequence_call(work, inputs, inputs.leaves, convolve)
 
 
 def naive_step(
