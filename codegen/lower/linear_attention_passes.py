@@ -94,11 +94,11 @@ class _Layer:
             SIZES,
             *before,
             plan,
-            *self.running_decays(),
             Bind({"split": Name("segments") > 1, "has_initial": Present("initial_state")}),
             Comment(ONE_SEGMENT),
             Bind({"summed": Either(RECURRENT, SPLIT, SPLIT | HAS_INITIAL | FINAL)}),
             *after,
+            *self.running_decays(SUMMED | ~RECURRENT),
             allocate("o", ("B", "T", "H", self.v), IO),
             allocate("n", ("B", "H", "T"), ACC, None if self.normalize else NEVER),
             *self.user_states("final_", FINAL),
@@ -283,13 +283,13 @@ class _Layer:
     def fades(self) -> bool:
         return self.decay != "none"
 
-    def running_decays(self) -> Steps:
-        """G after every token, where each has a decay of its own."""
+    def running_decays(self, when: Value | None = None) -> Steps:
+        """G after every token, where each has a decay of its own; a recurrence alone needs none."""
         if self.decay != "token":
             return ()
         places = ("B", "H", "T")
-        buffers = allocate("scan", places, WIDE), allocate("running_decay", places, WIDE)
-        return (*buffers, launch("decay_sums"), launch("decays"))
+        buffers = allocate("scan", places, WIDE, when), allocate("running_decay", places, WIDE, when)
+        return (*buffers, launch("decay_sums", {}, when), launch("decays", {}, when))
 
     def decay_gradients(self) -> Steps:
         """dg, from what the weights of every token owe to G."""

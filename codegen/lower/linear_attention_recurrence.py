@@ -41,9 +41,7 @@ def recurrence(layer: Layer) -> Program:
         t = b.let("t", TOKENS.tile(t0, "CHUNK"))
         queries = memory.scaled_queries(t)
         keys, values = memory.keys(t)
-        origin = memory.moment("origin", t0)
-        log = memory.since("t_log", t, origin)
-        total = memory.between("chunk_log", origin, memory.moment("chunk_end", TOKENS.until(t0 + "CHUNK")))
+        log, total = memory.of_tile("t_log", t, t0, TOKENS.until(t0 + "CHUNK"))
         kept = memory.until("kept", t, log, total)
         b.comment("The chunk's own keys, directly.")
         answer = memory.pair(queries, keys, values, column(t) >= row(t), scale=wrap(1.0), logs=(log, log))
@@ -68,7 +66,7 @@ def recurrence(layer: Layer) -> Program:
         layer.queries("q"),
         layer.queries("k"),
         layer.values("v"),
-        *layer.decays(),
+        *layer.given_decays(),
         *initial,
         *before,
         layer.values("o", strided=False),

@@ -38,7 +38,7 @@ class _States:
         t = self.b.let("t", TOKENS.tile(first, size))
         past, memory = TOKENS.past(first, size), self.memory
         log = memory.since("t_log", t, start if self.of_queries else end)
-        kept = memory.of_tile("kept", t, log, self.of_queries)
+        kept = memory.left_of_tile("kept", t, log, self.of_queries)
         if self.of_queries:
             _, queries = memory.load("X", "q", t)
             gradients = memory.gradients(t)

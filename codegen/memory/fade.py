@@ -2,14 +2,29 @@
 
 G is the running sum of the decays g ≤ 0, logarithms of what one token leaves.  A *moment* is what G is
 before a token.  Only differences of G become exponents: G itself may be so large, and so small its inverse,
-that neither has digits left.  So it is WIDE, and differences are rounded.
+that neither has digits left.  So it is WIDE, and differences are rounded.  A program that goes through a
+sequence token by token, or tile by tile, needs no G: it sums the decays of its own tile.
 """
 
 from __future__ import annotations
 
 from ..dtypes import ACC, WIDE
 from ..ir.build import Builder
-from ..ir.nodes import Binary, Cast, Expr, Full, Load, Var, Where, column, maximum, row, wrap
+from ..ir.nodes import (
+    Binary,
+    Cast,
+    Expr,
+    Full,
+    Load,
+    Sum,
+    Var,
+    Where,
+    column,
+    maximum,
+    minimum,
+    row,
+    wrap,
+)
 from ..ir.program import Tensor
 from .states import B, H, left
 
@@ -52,6 +67,14 @@ class OfHeads:
         """How G changes from one moment to another."""
         return self.b.let(name, Cast(later - earlier, ACC) * self.g)
 
+    def of_tile(self, name: str, t: Var, first: Expr, stop: Expr) -> tuple[Var, Var]:
+        """G after each token of a tile, and at its `stop`, as seen from before the tile, which is `first`."""
+        return self.since(name, t, first), self.between(f"{name}_end", first, stop)
+
+    def of_token(self, name: str, t: Expr, stop: Expr) -> Var:
+        """How G changes with a token; at the `stop` of a sequence it does not."""
+        return self.between(name, minimum(t, stop), minimum(t + 1, stop))
+
 
 class OfTokens:
     """A decay for each token of each head: G is kept in a tensor."""
@@ -75,6 +98,16 @@ class OfTokens:
 
     def between(self, name: str, earlier: Expr, later: Expr) -> Var:
         return self.b.let(name, Cast(later - earlier, ACC))
+
+    def of_tile(self, name: str, t: Var, first: Expr, stop: Expr) -> tuple[Var, Var]:
+        b = self.b
+        own = decay(b, f"{name}_own", (B, t, H))
+        earlier = b.let(f"{name}_earlier", Where(column(t) >= row(t), row(own), wrap(0.0)))
+        return b.let(name, Sum(earlier, 1)), b.let(f"{name}_end", Sum(own, 0))
+
+    def of_token(self, name: str, t: Expr, stop: Expr) -> Var:
+        own = decay(self.b, f"{name}_own", (B, minimum(t, stop - 1), H))
+        return self.b.let(name, Where(t < stop, own, wrap(0.0)))
 
 
 Fade = OfHeads | OfTokens

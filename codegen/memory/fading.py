@@ -30,6 +30,14 @@ class Fading:
         """The logarithm of what is left from one moment to another."""
         return self.fade.between(name, earlier, later) if self.fade and earlier and later else None
 
+    def of_tile(self, name: str, t: Var, first: Expr, stop: Expr) -> tuple[Var | None, Var | None]:
+        """The logarithms of what is left, after each token of a tile and at its `stop`, of what was before."""
+        return self.fade.of_tile(name, t, first, stop) if self.fade else (None, None)
+
+    def of_token(self, name: str, t: Expr, stop: Expr) -> Var | None:
+        """The logarithm of what one token leaves; at the `stop` of the sequence there is none."""
+        return self.fade.of_token(name, t, stop) if self.fade else None
+
     def until(self, name: str, t: Var, log: Var | None, end: Var | None) -> Var | None:
         """What is left of the tokens of a tile at its end; nothing of those past the sequence.
 
@@ -37,7 +45,7 @@ class Fading:
         """
         return self._there(name, t, end - log) if log and end else None
 
-    def of_tile(self, name: str, t: Var, log: Var | None, later: bool) -> Var | None:
+    def left_of_tile(self, name: str, t: Var, log: Var | None, later: bool) -> Var | None:
         """What is left of the tokens of a tile at a `later` moment, from which they are seen; or at them."""
         return self._there(name, t, log if later else -log) if log else None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
-from ..ir.nodes import ACC, IO, Cast, Expr, Full, Load, Span, Sum, Var, column, minimum, row
+from ..ir.nodes import ACC, IO, Cast, Expr, Full, Load, Span, Sum, Var, column, row
 from .states import B, Block, H, Kept
 from .sums import Sums
 
@@ -103,10 +103,7 @@ class Walk:
 
     def _fade(self, t: Expr) -> None:
         """What is left of the state after a token of the segment; past that it is as it was found."""
-        memory = self.memory
-        before = memory.moment("row_before", minimum(t, self.stop))
-        after = memory.moment("row_after", minimum(t + 1, self.stop))
-        self.state.fade(memory.between("row_log", before, after))
+        self.state.fade(self.memory.of_token("row_log", t, self.stop))
 
     def _weighted(self, t: Var) -> Var:
         plain = self._row("query_row", "q", t)
