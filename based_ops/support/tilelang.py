@@ -101,6 +101,12 @@ def dot(x, y, acc, transpose_x=False, transpose_y=False, clear=False):  # type: 
         tl.gemm(x, y, acc, transpose_A=transpose_x, transpose_B=transpose_y, clear_accum=clear)
 
 
+@tl.macro
+def running_sum(x, out):  # type: ignore[no-untyped-def]
+    """Set `out` to the sums of a shared vector up to each of its elements."""
+    tl.cumsum(x, out, dim=0)
+
+
 def dithered(x: Any, dtype: str, token: Any, value: Any, place: Any) -> Any:
     """x in float32, rounded to `dtype` at random: see `Dithered` in `codegen/ir/nodes.py`.
 

@@ -32,6 +32,14 @@ def dot(x, y, acc, transpose_x=False, transpose_y=False, clear=False):  # type: 
     tl.gemm(x, y, acc, transpose_A=transpose_x, transpose_B=transpose_y, clear_accum=clear)
 
 
+@tl.macro
+def running_sum(x, out):  # type: ignore[no-untyped-def]
+    """Set `out` to the sums of a vector up to each of its elements."""
+    out[0] = x[0]
+    for i in tl.serial(x.shape[0] - 1):
+        out[i + 1] = out[i] + x[i + 1]
+
+
 class Kernel:
     """A kernel of a generated module, compiled once for each combination of its settings."""
 

@@ -26,6 +26,7 @@ from ..ir.nodes import (
     Let,
     Load,
     Max,
+    RunningSum,
     Set,
     Span,
     Stmt,
@@ -203,6 +204,8 @@ class _Kernel:
                 self._dot(name, value, ["clear=True"])
             case Sum(x, axis) | Max(x, axis):
                 self.w.line(f"tl.reduce_{type(value).__name__.lower()}({x.name}, {name}, dim={axis})")
+            case RunningSum(x):
+                self.w.call("running_sum(", [x.name, name])
             case Cast(Var(source), to) if to == OPERAND and self.scopes.get(source) == FRAGMENT:
                 self.w.line(f"tl.copy({source}, {name})")
             case _:

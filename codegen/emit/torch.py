@@ -29,6 +29,7 @@ from ..ir.nodes import (
     Let,
     Load,
     Max,
+    RunningSum,
     Set,
     Span,
     Stmt,
@@ -273,6 +274,8 @@ class _Function:
                 return f"{x.name}.sum({axis - len(self.types[x.name].shape)})"
             case Max(x, axis):
                 return f"{x.name}.amax({axis - len(self.types[x.name].shape)})"
+            case RunningSum(x):
+                return f"{x.name}.cumsum(-1)"
             case Columns(x, index, extent, fill, transposed, weight):
                 factor = f", {weight.name}" if weight else ""
                 swapped = ".mT" if transposed else ""
@@ -284,7 +287,7 @@ class _Function:
 
     def _align(self, expr: Expr, shape: tuple[Dim, ...], outer: int = 0) -> str:
         """An operand; a batched scalar gets the trailing dimensions of the tiles it meets."""
-        if isinstance(expr, Dot | Sum | Max):
+        if isinstance(expr, Dot | Sum | Max | RunningSum):
             return self._right_side(expr)
         kind = infer(expr, self.types, self.program)
         if kind.batched and not kind.shape and shape:

@@ -22,6 +22,7 @@ from ..ir.nodes import (
     Let,
     Load,
     Max,
+    RunningSum,
     Set,
     Span,
     Stmt,
@@ -348,6 +349,8 @@ class TritonKernel:
                 return f"{self.language}.sum({x.name}, {axis})"
             case Max(x, axis):
                 return f"{self.language}.max({x.name}, {axis})"
+            case RunningSum(x):
+                return f"tl.cumsum({x.name}, 0)"
             case _:
                 return self.text(value)
 

@@ -37,6 +37,7 @@ from .nodes import (
     Let,
     Load,
     Max,
+    RunningSum,
     Set,
     Span,
     Stmt,
@@ -50,7 +51,7 @@ from .nodes import (
 )
 from .program import HAS_SLOT, SLOT, Program
 
-ALONE = (Load, Dot, Sum, Max, Columns)
+ALONE = (Load, Dot, Sum, Max, RunningSum, Columns)
 """Nodes that only stand as the whole right side of a statement."""
 
 
@@ -167,6 +168,10 @@ class _Checker:
                 if axis >= len(tile.shape):
                     raise self.fail(f"reduction of {x.name} along axis {axis}")
                 return Type(tile.dtype, tile.shape[:axis] + tile.shape[axis + 1 :], tile.batched)
+            case RunningSum(x):
+                if len(self.infer(x).shape) != 1:
+                    raise self.fail(f"running sum of {x.name}, which is no vector")
+                return self.infer(x)
             case Columns(x, index, transposed=transposed, weight=weight):
                 tile = self.infer(x)
                 if weight is not None and self.infer(weight).shape != self.infer(index).shape:
@@ -297,7 +302,9 @@ def children(expr: Expr) -> tuple[Expr, ...]:
     match expr:
         case Span(start, stop=stop):
             return (start,) if stop is None else (start, stop)
-        case Unary(_, x) | Cast(x, _) | Expand(x, _) | Transpose(x) | Sum(x, _) | Max(x, _) | Doubt(x):
+        case Unary(_, x) | Cast(x, _) | Expand(x, _) | Transpose(x):
+            return (x,)
+        case Sum(x, _) | Max(x, _) | RunningSum(x) | Doubt(x):
             return (x,)
         case Binary(_, x, y):
             return (x, y)

@@ -24,6 +24,7 @@ from .nodes import (
     Let,
     Load,
     Max,
+    RunningSum,
     Set,
     Span,
     Stmt,
@@ -128,7 +129,7 @@ class _Fuser:
 
     def _folds(self, name: str, value: Expr, rest: tuple[Stmt, ...]) -> bool:
         kind = self.types[name]
-        if not kind.shape or name in self.assigned or isinstance(value, Dot | Sum | Max):
+        if not kind.shape or name in self.assigned or isinstance(value, Dot | Sum | Max | RunningSum):
             return False
         if isinstance(value, Span) or kind.dtype == BOOL:
             return True
@@ -148,7 +149,7 @@ class _Fuser:
             if not _mentions(stmt, name):
                 continue
             if not isinstance(stmt, Let | Set | Add | Store) or isinstance(
-                stmt.value, Dot | Sum | Max | Columns
+                stmt.value, Dot | Sum | Max | RunningSum | Columns
             ):
                 return False
             again = _uses(stmt, name) > 1 or self._used_later(name, rest[place + 1 :])

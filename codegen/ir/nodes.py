@@ -7,7 +7,8 @@ schedule binds.
 
 Three rules keep programs printable in every backend (`check.py` enforces them):
 
-* `Load`, `Dot`, `Sum`, `Max` and `Columns` stand alone on the right of a statement, and read named tiles;
+* `Load`, `Dot`, `Sum`, `Max`, `RunningSum` and `Columns` stand alone on the right of a statement, and read
+  named tiles;
 * everything else is elementwise and nests freely, with an explicit `Expand` wherever ranks differ;
 * out of range means harmless: a `Load` outside its tensor, or past the stop of an index tile, reads `fill`, a
   `Store` there is dropped.
@@ -224,6 +225,13 @@ class Max(Expr):
 
     x: Var
     axis: int
+
+
+@dataclass(frozen=True)
+class RunningSum(Expr):
+    """Sums of the elements of a named vector up to each of them."""
+
+    x: Var
 
 
 @dataclass(frozen=True)

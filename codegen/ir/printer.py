@@ -20,6 +20,7 @@ from .nodes import (
     Let,
     Load,
     Max,
+    RunningSum,
     Set,
     Span,
     Stmt,
@@ -165,6 +166,8 @@ def text(expr: Expr, outer: int = 0) -> str:
             return f"sum({x.name}, axis={axis})"
         case Max(x, axis):
             return f"max({x.name}, axis={axis})"
+        case RunningSum(x):
+            return f"running_sum({x.name})"
         case Load(tensor, index, dtype, fill):
             other = f", fill={fill!r}" if fill else ""
             return f"load {tensor}[{', '.join(map(text, index))}] as {dtype}{other}"

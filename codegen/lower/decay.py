@@ -15,15 +15,14 @@ from ..ir.nodes import (
     Expr,
     Full,
     Load,
+    RunningSum,
     Span,
     Sum,
     Var,
     Where,
     cdiv,
-    column,
     maximum,
     minimum,
-    row,
     wrap,
 )
 from ..ir.program import Axis, Program, Tensor
@@ -57,8 +56,7 @@ def sums_in_chunks(name: str, of_gradients: bool) -> Program:
         numbers, tensor = b.let("r_own", Load("r", (B, H, t), ACC)), Tensor("r", NUMBERS, ACC)
     else:
         numbers, tensor = decay(b, "decay", (B, t, H)), Tensor("log_decay", ROWS, ACC)
-    earlier = b.let("earlier", Where(column(t) >= row(t), row(numbers), wrap(0.0)))
-    b.store("scan", (B, H, t), Cast(b.let("sum", Sum(earlier, 1)), WIDE))
+    b.store("scan", (B, H, t), b.let("sum", RunningSum(b.let("wide", Cast(numbers, WIDE)))))
     tensors = tensor, Tensor("scan", NUMBERS, WIDE)
     return _program(name, "Running sums, anew in every chunk.", (*BATCH_AXES, SCANNED), tensors, b)
 
@@ -80,9 +78,10 @@ def token_gradients(layer: Layer) -> Program:
     t = b.let("t", TOKENS.tile(place, "SCAN"))
     length = layer.segment_length(b)
     segment = b.let("segment", place // length)
-    numbers = b.let("r_own", Load("r", (B, H, t), ACC))
-    earlier = b.let("earlier", Where(column(t) > row(t), row(numbers), wrap(0.0)))
-    own = b.let("own", Sum(earlier, 1))  # without the token's, which may not be finite
+    # The token's own number, which may not be finite, is no part of its sum.
+    previous = b.let("previous", TOKENS.tile(place - 1, "SCAN", before=True))
+    numbers = b.let("r_previous", Load("r", (B, H, previous), ACC))
+    own = b.let("own", RunningSum(b.let("earlier", Where(t > place, numbers, wrap(0.0)))))
     before = _chunks_before(b, b.let("first", segment * length // "SCAN"))
     b.store("d_log_decay", (B, t, H), _edge(b, segment) - (own + Cast(before, ACC)))
     tensors = (

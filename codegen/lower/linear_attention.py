@@ -71,7 +71,7 @@ def outputs(layer: Layer) -> Program:
         with memory.blocks() as block:
             features = memory.weighted(queries, block)
             memory.read(answer, features, memory.stored(earlier, block.f, segment))
-        memory.fade_got((answer.out,), answer.n, layer.since_segment(memory, t, segment, length))
+        memory.fade_answer(answer, layer.since_segment(memory, t, segment, length))
     b.comment("This segment, directly.")
     with b.loop("j0", TOKENS.token(segment * length), TOKENS.until(start + "CHUNK"), "KEYS") as j0:
         j = b.let("j", TOKENS.tile(j0, "KEYS"))

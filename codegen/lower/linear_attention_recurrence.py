@@ -43,15 +43,22 @@ def recurrence(layer: Layer) -> Program:
         keys, values = memory.keys(t)
         log, total = memory.of_tile("t_log", t, t0, TOKENS.until(t0 + "CHUNK"))
         kept = memory.until("kept", t, log, total)
-        b.comment("The chunk's own keys, directly.")
-        answer = memory.pair(queries, keys, values, column(t) >= row(t), scale=wrap(1.0), logs=(log, log))
+        seen, one = column(t) >= row(t), wrap(1.0)
+        if memory.fade:
+            answer = memory.answer()
+        else:
+            b.comment("The chunk's own keys, directly.")
+            answer = memory.pair(queries, keys, values, seen, scale=one)
         b.comment("Older keys, through the state; then the chunk's keys enter it.")
         with b.blocks("f0", features.rows, memory.size, memory.tiles):
             plain = features.features(b, "P", queries, block.selection, weight)
-            memory.fade_rows(plain, log)
             memory.read(answer, plain, state)
             state.fade(total)
             memory.enter(state, block, keys, values, TOKENS.past(t0, "CHUNK"), kept=kept)
+        if memory.fade:
+            memory.fade_answer(answer, log)
+            b.comment("The chunk's own keys, directly: what they leave differs from pair to pair.")
+            memory.pair(queries, keys, values, seen, answer, one, (log, log))
         memory.finish(answer, t)
         b.store("o", (B, t, H, u), Cast(answer.out, IO))
     with b.when("FINAL"), b.blocks("f0", features.rows, memory.size, memory.tiles):

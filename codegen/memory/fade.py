@@ -1,9 +1,10 @@
 """How a memory fades: what entered with token j is exp(G_i − G_j) of itself after token i.
 
-G is the running sum of the decays g ≤ 0, logarithms of what one token leaves.  A *moment* is what G is
-before a token.  Only differences of G become exponents: G itself may be so large, and so small its inverse,
-that neither has digits left.  So it is WIDE, and differences are rounded.  A program that goes through a
-sequence token by token, or tile by tile, needs no G: it sums the decays of its own tile.
+G is the running sum of the decays g ≤ 0, logarithms of what one token leaves; here to the base 2, of which a
+GPU has exponentials.  A *moment* is what G is before a token.  Only differences of G become exponents: G
+itself may be so large, and so small its inverse, that neither has digits left.  So it is WIDE, and
+differences are rounded.  A program that goes through a sequence token by token, or tile by tile, needs no G:
+it sums the decays of its own tile.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ..ir.nodes import (
     Expr,
     Full,
     Load,
+    RunningSum,
     Sum,
     Var,
     Where,
@@ -26,7 +28,7 @@ from ..ir.nodes import (
     wrap,
 )
 from ..ir.program import Tensor
-from .states import B, H, left
+from .states import LOG2_E, B, H, left
 
 LEAST = -1000.0
 """A decay that leaves nothing, in float64 either; differences of -inf would be NaN."""
@@ -35,9 +37,9 @@ NEVER = -1e30
 
 
 def decay(b: Builder, name: str, place: tuple[Expr, ...]) -> Var:
-    """g, one number or a tile, as it is given, but not below `LEAST`."""
+    """g to the base 2, one number or a tile; not below `LEAST`."""
     given = b.let(f"{name}_given", Load("log_decay", place, ACC))
-    return b.let(name, Binary("max_or_nan", given, wrap(LEAST)))
+    return b.let(name, Binary("max_or_nan", given, wrap(LEAST)) * LOG2_E)
 
 
 class OfHeads:
@@ -102,8 +104,7 @@ class OfTokens:
     def of_tile(self, name: str, t: Var, first: Expr, stop: Expr) -> tuple[Var, Var]:
         b = self.b
         own = decay(b, f"{name}_own", (B, t, H))
-        earlier = b.let(f"{name}_earlier", Where(column(t) >= row(t), row(own), wrap(0.0)))
-        return b.let(name, Sum(earlier, 1)), b.let(f"{name}_end", Sum(own, 0))
+        return b.let(name, RunningSum(own)), b.let(f"{name}_end", Sum(own, 0))
 
     def of_token(self, name: str, t: Expr, stop: Expr) -> Var:
         own = decay(self.b, f"{name}_own", (B, minimum(t, stop - 1), H))

@@ -31,7 +31,7 @@ class Fading:
         return self.fade.between(name, earlier, later) if self.fade and earlier and later else None
 
     def of_tile(self, name: str, t: Var, first: Expr, stop: Expr) -> tuple[Var | None, Var | None]:
-        """The logarithms of what is left, after each token of a tile and at its `stop`, of what was before."""
+        """The logarithms of what is left of what was before a tile: after each token, and at its `stop`."""
         return self.fade.of_tile(name, t, first, stop) if self.fade else (None, None)
 
     def of_token(self, name: str, t: Expr, stop: Expr) -> Var | None:

@@ -34,6 +34,14 @@ class Vector:
         """z before any token."""
         return Part(self.b, self.b.let(f"z{suffix}", Full((self.block,), 0.0)), (f,))
 
+    def nothing(self) -> Var:
+        """n before any weight."""
+        return self.b.let("N", Full(("CHUNK",), 0.0))
+
+    def by_row(self, numbers: Expr) -> Expr:
+        """One number a row, as it meets n."""
+        return numbers
+
     def of_weights(self, matrix: Var) -> Expr:
         """What the weights of a tile of pairs add to n."""
         # As rounded as what o sums, or a row of few terms is off as a whole.
@@ -82,6 +90,12 @@ class Matrix(Vector):
     def zeros(self, f: Var, suffix: str) -> Part:
         shape = (self.block, "VALUES")
         return _Wide(self.b, self.b.let(f"z{suffix}", Full(shape, 0.0)), (f,), shape)
+
+    def nothing(self) -> Var:
+        return self.b.let("N", Full(("CHUNK", "VALUES"), 0.0))
+
+    def by_row(self, numbers: Expr) -> Expr:
+        return column(numbers)
 
     def of_weights(self, matrix: Var) -> Expr:
         return Dot(matrix, self.ones)

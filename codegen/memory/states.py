@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,9 +13,13 @@ from ..ir.program import Tensor
 B, H = Var("b"), Var("h")
 
 
+LOG2_E = 1.0 / math.log(2.0)
+"""What makes a natural logarithm one to the base 2."""
+
+
 def left(log: Expr) -> Expr:
-    """What a memory that fades leaves, given the logarithm."""
-    return Unary("exp", log)
+    """What a memory that fades leaves, given the logarithm, to the base 2."""
+    return Unary("exp2", log)
 
 
 @dataclass(frozen=True)

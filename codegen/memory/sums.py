@@ -43,7 +43,7 @@ from ..lower.sequence import Sequence
 from .fade import Fade, Logs, pairs
 from .fading import Fading
 from .normalizer import Matrix, Vector
-from .states import B, Block, H, Kept, Part, State, Stored
+from .states import B, Block, H, Kept, Part, State, Stored, left
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class Sums(Fading):
     def answer(self) -> Answer:
         """Nothing yet."""
         out = self.b.let("O", Full(("CHUNK", "VALUES"), 0.0))
-        return Answer(out, self.b.let("N", Full(("CHUNK",), 0.0)) if self.normalizer else None)
+        return Answer(out, self.normalizer.nothing() if self.normalizer else None)
 
     def weighted(self, queries: Var, block: Block) -> Var:
         """The query-side features of a tile: the map's own times their weights."""
@@ -225,6 +225,12 @@ class Sums(Fading):
         if onto.n and self.normalizer:
             b.add(onto.n, self.normalizer.of_weights(matrix))
         return onto
+
+    def fade_answer(self, answer: Answer, log: Var | None) -> None:
+        """What is left, at each query, of what it has got from a state."""
+        self.fade_rows(answer.out, log)
+        if log and answer.n and self.normalizer:
+            self.b.set(answer.n, answer.n * self.normalizer.by_row(left(log)))
 
     def finish(self, answer: Answer, t: Var) -> None:
         """Divide o by n, and store n, where the layer normalises."""

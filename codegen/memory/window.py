@@ -34,9 +34,8 @@ from ..ir.nodes import (
     wrap,
 )
 from ..lower.sequence import Sequence
+from .states import LOG2_E, B, H
 
-B, H = Var("b"), Var("h")
-LOG2_E = 1.0 / log(2.0)
 LOGIT = Var("scale") * LOG2_E
 """What makes of a product q·k the power of 2 that is its weight before normalisation."""
 HIDDEN, LEAST = -3.0e38, -1.0e30

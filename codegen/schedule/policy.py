@@ -117,8 +117,8 @@ def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
 def _scan(spec: LayerSpec, program: Program, backend: str, dtype: str) -> Setting:
     """Tiles of what adds up numbers of tokens."""
     values, grain = _power_of_two(spec.extents["VALUES"]), _grain(backend, dtype)
-    sizes = SCANNED | {"VALUES": values, "SEGMENT": grain, "SCAN": min(64, grain)}
-    return Setting(_pick(program, sizes), warps=4, stages=1)
+    sizes = SCANNED | {"VALUES": values, "SEGMENT": grain, "SCAN": grain}
+    return Setting(_pick(program, sizes), warps=1, stages=1)
 
 
 def _on_warpgroups(kernel: ForeignKernel) -> Setting:

@@ -10,7 +10,21 @@ from __future__ import annotations
 
 from ..ir.check import Types, walk
 from ..ir.fuse import expressions, statements
-from ..ir.nodes import INDEX, Add, Columns, Dot, Expand, Let, Max, Set, Stmt, Sum, Transpose, Var
+from ..ir.nodes import (
+    INDEX,
+    Add,
+    Columns,
+    Dot,
+    Expand,
+    Let,
+    Max,
+    RunningSum,
+    Set,
+    Stmt,
+    Sum,
+    Transpose,
+    Var,
+)
 from .model import HOST_C
 
 SHARED, FRAGMENT, LOCAL, SCALAR, EXPRESSION = "shared", "fragment", "local", "scalar", "expression"
@@ -42,7 +56,7 @@ def _crossing(body: tuple[Stmt, ...]) -> set[str]:
     """Variables of which a thread reads elements that another thread wrote."""
     found: set[str] = set()
     for stmt in statements(body):
-        if isinstance(stmt, Let | Set | Add) and isinstance(stmt.value, Sum | Max):
+        if isinstance(stmt, Let | Set | Add) and isinstance(stmt.value, Sum | Max | RunningSum):
             found.add(stmt.name)
         for expr in expressions(stmt):
             for node in walk(expr):
@@ -51,7 +65,7 @@ def _crossing(body: tuple[Stmt, ...]) -> set[str]:
                         found |= {
                             part.x.name if isinstance(part, Transpose) else part.name for part in (x, y)
                         }
-                    case Columns(x, _):
+                    case Columns(x, _) | RunningSum(x):
                         found.add(x.name)
                     case Expand(x):
                         found |= {inner.name for inner in walk(x) if isinstance(inner, Var)}

@@ -30,6 +30,7 @@ from based_ops.codegen.ir.nodes import (
     Let,
     Load,
     Max,
+    RunningSum,
     Set,
     Span,
     Stmt,
@@ -96,6 +97,7 @@ GOOD = (
     When(Doubt(Var("scale")), (Set("V", V * 2.0),)),
     For("k", wrap(0), Var("T"), Var("M"), (Add("V", Sum(X, 1)), Comment("a note"))),
     Store("y", (Var("i"),), V),
+    Let("sums", RunningSum(V)),
     Store("x", (Var("i"), Var("j")), Cast(X, IO)),
 )
 
@@ -107,6 +109,8 @@ BAD = (
     (let(X + 1), "add of .* and .*"),
     (let(Sum(X, 1) + V), "Sum inside a larger expression"),
     (let(Max(X, 1) + V), "Max inside a larger expression"),
+    (let(RunningSum(V) + V), "RunningSum inside a larger expression"),
+    (let(RunningSum(X)), "running sum of X, which is no vector"),
     (let(Unary("exp", Load("y", (Var("i"),), ACC))), "Load inside a larger expression"),
     (let(Cast(Dot(Var("XO"), Var("YO")), OPERAND)), "Dot inside a larger expression"),
     (let(Columns(X, Var("j"), 8) * 2.0), "Columns inside a larger expression"),
