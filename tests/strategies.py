@@ -13,7 +13,7 @@ from based_ops.codegen.mixers.short_conv import ShortConv
 from based_ops.codegen.mixers.sliding_window import MAX_WINDOW, SlidingWindow
 from based_ops.codegen.names import name_problem
 from based_ops.codegen.spec.feature_map import canonical_text, parse
-from based_ops.codegen.spec.model import Elementwise, HeadDims, LayerSpec, TaylorExp
+from based_ops.codegen.spec.model import Elementwise, FeatureMap, HeadDims, LayerSpec, TaylorExp
 
 _SMOOTH = ("tanh", "sigmoid", "softplus", "silu", "gelu", "sin", "cos", "erf")
 _KINKED = ("relu", "elu", "abs")
@@ -98,24 +98,33 @@ def scales() -> st.SearchStrategy[float | None]:
     return st.none() | st.floats(1e-3, 4.0)
 
 
-def linear_attentions(max_qk: int = 64, max_v: int = 256) -> st.SearchStrategy[LinearAttention]:
+def linear_attentions(max_qk: int = 256, max_v: int = 256) -> st.SearchStrategy[LinearAttention]:
     """Linear attention layers of any feature map; narrower ones for tests that run them."""
     elementwise = expressions(3).map(lambda text: Elementwise(canonical_text(parse(text))))
-    drawn = st.builds(
+    taylor = st.builds(TaylorExp, order=st.integers(1, 2))
+    pairs = [(taylor, min(max_qk, TaylorExp.widest)), (elementwise, max_qk)]
+    drawn = st.one_of(_linear_attentions(maps, widest, max_v) for maps, widest in pairs)
+    # What divides by sums that can vanish must say so.
+    return drawn.map(
+        lambda spec: replace(spec, signed_weights=spec.signed_weights or bool(spec.feature_map.signs()))
+    )
+
+
+def _linear_attentions(
+    maps: st.SearchStrategy[FeatureMap], max_qk: int, max_v: int
+) -> st.SearchStrategy[LinearAttention]:
+    return st.builds(
         LinearAttention,
         name=layer_names(),
-        feature_map=st.builds(TaylorExp, order=st.integers(1, 2)) | elementwise,
+        feature_map=maps,
         head_dims=st.builds(HeadDims, qk=st.integers(8, max_qk), v=st.integers(16, max_v)),
         normalize=st.booleans(),
         signed_weights=st.booleans(),
         eps=st.floats(0.0, 1.0),
         scale=scales(),
         state_dtype=st.sampled_from(("float32", "bfloat16", "float16")),
+        decay=st.sampled_from(("none", "head", "token")),
         dtypes=dtype_sets(),
-    )
-    # What divides by sums that can vanish must say so.
-    return drawn.map(
-        lambda spec: replace(spec, signed_weights=spec.signed_weights or bool(spec.feature_map.signs()))
     )
 
 

@@ -72,7 +72,7 @@ class LinearAttention(LayerSpec):
         Tagged("kind", FEATURE_MAPS), "How a query and a key become a weight."
     )
     head_dims: HeadDims = spec_field(
-        Record(HeadDims, {"qk": Integer(8, 64), "v": Integer(16, 256)}), "Widths of one head."
+        Record(HeadDims, {"qk": Integer(8, 256), "v": Integer(16, 256)}), "Widths of one head."
     )
     normalize: bool = spec_field(Flag(), "Divide by the sum of the weights.", True)
     signed_weights: bool = spec_field(
@@ -142,10 +142,16 @@ class LinearAttention(LayerSpec):
 
     @classmethod
     def conflicts(cls, values: Mapping[str, Any]) -> Iterable[Conflict]:
-        """A normaliser needs weights of one sign, unless the spec says that it knows."""
+        """What a map cannot have: too wide a state; a normaliser that can vanish, unless that is known."""
         divides = values.get("normalize", True) is True and values.get("signed_weights", False) is False
-        feature_map = values.get("feature_map")
-        if not divides or not isinstance(feature_map, FeatureMap):
+        feature_map, widths = values.get("feature_map"), values.get("head_dims")
+        if not isinstance(feature_map, FeatureMap):
+            return
+        if isinstance(widths, HeadDims) and isinstance(widths.qk, int) and widths.qk > feature_map.widest:
+            rows = feature_map.features(widths.qk)
+            message = f"must be at most {feature_map.widest} for this map, whose state would have {rows} rows"
+            yield Conflict(("head_dims", "qk"), message, True)
+        if not divides:
             return
         if found := feature_map.signs():
             message = f"`normalize` divides by {found.message}; {_REMEDY}"

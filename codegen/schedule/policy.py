@@ -6,9 +6,7 @@ Tuning records (`records.py`) override what is chosen here, program by program.
 from __future__ import annotations
 
 from ..ir.check import check
-from ..ir.fuse import statements
 from ..ir.kernels import ForeignKernel, LaunchPlan, Sized
-from ..ir.nodes import Add, For, Let, Load, Set
 from ..ir.program import Program
 from ..ir.traits import (
     GRADIENTS,
@@ -20,12 +18,10 @@ from ..ir.traits import (
     STREAMS,
     SUMS_STATES,
     TOKEN,
-    WALKS,
 )
 from ..names import RECURRENCE
 from ..spec.model import LayerSpec
-from . import foreign, orders
-from .budget import WARP
+from . import foreign, orders, streams
 from .legal import (
     ALL_TOKENS,
     COLUMNS_OF_A_WARP,
@@ -37,11 +33,14 @@ from .legal import (
     shares_out,
 )
 from .model import HOST_C, Schedule, Setting
+from .sizes import pick, power_of_two
 
 MATRIX_UNIT = 16
 """The smallest side of a matrix product on a tensor core, in elements."""
 TILE_OF_TWO_WARPS = 64 * 64
 """The largest float32 accumulator that two warps hold beside their operands without spilling."""
+HALF_OF_SHARED = 113 * 1024
+"""Bytes of a Hopper multiprocessor's shared memory for each of two programs."""
 REGISTER_ROWS = 192
 """Rows of a state, 64 values wide, that four warps hold in registers beside their operands."""
 RESIDENT_PROGRAMS = 264
@@ -60,19 +59,6 @@ STATE_ROWS = STATE_COLUMNS = 64
 """The block of a state that one program sums."""
 GRAIN = 128
 """The fewest tokens of a segment."""
-SHORTEST_WALK = 64
-"""The fewest tokens of a segment that is walked: each repeats the few before or after it."""
-WALKED_LANES = {"forward": 1 << 21, "backward": 1 << 18}
-"""Channels, of all sequences and segments, whose copies on their way keep a GPU's memory busy."""
-KEPT_REGISTERS = 80
-"""Of a thread, for what a walk keeps from round to round."""
-COPIED = 8
-"""Channels that a thread copies at once: 16 bytes of the narrow dtypes."""
-ROWS_AHEAD = {False: 4, True: 8}  # rows that a walk has on their way, by whether it makes gradients
-LINE = 128
-"""Channels of a tile: they lie side by side in memory, and a warp moves at least a line of it at once."""
-ALL_CHANNELS = 1 << 20
-"""More channels than there are: a tile has them all."""
 THREE_STAGES = ("states", RECURRENCE, orders.SQUARE, "query_states")
 """Printers of kernels on warpgroups whose chunks are small enough that three are in memory at once."""
 SCANNED = {"PARTS": 256, "FEATURES": 16}  # numbers of tokens, and rows of a state, summed at once
@@ -97,12 +83,14 @@ def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
             return Schedule(subject.name, backend, settings, orders.measured(subject))
     dtypes = (*spec.dtypes, "float64") if backend == "torch" else spec.dtypes
     if isinstance(subject, LaunchPlan):
-        plan = _walks if subject.function == "stream_plan" else _launch_plan
-        settings = {dtype: plan(spec, subject, backend, dtype) for dtype in dtypes}
+        if subject.function == "stream_plan":
+            return Schedule(
+                subject.name, backend, dict.fromkeys(dtypes, streams.launch_plan(subject, backend))
+            )
+        settings = {dtype: _launch_plan(spec, subject, backend, dtype) for dtype in dtypes}
         return Schedule(subject.name, backend, settings)
     if STREAMS in subject.does:
-        settings = dict.fromkeys(dtypes, _stream(subject, backend))
-        return Schedule(subject.name, backend, settings)
+        return Schedule(subject.name, backend, dict.fromkeys(dtypes, streams.tiles(subject, backend)))
     if SCANS in subject.does:
         settings = {dtype: _scan(spec, subject, backend, dtype) for dtype in dtypes}
         return Schedule(subject.name, backend, settings)
@@ -116,9 +104,9 @@ def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
 
 def _scan(spec: LayerSpec, program: Program, backend: str, dtype: str) -> Setting:
     """Tiles of what adds up numbers of tokens."""
-    values, grain = _power_of_two(spec.extents["VALUES"]), _grain(backend, dtype)
+    values, grain = power_of_two(spec.extents["VALUES"]), _grain(backend, dtype)
     sizes = SCANNED | {"VALUES": values, "SEGMENT": grain, "SCAN": grain}
-    return Setting(_pick(program, sizes), warps=1, stages=1)
+    return Setting(pick(program, sizes), warps=1, stages=1)
 
 
 def _on_warpgroups(kernel: ForeignKernel) -> Setting:
@@ -127,7 +115,7 @@ def _on_warpgroups(kernel: ForeignKernel) -> Setting:
     """
     sizes = {"SEGMENT": GRAIN} | kernel.bounds
     stages = 3 if kernel.printer in THREE_STAGES else 2
-    return Setting(_pick(kernel, sizes), WARPGROUP * sizes["CHUNK"] // WARPGROUP_ROWS, stages)
+    return Setting(pick(kernel, sizes), WARPGROUP * sizes["CHUNK"] // WARPGROUP_ROWS, stages)
 
 
 def _plan_on_warpgroups(spec: LayerSpec, plan: LaunchPlan, printer: str) -> Setting:
@@ -142,7 +130,7 @@ def _plan_on_warpgroups(spec: LayerSpec, plan: LaunchPlan, printer: str) -> Sett
         sizes = _recurrent_plan(spec, RESIDENT_PROGRAMS // 2, _segment(spec))
     elif printer == orders.SQUARE:
         sizes = _recurrent_plan(spec, RESIDENT_PROGRAMS, FEW["LONGEST"]) | {"LONGEST": ONE_TOKEN}
-    return Setting(_pick(plan, sizes))
+    return Setting(pick(plan, sizes))
 
 
 def _recurrent_plan(spec: LayerSpec, programs: int, length: int) -> dict[str, int]:
@@ -167,7 +155,7 @@ def _launch_plan(spec: LayerSpec, plan: LaunchPlan, backend: str, dtype: str) ->
             "SHORTEST": SHORTEST_SPAN,
             "PROGRAMS": RESIDENT_PROGRAMS // blocks if backend in ("triton", "tilelang") else 1,
         }
-        return Setting(_pick(plan, sizes))
+        return Setting(pick(plan, sizes))
     length = {"torch": 128, HOST_C: 64}.get(backend, _segment(spec))
     sizes = dict.fromkeys(DIRECT, ALL_TOKENS) | {
         "LENGTH": length,
@@ -178,47 +166,7 @@ def _launch_plan(spec: LayerSpec, plan: LaunchPlan, backend: str, dtype: str) ->
     if _recurs_well(spec, backend, dtype):
         few = FEWER if backend == "triton" and foreign.exchanges(spec, dtype) else FEW
         sizes |= few | {"LENGTH": FEW["LONGEST"]}
-    return Setting(_pick(plan, sizes))
-
-
-def _walks(spec: LayerSpec, plan: LaunchPlan, backend: str, dtype: str) -> Setting:
-    """How a pass streams tokens: Triton walks, in enough segments; whole tensors want tiles."""
-    sizes = {
-        "TILED": ONE_TOKEN if backend == "triton" else ALL_TOKENS,
-        "SHORTEST": SHORTEST_WALK,
-        "LANES": WALKED_LANES[plan.name] if backend in ("triton", "tilelang") else 1,
-    }
-    return Setting(_pick(plan, sizes))
-
-
-def _stream(program: Program, backend: str) -> Setting:
-    """Tiles of tokens and channels: rows of whole lines of memory, and as many as the registers hold.
-
-    One that sums over tokens keeps several tiles.  A walk has a row of few warps, and copies others ahead.
-    """
-    sums = GRADIENTS in program.does
-    if backend == "torch":
-        sizes = {"CHUNK": 256, "CHANNELS": ALL_CHANNELS, "PARTS": 64}
-    elif backend == HOST_C:
-        sizes = {"CHUNK": 16, "CHANNELS": 32, "PARTS": 8}
-    elif WALKS in program.does:
-        return _walk(program)
-    else:
-        sizes = {"CHUNK": 8 if sums else 32, "CHANNELS": LINE, "PARTS": 16}
-    return Setting(_pick(program, sizes), warps=4, stages=1)
-
-
-def _walk(program: Program) -> Setting:
-    """One warp, and a thread as many channels as it has registers for, in powers of two, up to one copy."""
-    (loop,) = (stmt for stmt in program.body if isinstance(stmt, For))
-    inside = list(statements(loop.body))
-    introduced = {stmt.name for stmt in inside if isinstance(stmt, Let)}
-    kept = {stmt.name for stmt in inside if isinstance(stmt, Set | Add)} - introduced
-    loads = [stmt.value.tensor for stmt in inside if isinstance(stmt, Let) and isinstance(stmt.value, Load)]
-    rows = sum(program.tensor(name).optional is None for name in loads)
-    stages = 1 + max(1, ROWS_AHEAD[GRADIENTS in program.does] // rows)
-    channels = min(COPIED, _power_of_two(KEPT_REGISTERS // len(kept) + 1) // 2)
-    return Setting(_pick(program, {"CHANNELS": WARP * channels}), 1, stages)
+    return Setting(pick(plan, sizes))
 
 
 def _recurs_well(spec: LayerSpec, backend: str, dtype: str) -> bool:
@@ -236,10 +184,10 @@ def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     states and windows have wide products of loaded tiles; there warpgroups are right, and faster.
     """
     wide = dtype == "float32"  # twice the bytes, and products that run on the ordinary units
-    values = max(MATRIX_UNIT, _power_of_two(spec.extents["VALUES"]))
+    values = max(MATRIX_UNIT, power_of_two(spec.extents["VALUES"]))
     if "VALUES" not in program.bounds:
         values = min(values, STATE_COLUMNS)
-    qk = max(MATRIX_UNIT, _power_of_two(spec.extents["QK"]))
+    qk = max(MATRIX_UNIT, power_of_two(spec.extents["QK"]))
     if SOFTMAX in program.does and TOKEN not in program.does:
         return _warpgroup(program, qk, values, wide)
     gradients, states = GRADIENTS in program.does, SUMS_STATES in program.does
@@ -258,14 +206,21 @@ def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     if RECURS in program.does or states and not wide:
         # Products are 64 wide throughout, which keeps clear of the fault named above.
         sizes |= {"FEATURES": 64, "CHUNK": 64, "VALUES": 64}
-        return Setting(_pick(program, sizes), warps=4, stages=3)
+        columns = qk * (2 if RECURS in program.does else 1) + 64
+        copied = 2 * columns * (sizes["CHUNK"] if "CHUNK" in program.constants else sizes["SEGMENT"])
+        stages = max(2, min(3, HALF_OF_SHARED // copied))
+        # Two warpgroups share out 128 rows or more; a chunk of 64 they would have to cut in columns.
+        return Setting(pick(program, sizes), warps=8 if states and qk >= 128 else 4, stages=stages)
     if RUNNING_SUMS in program.does:
-        return Setting(_pick(program, sizes | {"FEATURES": max(1, 128 // values)}), warps=1, stages=8)
+        return Setting(pick(program, sizes | {"FEATURES": max(1, 128 // values)}), warps=1, stages=8)
     if TOKEN in program.does:
         rows = max(MATRIX_UNIT, min(64, 2048 // max(values, qk)))
-        return Setting(_pick(program, sizes | {"FEATURES": rows, "KEYS": rows}), warps=4, stages=2)
-    crowded = wide or 32 * max(values, qk) > TILE_OF_TWO_WARPS
-    return Setting(_pick(program, sizes), warps=4 if crowded else 2, stages=2 if gradients else 3)
+        block = qk if program.bounds.get("QK") else rows
+        warps = max(4, block * values // TILE_OF_TWO_WARPS)
+        return Setting(pick(program, sizes | {"FEATURES": rows, "KEYS": rows}), warps, stages=2)
+    crowded = wide or 32 * max(values, qk) > TILE_OF_TWO_WARPS or 32 * held > TILE_OF_TWO_WARPS * 3 // 2
+    warps = 8 if 32 * held >= 4 * TILE_OF_TWO_WARPS else 4 if crowded else 2
+    return Setting(pick(program, sizes), warps, stages=2 if gradients else 3)
 
 
 def _warpgroup(program: Program, qk: int, values: int, wide: bool) -> Setting:
@@ -280,7 +235,7 @@ def _warpgroup(program: Program, qk: int, values: int, wide: bool) -> Setting:
     fits = GRADIENTS not in program.does or max(qk, values) <= 64
     tile = 16 if wide else 64 if fits and min(qk, values) >= 64 else 32
     sizes = {"QK": qk, "VALUES": values, "ROWS": ROWS} | dict.fromkeys(("CHUNK", "KEYS", "QUERIES"), tile)
-    return Setting(_pick(program, sizes), warps=8 if wide else 4, stages=1)
+    return Setting(pick(program, sizes), warps=8 if wide else 4, stages=1)
 
 
 def _tensor_cores(spec: LayerSpec, program: Program, dtype: str) -> Setting:
@@ -291,7 +246,7 @@ def _tensor_cores(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     """
     v = spec.extents["VALUES"]
     groups = 2 if v > 128 else 1
-    whole = max(groups * MATRIX_UNIT, _power_of_two(v))
+    whole = max(groups * MATRIX_UNIT, power_of_two(v))
     if not _laid_out(program, dtype):
         return _blocks_of_warpgroups(spec, program, dtype, groups, whole)
     widths = (_multiple(v, groups), whole, WARPGROUP * groups * COLUMNS_OF_A_WARP)
@@ -319,7 +274,7 @@ def _blocks_of_warpgroups(spec: LayerSpec, program: Program, dtype: str, groups:
     wide = dtype == "float32"  # twice the bytes, and products that run on the ordinary units
     qk = spec.extents["QK"]
     loaded = _laid_out(program, dtype) and SOFTMAX in program.does
-    qk = _multiple(qk, groups) if loaded else max(groups * MATRIX_UNIT, _power_of_two(qk))
+    qk = _multiple(qk, groups) if loaded else max(groups * MATRIX_UNIT, power_of_two(qk))
     values = v if "VALUES" in program.bounds else min(v, STATE_COLUMNS)
     chunk = 32 if wide else 64
     sizes = {
@@ -334,20 +289,20 @@ def _blocks_of_warpgroups(spec: LayerSpec, program: Program, dtype: str, groups:
     }
     if RUNNING_SUMS in program.does:
         sizes |= {"FEATURES": max(1, 1024 // values)}
-        return Setting(_pick(program, sizes), warps=4 * groups, stages=4)
+        return Setting(pick(program, sizes), warps=4 * groups, stages=4)
     if TOKEN in program.does:
         rows = max(MATRIX_UNIT, min(64, 4096 // values))
         sizes |= {"FEATURES": rows, "KEYS": rows}
-    return Setting(_pick(program, sizes), warps=4 * groups, stages=1)
+    return Setting(pick(program, sizes), warps=4 * groups, stages=1)
 
 
 def _whole(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     """Tiles for batched PyTorch expressions: no padding, few and large, and as long as a query's window."""
-    chunk = max(64, min(256, _power_of_two(spec.extents.get("KEYS", 128))))
+    chunk = max(64, min(256, power_of_two(spec.extents.get("KEYS", 128))))
     sizes = spec.extents | dict.fromkeys(("CHUNK", "KEYS", "QUERIES"), chunk)
     if TOKEN in program.does:
         sizes |= spec.extents  # a step reads all keys at once
-    return Setting(_pick(program, sizes | {"SEGMENT": _grain("torch", dtype)}))
+    return Setting(pick(program, sizes | {"SEGMENT": _grain("torch", dtype)}))
 
 
 def _small(spec: LayerSpec, program: Program, dtype: str) -> Setting:
@@ -355,7 +310,7 @@ def _small(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     sizes = spec.extents | dict.fromkeys(("CHUNK", "KEYS", "QUERIES"), 16)
     sizes |= {"FEATURES": min(32, sizes.get("FEATURES", 32)), "SEGMENT": _grain(HOST_C, dtype)}
     sizes |= {"ROWS": ROWS}
-    return Setting(_pick(program, sizes))
+    return Setting(pick(program, sizes))
 
 
 def _segment(spec: LayerSpec) -> int:
@@ -364,7 +319,7 @@ def _segment(spec: LayerSpec) -> int:
     A token's direct part costs half a segment of keys, its part of the state the state's rows, read as matrix
     operands: longer segments lose on the one side what they gain on the other.
     """
-    return min(4096, max(256, _power_of_two(_rows(spec))))
+    return min(4096, max(256, power_of_two(_rows(spec))))
 
 
 def _grain(backend: str, dtype: str) -> int:
@@ -383,18 +338,9 @@ def _kept(spec: LayerSpec) -> int:
     So states take less than twice the bytes of the values, however wide the queries are, and a token meets
     directly, on average, at most half as many keys as the state has rows.
     """
-    return max(GRAIN, _power_of_two(_rows(spec) + 1) // 2)
+    return max(GRAIN, power_of_two(_rows(spec) + 1) // 2)
 
 
 def _rows(spec: LayerSpec) -> int:
     """Rows of a state."""
     return spec.extents["FEATURES"]
-
-
-def _pick(subject: Sized, sizes: dict[str, int]) -> dict[str, int]:
-    return {name: sizes[name] for name in subject.constants}
-
-
-def _power_of_two(n: int) -> int:
-    """The least power of two that is not less than n."""
-    return 1 << (n - 1).bit_length()

@@ -50,6 +50,8 @@ class TaylorExp:
     """A_ij = Σ_{n ≤ order} (scale·q_i·k_j)ⁿ / n!, the start of the series of exp."""
 
     kind: ClassVar[Literal["taylor_exp"]] = "taylor_exp"
+    widest: ClassVar[int] = 64
+    """The most components that queries and keys may have: the state grows with their square."""
     order: int = spec_field(Integer(1, 2), "Highest power of q·k that is kept.")
 
     def features(self, qk: int) -> int:
@@ -73,6 +75,8 @@ class Elementwise:
     """A_ij = φ(q_i)·φ(k_j) with φ applied to each component; `expression` is φ(x) in canonical form."""
 
     kind: ClassVar[Literal["elementwise"]] = "elementwise"
+    widest: ClassVar[int] = 256
+    """The most components that queries and keys may have."""
     expression: str = spec_field(Expression(), "The map φ as an expression in x, such as elu(x) + 1.")
 
     def features(self, qk: int) -> int:

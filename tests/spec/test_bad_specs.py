@@ -102,7 +102,14 @@ BAD_SPECS = [
     (
         "qk 4",
         TAYLOR.replace("head_dims: {qk: 16, v: 64}", "head_dims: {qk: 4, v: 64}"),
-        ["4:17: `head_dims.qk` must be a whole number from 8 to 64, not 4"],
+        ["4:17: `head_dims.qk` must be a whole number from 8 to 256, not 4"],
+    ),
+    (
+        "a Taylor map of wide queries",
+        TAYLOR.replace("qk: 16", "qk: 65"),
+        [
+            "4:17: `head_dims.qk`: must be at most 64 for this map, whose state would have 2211 rows",
+        ],
     ),
     (
         "window on linear attention",
@@ -257,7 +264,7 @@ BAD_SPECS = [
     (
         "a number in quotes",
         TAYLOR.replace("head_dims: {qk: 16, v: 64}", 'head_dims: {qk: "16", v: 64}'),
-        ["4:17: `head_dims.qk` must be a whole number from 8 to 64, not the text '16'"],
+        ["4:17: `head_dims.qk` must be a whole number from 8 to 256, not the text '16'"],
     ),
     (
         "window 64.0",
@@ -319,7 +326,7 @@ BAD_SPECS = [
         + "eps: -1\ndtypes: [bf16]\nfoo: 1\n",
         [
             "3:40: `feature_map.order` must be a whole number from 1 to 2, not 3",
-            "4:17: `head_dims.qk` must be a whole number from 8 to 64, not 4",
+            "4:17: `head_dims.qk` must be a whole number from 8 to 256, not 4",
             "5:6: `eps` must be a number from 0 to 1, not -1",
             f"6:10: `dtypes` cannot be bf16 (allowed: {DTYPES}; did you mean `bfloat16`?)",
             f"7:1: unknown field `foo` (allowed: {LINEAR})",
@@ -437,14 +444,14 @@ BAD_SPECS = [
     (
         "mixer and others misspelt",
         "name: Bad\nmixer: linear-attention\nfeature_map: {kind: taylor_ex, order: 3}\n"
-        "head_dims: {qk: 100, w: 64}\ndtype: [float32]\nwindow: 3\n",
+        "head_dims: {qk: 300, w: 64}\ndtype: [float32]\nwindow: 3\n",
         [
             "1:7: the name `Bad` must be lower-case ASCII letters, digits and underscores, starting with a letter (did you mean `bad`?)",
             "2:8: `mixer` cannot be linear-attention (allowed: <mixers>; did you mean `linear_attention`?)",
             "3:21: `feature_map.kind` cannot be taylor_ex (allowed: taylor_exp, elementwise; did you mean `taylor_exp`?)",
             "3:39: `feature_map.order` must be a whole number from 1 to 2, not 3",
             "4:12: `head_dims.v` is missing: width of a value",
-            "4:17: `head_dims.qk` must be a whole number from 8 to 64, not 100",
+            "4:17: `head_dims.qk` must be a whole number from 8 to 256, not 300",
             "4:22: unknown field `head_dims.w` (allowed: qk, v)",
             f"5:1: unknown field `dtype` (allowed: {LINEAR}; did you mean `dtypes`?)",
             f"6:1: `window` is a field of sliding_window, not of linear_attention (allowed: {LINEAR})",

@@ -58,6 +58,7 @@ BEYOND_A_SCHEMA = (
     "window 010",
     "window 1:30",
     "order 1 with a normaliser",
+    "a Taylor map of wide queries",
 )
 
 
@@ -107,7 +108,7 @@ def test_a_new_spec_that_cannot_be_is_refused() -> None:
         "my-layer.yaml:1:7: the name `my-layer` must be lower-case ASCII letters, digits and underscores, "
         "starting with a letter (did you mean `my_layer`?)",
         "my-layer.yaml:5:10: `feature_map.order` must be a whole number from 1 to 2, not 3",
-        "my-layer.yaml:7:7: `head_dims.qk` must be a whole number from 8 to 64, not 4",
+        "my-layer.yaml:7:7: `head_dims.qk` must be a whole number from 8 to 256, not 4",
     ]
 
 
