@@ -49,7 +49,7 @@ class FlaBased(Contender):
 @dataclass(frozen=True)
 class FlaLinear(Contender):
     """flash-linear-attention's linear attention: a Taylor map as its expanded features, made in the call; an
-    elementwise map forward only, on features that are made beforehand and not timed."""
+    elementwise map on features made beforehand and not timed, so with gradients the identity only."""
 
     by: str
     function: str
@@ -57,8 +57,10 @@ class FlaLinear(Contender):
     def takes(self, work: Work) -> bool:
         spec = work.spec
         elementwise_map = spec.mixer == "linear_attention" and spec.feature_map.kind == "elementwise"
-        fixed = elementwise_map and spec.decay == "none"
-        return (fixed and work.task == "forward") or (work.task != "step" and is_taylor(work))
+        if not (elementwise_map and spec.decay == "none"):
+            return work.task != "step" and is_taylor(work)
+        trained = work.task == "training" and spec.feature_map.expression == "x"
+        return work.task == "forward" or trained
 
     def why_not(self, entry: Entry, device: str) -> str | None:
         if is_taylor(entry.work) and entry.work.op.qk != 16:
@@ -80,9 +82,16 @@ class FlaLinear(Contender):
                 return function(phi_q, phi_k, v, scale=1.0, normalize=spec.normalize)[0]
 
             return sequence_call(work, inputs, inputs.leaves, expanded)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            o: Tensor = function(q, k, v, scale=scale, normalize=spec.normalize)[0]
+            return o
+
+        if work.task == "training":
+            return sequence_call(work, inputs, inputs.leaves, attend)
         q, k, v = inputs.leaves
         q, k = (elementwise(spec.feature_map.expression, x) for x in (q, k))
-        return lambda: (function(q, k, v, scale=scale, normalize=spec.normalize)[0],)
+        return lambda: (attend(q, k, v),)
 
 
 class FlaDecay(Contender):
