@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from math import lcm as lcm
 
 import torch
 from torch import Tensor

@@ -69,6 +69,15 @@ def slot_of(on: bool, indices: Any, entry: Any, slots: Any) -> tuple[Any, Any]:
     return slot, tl.And(slot[0] >= 0, slot[0] < slots)
 
 
+def head_of(grouped: bool, head: Any, own: Any, heads: Any, every: Any = None, member: Any = 0) -> Any:
+    """Which of the `heads` heads of a tensor goes with a program's: see `Head` in `codegen/ir/nodes.py`."""
+    if not grouped:
+        return head
+    if every is None:
+        return tl.truncdiv(head, tl.truncdiv(own, heads))
+    return tl.truncdiv(head * tl.truncdiv(every, own) + member, tl.truncdiv(every, heads))
+
+
 def ahead(rounds: int, *bounds: Any) -> Any:
     """``tl.serial`` for a loop whose rounds may load before earlier ones store.
 

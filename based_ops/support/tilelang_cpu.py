@@ -16,9 +16,9 @@ import tilelang.language as tl
 import torch
 from torch import Tensor
 
-from .tilelang import Parameters, coordinates, dithered, slot_of
+from .tilelang import Parameters, coordinates, dithered, head_of, slot_of
 
-__all__ = ["coordinates", "dithered", "dot", "kernel", "slot_of", "tensor"]
+__all__ = ["coordinates", "dithered", "dot", "head_of", "kernel", "slot_of", "tensor"]
 
 
 def tensor(dims: Sequence[Any], dtype: str, present: bool = True) -> Any:

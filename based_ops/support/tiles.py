@@ -48,17 +48,42 @@ def widen(x: Tensor | float, rank: int) -> Tensor | float:
     return x.reshape(*x.shape, *(1,) * rank) if isinstance(x, Tensor) else x
 
 
+def heads_of(
+    grouped: bool, like: Tensor, own: int, heads: int, every: int | None = None, member: int = 0
+) -> Tensor | None:
+    """Which of the `heads` heads of a tensor go with a program's `own`: see `Head` in `codegen/ir/nodes.py`.
+
+    None where each has its own.
+    """
+    if not grouped or own == heads == (every or own):
+        return None
+    each = torch.arange(own, device=like.device)
+    if every is None:
+        return each // (own // heads)
+    return (each * (every // own) + member) // (every // heads)
+
+
 def load(
-    tensor: Tensor, index: tuple[Index, ...], dtype: torch.dtype | None = None, fill: float = 0.0
+    tensor: Tensor,
+    index: tuple[Index, ...],
+    dtype: torch.dtype | None = None,
+    fill: float = 0.0,
+    heads: Tensor | None = None,
 ) -> Tensor:
-    """Copy a tile of a batch-first tensor; what lies outside is `fill`."""
+    """Copy a tile of a batch-first tensor; what lies outside is `fill`.
+
+    `heads`, where given, are those of the tensor to take along the last axis of the batch.
+    """
     first = tensor.dim() - len(index)
+    batch = first - 1
     for entry in index:
         if isinstance(entry, int):
             tensor = tensor.select(first, entry)
             continue
         tensor = _take(tensor, first, entry, fill)
         first += 1
+    if heads is not None:
+        return tensor.index_select(batch, heads).to(dtype or tensor.dtype)
     return tensor.to(dtype or tensor.dtype, copy=True)
 
 
@@ -88,13 +113,19 @@ def _overlap(run: range, extent: int) -> tuple[int, int]:
     return start, stop - start
 
 
-def store(tensor: Tensor, index: tuple[Index, ...], value: Tensor) -> None:
+def store(tensor: Tensor, index: tuple[Index, ...], value: Tensor, heads: Tensor | None = None) -> None:
     """Write a tile into a batch-first tensor; what lies outside is dropped.
 
-    A one-dimensional index tensor of batch entries picks one position for each of them.
+    A one-dimensional index tensor of batch entries picks one position for each of them.  `heads`, where
+    given, are those of the tensor along the last axis of the batch that it goes to.
     """
     axis = tensor.dim() - len(index)
     batch = axis
+    if heads is not None:
+        chosen = tensor.index_select(batch - 1, heads)
+        store(chosen, index, value)
+        tensor.index_copy_(batch - 1, heads, chosen)
+        return
     for place, entry in enumerate(index):
         if isinstance(entry, int):
             tensor = tensor.select(axis, entry)

@@ -20,6 +20,7 @@ from ..ir.host import (
     Extent,
     Launch,
     Literal,
+    Multiple,
     Name,
     Not,
     Or,
@@ -39,7 +40,7 @@ from ..schedule.model import HOST_C
 from .layer import ScheduledKernel, ScheduledLayer
 from .writer import Writer
 
-HELPERS = ("cdiv", "operand_dtype")
+HELPERS = ("cdiv", "lcm", "operand_dtype")
 """What host functions may call of `based_ops.support.host`, besides the functions of launch plans."""
 SERVES = "on_warpgroups"
 """Of `based_ops.support.warpgroups`: whether tensors suit kernels for warpgroups."""
@@ -135,7 +136,7 @@ class _Function:
                 extents = ", ".join(name or "_" for name in names)
                 w.line(f"{extents}{',' if len(names) == 1 else ''} = {tensor}.shape")
             case Bind(values):
-                w.line(f"{', '.join(values)} = {', '.join(map(self.text, values.values()))}")
+                w.line(f"{', '.join(values)} = {self._bound(list(values.values()))}")
             case Plan():
                 w.line(f"{', '.join(step.results)} = {self._plan(step)}")
             case Allocate():
@@ -152,6 +153,15 @@ class _Function:
                     w.call(f"return {to}(", self.names)
             case _:
                 raise TypeError(f"no host text for {type(step).__name__}")
+
+    def _bound(self, values: list[Value]) -> str:
+        """The values of several names; of those that one condition chooses, it is asked once."""
+        chosen = [value for value in values if isinstance(value, Either)]
+        if 1 < len(values) == len(chosen) and len({value.condition for value in chosen}) == 1:
+            yes = ", ".join(self.text(value.yes) for value in chosen)
+            no = ", ".join(self.text(value.no) for value in chosen)
+            return f"({yes}) if {self.text(chosen[0].condition, OR)} else ({no})"
+        return ", ".join(map(self.text, values))
 
     def _plan(self, step: Plan) -> str:
         key = f'"{step.plan.name}"'
@@ -172,7 +182,11 @@ class _Function:
         if step.when is not None and step.name in self.function.results:
             shape = f"({shape}) if {self.text(step.when)} else 0"
         extra = "" if step.dtype == IO else f", dtype={dtype}"
-        self.w.line(f"{new}({shape}{extra})")
+        made = f"{new}({shape}{extra})"
+        if step.instead:
+            condition, other = step.instead
+            made = made.replace("= ", f"= {other} if {self.text(condition)} else ", 1)
+        self.w.line(made)
 
     def _dtype(self, role: str) -> str:
         """The text of a role's dtype; the torch backend alone takes float64, and keeps it."""
@@ -215,6 +229,8 @@ class _Function:
                 return ATOM, f'{self._entry(kernel)}["{name}"]'
             case Times(x, y):
                 return TIMES, f"{self.text(x, TIMES)} * {self.text(y, ATOM)}"
+            case Multiple(parts):
+                return ATOM, f"lcm({', '.join(map(self.text, parts))})"
             case Compare(op, x, y):
                 return COMPARED, f"{self.text(x, TIMES)} {op} {self.text(y, TIMES)}"
             case Some(count):

@@ -21,7 +21,7 @@ from .writer import Writer, header
 
 KERNEL_HELPERS = (
     *("ahead", "aligned", "coordinates", "dithered", "dot"),
-    *("gathering", "kernel", "running_sum", "slot_of", "tensor"),
+    *("gathering", "head_of", "kernel", "running_sum", "slot_of", "tensor"),
 )
 OURS = sorted(name for name in FUNCTIONS.values() if not name.startswith("tl."))
 

@@ -23,6 +23,7 @@ from ..ir.nodes import (
     Expr,
     For,
     Full,
+    Head,
     Let,
     Load,
     Max,
@@ -40,7 +41,7 @@ from ..ir.nodes import (
     wrap,
 )
 from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
-from ..ir.program import HAS_SLOT, SLOT, Tensor
+from ..ir.program import ALL_HEADS, GROUPED, HAS_SLOT, HEADS, SLOT, Tensor
 from ..schedule.scopes import EXPRESSION, FRAGMENT, SCALAR
 from .bounds import Bounds
 from .layer import ScheduledProgram
@@ -101,6 +102,9 @@ class _Kernel:
         with w.indented():
             w.line(f'"""{program.summary}"""')
             w.line(f'{", ".join(sizes)} = tl.dynamic("{" ".join(sizes)}")')
+            for size in dict.fromkeys(filter(None, (tensor.heads for tensor in program.tensors))):
+                name = self._extent(size)
+                w.line(f"{name} = {name} if {GROUPED} else {self._extent(HEADS)}")
             w.blank()
             w.line("@tl.prim_func")
             w.line(f"def {program.name}_kernel(")
@@ -163,6 +167,8 @@ class _Kernel:
         match stmt:
             case Let(name, value) if self.scopes[name] == EXPRESSION:
                 self.indices[name] = value
+            case Let(name, Head() as head):
+                w.line(f"{name} = {self.expr(head)}")
             case Let(name, value) if self.scopes[name] == SCALAR:
                 dtype = self.target.dtype(self.types[name].dtype)
                 w.line(f"{name} = tl.alloc_var({dtype}, init={self.expr(value)})")
@@ -287,6 +293,9 @@ class _Kernel:
                     return places[0]
                 text = f"{self.expr(start, (), PRECEDENCE['add'])} + {places[0]}"
                 return f"({text})" if outer > PRECEDENCE["add"] else text
+            case Head(heads, member):
+                among = "" if member is None else f", {ALL_HEADS}, {self.expr(member)}"
+                return f"head_of({GROUPED}, h, {HEADS}, {heads}{among})"
             case Unary("neg", x):
                 return f"-{self.expr(x, places, TIGHT)}"
             case Unary("nothing", x):  # TileLang takes x * 0 for 0, and x - x

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..ir.check import walk
 from ..ir.fuse import expressions, statements
 from ..ir.kernels import Kernel
-from ..ir.nodes import ACC, INDEX, IO, OPERAND, STATE, WIDE, Dim, Var
+from ..ir.nodes import ACC, INDEX, IO, OPERAND, STATE, WIDE, Dim, Head, Var
 from ..ir.program import Program, loads_ahead, uses_operands
 
 WHOLE_VECTORS = 8
@@ -76,5 +76,7 @@ def passed_sizes(kernel: Kernel) -> list[str]:
     counts = [axis.extent for axis in kernel.grid]
     if isinstance(kernel, Program):
         counts += [expr for stmt in statements(kernel.body) for expr in expressions(stmt)]
-    counted = {node.name for count in counts for node in walk(count) if isinstance(node, Var)}
+    nodes = [node for count in counts for node in walk(count)]
+    counted = {node.name for node in nodes if isinstance(node, Var)}
+    counted |= {node.heads for node in nodes if isinstance(node, Head)}
     return [name for name in kernel.sizes if name in (optional | counted) - known]

@@ -26,6 +26,7 @@ from ..ir.nodes import (
     Expr,
     For,
     Full,
+    Head,
     Let,
     Load,
     Max,
@@ -42,7 +43,7 @@ from ..ir.nodes import (
     Where,
 )
 from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
-from ..ir.program import HAS_SLOT, Axis, Tensor
+from ..ir.program import ALL_HEADS, GROUPED, HAS_SLOT, HEADS, Axis, Tensor
 from .bounds import Bounds
 from .host import emit_passes, emit_schedule, host_helpers, used_helpers
 from .layer import ScheduledKernel, ScheduledLayer, ScheduledProgram
@@ -70,6 +71,7 @@ HELPERS = (
     "dithered",
     "entries",
     "has_slots",
+    "heads_of",
     "if_positive",
     "indices",
     "load",
@@ -224,7 +226,8 @@ class _Function:
             case Add(name, value):
                 w.line(f"{name} = {name} + {self._align(value, self.types[name].shape, PRECEDENCE['mul'])}")
             case Store(tensor, index, value):
-                w.call("store(", [tensor, self._index(tensor, index), self.expr(value)])
+                heads = self._heads(tensor, index)
+                w.call("store(", [tensor, self._index(tensor, index), self.expr(value), *heads])
             case For(var, start, stop, step, body, several=several):
                 end = f"{self.expr(stop)} if {several} else 1" if several else self.expr(stop)
                 w.line(f"for {var} in range({self.expr(start)}, {end}, {self.expr(step)}):")
@@ -243,6 +246,11 @@ class _Function:
         entries = [index[i] for i in rest]
         texts = [self._entry(entry) for entry in entries]
         return f"({', '.join(texts)}{',' if len(texts) == 1 else ''})"
+
+    def _heads(self, name: str, index: tuple[Expr, ...]) -> list[str]:
+        """How an access is told which heads of a tensor go with those of the batch, if it has others."""
+        tensor = self.program.tensor(name)
+        return [f"heads={self.expr(index[tensor.dims.index(HEADS)])}"] if tensor.heads else []
 
     def _entry(self, entry: Expr) -> str:
         match entry:
@@ -265,7 +273,7 @@ class _Function:
                     arguments.append(_dtype(dtype))
                 if fill:
                     arguments.append(f"fill={fill}")
-                return f"load({', '.join(arguments)})"
+                return f"load({', '.join([*arguments, *self._heads(tensor, index)])})"
             case Dot(x, y, among) if among is not None:
                 return f"product({self.expr(x)}, {self.expr(y)}, {self.expr(among)})"
             case Dot(x, y):
@@ -302,6 +310,9 @@ class _Function:
                 return f"indices({name}, {self.like})" if name in self.bounds.spans else name
             case Span():
                 return f"indices({self._span(expr)}, {self.like})"
+            case Head(heads, member):
+                among = "" if member is None else f", {ALL_HEADS}, {self.expr(member)}"
+                return f"heads_of({GROUPED}, {self.like}, {HEADS}, {heads}{among})"
             case Unary("neg", x):
                 return f"-{self.expr(x, TIGHT)}"
             case Unary(op, x):

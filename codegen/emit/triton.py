@@ -9,7 +9,7 @@ from ..ir.program import Tensor, loads_ahead, uses_operands
 from . import triton_expression, warpgroups
 from .host import emit_passes, emit_schedule, host_helpers, used_helpers
 from .layer import ScheduledForeign, ScheduledKernel, ScheduledLayer
-from .triton_kernel import emit_kernel, parameters
+from .triton_kernel import emit_kernel, parameters, sizes_and_scalars
 from .writer import Writer, header
 
 HELPERS = ("dithered", "launch", "operand")
@@ -75,8 +75,7 @@ def _launch(w: Writer, scheduled: ScheduledKernel, arguments: Mapping[str, str],
     tensors = [arguments[tensor.name] for tensor in kernel.tensors]
     numbers = [
         *(_strides(tensor, arguments[tensor.name]) for tensor in kernel.tensors if tensor.free),
-        *sizes.values(),
-        *(arguments[name] for name in (*kernel.scalars, *kernel.flags)),
+        *(arguments[name] for name in (*sizes_and_scalars(kernel), *kernel.flags)),
     ]
     w.call(
         "launch(",

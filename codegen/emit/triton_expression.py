@@ -16,6 +16,7 @@ from ..ir.nodes import (
     Expand,
     Expr,
     Full,
+    Head,
     Span,
     Transpose,
     Unary,
@@ -23,6 +24,7 @@ from ..ir.nodes import (
     Where,
 )
 from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
+from ..ir.program import ALL_HEADS, GROUPED, HEADS
 
 RENAMED = {"min": "minimum", "max": "maximum"}
 OURS = {
@@ -83,6 +85,11 @@ def formula(expr: Expr, outer: int = 0, language: str = "tl") -> str:
             return f"dithered({part(x)}, tl.{dtype}, {part(token)}, {part(value)}, {part(place)})"
         case Expand(x, axis):
             return f"{part(x, TIGHT)}[{'None, :' if axis == 0 else ':, None'}]"
+        case Head(heads, None):
+            return f"h // ({HEADS} // {heads}) if {GROUPED} else h"
+        case Head(heads, member) if member is not None:
+            first = f"h * ({ALL_HEADS} // {HEADS})"
+            return f"({first} + {part(member)}) // ({ALL_HEADS} // {heads}) if {GROUPED} else h"
         case Full((), value, _):
             return repr(value)
         case Full(shape, value, dtype):

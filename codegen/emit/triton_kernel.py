@@ -19,6 +19,7 @@ from ..ir.nodes import (
     Expand,
     Expr,
     For,
+    Head,
     Let,
     Load,
     Max,
@@ -32,7 +33,17 @@ from ..ir.nodes import (
     When,
 )
 from ..ir.printer import TIGHT
-from ..ir.program import HAS_SLOT, SLOT, Program, Tensor, loads_ahead, uses_operands
+from ..ir.program import (
+    GROUPED,
+    HAS_SLOT,
+    HEADS,
+    SLOT,
+    Program,
+    Tensor,
+    head_sizes,
+    loads_ahead,
+    uses_operands,
+)
 from ..ir.rewrite import apart
 from .bounds import Bounds
 from .layer import ScheduledProgram
@@ -45,9 +56,14 @@ def parameters(kernel: Kernel) -> list[str]:
     return [
         *(t.name for t in kernel.tensors),
         *(f"{t.name}_{axis}" for t in kernel.tensors for axis in stride_names(t)),
-        *kernel.sizes,
-        *kernel.scalars,
+        *sizes_and_scalars(kernel),
     ]
+
+
+def sizes_and_scalars(kernel: Kernel) -> list[str]:
+    """Its sizes and scalars, numbers of heads last: so a call without groups reads the others as ever."""
+    heads = head_sizes(kernel.tensors)
+    return sorted((*kernel.sizes, *kernel.scalars), key=lambda name: name in heads)
 
 
 def emit_kernel(w: Writer, scheduled: ScheduledProgram) -> None:
@@ -75,7 +91,7 @@ class TritonKernel:
     ) -> None:
         self.w, self.program, self.look, self.types = w, program, look, scheduled.types
         self.bounds = Bounds(scheduled.program, scheduled.schedule)
-        self.batch = [Var(axis.name) for axis in program.grid if axis.batch]
+        self.batch = [Var(axis.name) for axis in program.grid if axis.batch] + self._heads()
         self.named = self._named_spans()
         self.read: set[tuple[str, tuple[Expr, ...]]] = set()  # what was loaded, and not stored since
         self.rows = self._rows()
@@ -95,6 +111,11 @@ class TritonKernel:
             if isinstance(entry, Var) and self.bounds.conditions(entry, extent):
                 named.add(entry.name)
         return named
+
+    def _heads(self) -> list[Var]:
+        """The variables that are heads of tensors, in as many bits as the program's own."""
+        lets = (stmt for stmt in statements(self.program.body) if isinstance(stmt, Let))
+        return [Var(stmt.name) for stmt in lets if isinstance(stmt.value, Head)]
 
     def _entries(self) -> Iterator[tuple[Expr, Dim, str]]:
         """Every index of every access, with the extent and the stride of its dimension."""
@@ -162,6 +183,9 @@ class TritonKernel:
             self.w.line(f"program = {rest} // {extent}")
         first = self.program.grid[0]
         self.w.line(f"{first.name} = program.to({self.language}.int64)")
+        packed = (tensor.heads for tensor in self.program.tensors if not tensor.strided)
+        for size in dict.fromkeys(filter(None, packed)):
+            self.w.line(f"{size} = {size} if {GROUPED} else {HEADS}")
         for indices in dict.fromkeys(tensor.slots for tensor in self.program.tensors if tensor.slots):
             self._find_slot(first.name, self.program.tensor(indices))
 
@@ -174,7 +198,7 @@ class TritonKernel:
         pools = [tensor for tensor in self.program.tensors if tensor.slots]
         w.line(f"{HAS_SLOT} = True")
         for pool in pools:
-            w.line(f"{_offset(pool)} = {entry} * {_product(pool.dims[1:])}")
+            w.line(f"{_offset(pool)} = {entry} * {_product(pool.stored[1:])}")
         w.line(f"if {indices.optional}:")
         with w.indented():
             w.line(f"{SLOT} = {language}.load({indices.name} + {entry}).to({language}.int64)")
@@ -246,7 +270,9 @@ class TritonKernel:
     def _call(self, look: Program) -> None:
         self.w.line("tl.debug_barrier()  # other threads have written what is written again")
         offset = ["OFFSET"] if self.has_offset else []
-        passed = [*parameters(look), *look.flags, *look.constants, *offset]
+        heads = head_sizes(look.tensors)  # without groups no parameters, which constants are not
+        given = [f"{x} if {GROUPED} else 1" if x in heads else x for x in parameters(look)]
+        passed = [*given, *look.flags, *look.constants, *offset]
         self.w.call(f"{look.name}(", passed)
 
     def _load(self, name: str, load: Load) -> None:
@@ -321,7 +347,8 @@ class TritonKernel:
         named = [f"{tensor.name}_{axis}" for axis in stride_names(tensor)]
         if tensor.strided:
             return [*named, "1"]
-        return [*named, *(_product(tensor.dims[i + 1 :]) for i in range(len(named), len(tensor.dims)))]
+        stored = tensor.stored
+        return [*named, *(_product(stored[i + 1 :]) for i in range(len(named), len(stored)))]
 
     def rank(self, expr: Expr) -> int:
         """How many axes an index or a variable has."""

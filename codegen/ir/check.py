@@ -34,6 +34,7 @@ from .nodes import (
     Expr,
     For,
     Full,
+    Head,
     Let,
     Load,
     Max,
@@ -49,7 +50,7 @@ from .nodes import (
     When,
     Where,
 )
-from .program import HAS_SLOT, SLOT, Program
+from .program import GROUPED, HAS_SLOT, SLOT, Program
 
 ALONE = (Load, Dot, Sum, Max, RunningSum, Columns)
 """Nodes that only stand as the whole right side of a statement."""
@@ -266,6 +267,12 @@ class _Checker:
                 if axis not in (0, 1):
                     raise self.fail(f"expansion of a vector along axis {axis}")
                 return replace(vector, shape=(1, *vector.shape) if axis == 0 else (*vector.shape, 1))
+            case Head(heads, member):
+                if heads not in self.program.sizes or GROUPED not in self.program.flags:
+                    raise self.fail(f"head of {heads}, which the program does not know")
+                if member is not None and self.infer(member) != Type(INDEX):
+                    raise self.fail("a member of a group of heads that is no plain integer")
+                return Type(INDEX)
             case Full(shape, _, dtype):
                 return Type(dtype, shape)
             case Doubt(x):
@@ -306,6 +313,8 @@ def children(expr: Expr) -> tuple[Expr, ...]:
             return (x,)
         case Sum(x, _) | Max(x, _) | RunningSum(x) | Doubt(x):
             return (x,)
+        case Head(_, member):
+            return () if member is None else (member,)
         case Binary(_, x, y):
             return (x, y)
         case Dot(x, y, among):

@@ -23,6 +23,7 @@ from .host import (
     Extent,
     Launch,
     Literal,
+    Multiple,
     Name,
     Not,
     Or,
@@ -56,6 +57,8 @@ def check_pass(function: Pass, kernels: Mapping[str, Kernel], others: Mapping[st
     checker = _Checker(function, kernels, others)
     for parameter in function.parameters:
         checker.add(parameter.name, parameter.kind)
+        if parameter.shape is not None:
+            checker.shapes[parameter.name] = parameter.shape
         if parameter.when is not None:
             checker.facts.presence[parameter.name] = parameter.when
     checker.tensor(function.leading)
@@ -74,6 +77,8 @@ class _Checker:
     known: dict[str, str] = field(default_factory=dict)
     """The kind of every name."""
     allocated: dict[str, Allocate] = field(default_factory=dict)
+    shapes: dict[str, tuple[Value, ...]] = field(default_factory=dict)
+    """Those of parameters, where callers have checked them."""
     facts: Facts = field(default_factory=Facts)
 
     def fail(self, what: str) -> IllFormed:
@@ -101,11 +106,14 @@ class _Checker:
                     self.facts.meanings[name] = value
             case Plan():
                 self._plan(step)
-            case Allocate(name, shape, dtype, when):
+            case Allocate(name, shape, dtype, when, instead):
                 for extent in shape:
                     self.want(INTEGER, extent)
                 if dtype not in (IO, OPERAND, ACC, STATE, WIDE):
                     raise self.fail(f"{name} has no dtype {dtype}")
+                if instead is not None:
+                    self.want(TRUTH, instead[0])
+                    self.tensor(instead[1])
                 self.add(name, TENSOR)
                 self.allocated[name] = step
                 if when is not None:
@@ -167,12 +175,15 @@ class _Checker:
         read = [condition for condition in (when, flag) if condition]
         if not self.facts.present(given, read):
             raise self.fail(f"gives {kernel.name} a {tensor.name} that may be absent")
-        made = self.allocated.get(given.name) if isinstance(given, Name) else None
-        if made is None:
+        name = given.name if isinstance(given, Name) else ""
+        made = self.allocated.get(name)
+        known = made.shape if made else self.shapes.get(name)
+        if known is None:
             return
-        wanted = tuple(Literal(d) if isinstance(d, int) else arguments[d] for d in tensor.dims)
-        if (made.shape, made.dtype) != (wanted, tensor.dtype):
-            raise self.fail(f"gives {kernel.name} as {tensor.name} {made.name}, of another shape or dtype")
+        wanted = [Literal(d) if isinstance(d, int) else arguments[d] for d in tensor.stored]
+        shapes = [[self.facts.chosen(x, read) for x in shape] for shape in (known, wanted)]
+        if shapes[0] != shapes[1] or (made and made.dtype != tensor.dtype):
+            raise self.fail(f"gives {kernel.name} as {tensor.name} {name}, of another shape or dtype")
 
     # Values
 
@@ -223,7 +234,15 @@ class _Checker:
             case Some(count):
                 self.want(INTEGER, count)
                 return TRUTH
-            case Not() | And() | Or() | Either():
+            case Multiple(parts):
+                for part in parts:
+                    self.want(INTEGER, part)
+                return INTEGER
+            case Either(condition, yes, no):
+                self.want(TRUTH, condition)
+                self.want(self.kind(yes), no)
+                return self.kind(yes)
+            case Not() | And() | Or():
                 for part in _truths(value):
                     self.want(TRUTH, part)
                 return TRUTH
@@ -231,11 +250,9 @@ class _Checker:
                 raise self.fail(f"unknown value {value!r}")
 
 
-def _truths(value: Not | And | Or | Either) -> tuple[Value, ...]:
+def _truths(value: Not | And | Or) -> tuple[Value, ...]:
     match value:
         case Not(x):
             return (x,)
-        case Either(condition, yes, no):
-            return condition, yes, no
         case And(parts) | Or(parts):
             return parts

@@ -91,6 +91,13 @@ class Times(Value):
 
 
 @dataclass(frozen=True)
+class Multiple(Value):
+    """The least common multiple of integers."""
+
+    parts: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
 class Compare(Value):
     """Two integers compared: ``>`` or ``==``."""
 
@@ -123,7 +130,7 @@ class Or(Value):
 
 @dataclass(frozen=True)
 class Either(Value):
-    """One truth or another."""
+    """One truth or another, or one integer or another."""
 
     condition: Value
     yes: Value
@@ -178,13 +185,15 @@ class Plan(Step):
 class Allocate(Step):
     """An uninitialised tensor on the device of the inputs; `dtype` is a role.
 
-    Where `when` is false it is absent, or empty if the pass returns it.
+    Where `when` is false it is absent, or empty if the pass returns it.  Where the first of `instead` is
+    true, it is the tensor of that name, which has its shape then.
     """
 
     name: str
     shape: tuple[Value, ...]
     dtype: str
     when: Value | None = None
+    instead: tuple[Value, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -215,6 +224,8 @@ class Parameter:
     kind: str = TENSOR
     when: Value | None = None
     """Under which condition a tensor is there, if it may be left out."""
+    shape: tuple[Value, ...] | None = None
+    """The extents that callers have checked, where kernels rely on them."""
 
 
 @dataclass(frozen=True)
@@ -261,9 +272,15 @@ def wrap(value: Operand) -> Value:
             return Literal(value)
 
 
-def allocate(name: str, shape: Sequence[Operand], dtype: str, when: Value | None = None) -> Allocate:
+def allocate(
+    name: str,
+    shape: Sequence[Operand],
+    dtype: str,
+    when: Value | None = None,
+    instead: tuple[Value, str] | None = None,
+) -> Allocate:
     """An allocation whose extents are names and numbers."""
-    return Allocate(name, tuple(map(wrap, shape)), dtype, when)
+    return Allocate(name, tuple(map(wrap, shape)), dtype, when, instead)
 
 
 def launch(kernel: str, arguments: Mapping[str, Operand] = {}, when: Value | None = None) -> Launch:

@@ -29,6 +29,17 @@ class Facts:
         """Whether a truth follows from others.  What it does not see to follow may follow all the same."""
         return _follows(self._meaning(wanted), frozenset(map(self._meaning, given)))
 
+    def chosen(self, size: Value, given: Iterable[Value]) -> Value:
+        """An integer by its first name; of one or another, that which it is where all of `given` are true."""
+        while isinstance(size, Name) and isinstance(meaning := self.meanings.get(size.name), Name | Either):
+            if isinstance(meaning, Name):
+                size = meaning
+            elif self.follows(Not(meaning.condition), given):
+                size = meaning.no
+            else:
+                break
+        return size
+
     def _meaning(self, value: Value) -> Value:
         """A truth with the names in it replaced by what they mean."""
         match value:

@@ -17,6 +17,7 @@ from .nodes import (
     Expr,
     For,
     Full,
+    Head,
     Let,
     Load,
     Max,
@@ -79,7 +80,7 @@ def print_program(program: Program) -> str:
             if on
         ]
         suffix = f"  ({', '.join(notes)})" if notes else ""
-        lines.append(f"  tensor {tensor.name}: {tensor.dtype}[{', '.join(map(str, tensor.dims))}]{suffix}")
+        lines.append(f"  tensor {tensor.name}: {tensor.dtype}[{', '.join(map(str, tensor.stored))}]{suffix}")
     for label, names in (
         ("sizes", program.sizes),
         ("scalars", program.scalars),
@@ -154,6 +155,8 @@ def text(expr: Expr, outer: int = 0) -> str:
             return f"dithered({text(x)}, {dtype}, {text(token)}, {text(value)}, {text(place)})"
         case Expand(x, axis):
             return f"{text(x, TIGHT)}[{'None, :' if axis == 0 else ':, None'}]"
+        case Head(heads, member):
+            return f"head of {heads}" + (f" for {text(member)}" if member is not None else "")
         case Full(shape, value, dtype):
             return f"full([{', '.join(map(str, shape))}], {value!r}, {dtype})"
         case Transpose(x):

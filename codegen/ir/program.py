@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from .nodes import Dim, Expr, For, Stmt, Var
@@ -9,6 +10,9 @@ from .nodes import Dim, Expr, For, Stmt, Var
 SLOT, HAS_SLOT = "slot_in_pool", "has_slot"
 """Variables of a program with tensors in slots: where in a pool its entry of the batch is, and whether it is
 anywhere.  The first is for printers."""
+HEADS, ALL_HEADS, GROUPED = "H", "HO", "GROUPED"
+"""The size that counts a program's heads, the one that counts those of outputs, and the flag of programs that
+have to tell heads apart: see `Tensor.heads` and `Head`."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,9 @@ class Tensor:
     are there, it is a pool of `slots` entries instead, any distance apart, and entry i of the batch is the
     one that index i names.  An index that names none, such as -1, is harmless: a `Load` reads its fill, a
     `Store` is dropped.
+
+    Of a tensor with `heads`, which names a size, the dimension of heads has that extent under GROUPED, and
+    its index is a `Head`.
     """
 
     name: str
@@ -31,11 +38,13 @@ class Tensor:
     strided: bool = False
     optional: str | None = None  # the flag under which the tensor is there at all
     slots: str | None = None
+    heads: str | None = None
 
     @property
     def stored(self) -> tuple[Dim, ...]:
         """The extents that it has in memory."""
-        return ("slots", *self.dims[1:]) if self.slots else self.dims
+        dims = tuple(self.heads if self.heads and dim == HEADS else dim for dim in self.dims)
+        return ("slots", *dims[1:]) if self.slots else dims
 
     @property
     def free(self) -> tuple[Dim, ...]:
@@ -81,6 +90,11 @@ class Program:
         return {
             axis.name: axis.extent.name for axis in self.grid if axis.batch and isinstance(axis.extent, Var)
         }
+
+
+def head_sizes(tensors: Iterable[Tensor]) -> set[str]:
+    """The sizes that count heads of a program's tensors, where these are in groups."""
+    return {ALL_HEADS, *(tensor.heads for tensor in tensors if tensor.heads)}
 
 
 def uses_operands(program: Program) -> bool:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ...ir.heads import ungrouped
 from ...ir.kernels import ForeignKernel
 from ...ir.program import Program
 from ...lower.feature_maps import feature_map
@@ -109,7 +110,7 @@ def kernels(spec: LayerSpec, programs: tuple[Program, ...]) -> tuple[ForeignKern
 
 def _kernel(spec: LayerSpec, program: Program, printer: str) -> ForeignKernel:
     """How a kernel is launched: as its program is, unless its printer goes about it differently."""
-    tiles = PRINTERS[printer].tiles
+    tiles, program = PRINTERS[printer].tiles, ungrouped(program)
     kernel = ForeignKernel(
         name=on_warpgroups(program.name),
         summary=f"{program.summary.removesuffix('.')}, on Hopper's warpgroups.",
