@@ -23,8 +23,8 @@ _INSTEAD = {
     ),
     "causal is_causal": "every call is causal: leave it out",
     "enable_gqa kv_heads n_kv_heads num_kv_heads num_key_value_heads num_heads_kv": (
-        "q, k and v have one number of heads: repeat those of k and v, "
-        "`k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)`"
+        "k and v, or any of q, k and v, may have fewer heads than the others, and share them: pass them as "
+        "they are; a layer takes `kv_heads`"
     ),
     "window_size window sliding_window left_window local_window_size": (
         "the window is the variant's: take one whose spec has `window: W`; W counts the query's own key, so "

@@ -10,6 +10,7 @@ from torch import Tensor
 from . import checks
 from .arguments import refuse
 from .errors import ArgumentTypeError, fail
+from .heads import multiple, repeated
 from .state_base import named
 from .tracing import is_traced
 from .variant import Tensors, Variant, constant
@@ -19,8 +20,13 @@ class AttentionVariant(Variant):
     """A compiled layer spec.
 
     Tensors are [B, T, H, D] (B batch, T tokens, H heads; q and k of width `qk`, v of width `v`), share B, T,
-    H, dtype and device, and may have any strides; one whose last dimension is not dense is copied.  B, T and
-    H may be 0.
+    dtype and device, and may have any strides; one whose last dimension is not dense is copied.  B, T and H
+    may be 0.
+
+    Each of q, k and v may have fewer heads, any divisor of the largest number H.  One of theirs then serves
+    several of the output's H in a row, as after `repeat_interleave(_, dim=2)`, and is not copied.  A state
+    has as many as k or v, whichever has more (the least common multiple of both): grouped queries share
+    theirs, and grouped values, as in Mamba-2, have one each.  Decays have the heads of the state.
     """
 
     qk = constant("qk", "Width of a query and of a key.")
@@ -53,8 +59,8 @@ class AttentionVariant(Variant):
         padding after it changes none, but the final state.
 
         `g` is what a layer with `decay` takes, and no other: logarithms of what is left of the state, at most
-        0, in float32 (others are cast to it), [H] or [B,T,H] as the spec says.  One above 0 is an error on a
-        CPU, and not looked for elsewhere.
+        0, in float32 (others are cast to it), [H] or [B,T,H] as the spec says, with the heads of the state.
+        One above 0 is an error on a CPU, and not looked for elsewhere.
 
         `scale` is a Python float that replaces the spec's.  `initial_state` is what an earlier call returned
         for the tokens before these; `final_state` is None unless `output_final_state`.  Gradients flow to q,
@@ -109,7 +115,7 @@ class AttentionVariant(Variant):
         dtype: torch.dtype | None = None,
         **foreign: NoReturn,
     ) -> Any:
-        """The state before the first token, for inputs of `dtype`.
+        """The state before the first token, for inputs of `dtype`; `heads` are those of k or v, the more.
 
         A window keeps that dtype, None being PyTorch's default; for a linear attention only float64 matters.
         """
@@ -159,6 +165,10 @@ class AttentionVariant(Variant):
         wide = torch.float64 if isinstance(q, Tensor) and q.dtype == torch.float64 else torch.float32
         return q, k, v, g.to(wide).contiguous()
 
+    def _nothing(self, tensors: Tensors) -> Any:
+        q, k, v = (x for x in tensors[:3] if x is not None)
+        return repeated(v, multiple((q.shape[2], k.shape[2], v.shape[2])))
+
     def _numbers(self, facts: Any, factor: Any) -> tuple[float, ...]:
         return (facts.default_scale if factor is None else checks.scale(factor),)
 
@@ -166,7 +176,7 @@ class AttentionVariant(Variant):
         q, k, v = tensors[:3]
         batch, length, heads = checks.qkv(facts, q, k, v, most)  # type: ignore[arg-type]
         if self._decay_dims:
-            checks.decay(facts, self._decay_dims, tensors[3], q, facts is self)  # type: ignore[arg-type]
+            checks.decay(facts, self._decay_dims, tensors[3], q, heads, facts is self)  # type: ignore[arg-type]
         if most is None and facts is not self and 1 < length < heads:  # in traced code it would be a guard
             checks.warn_of_layout(self.name, length, heads)
         return batch, length, heads

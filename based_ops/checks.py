@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 import torch
 from torch import Tensor
 
+from . import heads
 from .errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -61,7 +62,7 @@ def sizes(tensor: Tensor) -> tuple[int, ...]:
 def qkv(variant: Widths, q: Tensor, k: Tensor, v: Tensor, most: int | None = None) -> tuple[int, int, int]:
     """q, k [B,T,H,qk] and v [B,T,H,v] of one allowed dtype, on one device; T is `most`, if given, or less.
 
-    Returns B, T and H.
+    Each may have fewer heads, a divisor of the largest number.  Returns B, T and the heads of the state.
     """
     if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
         for name, value in (("q", q), ("k", k), ("v", v)):
@@ -72,15 +73,15 @@ def qkv(variant: Widths, q: Tensor, k: Tensor, v: Tensor, most: int | None = Non
     try:
         shape = q.shape
         if len(shape) != 4:
-            _explain_shapes(variant, q, k, v, most)
-        batch, length, heads, width = shape
+            _in_groups(variant, q, k, v, most)
+        batch, length, units, width = shape
         if not (
             width == variant.qk
             and k.shape == shape
-            and v.shape == (batch, length, heads, variant.v)
+            and v.shape == (batch, length, units, variant.v)
             and (most is None or length <= most)
         ):
-            _explain_shapes(variant, q, k, v, most)
+            units = _in_groups(variant, q, k, v, most)
     except RuntimeError:  # nested tensors have no shape
         _explain_layouts(q, k, v)
         raise
@@ -91,7 +92,7 @@ def qkv(variant: Widths, q: Tensor, k: Tensor, v: Tensor, most: int | None = Non
     if not (k.device == device and v.device == device):
         name, other = ("k", k) if k.device != device else ("v", v)
         fail(DeviceError, name, str(other.device), f"on the device of q, {device}")
-    return batch, length, heads
+    return batch, length, units
 
 
 def _explain_layouts(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -118,37 +119,20 @@ def too_long(name: str, shape: tuple[int, ...], most: int) -> NoReturn:
     fail(ShapeError, name, f"{shape[1]} tokens in {shape}", what)
 
 
-def _explain_shapes(variant: Widths, q: Tensor, k: Tensor, v: Tensor, most: int | None) -> None:
+def _in_groups(variant: Widths, q: Tensor, k: Tensor, v: Tensor, most: int | None) -> int:
+    """The heads of the state, where those of q, k and v differ; raises `ShapeError` for wrong shapes."""
     for name, tensor, width in (("q", q, variant.qk), ("k", k, variant.qk), ("v", v, variant.v)):
         if tensor.dim() != 4 or tensor.shape[3] != width:
             fail(ShapeError, name, sizes(tensor), f"of shape [B, T, H, {width}] for {variant.name}")
     if most is not None and q.shape[1] > most:
         too_long("q", sizes(q), most)
-    want = sizes(q)[:3]
     for name, tensor in (("k", k), ("v", v)):
-        if tensor.shape[2] != q.shape[2]:
-            fail(
-                ShapeError,
-                name,
-                f"{operator.index(tensor.shape[2])} heads in {sizes(tensor)}",
-                f"of as many heads as q, {want[2]}: q, k and v share one number of heads"
-                + _grouped(name, tensor, q),
-            )
-        if tensor.shape[:3] != q.shape[:3]:
-            fail(
-                ShapeError,
-                name,
-                sizes(tensor),
-                f"of q's batch, length and heads, [{want[0]}, {want[1]}, {want[2]}]",
-            )
-
-
-def _grouped(name: str, tensor: Tensor, q: Tensor) -> str:
-    """A hint for grouped heads."""
-    heads, want = sizes(tensor)[2], sizes(q)[2]
-    if heads == 0 or want % heads:
-        return ""
-    return f"; of grouped heads repeat each, `{name}.repeat_interleave({want // heads}, dim=2)`"
+        if tensor.shape[:2] != q.shape[:2]:
+            want = sizes(q)[:2]
+            fail(ShapeError, name, sizes(tensor), f"of q's batch and length, [{want[0]}, {want[1]}]")
+    heads.check({"q": q.shape[2], "k": k.shape[2], "v": v.shape[2]})
+    states: int = heads.multiple((k.shape[2], v.shape[2]))
+    return states
 
 
 _known_heads: set[tuple[str, int]] = set()
@@ -336,10 +320,13 @@ def _same_kind(variant: Facts, name: str, tensor: Tensor, first: str, lead: Any)
         fail(DeviceError, name, str(tensor.device), f"on the device of {first}, {lead.device}")
 
 
-def decay(variant: Facts, dims: Sequence[int | str], g: Any, q: Tensor, traced: bool) -> None:
-    """Decays g [H] or [B,T,H] of calls with q, none above 0: that is looked at on a CPU alone."""
+def decay(variant: Facts, dims: Sequence[int | str], g: Any, q: Tensor, units: int, traced: bool) -> None:
+    """Decays g [H] or [B,T,H] of calls with q, none above 0: that is looked at on a CPU alone.
+
+    There are `units` heads, those of the state.
+    """
     layout("g", g)
-    wanted = tuple(q.shape[:3]) if len(dims) > 1 else tuple(q.shape[2:3])
+    wanted = (*q.shape[:2], units) if len(dims) > 1 else (units,)
     if tuple(g.shape) != wanted:
         fail(ShapeError, "g", sizes(g), f"of shape {[operator.index(x) for x in wanted]} for {variant.name}")
     if g.device != q.device:

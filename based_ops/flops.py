@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from based_ops.codegen.names import PASSES
 
+from .heads import multiple
 from .later import when_imported
 
 if TYPE_CHECKING:
@@ -35,9 +36,12 @@ def _formula(ops: Ops, which: str) -> Any:
         from .registry import get
 
         given, signature = dict(zip(names, shapes, strict=False)) | named, ops.signature
-        sizes = dict(zip(signature.lead.dims, given[signature.lead.name], strict=True))
+        sizes = {
+            dim: n for x in signature.inputs for dim, n in zip(x.dims, given[x.name] or (), strict=False)
+        }
         variant = get(ops.record.name)
-        rows = sizes["B"] * sizes[signature.lead.dims[2]]
+        units = multiple([sizes[part] for part in signature.groups.get(signature.unit, (signature.unit,))])
+        rows = sizes["B"] * units
         if which == "step":
             return round(rows * variant.products(1, begun=True, final=True))
         begun = any(given.get(x.name) is not None for x in signature.carried)

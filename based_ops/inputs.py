@@ -35,7 +35,7 @@ def draw(
 
     `weighs` maps the numbers of inputs that decide on weights, such as queries and keys.
     """
-    sizes = {"B": batch, "T": length, "Tk": length, variant.unit: units}
+    sizes = {"B": batch, "T": length, "Tk": length, **variant.signature.alike(units)}
     inputs = taken(variant)
     widths = [x.dims[-1] if isinstance(x.dims[-1], int) else sizes[x.dims[-1]] for x in inputs]
     moving = [i for i, x in enumerate(inputs) if _moves(x) and not x.fades]

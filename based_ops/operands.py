@@ -18,6 +18,7 @@ from torch import Tensor
 from based_ops.codegen.dtypes import ACC, IO, STATE
 from based_ops.codegen.spec.signature import INDICES, MOST_TOKENS, POOLED
 
+from . import heads
 from .errors import BasedOpsError, DeviceError, DtypeError, ShapeError, StateError, fail
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def check(taken: Operands, arguments: Sequence[Any]) -> dict[str, Any]:
     allowed = (*(getattr(torch, name) for name in taken.layer.dtypes), torch.float64)
     if like.dtype not in allowed:
         fail(DtypeError, pairs[0][0].name, str(like.dtype), f"one of {', '.join(map(str, allowed))}")
-    sizes: dict[str, Any] = {}
+    sizes = heads.sizes_of(taken.signature, [(x.name, x.argument, tensor) for x, tensor in pairs])
     pooled = any(operand.argument is INDICES and tensor is not None for operand, tensor in pairs)
     for operand, tensor in pairs:
         if tensor is None:

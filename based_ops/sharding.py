@@ -8,7 +8,8 @@ ranks then, and marked as that.  All else is a `PlacementError`; nothing is move
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -18,13 +19,14 @@ from based_ops.codegen.names import PASSES, qualified_op_name
 from based_ops.codegen.spec.signature import INDICES, MOST_TOKENS, POOLED
 
 from .errors import PlacementError, fail
+from .heads import sizes_of
 from .later import when_imported
 from .state_base import named, variant_of
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DeviceMesh, DTensor, Placement
 
-    from based_ops.codegen.spec.signature import Argument
+    from based_ops.codegen.spec.signature import Argument, Signature
 
     from .ops import Ops
     from .variant import Tensors, Variant
@@ -34,14 +36,21 @@ MODULE = "torch.distributed.tensor"
 
 
 class Layout:
-    """How the tensors of one call lie on a mesh: which size, if any, each of its dimensions shards."""
+    """How the tensors of one call lie on a mesh: which size, if any, each of its dimensions shards.
 
-    def __init__(self, mesh: DeviceMesh, sizes: Sequence[str | None]) -> None:
-        self.mesh, self.sizes = mesh, sizes
+    Sizes are B and the `unit` of a call, whatever `heads` count it.
+    """
+
+    def __init__(
+        self, mesh: DeviceMesh, sizes: Sequence[str | None], unit: str, heads: Collection[str]
+    ) -> None:
+        self.mesh, self.sizes, self._unit, self._heads = mesh, sizes, unit, heads
 
     def placements(self, dims: Dims, gradient: bool = False) -> list[Placement]:
         """Of a tensor with such dimensions, or of what one rank has of its `gradient`."""
         from torch.distributed.tensor import Partial, Replicate, Shard
+
+        dims = _alike(dims, self._unit, self._heads)
 
         def placement(size: str | None) -> Placement:
             if size in dims:
@@ -64,21 +73,36 @@ class Layout:
         )
 
 
-def layout(unit: str, tensors: Iterable[tuple[str, Dims, Tensor | None]]) -> Layout:
+def layout(signature: Signature, tensors: Iterable[tuple[str, Dims, Tensor | None]]) -> Layout:
     """How named tensors with their dimensions lie; raises `PlacementError` unless they lie alike.
 
-    `unit` is what may be sharded besides the batch: H for heads, D for channels.
+    Besides the batch, heads may be sharded, or channels.  Of heads in groups every rank must have whole
+    groups, and as many.
     """
     from torch.distributed.tensor import DTensor
 
-    given = [(name, dims, x) for name, dims, x in tensors if x is not None]
+    unit, heads = signature.unit, (*signature.groups, *signature.parts)
+    given = [(name, _alike(dims, unit, heads), x) for name, dims, x in tensors if x is not None]
     mesh = next(x.device_mesh for _, _, x in given if isinstance(x, DTensor))
     for name, _, x in given:
         if not isinstance(x, DTensor):
             fail(PlacementError, name, "a tensor of one process", "a DTensor, as other arguments are")
         if x.device_mesh != mesh:
             fail(PlacementError, name, "a DTensor on another mesh", "on the mesh of the other arguments")
-    return Layout(mesh, [_size(unit, given, place) for place in range(mesh.ndim)])
+    found = Layout(mesh, [_size(unit, given, place) for place in range(mesh.ndim)], unit, heads)
+    ranks = math.prod([mesh.size(i) for i, size in enumerate(found.sizes) if size == unit])
+    counts = {name: x.shape[dims.index(unit)] for name, dims, x in given if unit in dims}
+    if ranks > 1 and signature.groups and len({*counts.values()}) > 1:
+        for name, count in counts.items():
+            if count % ranks:
+                what = f"a multiple of {ranks}, the ranks that share heads: each must have whole groups"
+                fail(PlacementError, name, f"{count} heads", what)
+    return found
+
+
+def _alike(dims: Dims, unit: str, heads: Collection[str]) -> Dims:
+    """Dimensions of which all that count heads have one name."""
+    return tuple([unit if dim in heads else dim for dim in dims])
 
 
 def _size(unit: str, given: Sequence[tuple[str, Dims, Any]], place: int) -> str | None:
@@ -182,15 +206,18 @@ def _on_parts(
     variant: Variant, inputs: Tensors, state: Any, function: Callable[[Tensors, Any], tuple[Tensor, Any]]
 ) -> tuple[Tensor, Any]:
     """What `function` makes of this rank's parts of inputs and of a state: an output, and a state or None."""
-    signature, unit = variant.signature, variant.unit
+    signature = variant.signature
     held = list(zip(signature.inputs, inputs, strict=True))
     named_tensors = [(x.name, x.dims, tensor) for x, tensor in held]
     if state is not None:
         fields = zip(state._fields, signature.state, state, strict=True)
         named_tensors += [(f"state.{field}", x.dims, tensor) for field, x, tensor in fields]
-    found = layout(unit, named_tensors)
-    lead: Any = inputs[0]
-    extents = {"B": lead.shape[0], "T": lead.shape[1], unit: lead.shape[2]}
+    found = layout(signature, named_tensors)
+    extents = sizes_of(signature, [(x.name, x, tensor) for x, tensor in held])
+    for x, tensor in held:
+        if tensor is not None:
+            sizes = zip(x.dims, tensor.shape, strict=True)
+            extents.update({dim: size for dim, size in sizes if isinstance(dim, str)})
 
     def local(x: Argument, tensor: Any) -> Any:
         if tensor is None:
@@ -236,10 +263,9 @@ def _rule(ops: Ops, which: str) -> Callable[..., Any]:
         taken = ops.admission.operands[which]
         if taken.indices is not None and values[taken.indices] is not None:
             refuse_slots()
-        unit = str(signature.lead.dims[2])
         held = [(entry, values[place]) for place, entry in taken.tensors.items()]
-        found = layout(unit, [(x.name, _dims(x.argument), tensor) for x, tensor in held])
-        extents: dict[str, int] = {}
+        found = layout(signature, [(x.name, _dims(x.argument), tensor) for x, tensor in held])
+        extents = sizes_of(signature, [(x.name, x.argument, tensor) for x, tensor in held])
         for x, tensor in held:
             if tensor is not None and x.argument.present:
                 sizes = zip(_dims(x.argument), tensor.shape, strict=True)

@@ -45,7 +45,7 @@ class StateForm:
 
     def __init__(self, name: str, kind: Any, signature: Signature, kept: str, other_dtype: str) -> None:
         self.name, self.kind, self._other_dtype = name, kind, other_dtype
-        self.unit = signature.lead.dims[2]
+        self.unit = signature.unit_of_state
         self.parts = tuple(
             Part(
                 field,
@@ -140,7 +140,13 @@ class StateForm:
             fail(StateError, argument, f"a state of {variant}", f"one of {self.name}")
 
     def after_nothing(
-        self, tensors: Sequence[Tensor | None], like: Tensor, state: Any, asked: bool, traced: bool
+        self,
+        tensors: Sequence[Tensor | None],
+        units: int,
+        like: Tensor,
+        state: Any,
+        asked: bool,
+        traced: bool,
     ) -> tuple[Tensor, Any]:
         """A call without a batch, a token or a head, whose output is `like` an input.
 
@@ -148,7 +154,7 @@ class StateForm:
         """
         lead: Any = tensors[0]
         if state is None:
-            state = self.zeros(lead.shape[0], lead.shape[2], lead.device, lead.dtype, traced)
+            state = self.zeros(lead.shape[0], units, lead.device, lead.dtype, traced)
         parts = [x for x in (*tensors, *state) if x is not None and x.is_floating_point()]
         zero = sum(x[:0].sum() for x in parts)  # of all arguments, as outputs are of all arguments elsewhere
         if not asked:

@@ -75,9 +75,7 @@ class Variant(ABC):
         self.signature = signature = self._ops.signature
         self._optional = any(x.optional for x in signature.inputs)
         self._fading = [i for i, x in enumerate(signature.inputs) if x.fades]
-        width = signature.output.dims[-1]
-        self._like_output = next(i for i, x in enumerate(signature.inputs) if x.dims[-1] == width)
-        self.unit = str(signature.lead.dims[2])
+        self.unit = signature.unit
         """H where calls have heads, and D where they have channels."""
         self._form = StateForm(self.name, self._state_type, signature, spec.kept_dtype, self._other_dtype)
         self._step_names = [*(x.name for x in signature.inputs), slots.NAME]
@@ -168,11 +166,16 @@ class Variant(ABC):
         return ()
 
     def _check_inputs(self, facts: Any, tensors: Tensors, most: int | None = None) -> tuple[int, int, int]:
-        """Batch, length, and heads or channels of a call; raises typed errors unless its inputs are right.
+        """Batch, length, and channels or the state's heads; raises typed errors unless its inputs are right.
 
         `most` is how many tokens there may be.
         """
         return checks.inputs(self.signature.inputs, facts, tensors, most)
+
+    def _nothing(self, tensors: Tensors) -> Any:
+        """What has the shape of the output, if that has no elements."""
+        width, kinds = self.signature.output.dims[-1], self.signature.inputs
+        return next(x for x, kind in zip(tensors, kinds, strict=True) if kind.dims[-1] == width)
 
     def _enter(self, tensors: Tensors, state: Any) -> tuple[Tensors, Tensors]:
         """What the forward operator takes, of the inputs and of an initial state."""
@@ -226,8 +229,9 @@ class Variant(ABC):
             self._form.check("initial_state", initial_state, lead, batch, units, facts is self)
         kernel = dispatch.kernel(self.name, backend, lead.device, lead.dtype, facts is self)
         if batch == 0 or length == 0 or units == 0:
-            like: Any = tensors[self._like_output]
-            return self._form.after_nothing(tensors, like, initial_state, output_final_state, is_traced())
+            return self._form.after_nothing(
+                tensors, units, self._nothing(tensors), initial_state, output_final_state, is_traced()
+            )
         if alone and recordable(kernel, self._given(tensors), [tensors[i] for i in self._fading]):
             return self._first(self._key("forward", factor, backend, tensors), kernel, numbers, tensors), None
         entered, carried = tensors, self._no_carry
@@ -264,8 +268,7 @@ class Variant(ABC):
             checks.no_gradient(self._step_names, (*tensors, indices, *state))
         kernel = dispatch.kernel(self.name, backend, lead.device, lead.dtype, facts is self)
         if batch == 0 or length == 0 or units == 0:
-            output: Any = tensors[self._like_output]
-            return output.clone()
+            return self._nothing(tensors).clone()
         if alone and recordable(kernel, self._given(tensors, indices), [tensors[i] for i in self._fading]):
             key = self._key(which, factor, backend, tensors)
             return self._first_step(key, kernel, numbers, state, (*tensors, indices))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..arguments import refuse
 from ..checks import count, layout_is_known, sizes
-from ..errors import ArgumentTypeError, ShapeError, UnknownVariant, fail
+from ..errors import ArgumentTypeError, ArgumentValueError, ShapeError, UnknownVariant, fail
 from ..record import names, record
 from ..registry import get
 from ..variant import Variant
@@ -31,7 +31,8 @@ def _named(name: Any, mixer: str) -> Variant:
 class AttentionLayer(nn.Module):
     """Projects [B,T,d_model] to q, k, v of `heads` heads, mixes with `variant`, and projects back.
 
-    `variant` is a variant or the name of one; the widths of a head are those of its spec.
+    `variant` is a variant or the name of one; the widths of a head are those of its spec.  With `kv_heads`, a
+    divisor of `heads`, k and v have so many, each shared by several queries, and so has the state.
     """
 
     mixer: str
@@ -43,6 +44,7 @@ class AttentionLayer(nn.Module):
         variant: Variant | str,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        kv_heads: int | None = None,
         **foreign: NoReturn,
     ) -> None:
         super().__init__()
@@ -50,21 +52,26 @@ class AttentionLayer(nn.Module):
             refuse(type(self).__init__, tuple(foreign))
         count("d_model", d_model, 1)
         count("heads", heads, 1)
+        kv_heads = heads if kv_heads is None else kv_heads
+        count("kv_heads", kv_heads, 1)
+        if heads % kv_heads:
+            nearest = min((n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(n - kv_heads))
+            fail(ArgumentValueError, "kv_heads", kv_heads, f"a divisor of heads, {heads}, such as {nearest}")
         op = variant if isinstance(variant, Variant) else _named(variant, self.mixer)
         if op.spec.mixer != self.mixer:
             layers = [x.__name__ for x in AttentionLayer.__subclasses__() if x.mixer == op.spec.mixer]
             hint = f"; the layer of {op.name} is {layers[0]}" if layers else ""
             fail(ArgumentTypeError, "variant", f"{op.name}, a {op.spec.mixer}", f"a {self.mixer}{hint}")
-        layout_is_known(op.name, heads)
-        self.d_model, self.heads, self.op = d_model, heads, op
+        layout_is_known(op.name, kv_heads)
+        self.d_model, self.heads, self.kv_heads, self.op = d_model, heads, kv_heads, op
         self.q_proj = nn.Linear(d_model, heads * op.qk, bias=False, device=device, dtype=dtype)
-        self.k_proj = nn.Linear(d_model, heads * op.qk, bias=False, device=device, dtype=dtype)
-        self.v_proj = nn.Linear(d_model, heads * op.v, bias=False, device=device, dtype=dtype)
+        self.k_proj = nn.Linear(d_model, kv_heads * op.qk, bias=False, device=device, dtype=dtype)
+        self.v_proj = nn.Linear(d_model, kv_heads * op.v, bias=False, device=device, dtype=dtype)
         self.o_proj = nn.Linear(heads * op.v, d_model, bias=False, device=device, dtype=dtype)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        layout_is_known(self.op.name, self.heads)
+        layout_is_known(self.op.name, self.kv_heads)
 
     def init_state(self, batch: int, **foreign: NoReturn) -> Any:
         """The state before the first token, on the layer's device and for its dtype.
@@ -74,14 +81,15 @@ class AttentionLayer(nn.Module):
         """
         if foreign:
             refuse(AttentionLayer.init_state, tuple(foreign))
-        return self.op.init_state(batch, self.heads, device=self.q_proj.weight.device, dtype=self._dtype())
+        return self.op.init_state(batch, self.kv_heads, device=self.q_proj.weight.device, dtype=self._dtype())
 
     def state_bytes(self, batch: int) -> int:
         """Bytes of the state of `batch` sequences, whatever their length."""
-        return self.op.state_bytes(batch, self.heads, dtype=self._dtype())
+        return self.op.state_bytes(batch, self.kv_heads, dtype=self._dtype())
 
     def extra_repr(self) -> str:
-        return f"heads={self.heads}, variant={self.op.name}"
+        shared = f", kv_heads={self.kv_heads}" if self.kv_heads != self.heads else ""
+        return f"heads={self.heads}{shared}, variant={self.op.name}"
 
     def _dtype(self) -> torch.dtype:
         """The dtype in which the mixer computes: that of the weights if the spec has it."""
@@ -98,8 +106,8 @@ class AttentionLayer(nn.Module):
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         return (
             q.unflatten(-1, (self.heads, self.op.qk)),
-            k.unflatten(-1, (self.heads, self.op.qk)),
-            v.unflatten(-1, (self.heads, self.op.v)),
+            k.unflatten(-1, (self.kv_heads, self.op.qk)),
+            v.unflatten(-1, (self.kv_heads, self.op.v)),
         )
 
     def _leave(self, o: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ class LinearAttention(AttentionLayer):
         variant: Variant | str,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        kv_heads: int | None = None,
         **foreign: NoReturn,
     ) -> None:
         """The decay of a variant that has one is made here.
@@ -40,12 +41,12 @@ class LinearAttention(AttentionLayer):
         Of each token it is log σ(g_proj(x)) / 16, of each head that of RetNet, log(1 - 2^(-5 - head)), which
         is not trained.
         """
-        super().__init__(d_model, heads, variant, device, dtype, **foreign)
+        super().__init__(d_model, heads, variant, device, dtype, kv_heads, **foreign)
         self.decay: str = self.op.spec.decay
         self.g: Tensor | None
         if self.decay == "token":
-            self.g_proj = nn.Linear(d_model, heads, bias=False, device=device, dtype=dtype)
-        exponents = torch.arange(heads, device=device, dtype=torch.float32) + 5
+            self.g_proj = nn.Linear(d_model, self.kv_heads, bias=False, device=device, dtype=dtype)
+        exponents = torch.arange(self.kv_heads, device=device, dtype=torch.float32) + 5
         self.register_buffer("g", torch.log1p(-torch.exp2(-exponents)) if self.decay == "head" else None)
 
     def forward(

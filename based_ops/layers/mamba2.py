@@ -114,12 +114,8 @@ class Mamba2Mixer(nn.Module):
         steps = softplus(steps.to(wide) + self.dt_bias.to(wide))
         g = steps * -self.A_log.to(wide).exp()
         v = x * steps.unsqueeze(-1).to(x.dtype)
-        return x, (self._for_heads(q), self._for_heads(k), v, g)
-
-    def _for_heads(self, x: Tensor) -> Tensor:
-        """[B,T,groups·N] as [B,T,H,N]: heads of a group see one tensor."""
-        x = x.unflatten(-1, (self.groups, 1, self.op.qk))
-        return x.expand(-1, -1, -1, self.heads // self.groups, -1).flatten(2, 3)
+        q, k = (y.unflatten(-1, (self.groups, self.op.qk)) for y in (q, k))
+        return x, (q, k, v, g)
 
     def _leave(self, y: Tensor, x: Tensor, z: Tensor) -> Tensor:
         y = (y + self.D.unsqueeze(-1) * x).flatten(-2)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..arguments import refuse
 from ..checks import state_part
 from ..errors import ShapeError, StateError, fail
+from ..heads import repeated
 from ..state import SlidingWindowState
 from ..variant import Variant
 from .base import AttentionLayer
@@ -31,9 +32,10 @@ class SlidingWindowAttention(AttentionLayer):
         variant: Variant | str,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        kv_heads: int | None = None,
         **foreign: NoReturn,
     ) -> None:
-        super().__init__(d_model, heads, variant, device=device, dtype=dtype, **foreign)
+        super().__init__(d_model, heads, variant, device, dtype, kv_heads, **foreign)
         if self.op.qk % 2:
             fail(
                 ShapeError,
@@ -54,7 +56,7 @@ class SlidingWindowAttention(AttentionLayer):
             refuse(SlidingWindowAttention.forward, tuple(foreign))
         q, k, v = self._project(x)
         position = self._places(x, state)
-        q, k = rotate(q, position), rotate(k, position)
+        q, k = self._rotated(q, k, position)
         o, final = self.op(q, k, v, initial_state=state, output_final_state=output_state)
         return self._leave(o), final
 
@@ -64,17 +66,22 @@ class SlidingWindowAttention(AttentionLayer):
             refuse(SlidingWindowAttention.step, tuple(foreign))
         q, k, v = self._project(x)
         position = self._past(state, x) if x.shape[1] == 1 else self._places(x, state)
-        return self._leave(self.op.step(rotate(q, position), rotate(k, position), v, state))
+        return self._leave(self.op.step(*self._rotated(q, k, position), v, state))
+
+    def _rotated(self, q: Tensor, k: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """q and k at their positions, of which each head of keys has its own."""
+        of_q = position if position.shape[-1] == 1 else repeated(position, self.heads, -1)
+        return rotate(q, of_q), rotate(k, position)
 
     def _places(self, x: Tensor, state: SlidingWindowState | None) -> Tensor:
-        """The positions of the tokens of x, [T,1] or after a state [B,T,H]."""
+        """The positions of the tokens of x, [T,1] or after a state [B,T,kv_heads]."""
         position = torch.arange(x.shape[1], device=x.device).unsqueeze(-1)
         return position if state is None else position + self._past(state, x)
 
     def _past(self, state: SlidingWindowState, x: Tensor) -> Tensor:
-        """How many tokens came before x, [B,1,H]."""
+        """How many tokens came before x, [B,1,kv_heads]."""
         if not isinstance(state, SlidingWindowState):
             fail(StateError, "state", type(state).__name__, "a SlidingWindowState, as this layer returns it")
-        shape = (x.shape[0], self.heads)
+        shape = (x.shape[0], self.kv_heads)
         state_part("state", "position", state.position, shape, torch.int32, x, in_place=False)
         return state.position.unsqueeze(1)

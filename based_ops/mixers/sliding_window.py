@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..attention import AttentionVariant
+from ..heads import multiple, repeated
 from ..state import SlidingWindowState, first_valid, linear_to_ring, ring_of_start, ring_to_linear
 from ..variant import Tensors, constant
 
@@ -39,16 +40,17 @@ class SlidingWindowVariant(AttentionVariant):
     def _enter(self, tensors: Tensors, state: SlidingWindowState) -> tuple[Tensors, Tensors]:
         """Keys and values of the past go in front of those of the call."""
         q, k, v = tensors
+        k, v = _of_state(k, v)
         past = state.position.contiguous()
-        k = torch.cat([ring_to_linear(state.k, past), k], dim=1)  # type: ignore[list-item]
-        v = torch.cat([ring_to_linear(state.v, past), v], dim=1)  # type: ignore[list-item]
+        k = torch.cat([ring_to_linear(state.k, past), k], dim=1)
+        v = torch.cat([ring_to_linear(state.v, past), v], dim=1)
         return (q, k, v), (first_valid(past, self.window),)
 
     def _leave(
         self, tensors: Tensors, final: Sequence[Tensor], initial_state: SlidingWindowState | None, length: int
     ) -> SlidingWindowState:
         _, k, v = tensors
-        assert k is not None and v is not None
+        k, v = _of_state(k, v)
         if initial_state is None:
             batch, _, heads, _ = k.shape
             position = k.new_full((batch, heads), length, dtype=torch.int32)  # of k: torch.vmap maps it too
@@ -66,6 +68,13 @@ class SlidingWindowVariant(AttentionVariant):
 
         inputs = (*tensors, *numbers, initial_state)
         return sliding_window(self.window, *inputs)
+
+
+def _of_state(k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Keys and values with the heads of a state, which has pairs of both."""
+    assert k is not None and v is not None
+    heads = multiple((k.shape[2], v.shape[2]))
+    return repeated(k, heads), repeated(v, heads)
 
 
 VARIANT = SlidingWindowVariant

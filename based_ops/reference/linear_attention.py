@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..heads import multiple, repeated
 from ..state import LinearAttentionState
 from .feature_maps import elementwise, key_features, query_features
 
@@ -94,24 +95,29 @@ def linear_attention(
 ) -> tuple[Tensor, LinearAttentionState]:
     """o [B,T,H,V] and the final state, from q, k [B,T,H,D] and v [B,T,H,V], all computed in q's dtype.
 
-    `log_decay` is [H] or [B,T,H], as the spec says.
+    Each may have fewer heads.  `log_decay` is [H] or [B,T,H], as the spec says, with the heads of the state.
     """
+    states = multiple((k.shape[2], v.shape[2]))
+    heads = multiple((q.shape[2], states))
     given = q.new_zeros(1) if log_decay is None else log_decay.to(q.dtype).clamp(min=LEAST)
-    decayed = given.expand(q.shape[:3]).cumsum(1)
-    last = decayed[:, -1:] if q.shape[1] else decayed.new_zeros(q.shape[0], 1, q.shape[2])
-    o, n = causal_sums(spec, q, k, v, decayed.unsqueeze(-1), scale)
+    decayed = given.expand(*q.shape[:2], states).cumsum(1)
+    last = decayed[:, -1:] if q.shape[1] else decayed.new_zeros(q.shape[0], 1, states)
+    q, every_decay = repeated(q, heads), repeated(decayed, heads)
+    keys, values = repeated(k, heads), repeated(v, heads)
+    o, n = causal_sums(spec, q, keys, values, every_decay.unsqueeze(-1), scale)
+    k, v = repeated(k, states), repeated(v, states)
     phi_k = key_features(spec, k) * (last - decayed).exp().unsqueeze(-1)
     state = torch.einsum("bjhf,bjhv->bhfv", phi_k, v)
     normalizer = phi_k.sum(dim=1)
     if initial_state is not None:
-        phi_q = query_features(spec, q, scale) * decayed.exp().unsqueeze(-1)
+        phi_q = query_features(spec, q, scale) * every_decay.exp().unsqueeze(-1)
         lasting = last[:, 0, :, None].exp()
         earlier = initial_state.state.to(q.dtype)
-        o = o + torch.einsum("bihf,bhfv->bihv", phi_q, earlier)
+        o = o + torch.einsum("bihf,bhfv->bihv", phi_q, repeated(earlier, heads, 1))
         state = state + earlier * lasting.unsqueeze(-1)
         if initial_state.normalizer is not None:
             earlier_n = initial_state.normalizer.to(q.dtype)
-            n = n + torch.einsum("bihf,bhf->bih", phi_q, earlier_n)
+            n = n + torch.einsum("bihf,bhf->bih", phi_q, repeated(earlier_n, heads, 1))
             normalizer = normalizer + earlier_n * lasting
     if spec.normalize:
         o = o / (n + spec.eps).unsqueeze(-1)

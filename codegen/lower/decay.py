@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from ..dtypes import ACC, WIDE
 from ..ir.build import Builder
+from ..ir.heads import grouped, members
 from ..ir.nodes import (
     Cast,
     Expr,
@@ -29,10 +30,12 @@ from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import SCANS
 from ..memory.fade import decay
 from ..memory.states import B, H, Kept
+from .groups import EVERY
 from .linear_attention_parts import BATCH_AXES, NUMBERS, ROWS, SIZES, TOKENS, Layer
 
 SCANNED = Axis("chunk", cdiv("T", "SCAN"))
 T = Var("T")
+OWED_SUMS = "owed_sums"
 
 
 def programs(layer: Layer) -> tuple[Program, ...]:
@@ -41,9 +44,9 @@ def programs(layer: Layer) -> tuple[Program, ...]:
         case "token":
             sums = sums_in_chunks("decay_sums", of_gradients=False), running_sums()
             of_r = sums_in_chunks("gradient_sums", of_gradients=True), token_gradients(layer)
-            return (*sums, edges(layer), first_edge(layer), *of_r)
+            return (*sums, owed_sums(), edges(layer), first_edge(layer), *of_r)
         case "head":
-            return edges(layer), first_edge(layer), head_gradients(layer)
+            return owed_sums(), edges(layer), first_edge(layer), head_gradients(layer)
         case _:
             return ()
 
@@ -112,6 +115,19 @@ def head_gradients(layer: Layer) -> Program:
     heads = (Axis("h", Var("H"), batch=True),)
     summary = "The gradient of each head's decay."
     return _program("decay_gradients", summary, heads, tensors, b, ("STATEFUL",))
+
+
+def owed_sums() -> Program:
+    """What the pairs of a key's head owe to G: sums over its group of queries."""
+    b = Builder()
+    t = b.let("t", TOKENS.tile(Var("chunk") * "SCAN", "SCAN"))
+    total = b.let("total", Full(("SCAN",), 0.0))
+    with members(b):
+        b.add(total, b.let("part", Load("parts", (B, H, t), ACC)))
+    b.store("sums", (B, H, t), total)
+    tensors = Tensor("parts", NUMBERS, ACC), Tensor("sums", NUMBERS, ACC)
+    sums = _program(OWED_SUMS, "Sums over groups of heads.", (*BATCH_AXES, SCANNED), tensors, b)
+    return grouped(sums, {}, {"parts": EVERY})
 
 
 def edges(layer: Layer) -> Program:

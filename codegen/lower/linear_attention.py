@@ -17,6 +17,7 @@ g_iᵀ of later queries (for k and v).
 from __future__ import annotations
 
 from ..ir.build import Builder
+from ..ir.heads import members
 from ..ir.nodes import IO, Cast, Span, Var, cdiv, column, row, wrap
 from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import TOKEN
@@ -25,6 +26,7 @@ from ..memory.sums_token import Token
 from ..mixers.linear_attention import LinearAttention
 from . import decay as decays
 from .feature_maps import feature_map
+from .groups import group_sums, over_queries, over_states
 from .linear_attention_backward import key_gradients, query_gradients
 from .linear_attention_parts import BATCH_AXES, CHUNK_AXIS, ROWS, TOKENS, Layer
 from .linear_attention_recurrence import recurrence
@@ -37,19 +39,22 @@ from .steps import FLAGS, POOLED, answered, in_slots, one_by_one
 def programs(spec: LinearAttention) -> tuple[Program, ...]:
     """Every kernel of the layer, in the order in which they run."""
     layer = Layer(spec, feature_map(spec))
+    of_states = [tensor.name for tensor in (*layer.decays(), *layer.given_decays(), *layer.segment_states())]
+    user_states = [t.name for x in ("initial_", "final_") for t in layer.user_states(x)]
     chunked = (
-        segment_sums(layer, "states", of_queries=False),
+        over_states(segment_sums(layer, "states", of_queries=False)),
         prefix(layer, "prefix", reverse=False),
-        outputs(layer),
-        recurrence(layer),
-        running_states(layer, "states_before", of_queries=False),
-        query_gradients(layer),
-        segment_sums(layer, "query_states", of_queries=True),
+        over_queries(outputs(layer), *of_states),
+        over_queries(recurrence(layer), *of_states, *user_states),
+        over_states(running_states(layer, "states_before", of_queries=False)),
+        over_queries(query_gradients(layer), *of_states),
+        over_states(segment_sums(layer, "query_states", of_queries=True)),
         prefix(layer, "suffix", reverse=True),
-        running_states(layer, "states_after", of_queries=True),
-        key_gradients(layer),
+        over_states(running_states(layer, "states_after", of_queries=True)),
+        over_states(key_gradients(layer)),
+        group_sums(),
     )
-    return (*decays.programs(layer), *chunked, step(layer))
+    return (*decays.programs(layer), *chunked, over_states(step(layer)))
 
 
 def outputs(layer: Layer) -> Program:
@@ -110,7 +115,7 @@ def step(layer: Layer) -> Program:
     u = b.let("u", Span(wrap(0), "VALUES"))
     memory, state = layer.memory(b, fades=False), layer.user_states("")
     narrow = layer.spec.state_dtype if layer.spec.state_dtype != "float32" else None
-    with one_by_one(b, TOKENS) as t:
+    with one_by_one(b, TOKENS) as t, members(b):
         token = Token(memory, state, t, narrow, layer.decay_of(b, t))
         with memory.blocks() as block:
             token.enter_and_read(block)

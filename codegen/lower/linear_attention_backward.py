@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..ir.build import Builder
+from ..ir.heads import members
 from ..ir.nodes import ACC, IO, Cast, Full, Load, Span, Var, column, row, wrap
 from ..ir.program import Program, Tensor
 from ..ir.traits import GRADIENTS, ROW_SUMS
@@ -95,7 +96,7 @@ def key_gradients(layer: Layer) -> Program:
     b.comment("This segment, directly.")
     start = TOKENS.token(Var("chunk") * "CHUNK" // "QUERIES" * "QUERIES")
     end = TOKENS.until(TOKENS.token(segment * length + length))
-    with b.loop("t0", start, end, "QUERIES") as t0:
+    with members(b), b.loop("t0", start, end, "QUERIES") as t0:
         t = b.let("t", TOKENS.tile(t0, "QUERIES"))
         queries, gradients = memory.queries(t), memory.gradients(t)
         logs = memory.since("t_log", t, origin), log

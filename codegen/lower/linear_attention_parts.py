@@ -129,7 +129,9 @@ class Layer:
 
     def given_decays(self) -> tuple[Tensor, ...]:
         """The decays that a call gives."""
-        return tuple(Tensor(x.name, x.dims, ACC) for x in self.spec.signature().inputs if x.fades)
+        return tuple(
+            Tensor(x.name, (*x.dims[:-1], "H"), ACC) for x in self.spec.signature().inputs if x.fades
+        )
 
     def decays(self) -> tuple[Tensor, ...]:
         """What a program reads of the decay."""

@@ -30,26 +30,39 @@ from ..ir.host import (
     launch,
 )
 from ..ir.kernels import INTEGER, NUMBER, TRUTH, ForeignKernel, LaunchPlan
-from ..ir.nodes import ACC, IO, OPERAND, STATE, WIDE, Comment
+from ..ir.nodes import ACC, IO, OPERAND, STATE, Comment
 from ..mixers.linear_attention import LinearAttention
 from ..names import RECURRENCE, on_warpgroups
 from . import steps
+from .decay_passes import BY_SEGMENT, HAS_INITIAL, STATEFUL, Decays
 from .feature_maps import feature_map
+from .groups import (
+    ALIKE,
+    GROUPED,
+    KEYS,
+    OVER_GROUPS,
+    OVER_STATES,
+    QUERIES,
+    SIZES,
+    STATES,
+    VALUES,
+    of_each,
+    summed,
+)
 
 Arguments = Mapping[str, Operand]
 
 FAST, SPLIT, RECURRENT, SUMMED = Name("fast"), Name("split"), Name("recurrent"), Name("summed")
-STATEFUL, MIRRORED = Name("stateful"), Name("mirrored")
-HAS_INITIAL, FINAL = Name("has_initial"), Name("output_final_state")
+MIRRORED, FINAL = Name("mirrored"), Name("output_final_state")
 NEVER = Literal(False)
 ONE_SEGMENT = "A recurrence over one segment starts from the initial state and ends with the final one."
-SIZES = ReadSizes("q", ("B", "T", "H", None))
+TOKENS = ("B", "T")
 TOKENS_AND_ROWS = (Name("T"), Name("B") * "H")
+TOKENS_AND_STATES = (Name("T"), Name("B") * STATES)
 INPUTS = (Parameter("q"), Parameter("k"), Parameter("v"))
 INITIAL = tuple(
     Parameter(f"initial_{part}", when=Present("initial_state")) for part in ("state", "normalizer")
 )
-BY_SEGMENT = ("B", "H", "segments")
 FORWARD_PLAN = ("LONGEST", "TOKENS", "LENGTH", "SHORTEST", "PROGRAMS", "FEWEST")
 BACKWARD_PLAN = ("SEGMENT", "LENGTH", "SHORTEST", "PROGRAMS")
 SEGMENT_PLAN = ("SHORTEST", "PROGRAMS", "FEWEST")
@@ -68,14 +81,15 @@ class _Layer:
     def __init__(self, spec: LinearAttention, faster: Mapping[str, ForeignKernel]) -> None:
         self.qk, self.v, self.rows = spec.head_dims.qk, spec.head_dims.v, feature_map(spec).rows
         self.normalize, self.faster = spec.normalize, faster
-        self.decay = spec.decay
+        self.decays = Decays(spec.decay)
+        self.fades = self.decays.present
         self.inputs = (*INPUTS, *((Parameter("log_decay"),) if self.fades else ()))
 
     # Passes
 
     def forward(self) -> Pass:
         recurrence = self.faster.get(RECURRENCE)
-        serves = Serves(recurrence.name, ("q", "k", "v")) if recurrence else None
+        serves = Serves(recurrence.name, ("q", "k", "v")) & ~GROUPED if recurrence else None
         plan = Plan(
             {"segments": INTEGER, "recurrent": TRUTH},
             LaunchPlan("forward", "forward", "forward_plan", FORWARD_PLAN),
@@ -91,25 +105,26 @@ class _Layer:
             own = LaunchPlan(name, "forward", "forward_plan", FORWARD_PLAN, recurrence)
             plan = replace(plan, instead=(FAST, own))
         body: Steps = (
-            SIZES,
+            *SIZES,
             *before,
             plan,
             Bind({"split": Name("segments") > 1, "has_initial": Present("initial_state")}),
             Comment(ONE_SEGMENT),
             Bind({"summed": Either(RECURRENT, SPLIT, SPLIT | HAS_INITIAL | FINAL)}),
             *after,
-            *self.running_decays(SUMMED | ~RECURRENT),
+            *self.decays.running(SUMMED | ~RECURRENT),
             allocate("o", ("B", "T", "H", self.v), IO),
             allocate("n", ("B", "H", "T"), ACC, None if self.normalize else NEVER),
             *self.user_states("final_", FINAL),
             *self.segment_sums(BY_SEGMENT, SUMMED),
             *self.segment_states("segment_", BY_SEGMENT, SUMMED),
-            *self.either("states", {}, SUMMED, ALL=FINAL),
+            *self.either("states", {}, SUMMED, OVER_STATES, ALL=FINAL),
             launch(
                 "prefix",
                 self.state("", "segment_")
                 | self.state("initial_", "initial_")
                 | self.state("total_", "final_")
+                | OVER_STATES
                 | {"INITIAL": Present("initial_state"), "TOTAL": FINAL},
                 SUMMED,
             ),
@@ -131,32 +146,37 @@ class _Layer:
         )
 
     def backward(self) -> Pass:
-        by_span = ("B", "H", "spans")
+        by_span = ("B", STATES, "spans")
         has_initial, has_final = Present("initial_state"), Present("d_final_state")
         mirrored = "mirrored_" if self.fades else "segment_"
         delegate: Steps = ()
         if kernel := self.faster.get("query_gradients"):
             rows = ("q", "k", "v", "do", "o") if self.normalize else ("q", "k", "v", "do")
-            delegate = (Delegate(on_warpgroups("backward"), Serves(kernel.name, rows)),)
+            delegate = (Delegate(on_warpgroups("backward"), Serves(kernel.name, rows) & ALIKE),)
+        owed = {"r": of_each("r")} if self.fades else {}
+        dq, sum_dq = summed("dq", TOKENS, "H", QUERIES, self.qk)
+        dk, sum_dk = summed("dk", TOKENS, STATES, KEYS, self.qk)
+        dv, sum_dv = summed("dv", TOKENS, STATES, VALUES, self.v)
         body: Steps = (
             *delegate,
-            SIZES,
+            *SIZES,
             Plan(
                 {"segments": INTEGER, "long": TRUTH, "spans": INTEGER},
                 LaunchPlan("backward", "backward", "backward_plan", BACKWARD_PLAN),
-                TOKENS_AND_ROWS,
+                TOKENS_AND_STATES,
             ),
-            *self.running_decays(),
+            *self.decays.running(),
             Bind({"has_initial": has_initial}),
             Bind({"stateful": (Name("segments") > 1) | HAS_INITIAL}),
             Bind({"mirrored": STATEFUL | has_final}),
             Bind({"split": MIRRORED & (Name("spans") > 1)}),
-            allocate("dq", ("B", "T", "H", self.qk), IO),
+            allocate(of_each("dq"), ("B", "T", "H", self.qk), IO),
+            dq,
             *self.gradient_buffers(),
-            *((allocate("r", ("B", "H", "T"), ACC),) if self.fades else ()),
+            *self.decays.owed(),
             *self.segment_sums(by_span, SPLIT),
             *self.segment_states("span_", by_span, SPLIT),
-            launch("states", {"segments": "spans"}, SPLIT),
+            launch("states", OVER_STATES | {"segments": "spans"}, SPLIT),
             launch(
                 "prefix",
                 self.over_spans("initial_", None) | {"INITIAL": has_initial, "TOTAL": NEVER},
@@ -165,14 +185,23 @@ class _Layer:
             *self.segment_states("segment_", BY_SEGMENT, MIRRORED),
             launch(
                 "states_before",
-                self.walk("initial_") | {"INITIAL": has_initial & ~SPLIT},
+                self.walk("initial_") | OVER_STATES | {"INITIAL": has_initial & ~SPLIT},
                 STATEFUL,
             ),
-            launch("query_gradients", self.state("", "segment_") | {"STATEFUL": STATEFUL}),
+            launch(
+                "query_gradients",
+                self.state("", "segment_") | {"STATEFUL": STATEFUL, "dq": of_each("dq")} | owed,
+            ),
+            sum_dq,
+            *self.decays.sum_owed(),
             Comment("The keys' side needs the mirrored state: the sum over the queries of later segments."),
-            *self.key_gradient_buffers(),
+            allocate(of_each("dk"), ("B", "T", STATES, self.qk), IO),
+            dk,
+            allocate(of_each("dv"), ("B", "T", STATES, self.v), IO),
+            dv,
+            *self.user_states("d_initial_", HAS_INITIAL),
             *(self.segment_states("mirrored_", BY_SEGMENT, MIRRORED) if self.fades else ()),
-            launch("query_states", {"segments": "spans"}, SPLIT),
+            launch("query_states", OVER_GROUPS | {"segments": "spans"}, SPLIT),
             launch(
                 "suffix",
                 self.over_spans("d_final_", "d_initial_") | {"INITIAL": has_final, "TOTAL": HAS_INITIAL},
@@ -183,11 +212,19 @@ class _Layer:
                 self.walk("d_final_")
                 | self.state("", mirrored)
                 | self.state("total_", "d_initial_")
+                | OVER_GROUPS
                 | {"INITIAL": has_final & ~SPLIT, "TOTAL": HAS_INITIAL & ~SPLIT},
                 MIRRORED,
             ),
-            launch("key_gradients", self.state("", mirrored) | {"STATEFUL": MIRRORED}),
-            *self.decay_gradients(),
+            launch(
+                "key_gradients",
+                self.state("", mirrored)
+                | OVER_GROUPS
+                | {"STATEFUL": MIRRORED, "dk": of_each("dk"), "dv": of_each("dv")},
+            ),
+            sum_dk,
+            sum_dv,
+            *self.decays.gradients(self.state("", "segment_") | self.state("mirrored_", "mirrored_")),
         )
         what = "Gradients of q, k, v and of the initial state"
         return self.backward_pass("backward", f"{what}; the states of the segments are computed again.", body)
@@ -199,7 +236,8 @@ class _Layer:
         name = on_warpgroups("backward")
         plan = LaunchPlan(name, "backward", "segment_plan", SEGMENT_PLAN, kernels["query_gradients"])
         body: Steps = (
-            SIZES,
+            ReadSizes("q", ("B", "T", "H", None)),
+            Bind({STATES: Name("H")}),
             Plan({"segments": INTEGER}, plan, TOKENS_AND_ROWS),
             Bind({"split": Name("segments") > 1, "has_initial": Present("initial_state")}),
             *self.segment_sums(BY_SEGMENT, SPLIT),
@@ -220,7 +258,9 @@ class _Layer:
                 states | {"INITIAL": HAS_INITIAL & ~SPLIT, "SEGMENTED": SPLIT},
             ),
             Comment("Backwards: the sum over the queries of later segments."),
-            *self.key_gradient_buffers(),
+            allocate("dk", ("B", "T", "H", self.qk), IO),
+            allocate("dv", ("B", "T", "H", self.v), IO),
+            *self.user_states("d_initial_", HAS_INITIAL),
             launch(kernels["query_states"].name, {"ALL": HAS_INITIAL}, SPLIT),
             launch(
                 "suffix",
@@ -264,45 +304,17 @@ class _Layer:
             (
                 *self.inputs,
                 Parameter("scale", NUMBER),
-                Parameter("state"),
+                steps.pool("state", STATES, self.rows, self.v),
                 Parameter("normalizer"),
                 steps.PARAMETER,
             ),
             "q",
             (
-                SIZES,
+                *SIZES,
                 allocate("o", ("B", "T", "H", self.v), IO),
-                steps.launch_step("state"),
+                steps.launch_step("state", OVER_GROUPS),
             ),
             ("o",),
-        )
-
-    # Decays
-
-    @property
-    def fades(self) -> bool:
-        return self.decay != "none"
-
-    def running_decays(self, when: Value | None = None) -> Steps:
-        """G after every token, where each has a decay of its own; a recurrence alone needs none."""
-        if self.decay != "token":
-            return ()
-        places = ("B", "H", "T")
-        buffers = allocate("scan", places, WIDE, when), allocate("running_decay", places, WIDE, when)
-        return (*buffers, launch("decay_sums", {}, when), launch("decays", {}, when))
-
-    def decay_gradients(self) -> Steps:
-        """dg, from what the weights of every token owe to G."""
-        if not self.fades:
-            return ()
-        dims = ("H",) if self.decay == "head" else ("B", "T", "H")
-        return (
-            allocate("edge", BY_SEGMENT, ACC, STATEFUL),
-            launch("edges", self.state("", "segment_") | self.state("mirrored_", "mirrored_"), STATEFUL),
-            launch("first_edge", {}, HAS_INITIAL),
-            *((launch("gradient_sums"),) if self.decay == "token" else ()),
-            allocate("d_log_decay", dims, ACC),
-            launch("decay_gradients", {"STATEFUL": STATEFUL}),
         )
 
     # Buffers
@@ -321,23 +333,15 @@ class _Layer:
 
     def user_states(self, prefix: str, when: Value) -> tuple[Allocate, ...]:
         """A state that the user gets; a layer that does not normalise returns an empty normaliser."""
-        state = allocate(f"{prefix}state", ("B", "H", self.rows, self.v), STATE, when)
+        state = allocate(f"{prefix}state", ("B", STATES, self.rows, self.v), STATE, when)
         wanted = when if self.normalize else NEVER
-        return state, allocate(f"{prefix}normalizer", ("B", "H", self.rows), ACC, wanted)
+        return state, allocate(f"{prefix}normalizer", ("B", STATES, self.rows), ACC, wanted)
 
     def gradient_buffers(self) -> tuple[Allocate, ...]:
         """g and e, which only a normalised layer has."""
         if not self.normalize:
             return ()
         return allocate("g", ("B", "T", "H", self.v), OPERAND), allocate("e", ("B", "H", "T"), ACC)
-
-    def key_gradient_buffers(self) -> tuple[Allocate, ...]:
-        """What the second half of a backward pass returns."""
-        return (
-            allocate("dk", ("B", "T", "H", self.qk), IO),
-            allocate("dv", ("B", "T", "H", self.v), IO),
-            *self.user_states("d_initial_", HAS_INITIAL),
-        )
 
     # Arguments
 
@@ -349,19 +353,26 @@ class _Layer:
     def over_spans(self, initial: str, total: str | None) -> dict[str, Operand]:
         """Of running sums over all spans."""
         states = self.state("", "span_") | self.state("initial_", initial) | self.state("total_", total)
-        return states | {"segments": "spans"}
+        return states | OVER_STATES | {"segments": "spans"}
 
     def walk(self, initial: str) -> dict[str, Operand]:
         """Of a program over each span; a single span starts and ends with what is passed."""
         states = self.state("", "segment_") | self.state("initial_", initial) | self.state("start_", "span_")
         return states | {"SEGMENTED": SPLIT, "LONG": Name("long")}
 
-    def either(self, program: str, arguments: Arguments, when: Value, **more: Operand) -> tuple[Launch, ...]:
-        """A launch, or where the program has a faster kernel, with `more` arguments, one of two."""
-        kernel = self.faster.get(program)
+    def either(
+        self,
+        program: str,
+        arguments: Arguments,
+        when: Value,
+        own: Mapping[str, Operand] = {},
+        **more: Operand,
+    ) -> tuple[Launch, ...]:
+        """A launch, or where the program has a faster kernel, one of two; `own` and `more` are for each."""
+        kernel, plain = self.faster.get(program), {**arguments, **own}
         if kernel is None:
-            return (launch(program, arguments, when),)
+            return (launch(program, plain, when),)
         return (
             launch(kernel.name, {**arguments, **more}, when & FAST),
-            launch(program, arguments, when & ~FAST),
+            launch(program, plain, when & ~FAST),
         )

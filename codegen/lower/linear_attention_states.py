@@ -6,7 +6,10 @@ output gradients, mirrored, Σ_i Φ(u_i) g_iᵀ and Σ_i e_i Φ(u_i) over what l
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 from ..ir.build import Builder
+from ..ir.heads import members
 from ..ir.nodes import Expr, Span, Var, cdiv, maximum, minimum, wrap
 from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import SUMS_STATES
@@ -29,6 +32,10 @@ class _States:
     def zeros(self, suffix: str = "") -> State:
         """No tokens yet."""
         return self.memory.zeros(self.block.f, suffix)
+
+    def members(self) -> AbstractContextManager[None]:
+        """What goes through the queries of a group of heads; it has one head of keys."""
+        return members(self.b) if self.of_queries else nullcontext()
 
     def add(self, first: Expr, size: str, state: State, start: Expr | None, end: Expr | None) -> None:
         """Add `size` tokens from `first` on, without the weights of their features.
@@ -98,7 +105,7 @@ def segment_sums(layer: Layer, name: str, of_queries: bool) -> Program:
     length = layer.segment_length(b)
     start = TOKENS.token(Var("segment") * length)
     moments = states.moments(start, TOKENS.until(start + length))
-    with b.loop("t0", start, TOKENS.until(start + length), "CHUNK") as t0:
+    with states.members(), b.loop("t0", start, TOKENS.until(start + length), "CHUNK") as t0:
         states.add(t0, "CHUNK", state, *moments)
     states.weigh(state)
     state.store(sums, Var("segment"))
@@ -156,7 +163,8 @@ def running_states(layer: Layer, name: str, of_queries: bool) -> Program:
         added = states.zeros("_added")
         first = TOKENS.token(tile * "SEGMENT")
         moments = states.moments(first, TOKENS.until(first + "SEGMENT"))
-        states.add(first, "SEGMENT", added, *moments)
+        with states.members():
+            states.add(first, "SEGMENT", added, *moments)
         states.weigh(added)
         state.add(added, states.memory.between("tile_log", *moments))
     totals = layer.user_states("total_", "TOTAL") if of_queries else ()

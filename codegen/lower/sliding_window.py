@@ -14,12 +14,14 @@ that tile (`FURTHER`) goes on with a loop.
 from __future__ import annotations
 
 from ..ir.build import Builder
+from ..ir.heads import members
 from ..ir.nodes import ACC, INDEX, IO, OPERAND, Cast, Load, Span, Var, cdiv, column, row, wrap
 from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import SOFTMAX, TOKEN
 from ..memory.ring import Ring
 from ..memory.window import B, H
 from ..mixers.sliding_window import SlidingWindow
+from .groups import group_sums, over_queries, over_states
 from .second_look import doubt_of, second_look
 from .sliding_window_backward import gradients
 from .sliding_window_parts import BATCH_AXES, NUMBERS, QUERIES, QUERY_ROWS, Layer
@@ -29,7 +31,8 @@ from .steps import FLAGS, POOLED, answered, in_slots, one_by_one
 def programs(spec: SlidingWindow) -> tuple[Program, ...]:
     """Every kernel of the layer, in the order in which they run."""
     layer = Layer(spec)
-    return outputs(layer), gradients(layer), step(layer)
+    chunked = over_queries(outputs(layer), "first"), over_queries(gradients(layer), "first")
+    return (*chunked, group_sums(), over_states(step(layer)))
 
 
 def outputs(layer: Layer) -> Program:
@@ -71,7 +74,7 @@ def step(layer: Layer) -> Program:
     """Tokens one after the other: each replaces the oldest of the ring, then it attends to the ring."""
     b, zero = Builder(), wrap(0)
     d, u = b.let("d", Span(zero, "QK")), b.let("u", Span(zero, "VALUES"))
-    with one_by_one(b, QUERIES) as t:
+    with one_by_one(b, QUERIES) as t, members(b):
         query = b.let("query", Load("q", (B, t, H, d), ACC))
         ring = Ring(b, layer.window, t)
         out = b.let("out", ring.read(query))

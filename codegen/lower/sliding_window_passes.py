@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from ..ir.host import (
     Bind,
     Constant,
-    Extent,
     Literal,
     Name,
     Operand,
@@ -27,10 +26,10 @@ from ..ir.kernels import INTEGER, NUMBER, ForeignKernel, LaunchPlan
 from ..ir.nodes import ACC, IO
 from ..mixers.sliding_window import SlidingWindow
 from ..names import WINDOW_PROGRAMS, on_warpgroups
-from . import steps
+from . import groups, steps
+from .groups import GROUPED, OVER_GROUPS, SIZES, STATES, of_each, summed
 
-SIZES = ReadSizes("q", ("B", "T", "H", None))
-KEYS = Extent("k", 1)
+TOKENS_OF_KEYS = ReadSizes("k", (None, "Tk", None, None))
 INPUTS = (Parameter("q"), Parameter("k"), Parameter("v"))
 SCALE, FIRST = Parameter("scale", NUMBER), Parameter("first", when=Present("first"))
 
@@ -38,13 +37,19 @@ SCALE, FIRST = Parameter("scale", NUMBER), Parameter("first", when=Present("firs
 def passes(spec: SlidingWindow, faster: Mapping[str, ForeignKernel]) -> tuple[Pass, ...]:
     """forward, backward and step of a layer; `faster` are kernels by the programs in whose place they run."""
     qk, v = spec.head_dims.qk, spec.head_dims.v
+    gradients = (
+        summed("dq", ("B", "T"), "H", groups.QUERIES, qk),
+        summed("dk", ("B", "Tk"), "H", groups.KEYS, qk),
+        summed("dv", ("B", "Tk"), "H", groups.VALUES, v),
+    )
     forward = Pass(
         "forward",
         "Outputs and the logarithm of each row's sum of exponentials.",
         (*INPUTS, SCALE, FIRST),
         "q",
         (
-            SIZES,
+            *SIZES,
+            TOKENS_OF_KEYS,
             allocate("o", ("B", "T", "H", v), IO),
             allocate("lse", ("B", "H", "T"), ACC),
             *_run(spec, "forward", ("KEYS",), faster, ("q", "k", "v")),
@@ -57,13 +62,22 @@ def passes(spec: SlidingWindow, faster: Mapping[str, ForeignKernel]) -> tuple[Pa
         (Parameter("do"), *INPUTS, Parameter("o"), Parameter("lse"), SCALE, FIRST),
         "q",
         (
-            SIZES,
-            allocate("dq", ("B", "T", "H", qk), IO),
-            allocate("dk", ("B", KEYS, "H", qk), IO),
-            allocate("dv", ("B", KEYS, "H", v), IO),
+            *SIZES,
+            TOKENS_OF_KEYS,
+            allocate(of_each("dq"), ("B", "T", "H", qk), IO),
+            allocate(of_each("dk"), ("B", "Tk", "H", qk), IO),
+            allocate(of_each("dv"), ("B", "Tk", "H", v), IO),
+            *(gradient for gradient, _ in gradients),
             *_run(
-                spec, "backward", ("KEYS", "QUERIES"), faster, ("q", "k", "v", "do", "o"), KEYS.equals("T")
+                spec,
+                "backward",
+                ("KEYS", "QUERIES"),
+                faster,
+                ("q", "k", "v", "do", "o"),
+                Name("Tk").equals("T"),
+                {name: of_each(name) for name in ("dq", "dk", "dv")},
             ),
+            *(sums for _, sums in gradients),
         ),
         ("dq", "dk", "dv"),
     )
@@ -73,16 +87,16 @@ def passes(spec: SlidingWindow, faster: Mapping[str, ForeignKernel]) -> tuple[Pa
         (
             *INPUTS,
             SCALE,
-            Parameter("ring_k"),
+            steps.pool("ring_k", STATES, spec.window, qk),
             Parameter("ring_v"),
             Parameter("position"),
             steps.PARAMETER,
         ),
         "q",
         (
-            SIZES,
+            *SIZES,
             allocate("o", ("B", "T", "H", v), IO),
-            steps.launch_step("ring_k"),
+            steps.launch_step("ring_k", OVER_GROUPS),
         ),
         ("o",),
     )
@@ -96,20 +110,21 @@ def _run(
     faster: Mapping[str, ForeignKernel],
     rows: tuple[str, ...],
     suits: Value | None = None,
+    results: Mapping[str, Operand] = {},
 ) -> Steps:
     """Run a pass's program over chunks; windows that reach past its tiles before and after them need a loop.
 
     Where there is a faster kernel, that `suits`, it runs over segments instead.
     """
     program = WINDOW_PROGRAMS[part]
-    arguments: dict[str, Operand] = {"Tk": KEYS, "PADDED": Present("first")}
+    arguments: dict[str, Operand] = {**results, "PADDED": Present("first")}
     further = [Literal(spec.window - 1) > Constant(program, tile) for tile in tiles]
     reaches = further[0] if len(further) == 1 else further[0] | further[1]
     over_chunks = arguments | {"FURTHER": reaches}
     kernel = faster.get(program)
     if kernel is None:
         return (launch(program, over_chunks),)
-    serves = Serves(kernel.name, rows)
+    serves = Serves(kernel.name, rows) & ~GROUPED
     plan = LaunchPlan(on_warpgroups(part), part, "window_plan", ("CHUNK", "PROGRAMS"), kernel)
     segments = Some(Name("segments"))
     return (

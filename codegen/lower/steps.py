@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from ..ir.build import Builder
 from ..ir.host import Extent, Launch, Name, Operand, Parameter, Present, Some, launch
+from ..ir.host import wrap as wrap_value
 from ..ir.nodes import INDEX, Var, Where, wrap
 from ..ir.program import HAS_SLOT, Tensor
 from .sequence import Sequence
@@ -41,6 +42,11 @@ def answered(b: Builder, out: Var) -> Var:
     with b.when(SLOTS):
         b.set(out, Where(Var(HAS_SLOT), out, wrap(0.0)))
     return out
+
+
+def pool(name: str, *dims: Operand) -> Parameter:
+    """A state that a step is given, or a pool of them; `dims` are those after the first."""
+    return Parameter(name, shape=(Extent(name, 0), *map(wrap_value, dims)))
 
 
 def launch_step(state: str, flags: Mapping[str, Operand] = {}) -> Launch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..ir.build import Builder
+from ..ir.heads import MEMBER
 from ..ir.nodes import (
     ACC,
     INDEX,
@@ -17,6 +18,7 @@ from ..ir.nodes import (
     Where,
     column,
     row,
+    wrap,
 )
 from .window import B, H
 from .window_rows import RowSums
@@ -35,7 +37,9 @@ class Ring:
         self.b, self.window = b, window
         self.key = b.let("key", Load("k", (B, t, H, self.d), ACC))
         self.value = b.let("value", Load("v", (B, t, H, self.u), ACC))
-        self.position = b.let("place", Load("position", (B, H), INDEX))
+        tokens = b.let("tokens", Load("position", (B, H), INDEX))
+        # Of a group of queries the first has counted the token.
+        self.position = b.let("place", tokens - Where(Var(MEMBER) > 0, wrap(1), wrap(0)))
         self.slot = b.let("slot", self.position % self.window)
 
     def read(self, query: Var) -> Expr:

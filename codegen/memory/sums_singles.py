@@ -6,9 +6,10 @@ The products of `sums.py` become sums of outer products, each of which selects t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
+from ..ir.heads import members
 from ..ir.nodes import (
     ACC,
     IO,
@@ -127,7 +128,7 @@ class Singles:
                     b.add(by_feature, z)
                 self.features.column_adjoint(b, by_feature, "k", (B, t, H), f, selection, dk)
             self._fade_to_segment(dk, dv)
-            with b.loop("i_one", self.chunk.start, self.chunk.stop) as i:
+            with members(b), b.loop("i_one", self.chunk.start, self.chunk.stop) as i:
                 _, query = self._one("q", i)
                 gradient = b.let("g_one", Load(self.gradients, (B, i, H, u), ACC))
                 products = self._products(keys, query)
@@ -183,15 +184,16 @@ class Singles:
         if backwards:
             edge, begin, finish = self.end - 1, start // size * size, self.end
         doubt = b.let("doubt_rows", Full((), 0.0))
-        for name, columns in tensors.items():
-            row_at_edge = b.let(f"{name}_edge", Load(name, (B, edge, H, columns), ACC))
-            sums = b.let(f"{name}_sums", Unary("nothing", row_at_edge))
-            finite = b.let(f"{name}_nothing_at_edge", Unary("nothing", row_at_edge)).equals(0.0)
-            with b.loop("t_tile", begin, finish, "ROWS") as first:
-                t = b.let("t_rows", sequence.tile(first, "ROWS"))
-                rows = b.let(f"{name}_rows", Load(name, (B, t, H, columns), ACC))
-                b.add(sums, Sum(b.let(f"{name}_nothing", Unary("nothing", rows)), 0))
-            b.add(doubt, Sum(b.let(f"{name}_spoils", Where(finite, sums, wrap(0.0))), 0))
+        with members(b) if backwards else nullcontext():  # of earlier rows, which are queries
+            for name, columns in tensors.items():
+                row_at_edge = b.let(f"{name}_edge", Load(name, (B, edge, H, columns), ACC))
+                sums = b.let(f"{name}_sums", Unary("nothing", row_at_edge))
+                finite = b.let(f"{name}_nothing_at_edge", Unary("nothing", row_at_edge)).equals(0.0)
+                with b.loop("t_tile", begin, finish, "ROWS") as first:
+                    t = b.let("t_rows", sequence.tile(first, "ROWS"))
+                    rows = b.let(f"{name}_rows", Load(name, (B, t, H, columns), ACC))
+                    b.add(sums, Sum(b.let(f"{name}_nothing", Unary("nothing", rows)), 0))
+                b.add(doubt, Sum(b.let(f"{name}_spoils", Where(finite, sums, wrap(0.0))), 0))
         with b.when(Doubt(doubt)):
             yield
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..ir.nodes import ACC, STATE, Cast, Dithered, Expr, Full, Load, Sum, Var, column, row
-from .states import B, Block, H, Kept, Part, State
+from ..ir.heads import MEMBER
+from ..ir.nodes import ACC, STATE, Cast, Dithered, Expr, Full, Load, Sum, Var, Where, column, row, wrap
+from .states import B, Block, H, Kept, Part, left
 from .sums import Sums
 
 
@@ -33,8 +34,8 @@ class Token:
         plain = features.row_features(b, "query", "q", self.row, block.f, block.selection)
         state = Part(b, Var("S"), (block.f, self.memory.u))
         state.load(self.kept.tensors[0], (), "")
-        State((state,)).fade(self.decay)
-        b.add(state.tile, column(keys) * row(self.values))
+        self._fade(state)
+        b.add(state.tile, self._entering(column(keys) * row(self.values)))
         z = self._entered_normalizer(keys, block.f) if self.products and self.narrow else None
         rounded: Expr = Cast(state.tile, STATE)
         if self.narrow:
@@ -52,9 +53,17 @@ class Token:
     def _entered_normalizer(self, keys: Var, f: Var) -> Part:
         z = Part(self.b, Var("z"), (f,))
         z.load(self.kept.tensors[1], (), "")
-        State((z,)).fade(self.decay)
-        self.b.add(z.tile, keys)
+        self._fade(z)
+        self.b.add(z.tile, self._entering(keys))
         return z
+
+    def _fade(self, part: Part) -> None:
+        if self.decay:
+            self.b.set(part.tile, part.tile * left(self._entering(self.decay)))
+
+    def _entering(self, x: Expr) -> Expr:
+        """What changes a state: the first query of a group of heads finds it as it was, the others do not."""
+        return Where(Var(MEMBER).equals(0), x, wrap(0.0))
 
     def finish(self) -> Var:
         """o, divided by n where the layer normalises."""

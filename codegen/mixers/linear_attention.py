@@ -22,7 +22,7 @@ from ..spec.model import (
     LayerSpec,
     TaylorExp,
 )
-from ..spec.signature import Argument, Signature
+from ..spec.signature import GROUPS, OF_KEYS, OF_QUERIES, OF_STATES, OF_VALUES, Argument, Signature
 
 if TYPE_CHECKING:
     from ..ir.host import Pass
@@ -173,17 +173,19 @@ class LinearAttention(LayerSpec):
             sums = "Σ_j Φ(k_j) v_jᵀ over the tokens seen"
             of_keys = "Σ_j Φ(k_j) over the tokens seen"
             return (
-                Argument(f"{prefix}state", ("B", "H", rows, v), sums, STATE, optional),
-                Argument(f"{prefix}normalizer", ("B", "H", rows), of_keys, ACC, optional, present=normalize),
+                Argument(f"{prefix}state", ("B", OF_STATES, rows, v), sums, STATE, optional),
+                Argument(
+                    f"{prefix}normalizer", ("B", OF_STATES, rows), of_keys, ACC, optional, present=normalize
+                ),
             )
 
-        decays = {"none": (), "head": (("H",),), "token": (("B", "T", "H"),)}[self.decay]
+        decays = {"none": (), "head": ((OF_STATES,),), "token": (("B", "T", OF_STATES),)}[self.decay]
         of_state = "logarithm of what is left of the state, at most 0"
         return Signature(
             inputs=(
-                Argument("q", ("B", "T", "H", qk), "queries", weighs=True),
-                Argument("k", ("B", "T", "H", qk), "keys", weighs=True),
-                Argument("v", ("B", "T", "H", v), "values"),
+                Argument("q", ("B", "T", OF_QUERIES, qk), "queries", weighs=True),
+                Argument("k", ("B", "T", OF_KEYS, qk), "keys", weighs=True),
+                Argument("v", ("B", "T", OF_VALUES, v), "values"),
                 *(Argument("log_decay", dims, of_state, ACC, fades=True) for dims in decays),
             ),
             output=Argument("o", ("B", "T", "H", v), "what is read for each query"),
@@ -192,6 +194,7 @@ class LinearAttention(LayerSpec):
             carried=state("initial_", optional=True),
             kept=(Argument("n", ("B", "H", "T"), "sums of weights", ACC, present=normalize),),
             final=state("final_"),
+            groups=GROUPS,
         )
 
     def programs(self) -> tuple[Program, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..dtypes import ACC, DTYPES
 from ..spec.fields import Choices, Integer, Name, Number, Record, spec_field
 from ..spec.model import DTYPES_DOC, NAME_DOC, HeadDims, LayerSpec
-from ..spec.signature import Argument, Signature
+from ..spec.signature import GROUPS, OF_KEYS, OF_QUERIES, OF_STATES, OF_VALUES, Argument, Signature
 
 if TYPE_CHECKING:
     from ..ir.host import Pass
@@ -68,24 +68,30 @@ class SlidingWindow(LayerSpec):
         # Keys and values of an initial state are put in front of the call's own: Tk tokens.
         return Signature(
             inputs=(
-                Argument("q", ("B", "T", "H", qk), "queries", weighs=True),
-                Argument("k", ("B", "Tk", "H", qk), "keys", weighs=True),
-                Argument("v", ("B", "Tk", "H", v), "values"),
+                Argument("q", ("B", "T", OF_QUERIES, qk), "queries", weighs=True),
+                Argument("k", ("B", "Tk", OF_KEYS, qk), "keys", weighs=True),
+                Argument("v", ("B", "Tk", OF_VALUES, v), "values"),
             ),
             output=Argument("o", ("B", "T", "H", v), "means of the values in the window of each query"),
             state=(
-                Argument("ring_k", ("B", "H", window, qk), "the last keys; position p lies at p mod W"),
-                Argument("ring_v", ("B", "H", window, v), "the last values"),
-                Argument("position", ("B", "H"), "tokens seen", "int32", differentiable=False),
+                Argument("ring_k", ("B", OF_STATES, window, qk), "the last keys; position p lies at p mod W"),
+                Argument("ring_v", ("B", OF_STATES, window, v), "the last values"),
+                Argument("position", ("B", OF_STATES), "tokens seen", "int32", differentiable=False),
             ),
             numbers={"scale": self.default_scale()},
             carried=(
                 Argument(
-                    "first", ("B", "H"), "the first key that is a token", "int32", True, differentiable=False
+                    "first",
+                    ("B", OF_STATES),
+                    "the first key that is a token",
+                    "int32",
+                    True,
+                    differentiable=False,
                 ),
             ),
             kept=(Argument("lse", ("B", "H", "T"), "logarithms of sums of exponentials", ACC),),
             longer={"Tk": "T"},
+            groups=GROUPS,
         )
 
     def programs(self) -> tuple[Program, ...]:

@@ -47,6 +47,11 @@ class Argument:
         return f"[{', '.join(map(str, self.dims))}]"
 
 
+OF_QUERIES, OF_KEYS, OF_VALUES, OF_STATES = "HQ", "HK", "HV", "HS"
+"""Heads of q, k, v and of the state that keys and values make; H are those of the output."""
+GROUPS = {"H": (OF_QUERIES, OF_KEYS, OF_VALUES), OF_STATES: (OF_KEYS, OF_VALUES)}
+"""How they follow from each other in attention: see `Signature.groups`."""
+
 POOLED = "slots"
 """The size of a pool of states: that of the batch, unless a step is given indices."""
 INDICES = Argument(
@@ -83,10 +88,34 @@ class Signature:
     """Whether backward reads the output."""
     longer: dict[str, str] = field(default_factory=dict, hash=False)
     """Sizes that are no smaller than another one."""
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    """Sizes that are the least common multiples of others: heads that share one of a tensor lie in a row.
+
+    Each of those others divides the largest of them.
+    """
 
     @property
     def lead(self) -> Argument:
         return self.inputs[0]
+
+    @property
+    def unit(self) -> str:
+        """What a call has besides a batch and a length: H for heads, D for channels."""
+        return str(self.output.dims[2])
+
+    @property
+    def unit_of_state(self) -> str:
+        """The same of a state."""
+        return OF_STATES if self.groups else self.unit
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The sizes from which those in `groups` follow."""
+        return tuple(dict.fromkeys(part for parts in self.groups.values() for part in parts))
+
+    def alike(self, units: int) -> dict[str, int]:
+        """Heads or channels of a call of which all tensors have as many."""
+        return dict.fromkeys((self.unit, *self.groups, *self.parts), units)
 
     @property
     def results(self) -> tuple[Argument, ...]:

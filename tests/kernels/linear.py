@@ -114,6 +114,7 @@ class Layer:
         v: Tensor,
         forward: Forward,
         initial: LinearAttentionState | None = None,
+        decays: Decays | None = None,
     ) -> Gradients:
         found = self.module.backward(
             do,
@@ -121,7 +122,7 @@ class Layer:
             q,
             k,
             v,
-            *self.decays(),
+            *(self.decays() if decays is None else decays),
             forward.o,
             forward.n,
             self.call.scale,

@@ -33,7 +33,7 @@ class Steps:
         """Numbers for one argument, positive for sums of weights, or None where the layer has none."""
         if not argument.present:
             return None
-        sizes = {"B": batch, "T": self.length, "H": self.units, "D": self.units}
+        sizes = {"B": batch, "T": self.length, **self.spec.signature().alike(self.units)}
         shape = [sizes[dim] if isinstance(dim, str) else dim for dim in argument.dims]
         generator = torch.Generator().manual_seed(100 * self.seed + salt)
         if argument.dtype == "int32":

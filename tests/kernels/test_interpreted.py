@@ -25,6 +25,7 @@ from tests.kernels.runners import interpreting
         "test_special_values",
         "test_not_finite",
         "test_steps",
+        "test_groups",
     ],
 )
 def test_triton_under_its_interpreter(module: str) -> None:

@@ -36,7 +36,7 @@ def tensors_of(
     layer: Variant, batch: int = 3, length: int = 9, dtype: torch.dtype = torch.float32, units: int = 2
 ) -> tuple[Tensor | None, ...]:
     """Random inputs of a variant of any mixer, as its signature has them; all that a call may give."""
-    sizes: dict[Any, int] = {"B": batch, "T": length, "Tk": length, layer.unit: units}
+    sizes: dict[Any, int] = {"B": batch, "T": length, "Tk": length, **layer.signature.alike(units)}
     shapes = [
         [sizes[dim] if isinstance(dim, str) else dim for dim in x.dims] if x.present else None
         for x in layer.signature.inputs

@@ -34,6 +34,7 @@ F64 = torch.float64
 
 def placed(dims: Sequence[Any], sizes: Sequence[str | None]) -> list[Placement]:
     """Where a tensor lies if these sizes are sharded over the dimensions of a mesh."""
+    dims = ["H" if dim in ("HQ", "HK", "HV", "HS") else dim for dim in dims]
     return [Shard(dims.index(size)) if size in dims else Replicate() for size in sizes]
 
 
@@ -171,6 +172,40 @@ def refusals(layer: Variant, mesh: Any) -> None:
                 raise AssertionError(f"{layer.name}: not refused: {text}")
 
 
+def groups(layer: Variant, mesh: Any) -> None:
+    """Heads in groups: every rank has whole groups, or the call is refused."""
+    sharded = [Shard(2)]
+    for q_heads, kv_heads, fits in ((4, 2, True), (2, 4, True), (3, 1, False)):
+        q, k, v = (
+            torch.randn(2, 9, n, d, dtype=F64)
+            for n, d in ((q_heads, layer.qk), (kv_heads, layer.qk), (kv_heads, layer.v))
+        )
+        shared = [distribute_tensor(x.clone(), mesh, sharded).requires_grad_() for x in (q, k, v)]
+        whole = [x.requires_grad_() for x in (q, k, v)]
+        if not fits:
+            for call in (lambda s=shared: layer(*s), lambda s=shared: direct(layer, s)):
+                try:
+                    call()
+                except errors.PlacementError as error:
+                    assert re.match("q: got 3 heads, must be a multiple of 2", str(error)), str(error)
+                else:
+                    raise AssertionError(f"{layer.name}: groups that ranks share are not refused")
+            continue
+        (o, state), (want, end) = (layer(*x, output_final_state=True) for x in (shared, whole))
+        gradients = [torch.autograd.grad(x.sin().sum(), y) for x, y in ((o, shared), (want, whole))]
+        pairs = zip((o, *state, *gradients[0]), (want, *end, *gradients[1]), strict=True)
+        for i, (got, wanted) in enumerate((*pairs, (direct(layer, shared)[0], want))):
+            compare(got, wanted, f"{layer.name} {q_heads} heads of {kv_heads}: result {i}")
+
+
+def direct(layer: Variant, inputs: Sequence[Any]) -> Any:
+    """The forward operator."""
+    carried = [None] * len(layer.signature.carried)
+    asked = [False] if layer.signature.final else []
+    numbers = layer.signature.numbers.values()
+    return layer.operators.forward(*inputs, *numbers, *carried, *asked, "torch")
+
+
 def slots(layer: Variant, mesh: Any) -> None:
     """Indices of slots are refused, not overlooked."""
     inputs = tensors_of(layer, 2, 1)
@@ -200,6 +235,8 @@ def main(rank: int, file: str) -> None:
         calls(layer, square, ["B", layer.unit], 2)
         refusals(layer, line)
         slots(layer, line)
+    for name in ("taylor2_qk16_v64", "window16_d64"):
+        groups(based_ops.get(name), line)
     for name in ("taylor2_qk16_v64", "conv3_silu"):
         layer = based_ops.get(name)
         compiled(layer, line, [layer.unit])

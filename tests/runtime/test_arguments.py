@@ -31,7 +31,7 @@ TRIED = (
     "causal",
     "is_causal",
     "enable_gqa",
-    "kv_heads",
+    "num_key_value_heads",
     "window_size",
     "head_first",
     "dropout_p",
@@ -75,7 +75,11 @@ def test_no_argument_that_exists_is_refused(linear: Variant) -> None:
 
     for function in (Variant.init_state, LinearAttention.__init__, Variant.step, LinearAttention.forward):
         own = set(inspect.signature(function).parameters) - {"self", "foreign"}
-        assert not own & set(INSTEAD) - {"state", "output_state"}  # what is one's argument, another's is not
+        assert not own & set(INSTEAD) - {
+            "state",
+            "output_state",
+            "kv_heads",
+        }
     assert linear(*qkv(linear), output_final_state=True)[1] is not None
 
 
@@ -218,14 +222,19 @@ def test_states_of_a_layer(variant: Variant, linear: Variant, window: Variant, b
             layer([1.0])
 
 
-def test_grouped_heads_get_a_hint(variant: Variant) -> None:
+def test_heads_that_do_not_divide(variant: Variant) -> None:
     q, k, v = qkv(variant, heads=6)
-    with pytest.raises(errors.ShapeError, match=r"`k.repeat_interleave\(3, dim=2\)`$"):
-        variant(q, k[:, :, :2], v[:, :, :2])
-    k, v = (x[:, :, :2].repeat_interleave(3, dim=2) for x in (k, v))
-    variant(q, k, v)
-    with pytest.raises(errors.ShapeError, match="one number of heads$"):
-        variant(q, k, v[:, :, :4])
+    variant(q, k[:, :, :2], v[:, :, :3])
+    with pytest.raises(
+        errors.ShapeError, match="^v: got 4 heads, must be .* divides the largest, 6, such as 3"
+    ):
+        variant(q, k[:, :, :2], v[:, :, :4])
+    with pytest.raises(errors.ShapeError, match="^q: got 5 heads"):
+        variant(q[:, :, :5], k, v)
+    with pytest.raises(errors.ShapeError, match="^k: got 0 heads, must be .* such as 1: "):
+        variant.step(*(x[:, :1] for x in (q, k[:, :, :0], v)), variant.init_state(2, 6))
+    with pytest.raises(errors.StateError, match=r"^state.* must be of shape \[2, 2, "):
+        variant.step(*(x[:, :1] for x in (q, k[:, :, :2], v[:, :, :2])), variant.init_state(2, 6))
 
 
 LAYOUTS = {

@@ -51,7 +51,7 @@ def exported(layer: Variant, strict: bool) -> Any:
         "B": Dim("batch", min=1, max=64),
         "T": length,
         "Tk": length,
-        layer.unit: Dim("units", min=1, max=64),
+        **dict.fromkeys(layer.signature.alike(0), Dim("units", min=1, max=64)),
     }
 
     def free(arguments: Any, tensors: Any) -> list[Any]:

@@ -32,7 +32,7 @@ def operator(variant: Variant, which: str) -> Any:
 def arguments(variant: Variant, which: str, optional: bool = True) -> list[Any]:
     """Arguments that fit, of odd sizes; all that may be left out, or nothing of it."""
     taken = ops.of(variant.name).admission.operands[which]
-    sizes = SIZES
+    sizes = SIZES | variant.signature.alike(SIZES[variant.unit])
     found: list[Any] = []
     for argument, operand in zip(operator(variant, which)._schema.arguments, taken.entries, strict=True):
         if operand is None:
@@ -85,6 +85,7 @@ def test_what_does_not_fit_is_named(data: st.DataObject) -> None:
         else:
             changed = (wider if more else narrower)(x, dim)
         tied = sum(free in other.argument.dims for other in taken.tensors.values()) > 1
+        tied = tied or free in taken.signature.parts  # which divide each other
         longer = free in taken.signature.longer.values() and which == "forward" and place == taken.lead
         if isinstance(free, str) and (not tied or (longer and not more)):
             return  # nothing else has this size, or fewer queries than keys
