@@ -102,8 +102,7 @@ class _Kernel:
         with w.indented():
             w.line(f'"""{program.summary}"""')
             w.line(f'{", ".join(sizes)} = tl.dynamic("{" ".join(sizes)}")')
-            for size in dict.fromkeys(filter(None, (tensor.heads for tensor in program.tensors))):
-                name = self._extent(size)
+            for name in {self._extent(tensor.heads): None for tensor in program.tensors if tensor.heads}:
                 w.line(f"{name} = {name} if {GROUPED} else {self._extent(HEADS)}")
             w.blank()
             w.line("@tl.prim_func")

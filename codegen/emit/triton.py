@@ -9,7 +9,8 @@ from ..ir.program import Tensor, loads_ahead, uses_operands
 from . import triton_expression, warpgroups
 from .host import emit_passes, emit_schedule, host_helpers, used_helpers
 from .layer import ScheduledForeign, ScheduledKernel, ScheduledLayer
-from .triton_kernel import emit_kernel, parameters, sizes_and_scalars
+from .triton_kernel import emit_kernel
+from .triton_parameters import parameters, sizes_and_scalars
 from .writer import Writer, header
 
 HELPERS = ("dithered", "launch", "operand")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
 
 from ..ir.check import infer, walk
 from ..ir.fuse import expressions, handed_on, statements
-from ..ir.kernels import Kernel, counts
+from ..ir.kernels import counts
 from ..ir.nodes import (
     INDEX,
     Add,
@@ -48,22 +47,8 @@ from ..ir.rewrite import apart
 from .bounds import Bounds
 from .layer import ScheduledProgram
 from .triton_expression import cast_suffix, formula
+from .triton_parameters import parameters, pool_offset, product, stride_names, times
 from .writer import Writer
-
-
-def parameters(kernel: Kernel) -> list[str]:
-    """What a kernel takes at every launch: tensors, strides, sizes and scalars."""
-    return [
-        *(t.name for t in kernel.tensors),
-        *(f"{t.name}_{axis}" for t in kernel.tensors for axis in stride_names(t)),
-        *sizes_and_scalars(kernel),
-    ]
-
-
-def sizes_and_scalars(kernel: Kernel) -> list[str]:
-    """Its sizes and scalars, numbers of heads last: so a call without groups reads the others as ever."""
-    heads = head_sizes(kernel.tensors)
-    return sorted((*kernel.sizes, *kernel.scalars), key=lambda name: name in heads)
 
 
 def emit_kernel(w: Writer, scheduled: ScheduledProgram) -> None:
@@ -198,13 +183,13 @@ class TritonKernel:
         pools = [tensor for tensor in self.program.tensors if tensor.slots]
         w.line(f"{HAS_SLOT} = True")
         for pool in pools:
-            w.line(f"{_offset(pool)} = {entry} * {_product(pool.stored[1:])}")
+            w.line(f"{pool_offset(pool)} = {entry} * {product(pool.stored[1:])}")
         w.line(f"if {indices.optional}:")
         with w.indented():
             w.line(f"{SLOT} = {language}.load({indices.name} + {entry}).to({language}.int64)")
             w.line(f"{HAS_SLOT} = ({SLOT} >= 0) & ({SLOT} < slots)")
             for pool in pools:
-                w.line(f"{_offset(pool)} = {SLOT} * {pool.name}_{stride_names(pool)[0]}")
+                w.line(f"{pool_offset(pool)} = {SLOT} * {pool.name}_{stride_names(pool)[0]}")
 
     # Statements
 
@@ -300,25 +285,25 @@ class TritonKernel:
         masks = [HAS_SLOT] if tensor.slots else []
         for entry, extent, stride in zip(index, tensor.dims, strides, strict=True):
             if tensor.slots and entry is index[0]:
-                base.append(_offset(tensor))
+                base.append(pool_offset(tensor))
                 continue
             far = self._may_be_far((entry, extent, stride))
             if not self.rank(entry):
                 if entry != Const(0):
-                    base.append(_times(self._scalar(entry, far), stride))
+                    base.append(times(self._scalar(entry, far), stride))
                 continue
             position = tiles.index(entry)
             side = "" if len(tiles) == 1 else ("[:, None]" if position == 0 else "[None, :]")
             span = self.bounds.span(entry)
             if span is None:
                 place = self._cast(entry, "int64") if far else self.text(entry)
-                offsets.append(_times(f"{place}{side}", stride))
+                offsets.append(times(f"{place}{side}", stride))
             else:
                 if span.start != Const(0):
-                    base.append(_times(self._cast(span.start, "int64"), stride))
+                    base.append(times(self._cast(span.start, "int64"), stride))
                 run = self._run(span.size, entry if len(tiles) == 1 else 1 - position)
                 run = f"tl.cast({run}, OFFSET)" if far and self.has_offset else run
-                offsets.append(_times(f"{run}{side}", stride))
+                offsets.append(times(f"{run}{side}", stride))
             masks += (f"({self.text(test)}){side}" for test in self.bounds.conditions(entry, extent))
         pointer = " + ".join(base)
         if offsets:
@@ -348,7 +333,7 @@ class TritonKernel:
         if tensor.strided:
             return [*named, "1"]
         stored = tensor.stored
-        return [*named, *(_product(stored[i + 1 :]) for i in range(len(named), len(stored)))]
+        return [*named, *(product(stored[i + 1 :]) for i in range(len(named), len(stored)))]
 
     def rank(self, expr: Expr) -> int:
         """How many axes an index or a variable has."""
@@ -380,24 +365,3 @@ class TritonKernel:
                 return f"tl.cumsum({x.name}, 0)"
             case _:
                 return self.text(value)
-
-
-def _offset(pool: Tensor) -> str:
-    """The name of where in a pool the program's entry begins."""
-    return f"{pool.name}_at"
-
-
-def stride_names(tensor: Tensor) -> list[str]:
-    """Names of the stride parameters, one a dimension whose stride calls choose."""
-    return [str(dim).lower() for dim in tensor.free]
-
-
-def _product(dims: tuple[Dim, ...]) -> str:
-    """The product of extents as text; runtime sizes first, so that it is taken in 64 bits."""
-    names = [dim for dim in dims if isinstance(dim, str)]
-    number = prod(dim for dim in dims if isinstance(dim, int))
-    return " * ".join([*names, *([str(number)] if number != 1 or not names else [])])
-
-
-def _times(x: str, stride: str) -> str:
-    return x if stride == "1" else f"{x} * {stride}"

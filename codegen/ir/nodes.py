@@ -183,11 +183,7 @@ class Dithered(Expr):
 
 @dataclass(frozen=True)
 class Head(Expr):
-    """Which of the `heads` heads of a tensor goes with the program's own, where heads are in groups.
-
-    A program's head is one of H, and several in a row share one of the tensor.  With `member` a program's
-    head is itself shared: it stands for several in a row of all HO heads, and `member` counts these.
-    """
+    """Which of the `heads` of a tensor goes with a program's head, and its `member`: see `heads.py`."""
 
     heads: str
     member: Expr | None = None

@@ -42,7 +42,8 @@ from ...names import second_look
 from ...schedule.foreign import WINDOW_TILES, walk_tiles
 from ...spec.model import LayerSpec
 from ..layer import ScheduledForeign, ScheduledProgram
-from ..triton_kernel import TritonKernel, parameters
+from ..triton_kernel import TritonKernel
+from ..triton_parameters import parameters
 from ..writer import Writer
 
 LAYOUTS = (
