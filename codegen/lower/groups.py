@@ -1,6 +1,8 @@
 """What programs of attention are over heads in groups (`ir/heads.py`), and the sums over a group.
 
-A gradient of what several heads share is the sum of what they have of it.
+A gradient of what several heads share is the sum of what they have of it.  Where a program over states loops
+over members it sums them as it goes; elsewhere `group_sums` does, of parts in the gradient's own dtype, as
+those of repeated tensors are.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ def over_states(program: Program) -> Program:
     return grouped(program, PAST, MEMBERS)
 
 
-def group_sums(program: str = SUMS) -> Program:
+def group_sums() -> Program:
     """The sum over each group of heads, of one chunk of tokens."""
     b = Builder()
     place = Var("b"), b.let("t", Sequence("T").tile(Var("chunk") * "CHUNK", "CHUNK")), Var("h")
@@ -63,7 +65,7 @@ def group_sums(program: str = SUMS) -> Program:
     b.store("sums", (*place, c), Cast(total, IO))
     rows = ("B", "T", "H", "W")
     sums = Program(
-        program,
+        SUMS,
         "Sums over groups of heads.",
         (
             Axis("b", Var("B"), batch=True),
