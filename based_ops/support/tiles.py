@@ -193,6 +193,8 @@ def where(condition: Tensor | bool, x: Tensor | float, y: Tensor | float, dtype:
     tiles lie wholly inside the sequence.
     """
     if isinstance(condition, bool):
+        if condition and isinstance(x, Tensor):
+            return x
         condition = torch.tensor(condition)
     if not isinstance(x, Tensor):
         x = torch.full((), x, dtype=dtype, device=condition.device)
