@@ -18,6 +18,7 @@ from .ir.host import Launch, Pass
 from .ir.kernels import ForeignKernel, Kernel, LaunchPlan
 from .ir.program import Program
 from .ir.rewrite import drop_unused, without_second_look
+from .ir.tidy import tidy
 from .ir.traits import RECURS
 from .names import variant_file
 from .schedule.choose import choose
@@ -60,7 +61,7 @@ def lower(spec: LayerSpec) -> Lowered:
     written = spec.programs()
     for program in written:
         check(program)
-    programs = tuple(map(drop_unused, written))
+    programs = tuple(tidy(drop_unused(program)) for program in written)
     return Lowered(spec, programs, _passes(spec, programs))
 
 

@@ -123,14 +123,15 @@ class TritonKernel:
         return {name: matrix for name, matrix in rows.items() if name in sums & once}
 
     def _rows(self) -> set[str]:
-        """Vectors that are laid along the columns of a matrix."""
+        """Vectors that are laid along the columns of a matrix, as they were introduced."""
+        every = list(statements(self.program.body))
         return {
             node.x.name
-            for stmt in statements(self.program.body)
+            for stmt in every
             for expr in expressions(stmt)
             for node in walk(expr)
             if isinstance(node, Expand) and node.axis == 0 and isinstance(node.x, Var)
-        }
+        } - {stmt.name for stmt in every if isinstance(stmt, Set)}
 
     def emit(self, options: str) -> None:
         program, w = self.program, self.w
