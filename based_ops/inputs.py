@@ -48,6 +48,9 @@ def draw(
         if x.fades:  # some of the state is left after a few tokens
             part = -normal([sizes[str(dim)] for dim in x.dims]).abs() / 4
             part = part.to(torch.promote_types(part.dtype, torch.float32))
+        elif x.multiplies:
+            part = normal([sizes[str(dim)] for dim in x.dims]).abs() + 0.5
+            part = part.to(torch.promote_types(part.dtype, torch.float32))
         elif part is None:  # taps and the like: sums over them stay of the size of what is summed
             before = [sizes[str(dim)] for dim in x.dims[:-1]]
             part = normal((*before, widths[i])) / widths[i] ** 0.5 if before else normal((widths[i],))

@@ -233,7 +233,8 @@ class _Differentiable(torch.autograd.Function):
 def recordable(kernel: str, tensors: Sequence[Tensor], packed: Sequence[Any] = ()) -> bool:
     """Whether calls of a kernel with such tensors, which are valid, may be remembered; nobody traces them.
 
-    Kernels take those that are `packed` contiguous alone; the operator would copy others.
+    Kernels take those that are `packed`, where a call gives them, contiguous alone; the operator would copy
+    others.
     """
     return (
         kernel.startswith("triton-")
@@ -241,7 +242,7 @@ def recordable(kernel: str, tensors: Sequence[Tensor], packed: Sequence[Any] = (
         and not (_watched() or torch._C._functorch.peek_interpreter_stack())
         and all(type(x) is Tensor and x.stride(-1) == 1 and _here(x) for x in tensors)
         and _aligned([x.data_ptr() for x in tensors])
-        and all(x.is_contiguous() for x in packed)
+        and all(x is None or x.is_contiguous() for x in packed)
     )
 
 

@@ -74,7 +74,7 @@ class Variant(ABC):
         self._replays = Replays()
         self.signature = signature = self._ops.signature
         self._optional = any(x.optional for x in signature.inputs)
-        self._fading = [i for i, x in enumerate(signature.inputs) if x.fades]
+        self._wide = [i for i, x in enumerate(signature.inputs) if x.wide]
         self.unit = signature.unit
         """H where calls have heads, and D where they have channels."""
         self._form = StateForm(self.name, self._state_type, signature, spec.kept_dtype, self._other_dtype)
@@ -232,7 +232,7 @@ class Variant(ABC):
             return self._form.after_nothing(
                 tensors, units, self._nothing(tensors), initial_state, output_final_state, is_traced()
             )
-        if alone and recordable(kernel, self._given(tensors), [tensors[i] for i in self._fading]):
+        if alone and recordable(kernel, self._given(tensors), [tensors[i] for i in self._wide]):
             return self._first(self._key("forward", factor, backend, tensors), kernel, numbers, tensors), None
         entered, carried = tensors, self._no_carry
         if initial_state is not None:
@@ -269,7 +269,7 @@ class Variant(ABC):
         kernel = dispatch.kernel(self.name, backend, lead.device, lead.dtype, facts is self)
         if batch == 0 or length == 0 or units == 0:
             return self._nothing(tensors).clone()
-        if alone and recordable(kernel, self._given(tensors, indices), [tensors[i] for i in self._fading]):
+        if alone and recordable(kernel, self._given(tensors, indices), [tensors[i] for i in self._wide]):
             key = self._key(which, factor, backend, tensors)
             return self._first_step(key, kernel, numbers, state, (*tensors, indices))
         arguments = (*tensors, *numbers, *state, indices, kernel)
@@ -387,7 +387,7 @@ class Variant(ABC):
             return tensors
         if isinstance(ring, Tensor) and ring.dtype == torch.float32 and torch.float32 in self.dtypes:
             dtype = torch.float32
-        return tuple([x if i in self._fading else checks.cast(x, dtype) for i, x in enumerate(tensors)])
+        return tuple([x if i in self._wide else checks.cast(x, dtype) for i, x in enumerate(tensors)])
 
     def autocast_dtype(self, q: Tensor | None) -> torch.dtype | None:
         """The dtype that autocast gives a call with `q`: its own or float32, as the spec allows, or None."""

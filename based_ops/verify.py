@@ -181,8 +181,9 @@ class _Trial:
         leaves = [*self.exact, *_floating(self.exact_state)]
         exact = torch.autograd.grad(expected, leaves, [w.double() for w in weights], retain_graph=True)
         size = max(float(g.square().mean().sqrt()) for g in exact)
-        # The gradient of a decay that all tokens share is a sum of as many terms, of either sign.
-        summed = {f"d{x.name}" for x in taken(self.variant) if x.fades and "T" not in x.dims}
+        # The gradient of a number that all tokens share is a sum of as many terms, of either sign.
+        shared = [x for x in taken(self.variant) if (x.fades or x.multiplies) and "T" not in x.dims]
+        summed = {f"d{x.name}" for x in shared}
         terms = self.case.batch * self.case.length
         for name, got, want in zip(names, actual, exact, strict=True):
             floor = size * (terms**0.5 if name in summed else NOISE)

@@ -28,6 +28,12 @@ def _named(name: Any, mixer: str) -> Variant:
     fail(UnknownVariant, "variant", repr(name), f"the name of a {mixer}, such as {', '.join(near)}")
 
 
+def layer_of(variant: Variant) -> type[AttentionLayer] | None:
+    """The layer that mixes with such a variant, if there is one."""
+    layers = (x for x in AttentionLayer.__subclasses__() if x.mixer == variant.spec.mixer)
+    return next(layers, None)
+
+
 class AttentionLayer(nn.Module):
     """Projects [B,T,d_model] to q, k, v of `heads` heads, mixes with `variant`, and projects back.
 
@@ -59,8 +65,8 @@ class AttentionLayer(nn.Module):
             fail(ArgumentValueError, "kv_heads", kv_heads, f"a divisor of heads, {heads}, such as {nearest}")
         op = variant if isinstance(variant, Variant) else _named(variant, self.mixer)
         if op.spec.mixer != self.mixer:
-            layers = [x.__name__ for x in AttentionLayer.__subclasses__() if x.mixer == op.spec.mixer]
-            hint = f"; the layer of {op.name} is {layers[0]}" if layers else ""
+            layer = layer_of(op)
+            hint = f"; the layer of {op.name} is {layer.__name__}" if layer else ""
             fail(ArgumentTypeError, "variant", f"{op.name}, a {op.spec.mixer}", f"a {self.mixer}{hint}")
         layout_is_known(op.name, kv_heads)
         self.d_model, self.heads, self.kv_heads, self.op = d_model, heads, kv_heads, op

@@ -72,13 +72,19 @@ def load(
 ) -> Tensor:
     """Copy a tile of a batch-first tensor; what lies outside is `fill`.
 
-    `heads`, where given, are those of the tensor to take along the last axis of the batch.
+    `heads`, where given, are those of the tensor to take along the last axis of the batch.  An index tensor
+    of as many dimensions as the batch has, two or more, picks one position for each entry.
     """
-    first = tensor.dim() - len(index)
+    rank = first = tensor.dim() - len(index)
     batch = first - 1
     for entry in index:
         if isinstance(entry, int):
             tensor = tensor.select(first, entry)
+            continue
+        if isinstance(entry, Tensor) and entry.dim() == rank > 1:
+            where = entry.reshape(*entry.shape, *(1,) * (tensor.dim() - rank)).long()
+            shape = [*tensor.shape[:first], 1, *tensor.shape[first + 1 :]]
+            tensor = tensor.gather(first, where.expand(shape)).squeeze(first)
             continue
         tensor = _take(tensor, first, entry, fill)
         first += 1

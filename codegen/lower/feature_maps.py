@@ -31,10 +31,9 @@ from ..ir.nodes import (
     row,
     wrap,
 )
-from ..mixers.linear_attention import LinearAttention
 from ..spec.model import Elementwise, TaylorExp
 from .expression import Function
-from .features import SCALE, Across, FeatureMap, Selection, times
+from .features import SCALE, Across, FeatureMap, Meaning, Selection, times
 from .sequence import Sequence
 
 
@@ -324,7 +323,7 @@ class ElementwiseMap:
         b.add(into, Where(row(Var("d")).equals(f), column(gradient), wrap(0.0)))
 
 
-def feature_map(spec: LinearAttention) -> FeatureMap:
+def feature_map(spec: Meaning) -> FeatureMap:
     """The feature map of a layer, ready to be lowered."""
     match spec.feature_map:
         case TaylorExp() as taylor:

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from ..ir.build import Builder
 from ..ir.nodes import Const, Expr, Transpose, Var, column, row
+from ..spec import model
+from ..spec.signature import Signature
 from .sequence import Sequence
 
 SCALE = Var("scale")
@@ -29,6 +31,24 @@ class Across:
     def by_row(self, numbers: Var) -> Expr:
         """One number a row, as it meets `of_rows`."""
         return row(numbers) if self.axis == 1 else column(numbers)
+
+
+class Meaning(Protocol):
+    """What it asks of the spec of a layer whose weights are made by a feature map."""
+
+    @property
+    def feature_map(self) -> model.FeatureMap: ...
+    @property
+    def head_dims(self) -> model.HeadDims: ...
+    @property
+    def normalize(self) -> bool: ...
+    @property
+    def eps(self) -> float: ...
+    @property
+    def decay(self) -> str: ...
+    @property
+    def state_dtype(self) -> str: ...
+    def signature(self) -> Signature: ...
 
 
 class FeatureMap(Protocol):

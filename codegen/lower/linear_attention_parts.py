@@ -12,8 +12,7 @@ from ..memory.states import Kept
 from ..memory.sums import Sums
 from ..memory.sums_singles import Chunk, Singles
 from ..memory.sums_walk import Walk
-from ..mixers.linear_attention import LinearAttention
-from .features import FeatureMap
+from .features import FeatureMap, Meaning
 from .sequence import Sequence
 
 TOKENS = Sequence("T")
@@ -30,7 +29,12 @@ FIRST = Const(0)
 class Layer:
     """The widths and the feature map of one layer, and the pieces that several of its programs need."""
 
-    def __init__(self, spec: LinearAttention, features: FeatureMap) -> None:
+    sizes: tuple[str, ...] = SIZES
+    """Runtime sizes of its programs over chunks and segments."""
+    in_groups = True
+    """Whether several queries may share the head of a state."""
+
+    def __init__(self, spec: Meaning, features: FeatureMap) -> None:
         self.spec, self.features = spec, features
         self.qk, self.v = spec.head_dims.qk, spec.head_dims.v
 
@@ -39,6 +43,10 @@ class Layer:
     def queries(self, name: str) -> Tensor:
         """q or k, as the user passes it."""
         return Tensor(name, (*ROWS, self.qk), IO, strided=True)
+
+    def keys(self) -> tuple[Tensor, ...]:
+        """What a program that sums over keys reads of them."""
+        return self.queries("k"), self.values("v")
 
     def values(self, name: str, strided: bool = True) -> Tensor:
         """v or do as the user passes it, or an output of its shape."""
@@ -103,7 +111,7 @@ class Layer:
             summary,
             (*BATCH_AXES, *axes),
             tensors,
-            (*SIZES, "spans") if any("spans" in tensor.dims for tensor in tensors) else SIZES,
+            (*self.sizes, "spans") if any("spans" in tensor.dims for tensor in tensors) else self.sizes,
             ("scale",) if scaled else (),
             flags,
             (*constants, "QK", *block, "VALUES"),
@@ -114,10 +122,18 @@ class Layer:
 
     # Pieces
 
+    def sequence(self, of_queries: bool) -> Sequence:
+        """The queries, or the keys, that meet through a state."""
+        return TOKENS
+
     def memory(self, b: Builder, size: str | None = None, products: bool = False, fades: bool = True) -> Sums:
         """The memory of a program, as `Sums` takes it."""
         eps = self.spec.eps if self.spec.normalize else None
         return Sums(b, self.features, TOKENS, eps, size, products, self.fade(b) if fades else None)
+
+    def summing(self, b: Builder, of_queries: bool) -> Sums:
+        """The memory of a program whose states are sums over keys, or over queries."""
+        return self.memory(b)
 
     def fade(self, b: Builder) -> Fade | None:
         """The decay of a program's memory."""

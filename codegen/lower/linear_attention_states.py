@@ -14,7 +14,7 @@ from ..ir.nodes import Expr, Span, Var, cdiv, maximum, minimum, wrap
 from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import SUMS_STATES
 from ..memory.states import Block, State
-from .linear_attention_parts import TOKENS, Layer
+from .linear_attention_parts import Layer
 
 
 class _States:
@@ -22,7 +22,8 @@ class _States:
 
     def __init__(self, layer: Layer, of_queries: bool) -> None:
         self.layer, self.of_queries, self.b = layer, of_queries, Builder()
-        b, self.memory = self.b, layer.memory(self.b)
+        self.tokens = layer.sequence(of_queries)
+        b, self.memory = self.b, layer.summing(self.b, of_queries)
         f = b.let("f", Span(Var("feature_block") * self.memory.size, self.memory.size))
         b.let("u", Span(Var("value_block") * "VALUES", "VALUES"))
         b.let("d", Span(wrap(0), "QK"))
@@ -35,15 +36,15 @@ class _States:
 
     def members(self) -> AbstractContextManager[None]:
         """What goes through the queries of a group of heads; it has one head of keys."""
-        return members(self.b) if self.of_queries else nullcontext()
+        return members(self.b) if self.of_queries and self.layer.in_groups else nullcontext()
 
     def add(self, first: Expr, size: str, state: State, start: Expr | None, end: Expr | None) -> None:
         """Add `size` tokens from `first` on, without the weights of their features.
 
         What is left of keys is as of the moment `end`, what is left at queries as since the moment `start`.
         """
-        t = self.b.let("t", TOKENS.tile(first, size))
-        past, memory = TOKENS.past(first, size), self.memory
+        t = self.b.let("t", self.tokens.tile(first, size))
+        past, memory = self.tokens.past(first, size), self.memory
         log = memory.since("t_log", t, start if self.of_queries else end)
         kept = memory.left_of_tile("kept", t, log, self.of_queries)
         if self.of_queries:
@@ -74,9 +75,7 @@ class _States:
     ) -> Program:
         layer = self.layer
         inputs = (
-            (layer.queries("q"), layer.gradients(), *layer.row_sums("e"))
-            if self.of_queries
-            else (layer.queries("k"), layer.values("v"))
+            (layer.queries("q"), layer.gradients(), *layer.row_sums("e")) if self.of_queries else layer.keys()
         )
         blocks = (
             Axis("feature_block", cdiv(layer.features.rows, self.memory.size)),
@@ -100,12 +99,12 @@ class _States:
 def segment_sums(layer: Layer, name: str, of_queries: bool) -> Program:
     """What each segment adds: the sum over its keys with values, or its queries with output gradients."""
     states = _States(layer, of_queries)
-    b, sums = states.b, layer.segment_sums()
+    b, sums, tokens = states.b, layer.segment_sums(), states.tokens
     state = states.zeros()
     length = layer.segment_length(b)
-    start = TOKENS.token(Var("segment") * length)
-    moments = states.moments(start, TOKENS.until(start + length))
-    with states.members(), b.loop("t0", start, TOKENS.until(start + length), "CHUNK") as t0:
+    start = tokens.token(Var("segment") * length)
+    moments = states.moments(start, tokens.until(start + length))
+    with states.members(), b.loop("t0", start, tokens.until(start + length), "CHUNK") as t0:
         states.add(t0, "CHUNK", state, *moments)
     states.weigh(state)
     state.store(sums, Var("segment"))
@@ -119,17 +118,17 @@ def segment_sums(layer: Layer, name: str, of_queries: bool) -> Program:
     )
 
 
-def running_states(layer: Layer, name: str, of_queries: bool) -> Program:
+def running_states(layer: Layer, name: str, of_queries: bool, total: bool = False) -> Program:
     """The state before each segment, of keys; or after it, of queries.
 
     A program walks over one *span* of the sequence, in tiles of SEGMENT tokens, from what lies before that
     span (SEGMENTED) or from an initial state (INITIAL).  It keeps the state where it enters a segment: at
     every tile, or at one of several (LONG).  Segments have no loop of their own, because Triton loads ahead
     in innermost loops only, and would begin anew in each.  Nobody needs what the last segment adds, unless
-    the sum over all queries is asked for (TOTAL).
+    the sum over everything is asked for (TOTAL), as it can be of queries, or where `total` says so.
     """
     states = _States(layer, of_queries)
-    b = states.b
+    b, tokens = states.b, states.tokens
     initial, spans = layer.user_states("initial_", "INITIAL"), layer.span_states("SEGMENTED")
     kept = layer.segment_states()
     state = states.zeros()
@@ -137,7 +136,7 @@ def running_states(layer: Layer, name: str, of_queries: bool) -> Program:
         state.restore(initial, "_initial")
     with b.when("SEGMENTED"):
         state.restore(spans, "_start", Var("walk"))
-    tiles = b.let("tiles", cdiv(TOKENS.length, "SEGMENT"))
+    tiles = b.let("tiles", cdiv(tokens.length, "SEGMENT"))
     per_segment = b.let("per_segment", 1)
     with b.when("LONG"):
         b.set(per_segment, cdiv(tiles, "segments"))
@@ -151,6 +150,9 @@ def running_states(layer: Layer, name: str, of_queries: bool) -> Program:
         b.set(start, maximum(start, least))
     else:
         stop = b.let("stop", minimum(start + length, (Var("segments") - 1) * per_segment + 1))
+        if total:
+            with b.when("TOTAL"):
+                b.set(stop, minimum(start + length, tiles))
     with b.loop("i", start, stop) as i:
         tile = b.let("tile", start + stop - 1 - i if of_queries else i)
         segment, entry = b.let("segment", tile), b.let("entry", tile)
@@ -161,13 +163,13 @@ def running_states(layer: Layer, name: str, of_queries: bool) -> Program:
         with b.when(tile.equals(entry)):
             state.store(kept, segment)
         added = states.zeros("_added")
-        first = TOKENS.token(tile * "SEGMENT")
-        moments = states.moments(first, TOKENS.until(first + "SEGMENT"))
+        first = tokens.token(tile * "SEGMENT")
+        moments = states.moments(first, tokens.until(first + "SEGMENT"))
         with states.members():
             states.add(first, "SEGMENT", added, *moments)
         states.weigh(added)
         state.add(added, states.memory.between("tile_log", *moments))
-    totals = layer.user_states("total_", "TOTAL") if of_queries else ()
+    totals = layer.user_states("total_", "TOTAL") if of_queries or total else ()
     if totals:
         with b.when("TOTAL"):
             state.store(totals)

@@ -20,6 +20,7 @@ from ..ir.nodes import (
     row,
     wrap,
 )
+from .sums_token import Entering
 from .window import B, H
 from .window_rows import RowSums
 
@@ -28,23 +29,24 @@ class Ring:
     """The last `window` keys and values, of which slot p mod `window` has those of place p.
 
     The token `t` enters: from then on it is read with them, and `store` puts it into its slot when everything
-    has been read.  The program's index tiles `d` and `u` are the columns of keys and of values.
+    has been read.  Keys are those of the tensor `k`; the program's index tiles `d` and `u` are their columns
+    and those of values.
     """
 
-    d, u = Var("d"), Var("u")
+    u = Var("u")
 
-    def __init__(self, b: Builder, window: int, t: Expr) -> None:
-        self.b, self.window = b, window
-        self.key = b.let("key", Load("k", (B, t, H, self.d), ACC))
+    def __init__(self, b: Builder, window: int, t: Expr, k: str = "k", d: Var | None = None) -> None:
+        self.b, self.window, self.k, self.d, self.hands_on = b, window, k, d or Var("d"), False
+        self.key = b.let("key", Load(k, (B, t, H, self.d), ACC))
         self.value = b.let("value", Load("v", (B, t, H, self.u), ACC))
         tokens = b.let("tokens", Load("position", (B, H), INDEX))
         # Of a group of queries the first has counted the token.
         self.position = b.let("place", tokens - Where(Var(MEMBER) > 0, wrap(1), wrap(0)))
         self.slot = b.let("slot", self.position % self.window)
 
-    def read(self, query: Var) -> Expr:
-        """o of the token's query."""
-        sums = RowSums.start(self.b)
+    def read(self, query: Var, onto: RowSums | None = None) -> Expr:
+        """o of the token's query; its sums may have begun with other keys."""
+        sums = onto or RowSums.start(self.b)
         for keys, values, seen in self._tiles():
             sums.attend(self.b, query, keys, values, self.b.let("seen", seen))
         return sums.divided()
@@ -54,7 +56,7 @@ class Ring:
         b = self.b
         with b.loop("j0", 0, self.window, "KEYS") as j0:
             j = b.let("j", Span(j0, "KEYS"))
-            old_keys = b.let("old_K", Load("ring_k", (B, H, j, self.d), ACC))
+            old_keys = b.let("old_K", Load(f"ring_{self.k}", (B, H, j, self.d), ACC))
             old_values = b.let("old_Y", Load("ring_v", (B, H, j, self.u), ACC))
             b.comment(
                 "The new token's slot is read from registers, not from the memory that is about to change."
@@ -64,9 +66,17 @@ class Ring:
             values = b.let("Y", Where(is_new, row(self.value), old_values))
             yield keys, values, (j <= self.position) & (j < self.window)
 
+    def leaving(self) -> Entering:
+        """What has been in the token's slot until now, and enters another memory."""
+        self.hands_on = True
+        return Entering("ring_k", "ring_v", (B, H, self.slot), self.position >= self.window)
+
     def store(self) -> None:
         """Put the token into its slot."""
         b = self.b
-        b.store("ring_k", (B, H, self.slot, self.d), Cast(self.key, IO))
-        b.store("ring_v", (B, H, self.slot, self.u), Cast(self.value, IO))
+        stores = [(f"ring_{self.k}", self.d, self.key), ("ring_v", self.u, self.value)]
+        if self.hands_on:  # the values first: before these are overwritten, all that leaves has been read
+            stores.reverse()
+        for tensor, columns, token in stores:
+            b.store(tensor, (B, H, self.slot, columns), Cast(token, IO))
         b.store("position", (B, H), self.position + 1)

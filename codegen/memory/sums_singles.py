@@ -27,6 +27,7 @@ from ..ir.nodes import (
     row,
     wrap,
 )
+from ..lower.sequence import Sequence
 from .states import B, H, Kept, left
 from .sums import Sums
 
@@ -179,12 +180,26 @@ class Singles:
         row is finite and another is not: then all of that column is what it should be.  A sequence of NaN
         takes no time in this way.
         """
-        b, start, sequence = self.b, self.chunk.start, self.memory.sequence
+        start, sequence = self.chunk.start, self.memory.sequence
         edge, begin, finish = start, start, sequence.until(cdiv(start + "CHUNK", size) * size)
         if backwards:
             edge, begin, finish = self.end - 1, start // size * size, self.end
+        with self.b.when(Doubt(self._unlike(tensors, sequence, edge, begin, finish, backwards))):
+            yield
+
+    def _unlike(
+        self,
+        tensors: Mapping[str, Var],
+        sequence: Sequence,
+        edge: Expr,
+        begin: Expr,
+        finish: Expr,
+        of_queries: bool = False,
+    ) -> Var:
+        """Something that is not 0 if in some column the row at the `edge` is finite, and another is not."""
+        b = self.b
         doubt = b.let("doubt_rows", Full((), 0.0))
-        with members(b) if backwards else nullcontext():  # of earlier rows, which are queries
+        with members(b) if of_queries else nullcontext():
             for name, columns in tensors.items():
                 row_at_edge = b.let(f"{name}_edge", Load(name, (B, edge, H, columns), ACC))
                 sums = b.let(f"{name}_sums", Unary("nothing", row_at_edge))
@@ -194,8 +209,7 @@ class Singles:
                     rows = b.let(f"{name}_rows", Load(name, (B, t, H, columns), ACC))
                     b.add(sums, Sum(b.let(f"{name}_nothing", Unary("nothing", rows)), 0))
                 b.add(doubt, Sum(b.let(f"{name}_spoils", Where(finite, sums, wrap(0.0))), 0))
-        with b.when(Doubt(doubt)):
-            yield
+        return doubt
 
     @contextmanager
     def _states(self) -> Iterator[tuple[Var, tuple[Var, ...], Var, Var | None]]:

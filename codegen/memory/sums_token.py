@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ..ir.heads import MEMBER
 from ..ir.nodes import ACC, STATE, Cast, Dithered, Expr, Full, Load, Sum, Var, Where, column, row, wrap
 from .states import B, Block, H, Kept, Part, left
 from .sums import Sums
+
+
+@dataclass(frozen=True)
+class Entering:
+    """The key and the value that enter, if they are not the token's own: tensors, and the indices in them."""
+
+    keys: str
+    values: str
+    index: tuple[Expr, ...]
+    exists: Expr
+    """Whether there is one."""
 
 
 class Token:
@@ -17,19 +30,28 @@ class Token:
     """
 
     def __init__(
-        self, memory: Sums, kept: Kept, t: Expr, narrow: str | None, decay: Var | None = None
+        self,
+        memory: Sums,
+        kept: Kept,
+        t: Expr,
+        narrow: str | None,
+        decay: Var | None = None,
+        entering: Entering | None = None,
     ) -> None:
-        self.decay = decay
+        self.decay, self.entering = decay, entering
         self.memory, self.b, self.kept, self.row, self.narrow = memory, memory.b, kept, (B, t, H), narrow
         b = self.b
-        self.values = b.let("y", Load("v", (*self.row, memory.u), ACC))
+        tensor, index = (entering.values, entering.index) if entering else ("v", self.row)
+        self.values = self._existing(b.let("y", Load(tensor, (*index, memory.u), ACC)))
         self.out = b.let("out", Full(("VALUES",), 0.0))
         self.products = b.let("products", Full((memory.size,), 0.0)) if memory.normalizer else None
 
     def enter_and_read(self, block: Block) -> None:
         """Let the token enter the state's block, which fades before that, and read it."""
         b, features = self.b, self.memory.features
-        keys = features.row_features(b, "key", "k", self.row, block.f, block.selection)
+        came = self.entering
+        name, tensor, index = ("entering", came.keys, came.index) if came else ("key", "k", self.row)
+        keys = self._existing(features.row_features(b, name, tensor, index, block.f, block.selection))
         weight = features.weights(b, block.f)
         plain = features.row_features(b, "query", "q", self.row, block.f, block.selection)
         state = Part(b, Var("S"), (block.f, self.memory.u))
@@ -50,6 +72,12 @@ class Token:
             z.store(self.kept.tensors[1])
             b.add(self.products, query * z.tile)
 
+    def _existing(self, numbers: Var) -> Var:
+        """Numbers of what enters; 0 where nothing does."""
+        if self.entering:
+            self.b.set(numbers, Where(self.entering.exists, numbers, wrap(0.0)))
+        return numbers
+
     def _entered_normalizer(self, keys: Var, f: Var) -> Part:
         z = Part(self.b, Var("z"), (f,))
         z.load(self.kept.tensors[1], (), "")
@@ -65,9 +93,13 @@ class Token:
         """What changes a state: the first query of a group of heads finds it as it was, the others do not."""
         return Where(Var(MEMBER).equals(0), x, wrap(0.0))
 
+    def sum(self) -> Var:
+        """n, of a layer that normalises."""
+        assert self.products is not None
+        return self.b.let("N", Sum(self.products, 0))
+
     def finish(self) -> Var:
         """o, divided by n where the layer normalises."""
-        if self.products and self.memory.normalizer:
-            n = self.b.let("N", Sum(self.products, 0))
-            self.b.set(self.out, self.out / (n + self.memory.normalizer.eps))
+        if self.memory.normalizer:
+            self.b.set(self.out, self.out / (self.sum() + self.memory.normalizer.eps))
         return self.out

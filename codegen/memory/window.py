@@ -49,6 +49,22 @@ UNREACHED = 1.0e30
 
 
 @dataclass(frozen=True)
+class Logits:
+    """Powers of 2 that are the weights of products q·k: a factor, and what is added."""
+
+    factor: Expr = LOGIT
+    bias: Var | None = None
+
+    def of(self, products: Expr) -> Expr:
+        scaled = products * self.factor
+        return scaled if self.bias is None else scaled + self.bias
+
+
+PLAIN = Logits()
+"""Of a window with the call's scale and no more."""
+
+
+@dataclass(frozen=True)
 class Keys:
     """A tile of keys and its values."""
 
@@ -89,9 +105,11 @@ class Window:
     """
 
     d, u = Var("d"), Var("u")
+    first, q, k = "first", "q", "k"
+    """The tensors that have the first key that exists, queries and keys."""
 
     def __init__(self, b: Builder, window: int, queries: Sequence, keys: Sequence) -> None:
-        self.b, self.window, self.queries, self.keys = b, window, queries, keys
+        self.b, self.window, self.queries, self.keys, self.logits = b, window, queries, keys, PLAIN
 
     # Which keys a query sees
 
@@ -107,7 +125,7 @@ class Window:
         """The first key that exists."""
         first = self.b.let("first_key", self.keys.start)
         with self.b.when("PADDED"):
-            self.b.set(first, Load("first", (B, H), INDEX))
+            self.b.set(first, Load(self.first, (B, H), INDEX))
         return first
 
     def oldest(self, t: Var, first: Var) -> Var:
@@ -133,7 +151,7 @@ class Window:
     # Tiles, whose names end in `suffix`
 
     def load_keys(self, suffix: str, j: Var) -> Keys:
-        keys = self.b.let(f"K{suffix}", Load("k", (B, j, H, self.d), OPERAND))
+        keys = self.b.let(f"K{suffix}", Load(self.k, (B, j, H, self.d), OPERAND))
         return Keys(keys, self.b.let(f"Y{suffix}", Load("v", (B, j, H, self.u), OPERAND)))
 
     def load_queries(self, suffix: str, t: Var) -> Queries:
@@ -177,18 +195,24 @@ class Window:
         b = self.b
         products = b.let(f"R{suffix}", Dot(queries, Transpose(keys.k)))
         named = b.let(f"visible{suffix}", visible)
-        return b.let(f"scores{suffix}", score(products, named)), named
+        return b.let(f"scores{suffix}", score(self.logits.of(products), named)), named
 
     # Adjoints
 
-    def pair_by_query(self, suffix: str, queries: Queries, keys: Keys, visible: Expr, dq: Var) -> None:
-        """Add dS k to dq, from tiles with a row a query."""
+    def pair_by_query(
+        self, suffix: str, queries: Queries, keys: Keys, visible: Expr, dq: Var, owed: Var | None = None
+    ) -> None:
+        """Add dS k to dq, from tiles with a row a query; and to what each row is `owed`, its sum of dS."""
         b = self.b
         products = b.let(f"R{suffix}", Dot(queries.q, Transpose(keys.k)))
         visible = b.let(f"visible{suffix}", visible)
-        weights = b.let(f"P{suffix}", _probabilities(visible, products, column(queries.lse)))
+        weights = b.let(f"P{suffix}", self._probabilities(visible, products, column(queries.lse)))
         by_weight = b.let(f"dP{suffix}", Dot(queries.do, Transpose(keys.v)))
-        by_product = b.let(f"dR{suffix}", Cast(weights * (by_weight - column(queries.delta)), OPERAND))
+        by_score = self._by_score(visible, weights, by_weight - column(queries.delta))
+        if owed:
+            by_score = b.let(f"dS{suffix}", by_score)
+            b.add(owed, Sum(by_score, 1))
+        by_product = b.let(f"dR{suffix}", Cast(by_score, OPERAND))
         b.add(dq, Dot(by_product, keys.k, among=visible))
 
     def pair_by_key(self, suffix: str, keys: Keys, queries: Queries, visible: Expr, dk: Var, dv: Var) -> None:
@@ -196,18 +220,22 @@ class Window:
         b = self.b
         products = b.let(f"R_by_key{suffix}", Dot(keys.k, Transpose(queries.q)))
         visible = b.let(f"visible_by_key{suffix}", visible)
-        weights = b.let(f"P_by_key{suffix}", _probabilities(visible, products, row(queries.lse)))
+        weights = b.let(f"P_by_key{suffix}", self._probabilities(visible, products, row(queries.lse)))
         matrix = b.let(f"P_operand{suffix}", Cast(weights, OPERAND))
         b.add(dv, Dot(matrix, queries.do, among=visible))
         by_weight = b.let(f"dP_by_key{suffix}", Dot(keys.v, Transpose(queries.do)))
-        by_product = b.let(f"dR_by_key{suffix}", Cast(weights * (by_weight - row(queries.delta)), OPERAND))
+        by_score = self._by_score(visible, weights, by_weight - row(queries.delta))
+        by_product = b.let(f"dR_by_key{suffix}", Cast(by_score, OPERAND))
         b.add(dk, Dot(by_product, queries.q, among=visible))
 
+    def _by_score(self, visible: Expr, weights: Expr, by_weight: Expr) -> Expr:
+        """dS, where invisible pairs have no weight."""
+        return weights * by_weight
 
-def score(products: Var, visible: Expr) -> Expr:
+    def _probabilities(self, visible: Expr, products: Var, lse: Expr) -> Expr:
+        return Where(visible, Unary("exp2", self.logits.of(products) - lse * LOG2_E), wrap(0.0))
+
+
+def score(logits: Expr, visible: Expr) -> Expr:
     """Scores as powers of 2."""
-    return Where(visible, products * LOGIT, wrap(HIDDEN))
-
-
-def _probabilities(visible: Expr, products: Var, lse: Expr) -> Expr:
-    return Where(visible, Unary("exp2", products * LOGIT - lse * LOG2_E), wrap(0.0))
+    return Where(visible, logits, wrap(HIDDEN))

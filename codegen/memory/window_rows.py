@@ -31,7 +31,7 @@ from ..ir.nodes import (
     row,
     wrap,
 )
-from .window import LEAST, LOG2_E, LOGIT, UNREACHED, B, H, Window, score
+from .window import LEAST, LOG2_E, LOGIT, PLAIN, UNREACHED, B, H, Logits, Window, score
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class RowSums:
     out: Var
     top: Var
     total: Var
+    logits: Logits = PLAIN
 
     @staticmethod
     def start(b: Builder) -> RowSums:
@@ -56,7 +57,7 @@ class RowSums:
     def attend(self, b: Builder, query: Var, keys: Var, values: Var, seen: Var) -> None:
         """Add the keys of a tile that are seen; the values of others are finite."""
         products = b.let("R_row", Sum(b.let("terms_row", keys * row(query)), 1))
-        scores = b.let("scores_row", score(products, seen))
+        scores = b.let("scores_row", score(self.logits.of(products), seen))
         tile_top = b.let("tile_top_row", Max(scores, 0))
         new_top = b.let("new_top_row", maximum(self.top, tile_top))
         weights = b.let("P_row", Unary("exp2", scores - new_top))

@@ -114,10 +114,8 @@ class LinearAttention(LayerSpec):
         return self.feature_map.weight
 
     def facts(self) -> dict[str, Any]:
-        feature_map = self.feature_map
-        name = f"taylor{feature_map.order}" if isinstance(feature_map, TaylorExp) else feature_map.expression
         widths = {"qk": self.head_dims.qk, "v": self.head_dims.v}
-        return {"map": name, "normalize": self.normalize, "decay": self.decay} | widths
+        return {"map": self.feature_map.label, "normalize": self.normalize, "decay": self.decay} | widths
 
     @classmethod
     def template(cls, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def _recurrent_plan(spec: LayerSpec, programs: int, length: int) -> dict[str, in
 def _launch_plan(spec: LayerSpec, plan: LaunchPlan, backend: str, dtype: str) -> Setting:
     """By what a pass of linear attention chooses what it launches."""
     value_blocks = -(-spec.extents["VALUES"] // STATE_COLUMNS)
-    if plan.part == "backward":
+    if plan.function == "backward_plan":
         blocks = -(-_rows(spec) // STATE_ROWS) * value_blocks
         sizes = {
             "SEGMENT": _grain(backend, dtype),
@@ -202,6 +202,7 @@ def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
         "QUERIES": 32,
         "SEGMENT": _grain("triton", dtype),
         "ROWS": SEARCHED,
+        "WINDOW_QK": max(MATRIX_UNIT, power_of_two(spec.extents.get("WINDOW_QK", 1))),
     }
     if RECURS in program.does or states and not wide:
         # Products are 64 wide throughout, which keeps clear of the fault named above.
@@ -286,6 +287,7 @@ def _blocks_of_warpgroups(spec: LayerSpec, program: Program, dtype: str, groups:
         "QUERIES": chunk,
         "SEGMENT": _grain("tilelang", dtype),
         "ROWS": chunk,
+        "WINDOW_QK": max(groups * MATRIX_UNIT, power_of_two(spec.extents.get("WINDOW_QK", 1))),
     }
     if RUNNING_SUMS in program.does:
         sizes |= {"FEATURES": max(1, 1024 // values)}

@@ -61,10 +61,14 @@ class Expression:
 
 @dataclass(frozen=True)
 class Record:
-    """A mapping with the fields of the dataclass `type`; `kinds` narrows some of them for this use."""
+    """A mapping with the fields of the dataclass `type`; `kinds` narrows some of them for this use.
+
+    `optional` allows null.
+    """
 
     type: type
     kinds: Mapping[str, Kind]
+    optional: bool = False
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,11 @@ class TaylorExp:
         return qk + 1 if self.order == 1 else (qk + 1) * (qk + 2) // 2
 
     @property
+    def label(self) -> str:
+        """One word for it, as in `facts`."""
+        return f"taylor{self.order}"
+
+    @property
     def weight(self) -> str:
         """What a key weighs for a query, as a formula; s is the scale."""
         return "1 + s·q·k" if self.order == 1 else "1 + s·q·k + (s·q·k)²/2"
@@ -82,6 +87,11 @@ class Elementwise:
     def features(self, qk: int) -> int:
         """Features of a key: its components, mapped."""
         return qk
+
+    @property
+    def label(self) -> str:
+        """The same in `facts`."""
+        return self.expression
 
     @property
     def weight(self) -> str:
@@ -180,7 +190,7 @@ def spec_to_dict(spec: LayerSpec) -> dict[str, Any]:
         match kind_of(item):
             case Tagged(tag=tag):
                 data[name] = {tag: getattr(value, tag)} | _plain(value)
-            case Record():
+            case Record() if value is not None:
                 data[name] = _plain(value)
             case _ if isinstance(value, tuple):
                 data[name] = list(value)
@@ -204,7 +214,7 @@ def spec_from_dict(data: Mapping[str, Any]) -> LayerSpec:
             case Tagged(tag=tag, types=types) if name in values:
                 inner = dict(values[name])
                 values[name] = types[inner.pop(tag)](**inner)
-            case Record(type=record) if name in values:
+            case Record(type=record) if values.get(name) is not None:
                 values[name] = record(**values[name])
             case _ if isinstance(values.get(name), list):
                 values[name] = tuple(values[name])

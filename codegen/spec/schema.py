@@ -64,7 +64,8 @@ def _value(kind: k.Kind) -> dict[str, Any]:
             types = ["string", "null"] if kind.optional else "string"
             return {"type": types, "minLength": 1, "maxLength": MAX_LENGTH}
         case k.Record():
-            return _record(kind.type, kind.kinds)
+            record = _record(kind.type, kind.kinds)
+            return {"oneOf": [record, {"type": "null"}]} if kind.optional else record
         case k.Tagged():
             options = [
                 {"title": tag, "description": (inspect.getdoc(cls) or "").partition("\n")[0]}

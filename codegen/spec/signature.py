@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from ..dtypes import IO
+from ..dtypes import ACC, IO
 
 Extent = int | str
 """One dimension of a tensor: a width that the spec fixes, or the name of a size that calls choose."""
@@ -40,6 +40,13 @@ class Argument:
     """Whether it decides on weights, as queries and keys do: their numbers are drawn with care."""
     fades: bool = False
     """Whether it holds decays: numbers that are not above 0."""
+    multiplies: bool = False
+    """Whether it holds factors: numbers that are not below 0."""
+
+    @property
+    def wide(self) -> bool:
+        """Whether it is as wide as sums, whatever the inputs are."""
+        return self.dtype == ACC
 
     @property
     def shape(self) -> str:

@@ -51,7 +51,7 @@ def _commented(data: dict[str, Any], cls: type[LayerSpec]) -> str:
         kind = kind_of(item)
         note = f"# {doc_of(item)}{_allowed(kind)}\n"
         match kind:
-            case Record():
+            case Record() if name in data:
                 text = f"{name}:" + "".join(
                     f"\n  # {doc_of(inner)}{_allowed(kind.kinds[key])}\n  {key}: {data[name][key]}"
                     for key, inner in spec_fields(kind.type).items()

@@ -291,9 +291,12 @@ class Validator:
             return BAD
 
     def _record(self, node: Node, kind: k.Record, path: str) -> Any:
+        if kind.optional and isinstance(node, Scalar) and node.type == "null":
+            return None
         if not isinstance(node, Mapping):
             inner = ", ".join(f"{name}: ..." for name in k.spec_fields(kind.type))
-            return self._wrong(node, path, f"a mapping {{{inner}}}")
+            or_null = ", or null" if kind.optional else ""
+            return self._wrong(node, path, f"a mapping {{{inner}}}{or_null}")
         entries = self._entries(node, path)
         self._unknown_keys(node, tuple(k.spec_fields(kind.type)), path)
         values = self._values(node, entries, kind.type, kind.kinds, path)
