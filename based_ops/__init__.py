@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import errors, layers
+    from .mixers.hybrid import HybridState
     from .mixers.short_conv import ShortConvState
     from .registry import get, names
     from .state import LinearAttentionState, SlidingWindowState
     from .variant import Variant
 
 __all__ = [
+    "HybridState",
     "LinearAttentionState",
     "ShortConvState",
     "SlidingWindowState",
@@ -39,6 +41,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _AT_ONCE = {
+    "HybridState": "mixers.hybrid",
     "LinearAttentionState": "state",
     "ShortConvState": "mixers.short_conv",
     "SlidingWindowState": "state",

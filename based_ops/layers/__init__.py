@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..mixers.short_conv import GatedShortConv, ShortConv
+from .hybrid import HybridAttention
 from .linear_attention import LinearAttention
 from .mamba2 import Mamba2Mixer, Mamba2State
 from .rotary import rotate
@@ -10,6 +11,7 @@ from .sliding_window import SlidingWindowAttention
 
 __all__ = [
     "GatedShortConv",
+    "HybridAttention",
     "LinearAttention",
     "Mamba2Mixer",
     "Mamba2State",

@@ -12,7 +12,11 @@ from torch import Tensor
 from ..extras import require
 
 if TYPE_CHECKING:
+    from based_ops.codegen.mixers.hybrid import Hybrid
     from based_ops.codegen.mixers.linear_attention import LinearAttention
+
+    Mapped = LinearAttention | Hybrid
+    """Layers whose weights are made by a feature map."""
 
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "neg": torch.neg,
@@ -77,7 +81,7 @@ def elementwise(expression: str, x: Tensor) -> Tensor:
     return value(_tree(expression))
 
 
-def key_features(spec: LinearAttention, k: Tensor) -> Tensor:
+def key_features(spec: Mapped, k: Tensor) -> Tensor:
     """Features of keys, [..., D] to [..., F], in the order of a state's rows, without scale."""
     if spec.feature_map.kind == "elementwise":
         return elementwise(spec.feature_map.expression, k)
@@ -88,7 +92,7 @@ def key_features(spec: LinearAttention, k: Tensor) -> Tensor:
     return with_one[..., a] * with_one[..., b]
 
 
-def query_features(spec: LinearAttention, q: Tensor, scale: float) -> Tensor:
+def query_features(spec: Mapped, q: Tensor, scale: float) -> Tensor:
     """Features of queries, with scale and weights: their dot product with `key_features` is A_ij."""
     if spec.feature_map.kind == "elementwise":
         return scale * elementwise(spec.feature_map.expression, q)
@@ -100,7 +104,7 @@ def query_features(spec: LinearAttention, q: Tensor, scale: float) -> Tensor:
     return torch.where(half, features / 2, features)
 
 
-def _pairs(spec: LinearAttention, device: torch.device) -> tuple[Tensor, Tensor]:
+def _pairs(spec: Mapped, device: torch.device) -> tuple[Tensor, Tensor]:
     """The two components of (x, 1) whose product is each feature: pairs of x by rotation, x itself, and 1."""
     d = spec.head_dims.qk
     f = torch.arange(d * (d + 1) // 2, device=device)

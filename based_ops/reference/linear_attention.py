@@ -15,8 +15,10 @@ from .feature_maps import elementwise, key_features, query_features
 if TYPE_CHECKING:
     from based_ops.codegen.mixers.linear_attention import LinearAttention
 
+    from .feature_maps import Mapped
 
-def weights(spec: LinearAttention, q: Tensor, k: Tensor, scale: float) -> Tensor:
+
+def weights(spec: Mapped, q: Tensor, k: Tensor, scale: float) -> Tensor:
     """A_ij for every pair of a query and a key, [B,H,Tq,Tk], without causality."""
     if spec.feature_map.kind == "elementwise":
         q, k = elementwise(spec.feature_map.expression, q), elementwise(spec.feature_map.expression, k)
@@ -30,7 +32,7 @@ LEAST = -1000.0
 
 
 def causal_sums(
-    spec: LinearAttention, q: Tensor, k: Tensor, v: Tensor, decayed: Tensor, scale: float
+    spec: Mapped, q: Tensor, k: Tensor, v: Tensor, decayed: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     """The sums over j ≤ i of A_ij v_j, [B,T,H,V], and of A_ij, [B,T,H], with exp(G_i - G_j) in A_ij.
 
@@ -73,9 +75,7 @@ def _half(x: Tensor, number: int, size: int) -> Tensor:
     return x.unflatten(1, (-1, 2, size))[:, :, number].flatten(0, 1)
 
 
-def _sums(
-    spec: LinearAttention, later: list[Tensor], earlier: list[Tensor], scale: float
-) -> tuple[Tensor, Tensor]:
+def _sums(spec: Mapped, later: list[Tensor], earlier: list[Tensor], scale: float) -> tuple[Tensor, Tensor]:
     """The same over all pairs of later queries and earlier keys."""
     (q, _, _, now), (_, k, v, then) = later, earlier
     a = weights(spec, q, k, scale)

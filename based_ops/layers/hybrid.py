@@ -1,0 +1,81 @@
+"""The hybrid of a window and linear attention as a layer."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from ..arguments import refuse
+from ..mixers.hybrid import FACTORS, HybridState
+from ..variant import Variant
+from .base import AttentionLayer
+
+
+class HybridAttention(AttentionLayer):
+    """Multi-head causal attention: softmax over the window of `variant`, its feature map over all older keys.
+
+    There are no positions, and no masks yet: padding before a sequence is keys that it sees.
+    """
+
+    mixer = "hybrid"
+
+    def __init__(
+        self,
+        d_model: int,
+        heads: int,
+        variant: Variant | str,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **foreign: NoReturn,
+    ) -> None:
+        """A variant with `window_dims` has projections of its own for the window's queries and keys.
+
+        The factors that it takes are learned as logarithms, 0 at first: `window_log_factor`,
+        `linear_log_factor`, [heads] in float32.
+        """
+        if foreign:  # kv_heads among them: heads of a hybrid are in no groups
+            refuse(HybridAttention.__init__, tuple(foreign))
+        super().__init__(d_model, heads, variant, device, dtype)
+        spec = self.op.spec
+        self.factors: tuple[str, ...] = spec.factors
+        self.window_qk: int | None = spec.window_qk
+        if self.window_qk is not None:
+            width = heads * self.window_qk
+            self.q_window_proj = nn.Linear(d_model, width, bias=False, device=device, dtype=dtype)
+            self.k_window_proj = nn.Linear(d_model, width, bias=False, device=device, dtype=dtype)
+        for name in FACTORS:
+            start = torch.zeros(heads, device=device) if name in self.factors else None
+            log_name = name.replace("factor", "log_factor")
+            self.register_parameter(log_name, None if start is None else nn.Parameter(start))
+
+    def forward(
+        self,
+        x: Tensor,
+        state: HybridState | None = None,
+        output_state: bool = False,
+        **foreign: NoReturn,
+    ) -> tuple[Tensor, HybridState | None]:
+        """x [B,T,d_model] to (y of the same shape, the state after x or None unless `output_state`)."""
+        if foreign:
+            refuse(HybridAttention.forward, tuple(foreign))
+        inputs = self._project(x)
+        more = self._more(x)
+        o, final = self.op(*inputs, initial_state=state, output_final_state=output_state, **more)
+        return self._leave(o), final
+
+    def step(self, x: Tensor, state: HybridState, **foreign: NoReturn) -> Tensor:
+        """Up to 16 tokens, [B,T,d_model] to the same shape; updates `state` in place.  Not differentiable."""
+        if foreign:
+            refuse(HybridAttention.step, tuple(foreign))
+        return self._leave(self.op.step(*self._project(x), state, **self._more(x)))
+
+    def _more(self, x: Tensor) -> dict[str, Tensor]:
+        """The inputs of the variant besides q, k and v."""
+        more = {name: getattr(self, name.replace("factor", "log_factor")).exp() for name in self.factors}
+        if self.window_qk is not None:
+            heads = (self.heads, self.window_qk)
+            more["q_window"] = self.q_window_proj(x).unflatten(-1, heads)
+            more["k_window"] = self.k_window_proj(x).unflatten(-1, heads)
+        return more

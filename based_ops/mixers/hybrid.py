@@ -1,0 +1,239 @@
+"""Hybrid layers as PyTorch sees them: their state is a window's ring, and the sums of what has left it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+from based_ops.codegen.dtypes import ACC, IO, STATE
+
+from .. import checks
+from ..arguments import refuse
+from ..attention import AttentionVariant
+from ..errors import ArgumentTypeError, fail
+from ..state import first_valid, linear_to_ring, ring_of_start, ring_to_linear, storable
+from ..state_base import State, named
+from ..tracing import is_traced
+from ..variant import Tensors, constant, dtype_named
+
+if TYPE_CHECKING:
+    from based_ops.codegen.mixers.hybrid import Hybrid
+
+EXTRA = ("q_window", "k_window", "window_factor", "linear_factor")
+"""Inputs that some layers have besides q, k and v, in this order."""
+FACTORS = EXTRA[2:]
+
+
+class _RingAndSums(NamedTuple):
+    k: Tensor
+    v: Tensor
+    position: Tensor
+    state: Tensor
+    normalizer: Tensor
+    k_window: Tensor | None = None
+
+
+@storable(layout=1, roles=(IO, IO, "int32", STATE, ACC, IO))
+class HybridState(State, _RingAndSums):
+    """The last W keys and values, as `SlidingWindowState` has them, and sums over all older ones.
+
+    `state` [B,H,F,V] and `normalizer` [B,H,F] are those of `LinearAttentionState`, of the keys that have left
+    the window: a key is in the ring or in the sums, and in one of them only.  `k_window` [B,H,W,D] are the
+    last keys of a window that has its own, else None.
+    """
+
+
+class HybridVariant(AttentionVariant):
+    """Softmax over the last W keys, linear attention over all older ones, and one normaliser."""
+
+    spec: Hybrid
+    _state_type = HybridState
+    _other_dtype = (
+        "; a window has the dtype of the call that made it, which under autocast is autocast's: go on as you "
+        "began, or convert it, `state.to(dtype)`"
+    )
+    window = constant("window", "Keys that a query sees by softmax, its own included.")
+    features = constant("features", "Rows of the state.")
+
+    def _setup(self) -> None:
+        super()._setup()
+        spec: Any = self.spec
+        self._know(window=spec.window, features=spec.features)
+        self.state_dtype = dtype_named(spec.state_dtype)
+        self._names = [x.name for x in self.signature.inputs]
+        self._more = [x for x in self.signature.inputs if x.name in EXTRA]
+        self._has_own = spec.window_qk is not None
+        self._least = 0.0 if spec.combine == "normalizer" else None
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        g: Tensor | None = None,
+        scale: float | None = None,
+        initial_state: Any = None,
+        output_final_state: bool = False,
+        backend: str | None = None,
+        state_indices: Tensor | None = None,
+        q_window: Tensor | None = None,
+        k_window: Tensor | None = None,
+        window_factor: Tensor | None = None,
+        linear_factor: Tensor | None = None,
+        **foreign: NoReturn,
+    ) -> tuple[Tensor, Any]:
+        """Causal attention over a sequence: `(o, final_state)`, as of all attention layers.
+
+        A layer with `window_dims` takes q_window and k_window, [B,T,H,D], for the scores of its window, and q
+        and k for older keys alone; `scale` is a factor on the latter, and D**-0.5 on the former.
+
+        `window_factor` and `linear_factor`, [H] in float32 (others are cast to it), multiply the weights in
+        the window and those of older keys, if the spec says that calls may give them; 1 where one does not.
+        Under one normaliser a factor below 0 is an error on a CPU, and not looked for elsewhere, and one
+        below 1e-30 counts as that.  Where the parts are added, they may have any sign.
+
+        Gradients flow to all of these, and from the final state, once.  Sources: Based (arXiv 2402.18668) for
+        windows and Taylor maps, LoLCATs (arXiv 2410.10254) for both under one normaliser.
+        """
+        if foreign:
+            refuse(HybridVariant.__call__, tuple(foreign))
+        tensors = self._all(q, k, v, g, (q_window, k_window, window_factor, linear_factor))
+        return self._call(tensors, scale, initial_state, output_final_state, backend, state_indices)
+
+    def step(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        state: Any,
+        g: Tensor | None = None,
+        scale: float | None = None,
+        backend: str | None = None,
+        state_indices: Tensor | None = None,
+        q_window: Tensor | None = None,
+        k_window: Tensor | None = None,
+        window_factor: Tensor | None = None,
+        linear_factor: Tensor | None = None,
+        **foreign: NoReturn,
+    ) -> Tensor:
+        """A few more tokens, T from 0 to 16: returns o [B,T,H,v] and updates `state` in place.
+
+        The oldest key of the ring enters the sums, and the token takes its place.  Otherwise as of all
+        attention layers; the further inputs are those of a call.
+        """
+        if foreign:
+            refuse(HybridVariant.step, tuple(foreign))
+        tensors = self._all(q, k, v, g, (q_window, k_window, window_factor, linear_factor))
+        return self._step(tensors, scale, state, backend, state_indices)
+
+    def reference(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        g: Tensor | None = None,
+        scale: float | None = None,
+        initial_state: Any = None,
+        output_final_state: bool = False,
+        q_window: Tensor | None = None,
+        k_window: Tensor | None = None,
+        window_factor: Tensor | None = None,
+        linear_factor: Tensor | None = None,
+        **foreign: NoReturn,
+    ) -> Any:
+        """Naive quadratic mathematics in q's precision: o, or (o, final_state) if `output_final_state`."""
+        if foreign:
+            refuse(HybridVariant.reference, tuple(foreign))
+        tensors = self._all(q, k, v, g, (q_window, k_window, window_factor, linear_factor))
+        batch, _, heads = self._check_inputs(self, tensors)
+        if initial_state is not None:
+            self._form.check("initial_state", initial_state, q, batch, heads, is_traced())
+        o, final_state = self._reference(tensors, self._numbers(self, scale), initial_state)
+        return (o, named(final_state, self.name)) if output_final_state else o
+
+    def products(self, length: int, begun: bool = False, final: bool = False) -> float:
+        """With every token of a window; with older ones through the state, or each where that is less.
+
+        A state is taken for one that has a full window.
+        """
+        missing = 0 if begun else min(self.window, length)  # of the first queries, which see fewer
+        near = self.window * length
+        if not begun:
+            near = missing * length - missing * (missing - 1) // 2
+        late = length if begun else length - missing  # queries that have older keys
+        update = 2 * self.features * self.v * late  # as many as a product with the state
+        direct = (self.qk + self.v) * late * (late + 1) + update * (begun + final)
+        return float(2 * ((self.spec.window_qk or self.qk) + self.v) * near + min(2 * update, direct))
+
+    def _all(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, more: Tensors) -> Tensors:
+        """What the operators take: factors in float32, or q's float64, side by side."""
+        tensors = self._inputs(q, k, v, g)
+        given = dict(zip(EXTRA, more, strict=True))
+        for name, x in given.items():
+            if x is not None and name not in self._names:
+                fail(ArgumentTypeError, name, "a tensor", f"None, since {self.name} takes none")
+        wide = torch.float64 if isinstance(q, Tensor) and q.dtype == torch.float64 else torch.float32
+        for name in FACTORS:
+            if isinstance(x := given[name], Tensor):
+                given[name] = x.to(wide).contiguous()
+        return (*tensors, *(given[x.name] for x in self._more))
+
+    def _check_inputs(self, facts: Any, tensors: Tensors, most: int | None = None) -> tuple[int, int, int]:
+        q, k, v, *more = tensors
+        batch, length, heads = checks.qkv(facts, q, k, v, most)  # type: ignore[arg-type]
+        checks.equal_heads(facts, q, k, v)  # type: ignore[arg-type]
+        for argument, x in zip(self._more, more, strict=True):
+            if argument.multiplies:
+                checks.factor(facts, argument.name, x, q, self._least, facts is self)  # type: ignore[arg-type]
+            else:
+                checks.like_queries(facts, argument.name, x, q, argument.dims[-1])  # type: ignore[arg-type]
+        if most is None and facts is not self and 1 < length < heads:  # in traced code it would be a guard
+            checks.warn_of_layout(self.name, length, heads)
+        return batch, length, heads
+
+    def _enter(self, tensors: Tensors, state: HybridState) -> tuple[Tensors, Tensors]:
+        """Keys and values of the window go in front of those of the call; slots without a token are 0."""
+        q, k, v, *more = tensors
+        past = state.position.contiguous()
+        start = first_valid(past, self.window)
+        slots = torch.arange(self.window, device=past.device)
+        missing = (slots < start.unsqueeze(-1)).transpose(1, 2).unsqueeze(-1)
+
+        def longer(ring: Tensor | None, x: Tensor | None) -> Tensor:
+            before = ring_to_linear(ring, past).masked_fill(missing, 0)  # type: ignore[arg-type]
+            return torch.cat([before, x], dim=1)  # type: ignore[list-item]
+
+        if self._has_own:
+            more[1] = longer(state.k_window, more[1])
+        tensors = q, longer(state.k, k), longer(state.v, v), *more
+        return tensors, (start, state.state, state.normalizer)
+
+    def _leave(
+        self, tensors: Tensors, final: Sequence[Tensor], initial_state: HybridState | None, length: int
+    ) -> HybridState:
+        _, k, v, *more = tensors
+        kept: list[Any] = [k, v, *more[1:2]] if self._has_own else [k, v]
+        if initial_state is None:
+            batch, _, heads, _ = kept[0].shape
+            # Made of k: torch.vmap maps it too.
+            position = kept[0].new_full((batch, heads), length, dtype=torch.int32)
+            rings = [ring_of_start(x, self.window) for x in kept]
+        else:
+            position = initial_state.position.contiguous() + length
+            rings = [linear_to_ring(x.narrow(1, length, self.window), position) for x in kept]
+        return HybridState(*rings[:2], position, *final, *rings[2:])
+
+    def _reference(
+        self, tensors: Tensors, numbers: tuple[float, ...], initial_state: Any
+    ) -> tuple[Tensor, HybridState]:
+        from ..reference.hybrid import hybrid
+
+        q, k, v, *more = tensors
+        further = dict(zip((x.name for x in self._more), more, strict=True))
+        return hybrid(self.spec, q, k, v, *numbers, initial_state, **further)  # type: ignore
+
+
+VARIANT = HybridVariant

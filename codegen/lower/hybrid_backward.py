@@ -1,0 +1,193 @@
+"""The gradient programs of hybrid layers; `memory/hybrid.py` says what they compute.
+
+A query meets the keys that it met forward, in the same order.  A key meets queries the other way round:
+through the mirrored state those of later segments, directly the others whose window it has left, and last
+those that have it in their window.
+"""
+
+from __future__ import annotations
+
+from ..ir.build import Builder
+from ..ir.nodes import ACC, IO, Cast, Full, Load, Sum, Var, cdiv, column, maximum, row
+from ..ir.program import Axis, Program, Tensor
+from ..ir.traits import GRADIENTS, ROW_SUMS, SCANS
+from ..memory.hybrid import Owed
+from ..memory.states import B, H
+from ..memory.window import Keys
+from .hybrid_parts import FIRST, KEY_ROWS, KEYS, PADDED, QUERIES, Layer
+from .linear_attention_parts import CHUNK_AXIS, NUMBERS, ROWS
+from .second_look import doubt_of, second_look
+
+DELTA = Tensor("delta_rows", NUMBERS, ACC)
+
+
+def query_gradients(layer: Layer) -> Program:
+    """dq of one chunk of queries; and g, e and delta."""
+    b = Builder()
+    memory = layer.both(b)
+    older, window = memory.older, memory.window
+    begin = QUERIES.token(Var("chunk") * "CHUNK")
+    t = b.let("t", QUERIES.tile(begin, "CHUNK"))
+    layer.columns(b)
+    first = window.first_key()
+    place = b.let("start", window.place(begin))
+    youngest = b.let("youngest", memory.youngest(begin))
+    length = layer.segment_length(b)
+    segment = layer.segment_of(b, youngest, length)
+    states = layer.segment_states("STATEFUL")
+    queries = memory.tokens("Q", "q", t)
+    owed = memory.owed()
+    gradients = memory.own_gradients(t, queries.plain, owed)
+    of_factors = Owed(None, None) if layer.adds else owed
+    dq = b.let("dQ", Full(("CHUNK", "QK"), 0.0))
+    with b.when("STATEFUL"):
+        b.comment("Segments that all windows have left, through their state.")
+        with older.blocks() as block:
+            state = older.stored(states, block.f, segment)
+            older.read_by_query(dq, queries.mapped, gradients.older, block, state, of_factors.linear)
+    b.comment("Later keys that have left a window, directly.")
+    stop = layer.older.until(youngest + "CHUNK")
+    with b.loop("j0", segment * length, stop, "KEYS") as j0:
+        j = b.let("j", KEYS.tile(j0, "KEYS"))
+        keys, values = older.keys(j)
+        seen = memory.left(t, j, first)
+        older.pair_by_query(dq, queries.mapped, gradients.older, keys, values, seen, owed=of_factors.linear)
+    b.comment("The keys of the windows.")
+    near = memory.near("dQ_near")
+    oldest = window.oldest(t, first)
+    begins = maximum(youngest + 1, 0)
+    with b.loop("i0", begins, KEYS.until(place + "CHUNK"), "KEYS") as i0:
+        i = b.let("i", KEYS.tile(i0, "KEYS"))
+        visible = (row(i) <= column(window.place(t))) & (row(i) >= column(oldest))
+        near_keys = window.load_keys("_near", i)
+        window.pair_by_query("_near", gradients.window, near_keys, visible, near, of_factors.window)
+    memory.store_owed(owed, t)
+    memory.leave("dq", t, queries.loaded, dq, near)
+    with second_look(b, doubt_of(b, dq, near)):
+        layer.again_by_query(b).query_gradients()
+    tensors = (
+        layer.queries("q"),
+        layer.queries("k"),
+        layer.values("v"),
+        *layer.own(),
+        layer.values("do"),
+        *layer.factors(),
+        *(() if layer.adds else (layer.values("o", strided=False),)),
+        *layer.results(),
+        FIRST,
+        layer.gradients(),
+        *layer.row_sums("e"),
+        DELTA,
+        *layer.owed(),
+        *states,
+        *layer.gradients_of("dq", ROWS),
+    )
+    return layer.program(
+        "query_gradients",
+        "The gradient of one chunk of queries.",
+        (CHUNK_AXIS,),
+        tensors,
+        b,
+        ("SEGMENT", "CHUNK", "KEYS", "ROWS"),
+        whole_values=True,
+        flags=("STATEFUL",),
+        does=(GRADIENTS, ROW_SUMS),
+    )
+
+
+def key_gradients(layer: Layer) -> Program:
+    """dk and dv of one chunk of keys."""
+    b = Builder()
+    memory = layer.both(b)
+    older, window = memory.older, memory.window
+    begin = KEYS.token(Var("chunk") * "CHUNK")
+    j = b.let("j", KEYS.tile(begin, "CHUNK"))
+    u = layer.columns(b)
+    first = window.first_key()
+    length = layer.segment_length(b)
+    segment = layer.segment_of(b, begin, length)
+    states = layer.segment_states("STATEFUL")
+    keys = memory.tokens("K", "k", j)
+    values = older.values(j)
+    dk = b.let("dK", Full(("CHUNK", "QK"), 0.0))
+    dv = b.let("dV", Full(("CHUNK", "VALUES"), 0.0))
+    with b.when("STATEFUL"):
+        b.comment("Later segments, through the mirrored state of their queries.")
+        with older.blocks() as block:
+            mirrored = older.stored(states, block.f, segment)
+            older.read_by_key(dk, dv, keys.mapped, values, block, mirrored)
+        b.comment("Keys that leave no window are in no state.")
+        memory.select("entered", j < layer.older.stop, dk, dv)
+    b.comment("Queries of this segment whose window the keys have left, directly.")
+    late = layer.late
+    stop = late.until(late.token(segment * length + length))
+    with b.loop("t0", late.token(begin), stop, "QUERIES") as t0:
+        t = b.let("t", QUERIES.tile(t0, "QUERIES"))
+        queries, gradients = older.queries(t), older.gradients(t)
+        seen = memory.left_by_key(j, t, first)
+        older.pair_by_key(dk, dv, keys.mapped, values, queries, gradients, seen)
+    b.comment("Queries that have the keys in their window.")
+    near = memory.near("dK_near")
+    newest = window.newest(j, first)
+    plain = Keys(keys.plain, values)
+    stop = QUERIES.until(memory.last_query(begin + "CHUNK"))
+    with b.loop("i0", maximum(window.query_at(begin), 0), stop, "QUERIES") as i0:
+        i = b.let("i", QUERIES.tile(i0, "QUERIES"))
+        at = window.place(i)
+        visible = (row(at) >= column(j)) & (row(at) <= column(newest))
+        window.pair_by_key("_near", plain, memory.queries(i, "near"), visible, near, dv)
+    with b.when(PADDED):
+        memory.select("exists", j >= first, dk, near, dv)
+    memory.leave("dk", j, keys.loaded, dk, near)
+    b.store("dv", (B, j, H, u), Cast(dv, IO))
+    with second_look(b, doubt_of(b, dk, near, dv)):
+        layer.again_by_key(b).key_gradients()
+    tensors = (
+        layer.queries("q"),
+        layer.queries("k"),
+        layer.values("v"),
+        *layer.own(),
+        layer.values("do"),
+        *layer.factors(),
+        Tensor("lse", NUMBERS, ACC),
+        FIRST,
+        layer.gradients(),
+        *layer.row_sums("e"),
+        DELTA,
+        *states,
+        *layer.gradients_of("dk", KEY_ROWS),
+        layer.values("dv", strided=False),
+    )
+    return layer.program(
+        "key_gradients",
+        "The gradients of one chunk of keys and values.",
+        (Axis("chunk", cdiv("Tk", "CHUNK")),),
+        tensors,
+        b,
+        ("SEGMENT", "CHUNK", "QUERIES", "ROWS"),
+        whole_values=True,
+        flags=("STATEFUL",),
+        does=(GRADIENTS, ROW_SUMS),
+    )
+
+
+def factor_gradients() -> Program:
+    """The gradient of a factor of each head: a sum over all of its queries."""
+    b, i = Builder(), Var("i")
+    total = b.let("total", Full(("PARTS",), 0.0))
+    with b.loop("i", 0, "B"), b.loop("t0", 0, "T", "PARTS") as t0:
+        t = b.let("t", QUERIES.tile(t0, "PARTS"))
+        b.add(total, b.let("owed", Load("owed_rows", (i, H, t), ACC)))
+    b.store("gradient", (H,), b.let("sum", Sum(total, 0)))
+    return Program(
+        "factor_gradients",
+        "The gradient of a factor of each head.",
+        (Axis("h", Var("H"), batch=True),),
+        (Tensor("owed_rows", NUMBERS, ACC), Tensor("gradient", ("H",), ACC)),
+        ("B", "T", "H"),
+        (),
+        (),
+        ("PARTS",),
+        b.body,
+        does=frozenset({SCANS}),
+    )

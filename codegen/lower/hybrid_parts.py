@@ -1,0 +1,185 @@
+"""What the programs of hybrid layers share: names, parameters, and their memory.
+
+Query i has keys older than its window up to key i' = i + (Tk - T) - W.  So of Tk keys the last W leave no
+window, and the queries that have older keys are those from i' = 0 on: the sums over older keys are those of
+a causal linear attention between as many queries and keys, whose queries only stand elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from ..ir.build import Builder
+from ..ir.nodes import ACC, INDEX, IO, Expr, Span, Var, cdiv, maximum, minimum, wrap
+from ..ir.program import Axis, Program, Tensor
+from ..memory.hybrid import GIVEN, Older, Recent
+from ..memory.hybrid import Hybrid as Memory
+from ..memory.hybrid_added import Added
+from ..memory.hybrid_singles import Singles
+from ..memory.sums_singles import Chunk
+from ..mixers.hybrid import Hybrid
+from . import linear_attention_parts
+from .features import FeatureMap
+from .sequence import Sequence
+
+QUERIES, KEYS = Sequence("T"), Sequence("Tk")
+"""The sequences that a program works on."""
+KEY_ROWS = ("B", "Tk", "H")
+PADDED = "PADDED"
+FIRST = Tensor(Recent.first, ("B", "H"), INDEX, optional=PADDED)
+
+
+class Layer(linear_attention_parts.Layer):
+    """The widths of one layer, and the pieces that several of its programs need."""
+
+    sizes = ("B", "T", "Tk", "H", "segments")
+    in_groups = False
+
+    def __init__(self, spec: Hybrid, features: FeatureMap) -> None:
+        super().__init__(spec, features)
+        self.window, self.state_dtype = spec.window, spec.state_dtype
+        self.adds, self.names, self.own_qk = spec.combine == "sum", spec.factors, spec.window_qk
+        self.older = Sequence("Tk", end=maximum(KEYS.stop - spec.window, 0))
+        """The keys that leave a window."""
+        before = spec.window - (KEYS.stop - QUERIES.stop)
+        self.late = Sequence("T", start=minimum(before, QUERIES.stop))
+        """The queries that have older keys."""
+
+    # Parameters
+
+    def queries(self, name: str) -> Tensor:
+        return Tensor(name, (*(KEY_ROWS if name == "k" else ("B", "T", "H")), self.qk), IO, strided=True)
+
+    def values(self, name: str, strided: bool = True) -> Tensor:
+        return Tensor(name, (*(KEY_ROWS if name in ("v", "dv") else ("B", "T", "H")), self.v), IO, strided)
+
+    def keys(self) -> tuple[Tensor, ...]:
+        return (*super().keys(), FIRST)
+
+    def own(self, key_rows: tuple[str, ...] = KEY_ROWS) -> tuple[Tensor, ...]:
+        """Queries and keys that the window has for itself."""
+        if not self.own_qk:
+            return ()
+        rows = {"q_window": linear_attention_parts.ROWS, "k_window": key_rows}
+        return tuple(Tensor(name, (*dims, self.own_qk), IO, strided=True) for name, dims in rows.items())
+
+    def gradients_of(self, name: str, rows: tuple[str, ...]) -> tuple[Tensor, ...]:
+        """dq or dk, and that of the window's own."""
+        gradient = Tensor(name, (*rows, self.qk), IO)
+        return (gradient, Tensor(f"{name}_window", (*rows, self.own_qk), IO)) if self.own_qk else (gradient,)
+
+    def factors(self) -> tuple[Tensor, ...]:
+        """Those that a call may give."""
+        return tuple(Tensor(name, ("H",), ACC, optional=GIVEN[name]) for name in self.names)
+
+    def owed(self) -> tuple[Tensor, ...]:
+        """What they are owed by each query."""
+        rows = linear_attention_parts.NUMBERS
+        return tuple(Tensor(f"{name}_rows", rows, ACC, optional=GIVEN[name]) for name in self.names)
+
+    def results(self) -> tuple[Tensor, ...]:
+        """What a forward pass keeps of each query besides o."""
+        lse = Tensor("lse", linear_attention_parts.NUMBERS, ACC)
+        if not self.adds:
+            return (lse,)
+        parts = (self.values(name, strided=False) for name in ("o_window", "o_linear"))
+        return (lse, *self.row_sums("n"), *parts)
+
+    def program(
+        self,
+        name: str,
+        summary: str,
+        axes: tuple[Axis, ...],
+        tensors: tuple[Tensor, ...],
+        b: Builder,
+        constants: tuple[str, ...],
+        whole_values: bool,
+        flags: tuple[str, ...] = (),
+        scaled: bool = True,
+        does: Iterable[str] = (),
+    ) -> Program:
+        optional = (tensor.optional for tensor in tensors if tensor.optional in (PADDED, *GIVEN.values()))
+        flags = (*flags, *dict.fromkeys(flag for flag in optional if flag))
+        own = self.bounds if any(tensor in tensors for tensor in self.own()) else {}
+        constants = (*constants, *own)
+        program = super().program(
+            name, summary, axes, tensors, b, constants, whole_values, flags, scaled, does
+        )
+        return replace(program, bounds=program.bounds | own)
+
+    @property
+    def bounds(self) -> dict[str, int]:
+        """What the constant of the window's own width must cover."""
+        return {"WINDOW_QK": self.own_qk} if self.own_qk else {}
+
+    # Pieces
+
+    def columns(self, b: Builder, first: Expr = linear_attention_parts.FIRST) -> Var:
+        """The index tiles of columns; returns that of values."""
+        b.let("d", Span(wrap(0), "QK"))
+        if self.own_qk:
+            b.let("w", Span(wrap(0), "WINDOW_QK"))
+        return b.let("u", Span(first, "VALUES"))
+
+    def sequence(self, of_queries: bool) -> Sequence:
+        return self.late if of_queries else self.older
+
+    def memory(
+        self, b: Builder, size: str | None = None, products: bool = False, fades: bool = True
+    ) -> Older:
+        return Older(b, self.features, self.older, QUERIES, self.spec.eps, size)
+
+    def summing(self, b: Builder, of_queries: bool) -> Older:
+        first = None if of_queries else self.recent(b).first_key()
+        return Older(b, self.features, self.older, QUERIES, self.spec.eps, first=first)
+
+    def recent(self, b: Builder) -> Recent:
+        return Recent(b, self.window, QUERIES, KEYS, self.own_qk)
+
+    def both(self, b: Builder) -> Memory:
+        """The memory of a program over chunks, of which all keys are loaded."""
+        older = Older(b, self.features, KEYS, QUERIES, self.spec.eps)
+        return self._together(b, older)
+
+    def stepped(self, b: Builder) -> Memory:
+        """The memory of a step."""
+        return self._together(b, self.memory(b))
+
+    def _together(self, b: Builder, older: Older) -> Memory:
+        return (Added if self.adds else Memory)(b, older, self.recent(b), self.names)
+
+    # Second looks: what they need is introduced anew, as of linear attention.
+
+    def again_by_query(self, b: Builder, first_value: Expr = linear_attention_parts.FIRST) -> Singles:
+        """The rows of a program over chunks of queries."""
+        self.columns(b, first_value)
+        memory, first = self.both(b), self.recent(b).first_key()
+        begin = QUERIES.token(Var("chunk") * "CHUNK")
+        length = self.segment_length(b)
+        segment = self.segment_of(b, memory.youngest(begin), length)
+        stop = b.let("stop_token", KEYS.until(memory.window.place(begin) + "CHUNK"))
+        chunk = Chunk(begin, segment * length, stop, self.segment_states("STATEFUL"), segment)
+        return Singles(memory, chunk, first)
+
+    def again_by_key(self, b: Builder) -> Singles:
+        """The rows of a program over chunks of keys."""
+        self.columns(b)
+        memory, first = self.both(b), self.recent(b).first_key()
+        begin = KEYS.token(Var("chunk") * "CHUNK")
+        length = self.segment_length(b)
+        segment = self.segment_of(b, begin, length)
+        late = b.let("late_token", self.late.until(self.late.token(segment * length + length)))
+        stop = b.let("stop_token", maximum(late, QUERIES.until(memory.last_query(begin + "CHUNK"))))
+        chunk = Chunk(begin, self.older.stop, stop, self.segment_states("STATEFUL"), segment)
+        return Singles(memory, chunk, first, late)
+
+    def segment_length(self, b: Builder) -> Var:
+        """As of linear attention; of no keys at all, a grain."""
+        grains = cdiv(cdiv(self.older.length, "SEGMENT"), "segments")
+        return b.let("length", maximum(grains, 1) * "SEGMENT")
+
+    def segment_of(self, b: Builder, place: Expr, length: Var) -> Var:
+        """The segment of an older key; of any other key before or after, the first or the last."""
+        last = maximum(self.older.length - 1, 0)
+        return b.let("segment", minimum(maximum(place, 0), last) // length)

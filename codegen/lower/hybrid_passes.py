@@ -1,0 +1,275 @@
+"""The host side of hybrid layers: which kernels run, on which buffers, and under which condition."""
+
+from __future__ import annotations
+
+from ..ir.host import (
+    Allocate,
+    Bind,
+    Extent,
+    Literal,
+    Name,
+    Operand,
+    Parameter,
+    Pass,
+    Plan,
+    Present,
+    ReadSizes,
+    Steps,
+    Value,
+    allocate,
+    launch,
+)
+from ..ir.kernels import INTEGER, NUMBER, TRUTH, LaunchPlan
+from ..ir.nodes import ACC, IO, OPERAND, STATE, Comment
+from ..memory.hybrid import GIVEN, Recent
+from ..mixers.hybrid import Hybrid
+from . import steps
+from .feature_maps import feature_map
+from .linear_attention_passes import BACKWARD_PLAN
+
+RING_START = Recent.first
+SPLIT, STATEFUL, MIRRORED = Name("split"), Name("stateful"), Name("mirrored")
+HAS_INITIAL = Name("has_initial")
+FINAL = Name("output_final_state")
+NEVER = Literal(False)
+SIZES = ReadSizes("q", ("B", "T", "H", None))
+KEYS = Extent("k", 1)
+INPUTS = (Parameter("q"), Parameter("k"), Parameter("v"))
+SCALE = Parameter("scale", NUMBER)
+FIRST = Parameter(RING_START, when=Present(RING_START))
+INITIAL = tuple(
+    Parameter(f"initial_{part}", when=Present("initial_state")) for part in ("state", "normalizer")
+)
+PADDED: dict[str, Operand] = {"Tk": KEYS, "PADDED": Present(RING_START)}
+BY_SEGMENT, BY_SPAN = ("B", "H", "segments"), ("B", "H", "spans")
+
+
+def passes(spec: Hybrid) -> tuple[Pass, ...]:
+    """forward, backward and step of a layer."""
+    layer = _Layer(spec)
+    return layer.forward(), layer.backward(), layer.step()
+
+
+class _Layer:
+    """The extents of one layer's buffers, and the steps that its passes share."""
+
+    def __init__(self, spec: Hybrid) -> None:
+        self.qk, self.v, self.window = spec.head_dims.qk, spec.head_dims.v, spec.window
+        self.rows = feature_map(spec).rows
+        self.names, self.adds = spec.factors, spec.combine == "sum"
+        factors = (Parameter(name, when=Present(name)) for name in self.names)
+        self.own_qk = spec.window_qk
+        own = tuple(Parameter(name) for name in ("q_window", "k_window")) if self.own_qk else ()
+        self.inputs = (*INPUTS, *own, *factors)
+        self.given: dict[str, Operand] = {GIVEN[name]: Present(name) for name in self.names}
+
+    def forward(self) -> Pass:
+        running = STATEFUL | FINAL
+        body: Steps = (
+            SIZES,
+            *self.plan("forward"),
+            Bind({"running": running}),
+            Bind({"split": Name("running") & (Name("spans") > 1)}),
+            allocate("o", ("B", "T", "H", self.v), IO),
+            *self.kept(),
+            *self.user_states("final_", FINAL),
+            *self.states(Name("running"), FINAL),
+            launch("outputs", PADDED | self.given | state("", "segment_") | {"STATEFUL": STATEFUL}),
+        )
+        return Pass(
+            "forward",
+            "Outputs, logarithms of the sums of weights, and the state of the keys that have left.",
+            (*self.inputs, SCALE, FIRST, *INITIAL, Parameter("output_final_state", TRUTH)),
+            "q",
+            body,
+            ("o", *(x.name for x in self.kept()), "final_state", "final_normalizer"),
+        )
+
+    def backward(self) -> Pass:
+        has_final = Present("d_final_state")
+        body: Steps = (
+            SIZES,
+            *self.plan("backward"),
+            Bind({"mirrored": STATEFUL | has_final}),
+            Bind({"split": MIRRORED & (Name("spans") > 1)}),
+            *self.states(STATEFUL, None, room=MIRRORED),
+            allocate("dq", ("B", "T", "H", self.qk), IO),
+            *self.own_gradients(),
+            allocate("g", ("B", "T", "H", self.v), OPERAND),
+            allocate("e", ("B", "H", "T"), ACC),
+            allocate("delta_rows", ("B", "H", "T"), ACC),
+            *(allocate(f"{x}_rows", ("B", "H", "T"), ACC, Present(x)) for x in self.names),
+            launch("query_gradients", PADDED | self.given | state("", "segment_") | {"STATEFUL": STATEFUL}),
+            Comment("The keys' side needs the mirrored state: the sum over the queries of later segments."),
+            allocate("dk", ("B", KEYS, "H", self.qk), IO),
+            allocate("dv", ("B", KEYS, "H", self.v), IO),
+            *self.user_states("d_initial_", HAS_INITIAL),
+            launch("query_states", {"Tk": KEYS, "segments": "spans"}, SPLIT),
+            launch(
+                "suffix",
+                over_spans("d_final_", "d_initial_") | {"INITIAL": has_final, "TOTAL": HAS_INITIAL},
+                SPLIT,
+            ),
+            launch(
+                "states_after",
+                {"Tk": KEYS}
+                | walk("d_final_")
+                | state("total_", "d_initial_")
+                | {"INITIAL": has_final & ~SPLIT, "TOTAL": HAS_INITIAL & ~SPLIT},
+                MIRRORED,
+            ),
+            launch("key_gradients", PADDED | self.given | state("", "segment_") | {"STATEFUL": MIRRORED}),
+            *(allocate(f"d_{x}", ("H",), ACC, Present(x)) for x in self.names),
+            *(
+                launch("factor_gradients", {"owed_rows": f"{x}_rows", "gradient": f"d_{x}"}, Present(x))
+                for x in self.names
+            ),
+        )
+        return Pass(
+            "backward",
+            "Gradients of q, k, v and of the initial state; the states of the segments are computed again.",
+            (
+                Parameter("do"),
+                *(Parameter(f"d_final_{x}", when=has_final) for x in ("state", "normalizer")),
+                *self.inputs,
+                *(() if self.adds else (Parameter("o"),)),
+                *(Parameter(x.name) for x in self.kept()),
+                SCALE,
+                FIRST,
+                *INITIAL,
+            ),
+            "q",
+            body,
+            (
+                "dq",
+                "dk",
+                "dv",
+                *(x.name for x in self.own_gradients()),
+                *(f"d_{x}" for x in self.names),
+                "d_initial_state",
+                "d_initial_normalizer",
+            ),
+        )
+
+    def step(self) -> Pass:
+        rings = tuple(Parameter(name) for name in ("ring_k", "ring_v", "position"))
+        return Pass(
+            "step",
+            "Tokens one after the other; the ring and the state are updated in place.",
+            (
+                *self.inputs,
+                SCALE,
+                *rings,
+                Parameter("state"),
+                Parameter("normalizer"),
+                Parameter("ring_k_window"),
+                steps.PARAMETER,
+            ),
+            "q",
+            (
+                SIZES,
+                allocate("o", ("B", "T", "H", self.v), IO),
+                steps.launch_step("ring_k", self.given),
+            ),
+            ("o",),
+        )
+
+    # Pieces
+
+    def plan(self, part: str) -> Steps:
+        """Into how many segments a pass cuts the sequence, and whether a chunk reads states of them."""
+        plan = LaunchPlan(part, part, "backward_plan", BACKWARD_PLAN)
+        results = {"segments": INTEGER, "long": TRUTH, "spans": INTEGER}
+        several = (Name("segments") > 1) & (Name("T") > self.window)
+        return (
+            Plan(results, plan, (Name("T"), Name("B") * "H")),
+            Bind({"has_initial": Present("initial_state")}),
+            Bind({"stateful": several | HAS_INITIAL}),
+        )
+
+    def states(self, when: Value, total: Value | None, room: Value | None = None) -> Steps:
+        """The state before each segment of older keys, and after the last of them where `total` asks for it.
+
+        There is `room` for states, if not only `when` they are computed.
+        """
+        final, asked = (None, NEVER) if total is None else ("final_", total)
+        return (
+            *self.sums(BY_SPAN, SPLIT),
+            *self.segments("span_", BY_SPAN, SPLIT),
+            launch("states", PADDED | {"segments": "spans"}, SPLIT),
+            launch(
+                "prefix",
+                over_spans("initial_", final) | {"INITIAL": HAS_INITIAL, "TOTAL": asked},
+                SPLIT,
+            ),
+            *self.segments("segment_", BY_SEGMENT, when if room is None else room),
+            launch(
+                "states_before",
+                PADDED
+                | walk("initial_")
+                | state("total_", final)
+                | {"INITIAL": HAS_INITIAL & ~SPLIT, "TOTAL": asked & ~SPLIT},
+                when,
+            ),
+        )
+
+    # Buffers
+
+    def own_gradients(self) -> tuple[Allocate, ...]:
+        """Of the queries and keys that the window has for itself."""
+        if not self.own_qk:
+            return ()
+        return (
+            allocate("dq_window", ("B", "T", "H", self.own_qk), IO),
+            allocate("dk_window", ("B", KEYS, "H", self.own_qk), IO),
+        )
+
+    def kept(self) -> tuple[Allocate, ...]:
+        """What a forward pass keeps of each query besides o."""
+        numbers, rows = ("B", "H", "T"), ("B", "T", "H", self.v)
+        lse = allocate("lse", numbers, ACC)
+        if not self.adds:
+            return (lse,)
+        parts = (allocate(name, rows, IO) for name in ("o_window", "o_linear"))
+        return (lse, allocate("n", numbers, ACC), *parts)
+
+    def sums(self, places: tuple[str, ...], when: Value) -> tuple[Allocate, ...]:
+        """What each segment, or span of them, adds to the state."""
+        return (
+            allocate("sums", (*places, self.rows, self.v), ACC, when),
+            allocate("normalizer_sums", (*places, self.rows), ACC, when),
+        )
+
+    def segments(self, prefix: str, places: tuple[str, ...], when: Value) -> tuple[Allocate, ...]:
+        """The state before (or after) each of them, to be read by products."""
+        return (
+            allocate(f"{prefix}state", (*places, self.rows, self.v), OPERAND, when),
+            allocate(f"{prefix}normalizer", (*places, self.rows), ACC, when),
+        )
+
+    def user_states(self, prefix: str, when: Value) -> tuple[Allocate, ...]:
+        """A state that the user gets."""
+        return (
+            allocate(f"{prefix}state", ("B", "H", self.rows, self.v), STATE, when),
+            allocate(f"{prefix}normalizer", ("B", "H", self.rows), ACC, when),
+        )
+
+
+# Arguments
+
+
+def state(parameter: str, value: str | None) -> dict[str, Operand]:
+    """A state and its normaliser, by the prefixes of the parameters and of the values."""
+    return {f"{parameter}{x}": None if value is None else f"{value}{x}" for x in ("state", "normalizer")}
+
+
+def over_spans(initial: str, total: str | None) -> dict[str, Operand]:
+    """Of running sums over all spans."""
+    states = state("", "span_") | state("initial_", initial) | state("total_", total)
+    return states | {"segments": "spans"}
+
+
+def walk(initial: str) -> dict[str, Operand]:
+    """Of a program over each span; a single span starts and ends with what is passed."""
+    states = state("", "segment_") | state("initial_", initial) | state("start_", "span_")
+    return states | {"SEGMENTED": SPLIT, "LONG": Name("long")}

@@ -1,0 +1,238 @@
+"""Softmax over the last keys and linear attention over all older ones, under one normaliser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..dtypes import ACC, DTYPES, STATE
+from ..spec.fields import Choice, Choices, Flag, Integer, Name, Number, Record, Tagged, spec_field
+from ..spec.model import DTYPES_DOC, FEATURE_MAPS, NAME_DOC, Conflict, FeatureMap, HeadDims, LayerSpec
+from ..spec.signature import Argument, Signature
+from .linear_attention import LinearAttention
+from .sliding_window import MAX_WINDOW
+
+if TYPE_CHECKING:
+    from ..ir.host import Pass
+    from ..ir.kernels import ForeignKernel
+    from ..ir.program import Program
+
+
+@dataclass(frozen=True)
+class WindowDims:
+    """Widths of the window's own queries and keys."""
+
+    qk: int = spec_field(Integer(8, 128), "Width of a query and of a key of the window.")
+
+
+@dataclass(frozen=True)
+class Hybrid(LayerSpec):
+    """o_i = (Σ_{i-j<W} e^(s_ij) v_j + Σ_{i-j>=W} A_ij v_j) / (the same sums without v + eps).
+
+    s_ij is scale · q_i·k_j, and A_ij the weight that linear attention gives a key.  A key leaves the window
+    and enters the state.  A window with `window_dims` has queries and keys of its own, of width D, and s_ij
+    is their product over √D whatever the scale.
+    """
+
+    mixer: ClassVar[str] = "hybrid"
+    summary: ClassVar[str] = "Softmax over the last keys and linear attention over all older ones."
+    fact_types: ClassVar[Mapping[str, type]] = {
+        "feature_map": str,
+        "window": int,
+        "combine": str,
+        "qk": int,
+        "v": int,
+        "window_qk": int,
+    }
+    calls: ClassVar[Mapping[str, tuple[int, int, int]]] = {
+        "forward": (8, 16, 2048),
+        "backward": (8, 16, 2048),
+        "step": (128, 16, 1),
+    }
+    template_options: ClassVar[tuple[str, ...]] = ("feature_map", "window", "qk", "v")
+
+    normalize: ClassVar[bool] = True
+    decay: ClassVar[str] = "none"
+
+    name: str = spec_field(Name(), NAME_DOC)
+    window: int = spec_field(
+        Integer(1, MAX_WINDOW), "Number of keys that a query sees by softmax, its own included."
+    )
+    feature_map: FeatureMap = spec_field(
+        Tagged("kind", FEATURE_MAPS), "How a query and an older key become a weight."
+    )
+    head_dims: HeadDims = spec_field(
+        Record(HeadDims, {"qk": Integer(8, 64), "v": Integer(16, 256)}), "Widths of one head."
+    )
+    window_dims: WindowDims | None = spec_field(
+        Record(WindowDims, {}, optional=True),
+        "Widths of queries and keys that the window has for itself; null means those of the older keys.",
+        None,
+    )
+    combine: str = spec_field(
+        Choice(("normalizer", "sum")),
+        "Whether both parts share one normaliser, or each has its own and they are added.",
+        "normalizer",
+    )
+    window_factor: bool = spec_field(
+        Flag(), "Whether calls may give a factor on the window's weights, one a head.", False
+    )
+    linear_factor: bool = spec_field(
+        Flag(), "Whether calls may give a factor on the weights of older keys, one a head.", False
+    )
+    eps: float = spec_field(Number(0.0, 1.0), "Added to the sum of the weights before the division.", 1e-6)
+    scale: float | None = spec_field(
+        Number(0.0, 1e6, above=True, optional=True),
+        "Factor on q·k, and on φ(q)·φ(k) of an elementwise map; null means 1/sqrt(qk).",
+        None,
+    )
+    state_dtype: str = spec_field(
+        Choice(("float32", "bfloat16", "float16")),
+        "Dtype of the recurrent state; two bytes lose digits token by token.",
+        "float32",
+    )
+    dtypes: tuple[str, ...] = spec_field(Choices(DTYPES), DTYPES_DOC, DTYPES)
+
+    def default_scale(self) -> float:
+        """The factor on q·k that is used when a call gives none."""
+        return self.scale if self.scale is not None else 1.0 / math.sqrt(self.head_dims.qk)
+
+    @property
+    def kept_dtype(self) -> str:
+        return self.state_dtype
+
+    def operand_dtype(self, dtype: str) -> str:
+        """Sums over older keys leave float16's range, as those of linear attention."""
+        return "bfloat16" if dtype == "float16" else dtype
+
+    def describe(self) -> str:
+        return f"softmax over {self.window} keys, {self.feature_map.weight} of older ones"
+
+    def facts(self) -> dict[str, Any]:
+        widths = {"qk": self.head_dims.qk, "v": self.head_dims.v, "window_qk": self.window_qk or 0}
+        return {
+            "feature_map": self.feature_map.label,
+            "window": self.window,
+            "combine": self.combine,
+        } | widths
+
+    @classmethod
+    def template(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """`feature_map` is ``taylor2`` (the default) or an expression in x, as of linear attention."""
+        fields = LinearAttention.template(given)
+        return {"window": given.get("window", 64)} | {x: fields[x] for x in ("feature_map", "head_dims")}
+
+    @classmethod
+    def conflicts(cls, values: Mapping[str, Any]) -> Iterable[Conflict]:
+        """Sums of weights of both signs have no logarithm, which is what is kept of them."""
+        feature_map = values.get("feature_map")
+        if isinstance(feature_map, FeatureMap) and (found := feature_map.signs()):
+            message = f"a hybrid divides by {found.message}; choose a map of one sign, such as elu(x) + 1"
+            yield Conflict(("feature_map", *found.path), message, found.grave)
+
+    @property
+    def window_qk(self) -> int | None:
+        """The width of the window's own queries and keys, if it has any."""
+        return self.window_dims.qk if self.window_dims else None
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """The names of the factors that calls may give."""
+        given = {"window_factor": self.window_factor, "linear_factor": self.linear_factor}
+        return tuple(name for name, is_there in given.items() if is_there)
+
+    @property
+    def features(self) -> int:
+        """Rows of the state."""
+        return self.feature_map.features(self.head_dims.qk)
+
+    @property
+    def extents(self) -> dict[str, int]:
+        widths = {"QK": self.head_dims.qk, "VALUES": self.head_dims.v}
+        if self.window_qk:
+            widths |= {"WINDOW_QK": self.window_qk}
+        return widths | {"FEATURES": self.features, "KEYS": self.window}
+
+    def signature(self) -> Signature:
+        qk, v, window, rows = self.head_dims.qk, self.head_dims.v, self.window, self.features
+        own, has_own = self.window_qk or qk, self.window_qk is not None
+
+        def sums(prefix: str, optional: bool = False) -> tuple[Argument, ...]:
+            of_values, of_keys = "Σ_j Φ(k_j) v_jᵀ over the keys that have left", "Σ_j Φ(k_j) over the same"
+            return (
+                Argument(f"{prefix}state", ("B", "H", rows, v), of_values, STATE, optional),
+                Argument(f"{prefix}normalizer", ("B", "H", rows), of_keys, ACC, optional),
+            )
+
+        # Keys and values of an initial state are put in front of the call's own: Tk tokens.
+        return Signature(
+            inputs=(
+                Argument("q", ("B", "T", "H", qk), "queries", weighs=True),
+                Argument("k", ("B", "Tk", "H", qk), "keys", weighs=True),
+                Argument("v", ("B", "Tk", "H", v), "values"),
+                *(
+                    (
+                        Argument("q_window", ("B", "T", "H", own), "queries of the window", weighs=True),
+                        Argument("k_window", ("B", "Tk", "H", own), "keys of the window", weighs=True),
+                    )
+                    if has_own
+                    else ()
+                ),
+                *(
+                    Argument(name, ("H",), "factor of a part of each head", ACC, True, multiplies=True)
+                    for name in self.factors
+                ),
+            ),
+            output=Argument("o", ("B", "T", "H", v), "means of the values of all keys"),
+            state=(
+                Argument("ring_k", ("B", "H", window, qk), "the last keys; position p lies at p mod W"),
+                Argument("ring_v", ("B", "H", window, v), "the last values"),
+                Argument("position", ("B", "H"), "tokens seen", "int32", differentiable=False),
+                *sums(""),
+                Argument(
+                    "ring_k_window",
+                    ("B", "H", window, own),
+                    "the last keys of a window that has its own",
+                    present=has_own,
+                ),
+            ),
+            numbers={"scale": self.default_scale()},
+            carried=(
+                Argument(
+                    "ring_start", ("B", "H"), "the first key that exists", "int32", True, differentiable=False
+                ),
+                *sums("initial_", optional=True),
+            ),
+            kept=self._kept(),
+            final=sums("final_"),
+            keeps_output=self.combine == "normalizer",
+            longer={"Tk": "T"},
+        )
+
+    def _kept(self) -> tuple[Argument, ...]:
+        """What a forward pass keeps for the backward one besides o, or instead of it."""
+        lse = Argument("lse", ("B", "H", "T"), "logarithms of sums of weights", ACC)
+        if self.combine == "normalizer":
+            return (lse,)
+        rows = ("B", "T", "H", self.head_dims.v)
+        return (
+            lse,
+            Argument("n", ("B", "H", "T"), "sums of weights of older keys", ACC),
+            Argument("o_window", rows, "means of the values in the window of each query"),
+            Argument("o_linear", rows, "means of the values of older keys"),
+        )
+
+    def programs(self) -> tuple[Program, ...]:
+        from ..lower import hybrid
+
+        return hybrid.programs(self)
+
+    def passes(self, faster: Mapping[str, ForeignKernel]) -> tuple[Pass, ...]:
+        from ..lower import hybrid_passes
+
+        return hybrid_passes.passes(self)
+
+
+MIXER = Hybrid
