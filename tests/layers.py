@@ -15,6 +15,7 @@ from based_ops.codegen import pipeline
 from based_ops.codegen.emit.layer import ScheduledLayer, scheduled
 from based_ops.codegen.ir.program import Program
 from based_ops.codegen.ir.rewrite import REWRITES
+from based_ops.codegen.mixers.hybrid import Hybrid, WindowDims
 from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.mixers.sliding_window import SlidingWindow
 from based_ops.codegen.schedule import orders
@@ -42,12 +43,29 @@ FORMS: dict[str, Sizes] = {
 }
 """The two forms of a forward pass of linear attention, whatever the length.  The one comes with a backward
 pass that keeps the state at every tile, the other with one in spans."""
+HYBRID_SPANS = (("LENGTH", 32), ("SHORTEST", 1), ("PROGRAMS", 10))
 WINDOW_FORMS: dict[str, Sizes] = {
     "as planned": (),
     "one segment": (("forward_warpgroups.PROGRAMS", 1), ("backward_warpgroups.PROGRAMS", 1)),
     "segments": (("forward_warpgroups.PROGRAMS", 32), ("backward_warpgroups.PROGRAMS", 32)),
 }
 """How Hopper's warpgroups go through a window's sequence; what is short enough is not theirs as planned."""
+HYBRID_FORMS: dict[str, Sizes] = {
+    "as planned": (),
+    "small": (
+        *((name, 16) for name in ("CHUNK", "KEYS", "QUERIES")),
+        ("SEGMENT", 32),
+        ("forward.LENGTH", 64),
+        ("backward.LENGTH", 64),
+    ),
+    "in spans": (
+        *((name, 16) for name in ("CHUNK", "KEYS", "QUERIES")),
+        ("SEGMENT", 32),
+        *((f"{part}.{name}", size) for part in ("forward", "backward") for name, size in HYBRID_SPANS),
+    ),
+}
+"""How a hybrid's older keys are cut: as its schedule says, so that short sequences have several long
+segments, or segments of one tile in several spans."""
 
 LINEAR = (
     LinearAttention("taylor2", TaylorExp(2), HeadDims(16, 64)),
@@ -75,6 +93,32 @@ WINDOWS = (
     SlidingWindow("window100", 100, HeadDims(64, 32)),
 )
 """Sliding windows, likewise."""
+
+HYBRIDS = (
+    Hybrid("hybrid", 16, TaylorExp(2), HeadDims(16, 64)),
+    Hybrid(
+        "hybrid_added",
+        5,
+        Elementwise("elu(x) + 1"),
+        HeadDims(20, 40),
+        combine="sum",
+        window_factor=True,
+        linear_factor=True,
+    ),
+    Hybrid(
+        "hybrid_own",
+        37,
+        TaylorExp(2),
+        HeadDims(8, 17),
+        WindowDims(24),
+        window_factor=True,
+        linear_factor=True,
+        eps=1e-3,
+    ),
+    Hybrid("hybrid_elu", 1, Elementwise("elu(x) + 1"), HeadDims(8, 112), linear_factor=True, scale=0.5),
+    Hybrid("hybrid_long", 64, Elementwise("exp(minimum(x, 1))"), HeadDims(16, 32), WindowDims(16), "sum"),
+)
+"""Hybrids, likewise."""
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from based_ops.codegen.dtypes import DTYPES
 from based_ops.codegen.errors import ExpressionError
+from based_ops.codegen.mixers.hybrid import Hybrid, WindowDims
 from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.mixers.short_conv import ShortConv
 from based_ops.codegen.mixers.sliding_window import MAX_WINDOW, SlidingWindow
@@ -142,6 +143,28 @@ def sliding_windows(
     )
 
 
+def hybrids(max_window: int = MAX_WINDOW, max_qk: int = 64, max_v: int = 256) -> st.SearchStrategy[Hybrid]:
+    """Hybrid layers of any feature map of one sign; narrower ones for tests that run them."""
+    elementwise = positive_expressions().map(lambda text: Elementwise(canonical_text(parse(text))))
+    drawn = st.builds(
+        Hybrid,
+        name=layer_names(),
+        window=st.integers(1, max_window),
+        feature_map=st.just(TaylorExp(2)) | elementwise,
+        head_dims=st.builds(HeadDims, qk=st.integers(8, max_qk), v=st.integers(16, max_v)),
+        window_dims=st.none() | st.builds(WindowDims, qk=st.integers(8, 2 * max_qk)),
+        combine=st.sampled_from(("normalizer", "sum")),
+        window_factor=st.booleans(),
+        linear_factor=st.booleans(),
+        eps=st.floats(0.0, 1.0),
+        scale=scales(),
+        state_dtype=st.sampled_from(("float32", "bfloat16", "float16")),
+        dtypes=dtype_sets(),
+    )
+    # What divides by sums that can vanish is no hybrid.
+    return drawn.filter(lambda spec: not spec.feature_map.signs())
+
+
 def short_convs(activations: st.SearchStrategy[str] | None = None) -> st.SearchStrategy[ShortConv]:
     """Short convolutions, with any activation unless some are given."""
     canonical = (activations or expressions(3)).map(lambda text: canonical_text(parse(text)))
@@ -158,4 +181,4 @@ def short_convs(activations: st.SearchStrategy[str] | None = None) -> st.SearchS
 
 def layer_specs() -> st.SearchStrategy[LayerSpec]:
     """Every spec that a file can hold."""
-    return linear_attentions() | sliding_windows() | short_convs()
+    return linear_attentions() | sliding_windows() | short_convs() | hybrids()

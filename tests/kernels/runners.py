@@ -13,12 +13,13 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
+from based_ops.codegen.mixers.hybrid import Hybrid, WindowDims
 from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.mixers.sliding_window import SlidingWindow
 from based_ops.codegen.schedule.model import HOST_C
 from based_ops.codegen.spec.feature_map import canonical_text, parse
 from based_ops.codegen.spec.model import Elementwise, HeadDims, LayerSpec, TaylorExp
-from tests.layers import FORMS, LINEAR, WINDOW_FORMS, WINDOWS, Sizes, build
+from tests.layers import FORMS, HYBRID_FORMS, HYBRIDS, LINEAR, WINDOW_FORMS, WINDOWS, Sizes, build
 from tests.strategies import expressions, positive_expressions
 
 LOW = (torch.bfloat16, torch.float16)
@@ -59,7 +60,7 @@ class Runner:
     def module(self, spec: LayerSpec, form: str | None = None) -> ModuleType:
         """The layer's generated module for this backend and device; its passes in `form`, if given."""
         target = HOST_C if (self.backend, self.device) == ("tilelang", "cpu") else self.backend
-        sizes = (FORMS | WINDOW_FORMS)[form] if form else ()
+        sizes = (FORMS | WINDOW_FORMS | HYBRID_FORMS)[form] if form else ()
         return build(spec, target, (SMALL_TILES if self.interpreted else ()) + sizes)
 
     def window_forms(self) -> list[str]:
@@ -95,6 +96,22 @@ class Runner:
 
     def window_pool(self) -> tuple[SlidingWindow, ...]:
         return WINDOWS[1:2] if self.backend == "tilelang" else WINDOWS
+
+    def hybrids(self, dtype: torch.dtype) -> st.SearchStrategy[Hybrid]:
+        """As `linear_attentions`."""
+        pool = st.sampled_from(self.hybrid_pool())
+        return pool | any_hybrid() if self.backend == "torch" and dtype not in LOW else pool
+
+    def hybrid_pool(self) -> tuple[Hybrid, ...]:
+        return HYBRIDS[1:3] if self.backend == "tilelang" else HYBRIDS
+
+    def hybrid_forms(self) -> list[str]:
+        """The forms in which passes of a hybrid can be asked to run.
+
+        On a GPU small tiles are not legal, and on a host TileLang has them anyway.
+        """
+        one = self.backend == "tilelang" or (self.device == "cuda" and self.backend != "torch")
+        return ["as planned"] if one else list(HYBRID_FORMS)
 
     def lengths(self, most: int = 5000) -> st.SearchStrategy[int]:
         """At most `most` tokens; numbers shorter than a chunk and no multiples of it are among them."""
@@ -168,6 +185,23 @@ def any_linear_attention() -> st.SearchStrategy[LinearAttention]:
             **common,
             feature_map=taylor | elementwise(expressions(3)),
         ),
+    )
+
+
+@functools.cache
+def any_hybrid() -> st.SearchStrategy[Hybrid]:
+    """Any hybrid whose sums of weights stay away from zero."""
+    return st.builds(
+        Hybrid,
+        name=st.just("hybrid"),
+        window=st.integers(1, 100) | st.sampled_from((1, 16, 64)),
+        feature_map=st.just(TaylorExp(2)) | elementwise(positive_expressions()),
+        head_dims=head_dims(),
+        window_dims=st.none() | st.builds(WindowDims, qk=st.integers(8, 64)),
+        combine=st.sampled_from(("normalizer", "sum")),
+        window_factor=st.booleans(),
+        linear_factor=st.booleans(),
+        eps=st.sampled_from((1e-6, 1e-3, 0.5)),
     )
 
 

@@ -41,6 +41,8 @@ class Steps:
         numbers = torch.randn(shape, generator=generator, dtype=torch.float64) * 0.5
         if argument.name == "normalizer":
             numbers = numbers.abs() + 4.0
+        if argument.multiplies:
+            numbers = numbers.abs() + 0.5
         return numbers.to(self.device, dtype_of(self.spec, argument.dtype, self.dtype))
 
     def inputs(self) -> Tensors:
@@ -54,7 +56,9 @@ class Steps:
     def tokens(self, inputs: Tensors, start: int, stop: int) -> Tensors:
         """The inputs of some of the tokens."""
         pairs = zip(self.spec.signature().stepped, inputs, strict=True)
-        return [t if t is None or "T" not in x.dims else t[:, start:stop] for x, t in pairs]
+        some = [(x, t if t is None or "T" not in x.dims else t[:, start:stop]) for x, t in pairs]
+        # Kernels take decays side by side.
+        return [t.contiguous() if t is not None and x.fades else t for x, t in some]
 
     def step(self, inputs: Tensors, state: Tensors, indices: Tensor | None = None) -> Tensor:
         """A step with factors of a half, which keep sums of weights of few tokens away from zero."""

@@ -20,6 +20,7 @@ from tests.kernels.runners import interpreting
     [
         "test_linear_attention",
         "test_sliding_window",
+        "test_hybrid",
         "test_short_conv",
         "test_offsets",
         "test_special_values",

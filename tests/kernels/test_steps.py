@@ -23,7 +23,9 @@ CONVOLUTIONS = (ShortConv("conv4", 4), ShortConv("conv2", 2, None, bias=False, g
 def layers(runner: Runner) -> tuple[LayerSpec, ...]:
     slow = runner.backend == "tilelang"
     linear = runner.linear_pool()
-    return (*(linear[:1] if slow else linear), *runner.window_pool(), *CONVOLUTIONS[: 1 if slow else 2])
+    hybrids = runner.hybrid_pool()
+    pools = linear[:1] if slow else linear, runner.window_pool(), hybrids[:1] if slow else hybrids
+    return (*(spec for pool in pools for spec in pool), *CONVOLUTIONS[: 1 if slow else 2])
 
 
 @st.composite

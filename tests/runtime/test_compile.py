@@ -21,9 +21,8 @@ def recompiles() -> int:
 
 def forward_arguments(variant: Variant, requires_grad: bool = False) -> tuple[Any, ...]:
     q, k, v = qkv(variant, length=5, requires_grad=requires_grad)
-    if variant.spec.mixer == "linear_attention":
-        return q, k, v, 0.5, None, None, True, "torch"
-    return q, k, v, 0.5, None, "torch"
+    signature = variant.signature
+    return q, k, v, 0.5, *(None for _ in signature.carried), *(True for _ in signature.final[:1]), "torch"
 
 
 def operator(variant: Variant, which: str) -> Any:
@@ -38,11 +37,13 @@ def test_opcheck_forward(variant: Variant, requires_grad: bool) -> None:
 def test_opcheck_forward_with_state(variant: Variant) -> None:
     q, k, v = qkv(variant, length=5, requires_grad=True)
     _, state = variant(*qkv(variant, length=5), output_final_state=True)
-    if variant.spec.mixer == "linear_attention":
-        states = [None if part is None else part.detach().requires_grad_() for part in state]
-        arguments: tuple[Any, ...] = (q, k, v, 0.5, *states, True, "torch")
-    else:
-        arguments = (q, k, v, 0.5, torch.zeros(2, 2, dtype=torch.int32), "torch")
+    entered, carried = variant._enter((q, k, v), state)
+    given = [
+        x if x is None or not x.is_floating_point() else x.detach().requires_grad_()
+        for x in (*entered, *carried)
+    ]
+    asked = [True for _ in variant.signature.final[:1]]
+    arguments = (*given[:3], 0.5, *given[3:], *asked, "torch")
     torch.library.opcheck(operator(variant, "forward"), arguments)
 
 
@@ -50,12 +51,9 @@ def test_opcheck_backward(variant: Variant) -> None:
     q, k, v, *rest = forward_arguments(variant)
     o, kept, *final = operator(variant, "forward")(q, k, v, *rest)
     d_o = torch.randn_like(o)
-    arguments: tuple[Any, ...]
-    if variant.spec.mixer == "linear_attention":
-        d_n = torch.randn_like(final[1]) if final[1].numel() else None
-        arguments = (d_o, torch.randn_like(final[0]), d_n, q, k, v, o, kept, 0.5, None, None, "torch")
-    else:
-        arguments = (d_o, q, k, v, o, kept, 0.5, None, "torch")
+    d_final = [torch.randn_like(x) if x.numel() else None for x in final]
+    carried = [None for _ in variant.signature.carried]
+    arguments = (d_o, *d_final, q, k, v, o, kept, 0.5, *carried, "torch")
     torch.library.opcheck(operator(variant, "backward"), arguments)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from based_ops import errors
-from based_ops.layers import LinearAttention, SlidingWindowAttention
+from based_ops.layers.base import layer_of
 from based_ops.variant import Variant
 
 from .inputs import leaves, qkv
@@ -47,7 +47,9 @@ def test_replayed_calls_are_the_operators(any_variant: Variant, length: int) -> 
         for which in ("forward", "backward", "step")
     )
     kernel = f"triton-{any_variant._record.build}"
-    linear = any_variant.spec.mixer == "linear_attention"
+    signature = any_variant.signature
+    carried = [None for _ in signature.carried]
+    asked, d_final = [False for _ in signature.final[:1]], [None for _ in signature.final]
     scale = any_variant.default_scale
     for _ in range(4):
         spoiled = torch.full((1 << 26,), float("nan"), device="cuda")
@@ -57,12 +59,8 @@ def test_replayed_calls_are_the_operators(any_variant: Variant, length: int) -> 
         d_o = torch.randn_like(o)
         got = [o, *torch.autograd.grad(o, (q, k, v), d_o)]
         with torch.no_grad():
-            if linear:
-                want_o, kept, _, _ = forward(q, k, v, scale, None, None, False, kernel)
-                want = backward(d_o, None, None, q, k, v, want_o, kept, scale, None, None, kernel)[:3]
-            else:
-                want_o, kept = forward(q, k, v, scale, None, kernel)
-                want = backward(d_o, q, k, v, want_o, kept, scale, None, kernel)
+            want_o, kept, *_ = forward(q, k, v, scale, *carried, *asked, kernel)
+            want = backward(d_o, *d_final, q, k, v, want_o, kept, scale, *carried, kernel)[:3]
             got.append(any_variant(q, k, v, backend="triton")[0])
             assert all(map(torch.equal, got, [want_o, *want, want_o]))
     state, other = (any_variant.init_state(2, 2, device="cuda", dtype=torch.bfloat16) for _ in range(2))
@@ -139,7 +137,7 @@ def test_compiled_layer_decodes_in_a_cuda_graph(variant: Variant) -> None:
     from torch._dynamo.utils import counters
 
     counters.clear()
-    kind = LinearAttention if variant.spec.mixer == "linear_attention" else SlidingWindowAttention
+    kind: Any = layer_of(variant)
     layer = kind(64, 2, variant, device="cuda", dtype=torch.bfloat16)
     x = torch.randn(2, 40, 64, device="cuda", dtype=torch.bfloat16)
     with torch.no_grad():
@@ -173,7 +171,7 @@ def test_step_does_not_wait_for_the_device(variant: Variant) -> None:
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_compiled_layer_trains(variant: Variant, mode: str) -> None:
-    kind = LinearAttention if variant.spec.mixer == "linear_attention" else SlidingWindowAttention
+    kind: Any = layer_of(variant)
     layer = kind(64, 2, variant, device="cuda")
     compiled = torch.compile(layer, fullgraph=True, mode=mode)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-2)

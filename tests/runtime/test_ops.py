@@ -211,11 +211,9 @@ def test_autocast_casts_once(variant: Variant) -> None:
 def test_autocast_leaves_the_inside_of_a_kernel_alone(variant: Variant) -> None:
     q, k, v = qkv(variant)
     op = getattr(torch.ops.based_ops, f"{variant.name}_forward")
-    rest = (
-        (1.0, None, None, False, "torch")
-        if variant.spec.mixer == "linear_attention"
-        else (1.0, None, "torch")
-    )
+    signature = variant.signature
+    asked = [False] if signature.final else []
+    rest = (1.0, *(None for _ in signature.carried), *asked, "torch")
     want = op(q, k, v, *rest)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert_close(op(q, k, v, *rest)[0], want, rtol=0, atol=0)

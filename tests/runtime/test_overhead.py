@@ -38,7 +38,8 @@ def test_a_call_without_its_kernel(variant: Variant, monkeypatch: pytest.MonkeyP
     sequence, token, state = qkv(variant), qkv(variant, length=1), variant.init_state(2, 2)
     kernel = dispatch.kernel(variant.name, "torch", torch.device("cpu"), torch.float32)
     real = variant._ops.kernels[kernel]
-    rest = (None, None, False) if variant.spec.mixer == "linear_attention" else (None,)
+    signature = variant.signature
+    rest = (*(None for _ in signature.carried), *(False for _ in signature.final[:1]))
     forward, step = real.forward(*sequence, 0.5, *rest), real.step(*token, 0.5, *state, None)
     idle = SimpleNamespace(forward=lambda *_: forward, step=lambda *_: step)
     monkeypatch.setitem(variant._ops.kernels, kernel, idle)

@@ -42,6 +42,12 @@ LINEAR = (
     "name, mixer, feature_map, head_dims, normalize, signed_weights, eps, scale, decay, state_dtype, dtypes"
 )
 WINDOW = "name, mixer, window, head_dims, scale, dtypes"
+HYBRID = """name: bad
+mixer: hybrid
+window: 8
+feature_map: {{kind: elementwise, expression: {}}}
+head_dims: {{qk: 16, v: 64}}
+"""
 DTYPES = "bfloat16, float16, float32"
 FUNCTIONS = "exp, expm1, log, log1p, sqrt, abs, tanh, sigmoid, relu, elu, softplus, silu, gelu, sin, cos, erf, minimum, maximum"
 
@@ -114,7 +120,9 @@ BAD_SPECS = [
     (
         "window on linear attention",
         TAYLOR + "window: 64\n",
-        [f"5:1: `window` is a field of sliding_window, not of linear_attention (allowed: {LINEAR})"],
+        [
+            f"5:1: `window` is a field of hybrid and sliding_window, not of linear_attention (allowed: {LINEAR})"
+        ],
     ),
     (
         "dtype bf16",
@@ -311,7 +319,9 @@ BAD_SPECS = [
     (
         "feature map on a window",
         SLIDING + "feature_map: {kind: taylor_exp, order: 1}\n",
-        [f"5:1: `feature_map` is a field of linear_attention, not of sliding_window (allowed: {WINDOW})"],
+        [
+            f"5:1: `feature_map` is a field of hybrid and linear_attention, not of sliding_window (allowed: {WINDOW})"
+        ],
     ),
     ("a tile size", SLIDING + "chunk: 64\n", [f"5:1: unknown field `chunk` (allowed: {WINDOW})"]),
     (
@@ -442,6 +452,31 @@ BAD_SPECS = [
         ],
     ),
     (
+        "a hybrid whose sums of weights can vanish",
+        HYBRID.format("x"),
+        [
+            "4:46: `feature_map.expression`: a hybrid divides by sums of φ(q)·φ(k), but φ(-1) = -1 and φ(1) = 1; "
+            "choose a map of one sign, such as elu(x) + 1"
+        ],
+    ),
+    (
+        "fields of a hybrid",
+        HYBRID.format("exp(x)") + "window_dims: 16\ncombine: normaliser\nwindow_factor: 2\n",
+        [
+            "6:14: `window_dims` must be a mapping {qk: ...}, or null, not 16",
+            "7:10: `combine` cannot be normaliser (allowed: normalizer, sum; did you mean `normalizer`?)",
+            "8:16: `window_factor` must be true or false, not 2 (allowed: true, false)",
+        ],
+    ),
+    (
+        "widths of a window that has its own",
+        HYBRID.format("exp(x)") + "window_dims: {qk: 4, v: 16}\n",
+        [
+            "6:19: `window_dims.qk` must be a whole number from 8 to 128, not 4",
+            "6:22: unknown field `window_dims.v` (allowed: qk)",
+        ],
+    ),
+    (
         "mixer and others misspelt",
         "name: Bad\nmixer: linear-attention\nfeature_map: {kind: taylor_ex, order: 3}\n"
         "head_dims: {qk: 300, w: 64}\ndtype: [float32]\nwindow: 3\n",
@@ -454,7 +489,7 @@ BAD_SPECS = [
             "4:17: `head_dims.qk` must be a whole number from 8 to 256, not 300",
             "4:22: unknown field `head_dims.w` (allowed: qk, v)",
             f"5:1: unknown field `dtype` (allowed: {LINEAR}; did you mean `dtypes`?)",
-            f"6:1: `window` is a field of sliding_window, not of linear_attention (allowed: {LINEAR})",
+            f"6:1: `window` is a field of hybrid and sliding_window, not of linear_attention (allowed: {LINEAR})",
         ],
     ),
     (

@@ -104,6 +104,7 @@ def test_shipped_specs() -> None:
         "conv3_silu",
         "conv4_plain",
         "conv4_silu",
+        "hybrid_taylor2_qk16_v64_w64",
         "identity_qk128_v128",
         "identity_qk64_v64",
         "lightning_qk64_v64",

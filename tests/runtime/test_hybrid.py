@@ -1,0 +1,134 @@
+"""What only hybrids take: factors of heads, and queries and keys of the window; and their layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+import based_ops
+from based_ops import errors
+from based_ops.layers import HybridAttention
+from based_ops.variant import Variant
+
+SPEC = """name: {name}
+mixer: hybrid
+window: 5
+feature_map: {{kind: taylor_exp, order: 2}}
+head_dims: {{qk: 8, v: 16}}
+window_dims: {{qk: 12}}
+combine: {combine}
+window_factor: true
+linear_factor: true
+dtypes: [float32]
+"""
+BATCH, LENGTH, HEADS = 2, 13, 3
+
+
+@pytest.fixture(scope="module", params=["normalizer", "sum"])
+def hybrid(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Variant:
+    path: Path = tmp_path_factory.mktemp("specs") / f"full_{request.param}.yaml"
+    path.write_text(SPEC.format(name=path.stem, combine=request.param), encoding="utf-8")
+    return based_ops.load(path)
+
+
+def inputs() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    widths = {"q": 8, "k": 8, "v": 16, "q_window": 12, "k_window": 12}
+    rows = {name: torch.randn(BATCH, LENGTH, HEADS, n, dtype=torch.float64) for name, n in widths.items()}
+    factors = {name: torch.rand(HEADS, dtype=torch.float64) + 0.5 for name in FACTORS}
+    return {name: x.requires_grad_() for name, x in (rows | factors).items()}
+
+
+FACTORS = ("window_factor", "linear_factor")
+
+
+def cut(tensors: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
+    return {name: x if name in FACTORS else x[:, start:stop] for name, x in tensors.items()}
+
+
+@pytest.mark.parametrize("without", [(), ("window_factor",), FACTORS])
+def test_calls_equal_the_reference(hybrid: Variant, without: tuple[str, ...]) -> None:
+    given = {name: x for name, x in inputs().items() if name not in without}
+    o, state = hybrid(**given, output_final_state=True)
+    want, end = hybrid.reference(**given, output_final_state=True)
+    assert_close(o, want)
+    for x, y in zip(state, end, strict=True):
+        assert_close(x, y)
+    leaves = list(given.values())
+    weights = torch.randn_like(o)
+    found, wanted = (torch.autograd.grad((x * weights).sum(), leaves) for x in (o, want))
+    assert_close(found, wanted)
+
+
+def test_pieces_and_steps_are_the_whole(hybrid: Variant) -> None:
+    given = {name: x.detach() for name, x in inputs().items()}
+    want, end = hybrid(**given, output_final_state=True)
+    first, state = hybrid(**cut(given, 0, 6), output_final_state=True)
+    second, state = hybrid(**cut(given, 6, 8), initial_state=state, output_final_state=True)
+    steps = [hybrid.step(**cut(given, t, t + 1), state=state) for t in range(8, LENGTH)]
+    assert_close(torch.cat([first, second, *steps], 1), want)
+    for name, x, y in zip(state._fields, state, end, strict=True):
+        assert_close(x, y, msg=name)
+    start = hybrid.init_state(BATCH, HEADS, dtype=torch.float64)
+    assert_close(hybrid.step(**given, state=start), want)
+    assert start.nbytes == hybrid.state_bytes(BATCH, HEADS, dtype=torch.float64)
+
+
+def test_a_layer_that_lacks_them_says_so() -> None:
+    op = based_ops.get("hybrid_taylor2_qk16_v64_w64")
+    q, v = torch.randn(1, 4, 2, 16), torch.randn(1, 4, 2, 64)
+    for name in (*FACTORS, "q_window", "k_window"):
+        with pytest.raises(errors.ArgumentTypeError, match=f"^{name}: got a tensor, must be None"):
+            op(q, q, v, **{name: torch.ones(2)})
+
+
+def test_what_is_wrong_with_them(hybrid: Variant) -> None:
+    given = {name: x.detach() for name, x in inputs().items()}
+
+    def called(**other: Any) -> None:
+        hybrid(**{**given, **other})
+
+    for wrong, error, message in (
+        ({"window_factor": torch.ones(2)}, errors.ShapeError, "^window_factor: .* one number a head"),
+        ({"linear_factor": 2.0}, errors.ArgumentTypeError, "^linear_factor: got float"),
+        ({"q_window": None}, errors.ArgumentTypeError, "^q_window: got NoneType"),
+        ({"k_window": given["k"]}, errors.ShapeError, r"^k_window: .* of shape \[2, 13, 3, 12\]"),
+        ({"k_window": given["k_window"].float()}, errors.DtypeError, "^k_window: "),
+    ):
+        with pytest.raises(error, match=message):
+            called(**wrong)
+    below = {"linear_factor": torch.tensor([1.0, -1.0, 1.0])}
+    if hybrid.spec.combine == "sum":
+        called(**below)
+    else:
+        with pytest.raises(
+            errors.ArgumentValueError, match="^linear_factor: got a number below, -1, must be"
+        ):
+            called(**below)
+
+
+def test_the_layer_learns_them(hybrid: Variant) -> None:
+    layer = HybridAttention(32, HEADS, hybrid, dtype=torch.float64)
+    x = torch.randn(BATCH, LENGTH, 32, dtype=torch.float64)
+    layer(x)[0].square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None and bool(parameter.grad.abs().sum() > 0), name
+    with torch.no_grad():
+        want, _ = layer(x)
+        _, state = layer(x[:, :7], output_state=True)
+        steps = torch.cat([layer.step(x[:, t : t + 1], state) for t in range(7, LENGTH)], 1)
+    assert_close(steps, want[:, 7:])
+
+
+def test_no_factor_at_all_leaves_the_other_part(hybrid: Variant) -> None:
+    """A factor of 0 takes its part away; what is left is a mean of its own values."""
+    given = {name: x.detach() for name, x in inputs().items()}
+    window = given["window_factor"] * 0
+    o, _ = hybrid(**{**given, "window_factor": window, "v": torch.ones_like(given["v"])})
+    factor = given["linear_factor"] if hybrid.spec.combine == "sum" else torch.ones(HEADS, dtype=o.dtype)
+    assert_close(o[:, 5:], factor[:, None].expand_as(o[:, 5:]), rtol=1e-5, atol=0)  # all but what eps takes
