@@ -220,7 +220,7 @@ def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
         warps = max(4, block * values // TILE_OF_TWO_WARPS)
         return Setting(pick(program, sizes | {"FEATURES": rows, "KEYS": rows}), warps, stages=2)
     crowded = wide or 32 * max(values, qk) > TILE_OF_TWO_WARPS or 32 * held > TILE_OF_TWO_WARPS * 3 // 2
-    warps = 8 if 32 * held >= 4 * TILE_OF_TWO_WARPS else 4 if crowded else 2
+    warps = 8 if 32 * held * (1 + wide) >= 4 * TILE_OF_TWO_WARPS else 4 if crowded else 2
     return Setting(pick(program, sizes), warps, stages=2 if gradients else 3)
 
 
