@@ -21,7 +21,7 @@ from .results import Line, Report, Time, read
 
 DOCUMENTS = ("README.md",)
 BLOCK = re.compile(r"(<!-- from (\S+): based-ops bench tables -->\n).*?(<!-- end -->)", re.DOTALL)
-GROUPS = ("taylor", "training", "window", "maps", "widths", "step")
+GROUPS = ("taylor", "training", "window", "maps", "widths", "decay", "wide", "convolution", "step")
 """Groups that a document shows in full; of the others it shows the lines on which a peer is faster."""
 
 
