@@ -103,7 +103,7 @@ def fault(work: Work, results: Results, exact: Results) -> str | None:
 
 def _row(work: Work, kind: Argument, x: Tensor) -> Tensor:
     """What the last head or channel has of a tensor, in the last sequence if no two share an input."""
-    last = [work.op.unit]
+    last = [*work.op.signature.alike(1)]
     if all("B" in argument.dims for argument in taken(work.op)):
         last.append("B")
     return x[tuple(slice(-1, None) if dim in last else slice(None) for dim in kind.dims)]

@@ -67,7 +67,8 @@ class Work:
 
     def shape(self, argument: Argument) -> tuple[int, ...]:
         """What a tensor of the layer's signature has in this call."""
-        sizes = {"B": self.batch, "T": self.length, "Tk": self.length, self.op.unit: self.heads}
+        sizes = {"B": self.batch, "T": self.length, "Tk": self.length}
+        sizes |= self.op.signature.alike(self.heads)
         return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in argument.dims)
 
     @property
