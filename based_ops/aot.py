@@ -82,6 +82,8 @@ def triton_kernel(
     lowered: Any = _kernels(spec)[program]
     constants |= {flag: flags.get(flag, True) for flag in lowered.flags}
     constants |= {t.name: None for t in lowered.tensors if t.optional and not constants[t.optional]}
+    under = {} if kernel.is_gluon() else lowered.under
+    constants |= {size: None for size, flag in under.items() if not constants[flag]}
     defaults = inspect.signature(kernel.fn).parameters
     constants = {n: p.default for n, p in defaults.items() if p.default is not p.empty} | constants
     types = _parameters(spec, lowered, dtype)

@@ -26,6 +26,11 @@ def on_warpgroups(name: str) -> str:
     return f"{name}_warpgroups"
 
 
+def packed(name: str) -> str:
+    """The program, plan or pass that is for several sequences in one token axis, in place of another."""
+    return f"{name}_packed"
+
+
 def second_look(program: str) -> str:
     """The function in which a kernel does rows again, where something is not finite."""
     return f"{program}_second_look"

@@ -47,6 +47,31 @@ def segment_plan(T: int, rows: int, SHORTEST: int, PROGRAMS: int, FEWEST: int) -
     return segments if segments >= FEWEST else 1
 
 
+def packed_plan(sequences: Tensor, T: int, SEGMENT: int, LENGTH: int) -> tuple[int, int, Tensor, Tensor]:
+    """The segments of packed sequences: how many there are, the places of all, and two tables in int32, made
+    on the device.
+
+    Sequence n has the tokens from `sequences[n, 0]` up to `sequences[n, 1]` of T, in segments of LENGTH.  The
+    first table [segments, 5] has the first token of each segment and one past its last, the same of its
+    sequence, and the sequence's number; the second [N, 2] the first segment of each sequence, and one past
+    its last.  Segments behind those that the sequences need have no tokens.  What lies outside of the T
+    tokens is left out, and so is what needs more segments than sequences of T tokens may have.
+    """
+    count, alone = cdiv(T, LENGTH) + len(sequences), len(sequences) - 1
+    first, stop = sequences.clamp(0, T).unbind(1)
+    needed = ((stop - first + (LENGTH - 1)) // LENGTH).clamp(min=0)
+    last = needed.cumsum(0, dtype=torch.int32)
+    before = last - needed
+    numbers = torch.arange(count, dtype=torch.int32, device=sequences.device)
+    owner = torch.searchsorted(last, numbers, right=True, out_int32=True)
+    own = owner.clamp(max=alone)
+    rows = torch.stack((first - before * LENGTH, stop, first), 1).index_select(0, own)
+    begin = rows[:, 0] + numbers * LENGTH
+    ends = torch.minimum(begin + LENGTH, rows[:, 1])
+    table = torch.stack((begin, ends, rows[:, 2], rows[:, 1], own), 1) * (owner <= alone)[:, None]
+    return count, count * LENGTH, table, torch.stack((before, last), 1).clamp(max=count)
+
+
 @functools.lru_cache(maxsize=4096)
 def stream_plan(T: int, lanes: int, TILED: int, SHORTEST: int, LANES: int) -> tuple[int, bool]:
     """How a pass goes through T tokens of `lanes` (batch times channels): in how many segments, and whether

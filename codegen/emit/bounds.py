@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..ir.flags import Chosen
 from ..ir.nodes import Binary, Const, Dim, Expr, For, Let, Span, Stmt, Var, When, wrap
 from ..ir.program import Program
 from ..schedule.model import Schedule
@@ -49,13 +50,18 @@ class Bounds:
         """
         span = self.span(index)
         found: list[Expr] = []
+        stop = None if span is None else span.stop
+        # Where compilation chooses between a stop and the end of the tensor, the first is never past it.
+        chosen = stop if isinstance(stop, Chosen) and stop.y == wrap(extent) else None
         if outside_tensor:
             if span is not None and span.before:
                 found.append(index >= 0)
-            if not self.inside(index, extent):
+            if chosen is None and not self.inside(index, extent):
                 found.append(index < extent)
-        if span is not None and span.stop is not None and span.stop != wrap(extent):
-            found.append(index < span.stop)
+        if chosen is not None and not outside_tensor:
+            found.append(Chosen(chosen.flag, index < chosen.x, Const(True)))
+        elif stop is not None and stop != wrap(extent):
+            found.append(index < stop)
         return found
 
     def _whole_tiles(self, start: Expr, size: Dim) -> bool:

@@ -19,6 +19,7 @@ from ..ir.host import (
     Either,
     Extent,
     Launch,
+    LayOut,
     Literal,
     Multiple,
     Name,
@@ -40,7 +41,7 @@ from ..schedule.model import HOST_C
 from .layer import ScheduledKernel, ScheduledLayer
 from .writer import Writer
 
-HELPERS = ("cdiv", "lcm", "operand_dtype")
+HELPERS = ("cdiv", "lcm", "operand_dtype", "packed_plan")
 """What host functions may call of `based_ops.support.host`, besides the functions of launch plans."""
 SERVES = "on_warpgroups"
 """Of `based_ops.support.warpgroups`: whether tensors suit kernels for warpgroups."""
@@ -137,6 +138,9 @@ class _Function:
                 w.line(f"{extents}{',' if len(names) == 1 else ''} = {tensor}.shape")
             case Bind(values):
                 w.line(f"{', '.join(values)} = {self._bound(list(values.values()))}")
+            case LayOut(sequences, tokens, length, names):
+                size = self.text(length)
+                w.call(f"{', '.join(names)} = packed_plan(", [sequences, self.text(tokens), size, size])
             case Plan():
                 w.line(f"{', '.join(step.results)} = {self._plan(step)}")
             case Allocate():
@@ -173,7 +177,8 @@ class _Function:
         return f"{call} if {self.text(step.when)} else 0" if step.when else call
 
     def _allocate(self, step: Allocate) -> None:
-        dtype, new = self._dtype(step.dtype), f"{step.name} = {self.function.leading}.new_empty"
+        dtype = self._dtype(step.dtype)
+        new = f"{step.name} = {self.function.leading}.new_{'zeros' if step.zeros else 'empty'}"
         if step.when == Literal(False):
             self.w.line(f"{new}(0, dtype={dtype})")
             return

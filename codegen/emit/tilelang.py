@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..ir.flags import nested
 from ..ir.fuse import fuse, statements
 from ..ir.nodes import Store
 from ..schedule.budget import WARP
@@ -34,7 +35,7 @@ def emit(layer: ScheduledLayer) -> str:
         body, layer, layer.programs, lambda scheduled, dtype: _setting(target, layer, scheduled, dtype)
     )
     for scheduled in layer.programs:
-        fused = fuse(scheduled.program, scheduled.types)
+        fused = nested(fuse(scheduled.program, scheduled.types))
         stores = dict.fromkeys(stmt.tensor for stmt in statements(fused) if isinstance(stmt, Store))
         body.blank(2)
         body.call("@kernel(stores=(", [f'"{name}"' for name in stores], ",))" if len(stores) == 1 else "))")
@@ -77,10 +78,12 @@ def _setting(target: Target, layer: ScheduledLayer, scheduled: ScheduledProgram,
 def _launch(w: Writer, scheduled: ScheduledKernel, arguments: Mapping[str, str], settings: str) -> None:
     kernel = scheduled.kernel
     tensors = [tensor.name for tensor in kernel.tensors]
+    sizes = (arguments[name].replace("None", "0") for name in passed_sizes(kernel))
     w.call(
         f"{kernel.name}(",
         [
-            *(arguments[name] for name in (*tensors, *kernel.scalars, *passed_sizes(kernel))),
+            *(arguments[name] for name in (*tensors, *kernel.scalars)),
+            *sizes,
             *(f"{flag}={arguments[flag]}" for flag in kernel.flags),
             f"**{settings}",
         ],

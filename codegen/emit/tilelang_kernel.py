@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..ir.check import infer, walk
+from ..ir.flags import Chosen
 from ..ir.fuse import expressions, handed_on, statements
 from ..ir.nodes import (
     ACC,
@@ -314,6 +315,9 @@ class _Kernel:
                 level = PRECEDENCE[op]
                 text = f"{self.expr(x, places, level)} {SYMBOLS[op]} {self.expr(y, places, level + 1)}"
                 return f"({text})" if level < outer else text
+            case Chosen(flag, x, y):
+                text = f"{self.expr(x, places, 1)} if {flag} else {self.expr(y, places, 1)}"
+                return f"({text})" if outer else text
             case Where(condition, x, y):
                 parts = (self.expr(part, places) for part in (condition, x, y))
                 return f"tl.if_then_else({', '.join(parts)})"
@@ -355,7 +359,7 @@ class _Kernel:
         """Whether an element of an access is inside, as far as that needs checking ("": not at all)."""
         tensor = self.program.tensor(access.tensor)
         tests = [
-            self.expr(test, inner)
+            self.expr(test, inner, 1)
             for (entry, inner), extent in zip(children(access, places, self._rank), tensor.dims, strict=True)
             if inner
             for test in self.bounds.conditions(entry, extent, outside_tensor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from ..ir.flags import Chosen
 from ..ir.nodes import Binary, Cast, Columns, Dithered, Expand, Expr, Load, Unary, Var, Where
 
 Places = tuple[str, ...]
@@ -27,7 +28,7 @@ def children(expr: Expr, places: Places, rank: Rank) -> list[tuple[Expr, Places]
             return result
         case Unary(_, x) | Cast(x, _):
             return [(x, places)]
-        case Binary(_, x, y):
+        case Binary(_, x, y) | Chosen(_, x, y):
             return [(x, places), (y, places)]
         case Where(condition, x, y):
             return [(condition, places), (x, places), (y, places)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..ir.check import infer
+from ..ir.check import Type, infer, right_side
+from ..ir.flags import Chosen, Only
 from ..ir.fuse import expressions, statements
 from ..ir.nodes import (
     ACC,
@@ -145,7 +146,9 @@ class _Function:
             w.line(f'"""{program.summary}"""')
             w.line(f"acc = torch.float64 if {self.like}.dtype == torch.float64 else torch.float32")
             if tiled := self._tiled():
-                cut = (f"cut({size}, {', '.join(extents)})" for size, extents in tiled.items())
+                # Chunks of packed sequences are cut out of places, of which there are more than tokens.
+                more = [f"places if {program.under['places']} else 0"] if "places" in program.under else []
+                cut = (f"cut({', '.join([size, *extents, *more])})" for size, extents in tiled.items())
                 w.line(f"{', '.join(tiled)} = {', '.join(cut)}")
             pooled = [tensor for tensor in program.tensors if tensor.slots]
             if pooled:
@@ -237,6 +240,10 @@ class _Function:
                 w.line(f"if {self.expr(condition)}:")
                 with w.indented():
                     self._block(body)
+            case Only(flag, condition):
+                w.line(f"if {flag} and not ({self.expr(condition)}):")
+                with w.indented():
+                    w.line("continue")
             case Comment(words):
                 w.line(f"# {words}")
 
@@ -273,7 +280,10 @@ class _Function:
                     arguments.append(_dtype(dtype))
                 if fill:
                     arguments.append(f"fill={fill}")
-                return f"load({', '.join([*arguments, *self._heads(tensor, index)])})"
+                text = f"load({', '.join([*arguments, *self._heads(tensor, index)])})"
+                kind = right_side(value, self.types, self.program)
+                # What is no tile is a number of the host, which loops and slices want.
+                return f"int({text})" if kind == Type(INDEX) else text
             case Dot(x, y, among) if among is not None:
                 return f"product({self.expr(x)}, {self.expr(y)}, {self.expr(among)})"
             case Dot(x, y):
@@ -319,6 +329,9 @@ class _Function:
                 return f"{FUNCTIONS[op]}({self.expr(x)})"
             case Binary(op, x, y):
                 return self._binary(op, x, y, outer)
+            case Chosen(flag, x, y):
+                inner = f"{self.expr(x, 1)} if {flag} else {self.expr(y, 1)}"
+                return f"({inner})" if outer else inner
             case Where(condition, x, y):
                 shape = infer(expr, self.types, self.program).shape
                 arguments = ", ".join(self._align(part, shape) for part in (condition, x, y))

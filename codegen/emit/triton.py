@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..ir.flags import Chosen
 from ..ir.nodes import Binary, Const, Expr, Var
 from ..ir.program import Tensor, loads_ahead, uses_operands
 from . import triton_expression, warpgroups
@@ -70,8 +71,9 @@ def _setting(layer: ScheduledLayer, scheduled: ScheduledKernel, dtype: str) -> l
 
 def _launch(w: Writer, scheduled: ScheduledKernel, arguments: Mapping[str, str], settings: str) -> None:
     kernel = scheduled.kernel
-    sizes = {name: arguments[name] for name in kernel.sizes}
-    # The grid is counted in sizes of the launch and constants of its settings; it may depend on nothing else.
+    sizes = {name: arguments[name] for name in (*kernel.sizes, *kernel.flags)}
+    # The grid is counted in sizes and flags of the launch, and in constants of its settings; it may depend on
+    # nothing else.
     extents = [_grid_extent(axis.extent, sizes, set(kernel.constants)) for axis in kernel.grid]
     tensors = [arguments[tensor.name] for tensor in kernel.tensors]
     numbers = [
@@ -110,6 +112,11 @@ def _grid_extent(extent: Expr, sizes: dict[str, str], constants: set[str]) -> st
             return str(value)
         case Var(name):
             return f'c["{name}"]' if name in constants else sizes[name]
+        case Chosen(flag, x, y):
+            yes, no = (_grid_extent(part, sizes, constants) for part in (x, y))
+            if sizes[flag] in ("True", "False"):
+                return yes if sizes[flag] == "True" else no
+            return f"({yes} if {sizes[flag]} else {no})"
         case Binary("cdiv", x, y):
             return f"cdiv({_grid_extent(x, sizes, constants)}, {_grid_extent(y, sizes, constants)})"
         case _:

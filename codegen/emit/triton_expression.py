@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..ir.flags import Chosen
 from ..ir.nodes import (
     ACC,
     INDEX,
@@ -77,6 +78,9 @@ def formula(expr: Expr, outer: int = 0, language: str = "tl") -> str:
             return f"{language}.{RENAMED.get(op, op)}({part(x)}, {part(y)})"
         case Where(condition, x, y):
             return f"{language}.where({part(condition)}, {part(x)}, {part(y)})"
+        case Chosen(flag, x, y):
+            inner = f"{part(x, 1)} if {flag} else {part(y, 1)}"
+            return f"({inner})" if outer else inner
         case Cast(x, dtype) if dtype in (IO, STATE):
             return part(x, outer)  # a store converts to the tensor's own dtype
         case Cast(x, dtype):

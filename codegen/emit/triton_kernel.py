@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..ir.check import infer, walk
+from ..ir.flags import Only
 from ..ir.fuse import expressions, handed_on, statements
 from ..ir.kernels import counts
 from ..ir.nodes import (
@@ -76,7 +77,10 @@ class TritonKernel:
     ) -> None:
         self.w, self.program, self.look, self.types = w, program, look, scheduled.types
         self.bounds = Bounds(scheduled.program, scheduled.schedule)
-        self.batch = [Var(axis.name) for axis in program.grid if axis.batch] + self._heads()
+        axes = [Var(axis.name) for axis in program.grid if axis.batch or axis.leads]
+        self.batch = axes + self._heads()
+        lets = [stmt for stmt in statements(program.body) if isinstance(stmt, Let)]
+        self.batch += [Var(let.name) for let in lets if isinstance(let.value, Const)]
         self.named = self._named_spans()
         self.read: set[tuple[str, tuple[Expr, ...]]] = set()  # what was loaded, and not stored since
         self.rows = self._rows()
@@ -161,8 +165,8 @@ class TritonKernel:
         rest = "program"
         self.w.line(f"program = {self.language}.program_id(0)")
         for axis in reversed(self.program.grid[1:]):
-            extent = self.text(axis.extent)
-            wide = f".to({self.language}.int64)" if axis.batch else ""
+            extent = self.text(axis.extent, TIGHT)
+            wide = f".to({self.language}.int64)" if Var(axis.name) in self.batch else ""
             self.w.line(
                 f"{axis.name} = ({rest} % {extent}){wide}" if wide else f"{axis.name} = {rest} % {extent}"
             )
@@ -250,6 +254,12 @@ class TritonKernel:
                 self.condition = f"({self.text(condition)})"
                 self._block(body)
                 self.condition = ""
+            case Only(flag, condition):
+                w.line(f"if {flag}:")
+                with w.indented():
+                    w.line(f"if not ({self.text(condition)}):")
+                    with w.indented():
+                        w.line("return")
             case Comment(words):
                 w.line(f"# {words}")
 

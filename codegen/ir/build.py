@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .flags import Only
 from .nodes import Add, Blocks, Comment, Expr, For, Let, Operand, Set, Stmt, Store, Var, When, wrap
 
 
@@ -30,6 +31,9 @@ class Builder:
 
     def store(self, tensor: str, index: tuple[Expr, ...], value: Expr) -> None:
         self._blocks[-1].append(Store(tensor, index, value))
+
+    def only(self, flag: str, condition: Expr) -> None:
+        self._blocks[-1].append(Only(flag, condition))
 
     def comment(self, text: str) -> None:
         self._blocks[-1].append(Comment(text))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from .flags import Chosen, Only
 from .nodes import (
     ACC,
     ARITHMETIC,
@@ -89,6 +90,11 @@ def infer(expr: Expr, known: Types, program: Program) -> Type:
     return _Checker(program, known).infer(expr)
 
 
+def right_side(value: Expr, known: Types, program: Program) -> Type:
+    """The same of what stands alone on the right of a statement."""
+    return _Checker(program, known).right_side(value)
+
+
 class _Checker:
     def __init__(self, program: Program, known: Types) -> None:
         self.program, self.known = program, known
@@ -133,6 +139,9 @@ class _Checker:
                 if self.infer(condition) != Type(BOOL):
                     raise self.fail("statements under a condition that is no plain truth value")
                 self.statements(body)
+            case Only(flag, condition):
+                if flag not in self.program.flags or self.infer(condition) != Type(BOOL):
+                    raise self.fail(f"what follows is only for {condition}, under {flag}")
             case Comment():
                 pass
             case _:
@@ -251,6 +260,12 @@ class _Checker:
                 if chooser.dtype != BOOL:
                     raise self.fail(f"choice by {chooser}")
                 return self._elementwise("where", chosen, replace(chooser, dtype=chosen.dtype))
+            case Chosen(flag, x, y):
+                if flag not in self.program.flags:
+                    raise self.fail(f"choice by {flag}, which is no flag of the program")
+                if self.infer(x) != self.infer(y):
+                    raise self.fail(f"choice of {self.infer(x)} or {self.infer(y)}")
+                return self.infer(x)
             case Cast(x, dtype):
                 return replace(self.infer(x), dtype=dtype)
             case Dithered(x, _, token, value, place):
@@ -315,7 +330,7 @@ def children(expr: Expr) -> tuple[Expr, ...]:
             return (x,)
         case Head(_, member):
             return () if member is None else (member,)
-        case Binary(_, x, y):
+        case Binary(_, x, y) | Chosen(_, x, y):
             return (x, y)
         case Dot(x, y, among):
             return (x, y) if among is None else (x, y, among)

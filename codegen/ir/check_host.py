@@ -22,6 +22,7 @@ from .host import (
     Either,
     Extent,
     Launch,
+    LayOut,
     Literal,
     Multiple,
     Name,
@@ -106,6 +107,12 @@ class _Checker:
                     self.facts.meanings[name] = value
             case Plan():
                 self._plan(step)
+            case LayOut(sequences, tokens, length, names):
+                self.tensor(sequences)
+                self.want(INTEGER, tokens)
+                self.want(INTEGER, length)
+                for name, kind in zip(names, (INTEGER, INTEGER, TENSOR, TENSOR), strict=True):
+                    self.add(name, kind)
             case Allocate(name, shape, dtype, when, instead):
                 for extent in shape:
                     self.want(INTEGER, extent)
@@ -126,15 +133,16 @@ class _Checker:
                 other = self.others.get(to)
                 if other is None:
                     raise self.fail(f"calls {to}, which is no pass before it")
-                for what in ("part", "parameters", "results"):
-                    if getattr(other, what) != getattr(self.function, what):
+                for what, of in (("part", "part"), ("parameters", "takes"), ("results", "results")):
+                    if getattr(other, of) != getattr(self.function, of):
                         raise self.fail(f"calls {to}, which has other {what}")
             case _:
                 raise self.fail(f"unknown step {step!r}")
 
     def _plan(self, step: Plan) -> None:
         for argument in step.arguments:
-            self.want(INTEGER, argument)
+            if self.kind(argument) not in (INTEGER, TENSOR):
+                raise self.fail(f"is planned by {argument}, which is neither an integer nor a tensor")
         plans = [step.plan]
         if step.when is not None:
             self.want(TRUTH, step.when)
@@ -160,9 +168,12 @@ class _Checker:
         if unknown := step.arguments.keys() - kinds.keys():
             raise self.fail(f"gives {kernel.name} {', '.join(sorted(unknown))}, which it does not have")
         arguments = {name: step.arguments.get(name, Name(name)) for name in kinds}
+        under = {} if isinstance(kernel, ForeignKernel) else kernel.under
         for name, kind in kinds.items():
             if name not in step.arguments and name not in self.known:
                 raise self.fail(f"gives {kernel.name} no {name}")
+            if flag := under.get(name):
+                kind = TENSOR if arguments[flag] == Literal(False) else kind  # which is Absent's
             self.want(kind, arguments[name])
         for tensor in kernel.tensors:
             self._given(kernel, tensor, arguments, step.when)

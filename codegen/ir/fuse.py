@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from typing import TypeVar
 
 from .check import Types, infer, walk
+from .flags import Only
 from .nodes import (
     BOOL,
     INDEX,
@@ -72,7 +73,7 @@ def expressions(stmt: Stmt) -> tuple[Expr, ...]:
             return (*index, value)
         case For(_, start, stop, step, _):
             return (start, stop, step)
-        case When(condition, _):
+        case When(condition, _) | Only(_, condition):
             return (condition,)
         case _:
             return ()

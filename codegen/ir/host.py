@@ -169,7 +169,8 @@ class Bind(Step):
 
 @dataclass(frozen=True)
 class Plan(Step):
-    """Name what the function of a launch plan makes of `arguments`; `results` gives the kind of each.
+    """Name what the function of a launch plan makes of `arguments`, which are integers or tensors; `results`
+    gives the kind of each.
 
     Where the first of `instead` is true, the plan is the second.  Where `when` is false the results are 0.
     """
@@ -182,8 +183,19 @@ class Plan(Step):
 
 
 @dataclass(frozen=True)
+class LayOut(Step):
+    """Name the segments of packed sequences, which have up to `length` tokens, and where they lie."""
+
+    sequences: str
+    tokens: Value
+    length: Value
+    names: tuple[str, str, str, str]
+    """Two integers, segments and places, and two tensors (`based_ops.support.host.packed_plan`)."""
+
+
+@dataclass(frozen=True)
 class Allocate(Step):
-    """An uninitialised tensor on the device of the inputs; `dtype` is a role.
+    """An uninitialised tensor on the device of the inputs, or one of zeros; `dtype` is a role.
 
     Where `when` is false it is absent, or empty if the pass returns it.  Where the first of `instead` is
     true, it is the tensor of that name, which has its shape then.
@@ -194,6 +206,7 @@ class Allocate(Step):
     dtype: str
     when: Value | None = None
     instead: tuple[Value, str] | None = None
+    zeros: bool = False
 
 
 @dataclass(frozen=True)
@@ -248,6 +261,11 @@ class Pass:
         return self.instead_of or self.name
 
     @property
+    def takes(self) -> list[tuple[str, str]]:
+        """What it is called with, by names and kinds."""
+        return [(parameter.name, parameter.kind) for parameter in self.parameters]
+
+    @property
     def launches(self) -> tuple[str, ...]:
         """The kernels that it launches, in order and each once."""
         return tuple(dict.fromkeys(step.kernel for step in self.body if isinstance(step, Launch)))
@@ -278,9 +296,10 @@ def allocate(
     dtype: str,
     when: Value | None = None,
     instead: tuple[Value, str] | None = None,
+    zeros: bool = False,
 ) -> Allocate:
     """An allocation whose extents are names and numbers."""
-    return Allocate(name, tuple(map(wrap, shape)), dtype, when, instead)
+    return Allocate(name, tuple(map(wrap, shape)), dtype, when, instead, zeros)
 
 
 def launch(kernel: str, arguments: Mapping[str, Operand] = {}, when: Value | None = None) -> Launch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .flags import Chosen, Only
 from .nodes import (
     Add,
     Binary,
@@ -122,6 +123,8 @@ def _block(body: tuple[Stmt, ...], depth: int) -> list[str]:
             case When(condition, inner):
                 lines.append(f"{pad}when {text(condition)}:")
                 lines += _block(inner, depth + 1)
+            case Only(flag, condition):
+                lines.append(f"{pad}only if {text(condition)}, when {flag}")
             case Comment(words):
                 lines.append(f"{pad}# {words}")
     return lines
@@ -149,6 +152,9 @@ def text(expr: Expr, outer: int = 0) -> str:
             return f"{op}({text(x)}, {text(y)})"
         case Where(condition, x, y):
             return f"where({text(condition)}, {text(x)}, {text(y)})"
+        case Chosen(flag, x, y):
+            inner = f"{text(x, 1)} if {flag} else {text(y, 1)}"
+            return f"({inner})" if outer else inner
         case Cast(x, dtype):
             return f"{dtype}({text(x)})"
         case Dithered(x, dtype, token, value, place):

@@ -56,11 +56,15 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of the grid of programs; along a `batch` axis a backend may vectorise."""
+    """One axis of the grid of programs; along a `batch` axis a backend may vectorise.
+
+    One that `leads` is the first dimension of tensors in a batch's place, though nobody vectorises along it.
+    """
 
     name: str
     extent: Expr
     batch: bool = False
+    leads: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ class Program:
         default_factory=dict, hash=False
     )  # static extent that a constant must cover
     does: frozenset[str] = frozenset()  # what schedules ask (`traits.py`)
+    under: dict[str, str] = field(default_factory=dict, hash=False)
+    """Sizes that are read under a flag alone, and absent without it."""
 
     def tensor(self, name: str) -> Tensor:
         return next(t for t in self.tensors if t.name == name)

@@ -8,11 +8,16 @@ numbers, add up over a segment and no further.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from .. import names
 from ..dtypes import ACC, WIDE
 from ..ir.build import Builder
+from ..ir.flags import Chosen
 from ..ir.heads import grouped, members
 from ..ir.nodes import (
     Cast,
+    Const,
     Expr,
     Full,
     Load,
@@ -32,8 +37,23 @@ from ..memory.fade import decay
 from ..memory.states import B, H, Kept
 from .groups import EVERY
 from .linear_attention_parts import BATCH_AXES, NUMBERS, ROWS, SIZES, TOKENS, Layer
+from .prefix import bounds
+from .ragged import (
+    BEGIN,
+    BOUNDS,
+    FIRST,
+    FLAGGED,
+    PLACES,
+    RAGGED,
+    SEQUENCE,
+    TABLE,
+    UNDER,
+    Segment,
+    number_of_chunk,
+    under,
+)
 
-SCANNED = Axis("chunk", cdiv("T", "SCAN"))
+SCANNED = Axis("chunk", cdiv(PLACES, "SCAN"))
 T = Var("T")
 OWED_SUMS = "owed_sums"
 
@@ -43,10 +63,10 @@ def programs(layer: Layer) -> tuple[Program, ...]:
     match layer.spec.decay:
         case "token":
             sums = sums_in_chunks("decay_sums", of_gradients=False), running_sums()
-            of_r = sums_in_chunks("gradient_sums", of_gradients=True), token_gradients(layer)
-            return (*sums, owed_sums(), edges(layer), first_edge(layer), *of_r)
+            of_r = sums_in_chunks("gradient_sums", of_gradients=True), token_gradients()
+            return (*sums, owed_sums(), edges(layer), *_both(first_edge, layer), *of_r)
         case "head":
-            return owed_sums(), edges(layer), first_edge(layer), head_gradients(layer)
+            return owed_sums(), edges(layer), *_both(first_edge, layer), *_both(head_gradients, layer)
         case _:
             return ()
 
@@ -54,67 +74,93 @@ def programs(layer: Layer) -> tuple[Program, ...]:
 def sums_in_chunks(name: str, of_gradients: bool) -> Program:
     """Running sums that begin anew in every chunk."""
     b = Builder()
-    t = b.let("t", TOKENS.tile(Var("chunk") * "SCAN", "SCAN"))
+    segment, start = Segment.of_chunk(b, "SCAN")
+    t = b.let("t", segment.sequence.tile(start, "SCAN"))
     if of_gradients:
         numbers, tensor = b.let("r_own", Load("r", (B, H, t), ACC)), Tensor("r", NUMBERS, ACC)
     else:
         numbers, tensor = decay(b, "decay", (B, t, H)), Tensor("log_decay", ROWS, ACC)
     b.store("scan", (B, H, t), b.let("sum", RunningSum(b.let("wide", Cast(numbers, WIDE)))))
-    tensors = tensor, Tensor("scan", NUMBERS, WIDE)
-    return _program(name, "Running sums, anew in every chunk.", (*BATCH_AXES, SCANNED), tensors, b)
+    tensors = tensor, Tensor("scan", NUMBERS, WIDE), FLAGGED
+    grid = (*BATCH_AXES, SCANNED)
+    return _program(name, "Running sums, anew in every chunk.", grid, tensors, b, (RAGGED,))
 
 
 def running_sums() -> Program:
     """G after every token."""
     b = Builder()
-    t = b.let("t", TOKENS.tile(Var("chunk") * "SCAN", "SCAN"))
+    segment, start = Segment.of_chunk(b, "SCAN")
+    t = b.let("t", segment.sequence.tile(start, "SCAN"))
     own = b.let("own", Load("scan", (B, H, t), WIDE))
-    b.store("running_decay", (B, H, t), own + _chunks_before(b))
-    tensors = Tensor("scan", NUMBERS, WIDE), Tensor("running_decay", NUMBERS, WIDE)
-    return _program("decays", "Running sums of decays.", (*BATCH_AXES, SCANNED), tensors, b)
+    b.store("running_decay", (B, H, t), own + _chunks_before(b, segment.sequence.begin, start))
+    tensors = Tensor("scan", NUMBERS, WIDE), Tensor("running_decay", NUMBERS, WIDE), FLAGGED
+    return _program("decays", "Running sums of decays.", (*BATCH_AXES, SCANNED), tensors, b, (RAGGED,))
 
 
-def token_gradients(layer: Layer) -> Program:
+def token_gradients() -> Program:
     """dg of every token."""
     b = Builder()
-    place = Var("chunk") * "SCAN"
-    t = b.let("t", TOKENS.tile(place, "SCAN"))
-    length = layer.segment_length(b)
-    segment = b.let("segment", place // length)
+    segment, start = Segment.of_chunk(b, "SCAN")
+    t = b.let("t", segment.sequence.tile(start, "SCAN"))
+    number_of_chunk(b, "SCAN")
     # The token's own number, which may not be finite, is no part of its sum.
-    previous = b.let("previous", TOKENS.tile(place - 1, "SCAN", before=True))
+    previous = b.let("previous", segment.sequence.tile(start - 1, "SCAN", before=True))
     numbers = b.let("r_previous", Load("r", (B, H, previous), ACC))
-    own = b.let("own", RunningSum(b.let("earlier", Where(t > place, numbers, wrap(0.0)))))
-    before = _chunks_before(b, b.let("first", segment * length // "SCAN"))
-    b.store("d_log_decay", (B, t, H), _edge(b, segment) - (own + Cast(before, ACC)))
+    own = b.let("own", RunningSum(b.let("earlier", Where(t > start, numbers, wrap(0.0)))))
+    before = _chunks_before(b, segment.first, start)
+    b.store("d_log_decay", (B, t, H), _edge(b, segment.number) - (own + Cast(before, ACC)))
     tensors = (
         Tensor("r", NUMBERS, ACC),
         Tensor("scan", NUMBERS, WIDE),
         _edges("STATEFUL"),
         Tensor("d_log_decay", ROWS, ACC),
+        FLAGGED,
     )
-    summary = "The gradient of each decay."
-    return _program("decay_gradients", summary, (*BATCH_AXES, SCANNED), tensors, b, ("STATEFUL",))
+    summary, flags = "The gradient of each decay.", ("STATEFUL", RAGGED)
+    return _program("decay_gradients", summary, (*BATCH_AXES, SCANNED), tensors, b, flags)
 
 
-def head_gradients(layer: Layer) -> Program:
+def head_gradients(layer: Layer, packed: bool = False) -> Program:
     """dg of every head, the sum of those that its tokens would have."""
     b, i, n = Builder(), Var("i"), Var("n")
-    length = layer.segment_length(b)
+    length = None if packed else layer.segment_length(b)
     total = b.let("total", Full(("PARTS",), 0.0))
-    with b.loop("i", 0, "B"), b.loop("t0", 0, T, "PARTS") as t0:
-        t = b.let("t", TOKENS.tile(t0, "PARTS"))
-        later = minimum((t // length + 1) * length, T) - 1 - t  # tokens of its segment after it
-        b.add(total, b.let("r_own", Load("r", (i, H, t), ACC)) * Cast(later, ACC))
-    gradient = b.let("gradient", -b.let("owed", Sum(total, 0)))
-    with b.when("STATEFUL"), b.loop("i", 0, "B"), b.loop("n", 0, "segments"):
-        tokens = minimum(n * length + length, T) - minimum(n * length, T)
+
+    def add(t: Expr, stop: Expr) -> None:
+        """Add what tokens owe, each times the tokens of its segment after it, which ends at `stop`."""
+        b.add(total, b.let("r_own", Load("r", (i, H, t), ACC)) * Cast(stop - 1 - t, ACC))
+
+    def edge(tokens: Expr) -> None:
         b.add(gradient, b.let("edge_own", Load("edge", (i, H, n), ACC)) * Cast(tokens, ACC))
+
+    if length is None:
+        b.let("i", 0)
+        with b.loop("n", 0, "segments"):
+            segment = Segment.of_packed(b, n)
+            with b.loop("t0", segment.first, segment.sequence.stop, "PARTS") as t0:
+                add(b.let("t", segment.sequence.tile(t0, "PARTS")), segment.sequence.stop)
+    else:
+        with b.loop("i", 0, "B"), b.loop("t0", 0, T, "PARTS") as t0:
+            t = b.let("t", TOKENS.tile(t0, "PARTS"))
+            add(t, minimum((t // length + 1) * length, T))
+    gradient = b.let("gradient", -b.let("owed", Sum(total, 0)))
+    if length is None:
+        with b.when("STATEFUL"), b.loop("n", 0, "segments"):
+            segment = Segment.of_packed(b, n)
+            edge(maximum(segment.sequence.stop - segment.first, 0))
+    else:
+        with b.when("STATEFUL"), b.loop("i", 0, "B"), b.loop("n", 0, "segments"):
+            edge(minimum(n * length + length, T) - minimum(n * length, T))
     b.store("d_log_decay", (H,), gradient)
-    tensors = Tensor("r", NUMBERS, ACC), _edges("STATEFUL"), Tensor("d_log_decay", ("H",), ACC)
-    heads = (Axis("h", Var("H"), batch=True),)
-    summary = "The gradient of each head's decay."
-    return _program("decay_gradients", summary, heads, tensors, b, ("STATEFUL",))
+    tensors: tuple[Tensor, ...] = (
+        Tensor("r", NUMBERS, ACC),
+        _edges("STATEFUL"),
+        Tensor("d_log_decay", ("H",), ACC),
+    )
+    summary, name = "The gradient of each head's decay.", "decay_gradients"
+    if packed:
+        tensors, name = (*tensors, TABLE), names.packed(name)
+    return _program(name, summary, BATCH_AXES[1:], tensors, b, ("STATEFUL",))
 
 
 def owed_sums() -> Program:
@@ -126,7 +172,8 @@ def owed_sums() -> Program:
         b.add(total, b.let("part", Load("parts", (B, H, t), ACC)))
     b.store("sums", (B, H, t), total)
     tensors = Tensor("parts", NUMBERS, ACC), Tensor("sums", NUMBERS, ACC)
-    sums = _program(OWED_SUMS, "Sums over groups of heads.", (*BATCH_AXES, SCANNED), tensors, b)
+    grid = (*BATCH_AXES, Axis("chunk", cdiv("T", "SCAN")))
+    sums = _program(OWED_SUMS, "Sums over groups of heads.", grid, tensors, b)
     return grouped(sums, {}, {"parts": EVERY})
 
 
@@ -135,22 +182,38 @@ def edges(layer: Layer) -> Program:
     b, segment = Builder(), Var("segment")
     states, mirrored = layer.segment_states(), layer.segment_states(prefix="mirrored_")
     before = b.let("before", maximum(segment - 1, 0))
+    with b.when(RAGGED):
+        Segment.of_packed(b, segment)
     total = _products(layer, b, (states, (segment,)), (mirrored, (before,)))
-    b.store("edge", (B, H, segment), Where(segment > 0, total, wrap(0.0)))
-    tensors = (*states, *mirrored, _edges(None))
+    has_earlier = Chosen(RAGGED, FIRST > BEGIN, segment > 0)
+    b.store("edge", (B, H, segment), Where(has_earlier, total, wrap(0.0)))
+    tensors = (*states, *mirrored, _edges(None), FLAGGED)
     summary = "What the decays owe at the start of each segment."
     grid = (*BATCH_AXES, Axis("segment", Var("segments")))
-    return _program("edges", summary, grid, tensors, b, bounds={"VALUES": layer.v})
+    return _program("edges", summary, grid, tensors, b, (RAGGED,), {"VALUES": layer.v})
 
 
-def first_edge(layer: Layer) -> Program:
+def first_edge(layer: Layer, packed: bool = False) -> Program:
     """The same at that of the first, with an initial state."""
     b = Builder()
-    initial, gradients = layer.user_states("initial_"), layer.user_states("d_initial_")
-    b.store("edge", (B, H, wrap(0)), _products(layer, b, (initial, ()), (gradients, ())))
-    tensors = (*initial, *gradients, _edges(None))
+    initial, gradients = (layer.user_states(x, packed=packed) for x in ("initial_", "d_initial_"))
+    first, count = bounds(b) if packed else (wrap(0), wrap(1))
+    total = _products(layer, b, (initial, ()), (gradients, ()))
+    if packed:  # a sequence without tokens has no segment
+        with b.when(count > 0):
+            b.store("edge", (B, H, first), total)
+    else:
+        b.store("edge", (B, H, first), total)
+    tensors = (*initial, *gradients, _edges(None), *((BOUNDS,) if packed else ()))
+    name = names.packed("first_edge") if packed else "first_edge"
+    grid = (BATCH_AXES[1], SEQUENCE) if packed else BATCH_AXES
     summary = "What the decays owe to the initial state."
-    return _program("first_edge", summary, BATCH_AXES, tensors, b, bounds={"VALUES": layer.v})
+    return _program(name, summary, grid, tensors, b, covers={"VALUES": layer.v})
+
+
+def _both(program: Callable[..., Program], layer: Layer) -> tuple[Program, Program]:
+    """A program of the batch, and of packed sequences."""
+    return program(layer), program(layer, packed=True)
 
 
 def _products(
@@ -163,20 +226,24 @@ def _products(
         f = b.let("f", Span(f0, "FEATURES"))
         parts = zip(("S", "z"), ((f, u), (f,)), state[0], mirrored[0], strict=False)
         for name, place, one, other in parts:
-            x = b.let(name, Load(one.name, (B, H, *state[1], *place), ACC))
-            y = b.let(f"{name}_mirrored", Load(other.name, (B, H, *mirrored[1], *place), ACC))
+            x = b.let(name, Load(one.name, (state[0].first, H, *state[1], *place), ACC))
+            y_index = (mirrored[0].first, H, *mirrored[1], *place)
+            y = b.let(f"{name}_mirrored", Load(other.name, y_index, ACC))
             products = b.let(f"{name}_products", x * y)
             b.add(total, Sum(products, 1) if name == "S" else products)
     return b.let("edge_own", Sum(total, 0))
 
 
-def _chunks_before(b: Builder, first: Expr | int = 0) -> Expr:
-    """The sum over the chunks from `first` on, before a program's own."""
-    chunk = Var("chunk")
+def _chunks_before(b: Builder, begin: Expr, start: Expr) -> Expr:
+    """The sum over the chunks from the token `begin` on, before a program's own, whose first is `start`."""
+    own, off = under(begin), under(begin, False)
+    first = Const(0) if off == Const(0) else Chosen(RAGGED, Const(0), off // "SCAN")
+    chunk = Chosen(RAGGED, (under(start) - own) // "SCAN", Var("chunk"))
     parts = b.let("parts", Full(("PARTS",), 0.0, WIDE))
     with b.loop("i0", first, chunk, "PARTS") as i0:
         i = b.let("i", Span(i0, "PARTS"))
-        last = b.let("last", (i + 1) * "SCAN" - 1)
+        last = (i + 1) * "SCAN" - 1
+        last = b.let("last", Chosen(RAGGED, own + last, last))
         part = b.let("part", Load("scan", (B, H, last), WIDE))
         b.add(parts, Where(i < chunk, part, Full(("PARTS",), 0.0, WIDE)))
     return b.let("chunks_before", Sum(parts, 0))
@@ -200,12 +267,23 @@ def _program(
     tensors: tuple[Tensor, ...],
     b: Builder,
     flags: tuple[str, ...] = (),
-    bounds: dict[str, int] | None = None,
+    covers: dict[str, int] | None = None,
 ) -> Program:
     used = repr((b.body, grid, tensors))
-    sizes = SIZES if "'segments'" in used else SIZES[:-1]
+    wanted = (*SIZES[:3], "segments", "places", "N")
+    sizes = tuple(size for size in wanted if size in SIZES[:3] or f"'{size}'" in used)
     constants = tuple(c for c in ("SEGMENT", "SCAN", "PARTS", "FEATURES", "VALUES") if f"'{c}'" in used)
-    bounds = bounds or {}
     return Program(
-        name, summary, grid, tensors, sizes, (), flags, constants, b.body, bounds, frozenset({SCANS})
+        name,
+        summary,
+        grid,
+        tensors,
+        sizes,
+        (),
+        flags,
+        constants,
+        b.body,
+        covers or {},
+        frozenset({SCANS}),
+        UNDER if "places" in sizes else {},
     )

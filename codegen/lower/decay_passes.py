@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..dtypes import ACC, WIDE
-from ..ir.host import Name, Operand, Steps, Value, allocate, launch
+from ..ir.host import Launch, Literal, Name, Operand, Steps, Value, allocate, launch
+from ..names import packed
 from .decay import OWED_SUMS
 from .groups import OVER_GROUPS, OVER_STATES, STATES, of_each
+from .ragged import DENSE, SEVERAL
 
 STATEFUL, HAS_INITIAL = Name("stateful"), Name("has_initial")
 BY_SEGMENT = ("B", STATES, "segments")
@@ -25,13 +27,13 @@ class Decays:
         """Whether the state fades."""
         return self.decay != "none"
 
-    def running(self, when: Value | None = None) -> Steps:
+    def running(self, when: Value | None = None, given: Mapping[str, Operand] = DENSE) -> Steps:
         """G after every token, where each has a decay of its own; a recurrence alone needs none."""
         if self.decay != "token":
             return ()
-        places = ("B", STATES, "T")
+        places, given = ("B", STATES, "T"), {**OVER_STATES, **given}
         buffers = allocate("scan", places, WIDE, when), allocate("running_decay", places, WIDE, when)
-        return (*buffers, launch("decay_sums", OVER_STATES, when), launch("decays", OVER_STATES, when))
+        return (*buffers, launch("decay_sums", given, when), launch("decays", given, when))
 
     def owed(self) -> Steps:
         """Buffers of what the weights of every token owe to G: of each query, and of groups of them."""
@@ -47,16 +49,34 @@ class Decays:
         parts = {"parts": of_each("r"), "sums": "r"}
         return (launch(OWED_SUMS, OVER_GROUPS | parts, Name("H") > STATES),)
 
-    def gradients(self, states: Mapping[str, Operand]) -> Steps:
-        """dg, from what is owed, and from the `states` of segments and their mirrored ones."""
+    def gradients(self, states: Mapping[str, Operand], several: bool = False) -> Steps:
+        """dg, from what is owed, and from the `states` of segments and their mirrored ones.
+
+        `several`: of packed sequences, of which some programs have a form of their own.
+        """
         if not self.present:
             return ()
-        dims = (STATES,) if self.decay == "head" else ("B", "T", STATES)
+
+        def of(program: str, arguments: Mapping[str, Operand], when: Value | None = None) -> Launch:
+            return launch(packed(program) if several else program, {**OVER_STATES, **arguments}, when)
+
+        given, when = (SEVERAL, None) if several else (DENSE, STATEFUL)
+        stateful: Value = Literal(True) if several else STATEFUL
+        flagged = {name: x for name, x in given.items() if name != "places"}
+        edges = (
+            allocate("edge", BY_SEGMENT, ACC, when),
+            launch("edges", {**states, **OVER_STATES, **flagged}, when),
+            of("first_edge", {}, HAS_INITIAL),
+        )
+        if self.decay == "head":
+            return (
+                *edges,
+                allocate("d_log_decay", (STATES,), ACC),
+                of("decay_gradients", {"STATEFUL": stateful}),
+            )
         return (
-            allocate("edge", BY_SEGMENT, ACC, STATEFUL),
-            launch("edges", {**states, **OVER_STATES}, STATEFUL),
-            launch("first_edge", OVER_STATES, HAS_INITIAL),
-            *((launch("gradient_sums", OVER_STATES),) if self.decay == "token" else ()),
-            allocate("d_log_decay", dims, ACC),
-            launch("decay_gradients", OVER_STATES | {"STATEFUL": STATEFUL}),
+            *edges,
+            launch("gradient_sums", {**OVER_STATES, **given}),
+            allocate("d_log_decay", ("B", "T", STATES), ACC, zeros=several),
+            launch("decay_gradients", {**OVER_STATES, **given, "STATEFUL": stateful}),
         )

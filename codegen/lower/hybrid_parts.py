@@ -21,6 +21,7 @@ from ..memory.sums_singles import Chunk
 from ..mixers.hybrid import Hybrid
 from . import linear_attention_parts
 from .features import FeatureMap
+from .ragged import Dense
 from .sequence import Sequence
 
 QUERIES, KEYS = Sequence("T"), Sequence("Tk")
@@ -32,6 +33,8 @@ FIRST = Tensor(Recent.first, ("B", "H"), INDEX, optional=PADDED)
 
 class Layer(linear_attention_parts.Layer):
     """The widths of one layer, and the pieces that several of its programs need."""
+
+    packs = False
 
     sizes = ("B", "T", "Tk", "H", "segments")
     in_groups = False
@@ -98,13 +101,14 @@ class Layer(linear_attention_parts.Layer):
         flags: tuple[str, ...] = (),
         scaled: bool = True,
         does: Iterable[str] = (),
+        ragged: bool = False,
     ) -> Program:
         optional = (tensor.optional for tensor in tensors if tensor.optional in (PADDED, *GIVEN.values()))
         flags = (*flags, *dict.fromkeys(flag for flag in optional if flag))
         own = self.bounds if any(tensor in tensors for tensor in self.own()) else {}
         constants = (*constants, *own)
         program = super().program(
-            name, summary, axes, tensors, b, constants, whole_values, flags, scaled, does
+            name, summary, axes, tensors, b, constants, whole_values, flags, scaled, does, ragged
         )
         return replace(program, bounds=program.bounds | own)
 
@@ -125,7 +129,7 @@ class Layer(linear_attention_parts.Layer):
     def sequence(self, of_queries: bool) -> Sequence:
         return self.late if of_queries else self.older
 
-    def memory(
+    def memory(  # type: ignore[override]  # whose sequences are its own
         self, b: Builder, size: str | None = None, products: bool = False, fades: bool = True
     ) -> Older:
         return Older(b, self.features, self.older, QUERIES, self.spec.eps, size)
@@ -159,7 +163,7 @@ class Layer(linear_attention_parts.Layer):
         length = self.segment_length(b)
         segment = self.segment_of(b, memory.youngest(begin), length)
         stop = b.let("stop_token", KEYS.until(memory.window.place(begin) + "CHUNK"))
-        chunk = Chunk(begin, segment * length, stop, self.segment_states("STATEFUL"), segment)
+        chunk = Chunk(begin, segment * length, stop, self.segment_states("STATEFUL"), Dense(segment))
         return Singles(memory, chunk, first)
 
     def again_by_key(self, b: Builder) -> Singles:
@@ -171,7 +175,7 @@ class Layer(linear_attention_parts.Layer):
         segment = self.segment_of(b, begin, length)
         late = b.let("late_token", self.late.until(self.late.token(segment * length + length)))
         stop = b.let("stop_token", maximum(late, QUERIES.until(memory.last_query(begin + "CHUNK"))))
-        chunk = Chunk(begin, self.older.stop, stop, self.segment_states("STATEFUL"), segment)
+        chunk = Chunk(begin, self.older.stop, stop, self.segment_states("STATEFUL"), Dense(segment))
         return Singles(memory, chunk, first, late)
 
     def segment_length(self, b: Builder) -> Var:

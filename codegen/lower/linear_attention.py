@@ -28,10 +28,11 @@ from . import decay as decays
 from .feature_maps import feature_map
 from .groups import group_sums, over_queries, over_states
 from .linear_attention_backward import key_gradients, query_gradients
-from .linear_attention_parts import BATCH_AXES, CHUNK_AXIS, ROWS, TOKENS, Layer
+from .linear_attention_parts import BATCH_AXES, ROWS, TOKENS, Layer
 from .linear_attention_recurrence import recurrence
 from .linear_attention_states import running_states, segment_sums
 from .prefix import prefix
+from .ragged import CHUNKS, Segment, number_of_chunk
 from .second_look import doubt_of, second_look
 from .steps import FLAGS, POOLED, answered, in_slots, one_by_one
 
@@ -50,6 +51,7 @@ def programs(spec: LinearAttention) -> tuple[Program, ...]:
         over_queries(query_gradients(layer), *of_states),
         over_states(segment_sums(layer, "query_states", of_queries=True)),
         prefix(layer, "suffix", reverse=True),
+        *(prefix(layer, name, name == "suffix", packed=True) for name in ("prefix", "suffix")),
         over_states(running_states(layer, "states_after", of_queries=True)),
         over_states(key_gradients(layer)),
         group_sums(),
@@ -60,13 +62,13 @@ def programs(spec: LinearAttention) -> tuple[Program, ...]:
 def outputs(layer: Layer) -> Program:
     """o and n of one chunk of queries."""
     b = Builder()
-    start = TOKENS.token(Var("chunk") * "CHUNK")
-    t = b.let("t", TOKENS.tile(start, "CHUNK"))
+    segment, start = Segment.of_chunk(b)
+    tokens = segment.sequence
+    t = b.let("t", tokens.tile(start, "CHUNK"))
     b.let("d", Span(wrap(0), "QK"))
     u = b.let("u", Span(Var("value_block") * "VALUES", "VALUES"))
-    length = layer.segment_length(b)
-    segment = b.let("segment", Var("chunk") * "CHUNK" // length)
-    memory, earlier = layer.memory(b), layer.segment_states("STATEFUL")
+    number_of_chunk(b)
+    memory, earlier = layer.memory(b, sequence=tokens), layer.segment_states("STATEFUL")
     queries = memory.queries(t)
     answer = memory.answer()
     origin = memory.moment("origin", start)
@@ -75,11 +77,11 @@ def outputs(layer: Layer) -> Program:
         b.comment("Earlier segments, through their state.")
         with memory.blocks() as block:
             features = memory.weighted(queries, block)
-            memory.read(answer, features, memory.stored(earlier, block.f, segment))
-        memory.fade_answer(answer, layer.since_segment(memory, t, segment, length))
+            memory.read(answer, features, memory.stored(earlier, block.f, segment.number))
+        memory.fade_answer(answer, layer.since_segment(memory, t, segment))
     b.comment("This segment, directly.")
-    with b.loop("j0", TOKENS.token(segment * length), TOKENS.until(start + "CHUNK"), "KEYS") as j0:
-        j = b.let("j", TOKENS.tile(j0, "KEYS"))
+    with b.loop("j0", segment.first, tokens.until(start + "CHUNK"), "KEYS") as j0:
+        j = b.let("j", tokens.tile(j0, "KEYS"))
         keys, values = memory.keys(j)
         logs = log, memory.since("j_log", j, origin)
         memory.pair(queries, keys, values, column(t) >= row(j), onto=answer, logs=logs)
@@ -96,7 +98,7 @@ def outputs(layer: Layer) -> Program:
         layer.values("o", strided=False),
         *layer.row_sums("n"),
     )
-    axes = (CHUNK_AXIS, Axis("value_block", cdiv(layer.v, "VALUES")))
+    axes = (CHUNKS, Axis("value_block", cdiv(layer.v, "VALUES")))
     return layer.program(
         "outputs",
         "The outputs of one chunk of queries.",
@@ -106,6 +108,7 @@ def outputs(layer: Layer) -> Program:
         ("SEGMENT", "CHUNK", "KEYS", "ROWS"),
         whole_values=False,
         flags=("STATEFUL",),
+        ragged=True,
     )
 
 

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from ..ir.build import Builder
 from ..ir.heads import members
-from ..ir.nodes import ACC, IO, Cast, Full, Load, Span, Var, column, row, wrap
+from ..ir.nodes import ACC, IO, Cast, Full, Load, Span, column, row, wrap
 from ..ir.program import Program, Tensor
 from ..ir.traits import GRADIENTS, ROW_SUMS
 from ..memory.states import B, H
-from .linear_attention_parts import CHUNK_AXIS, NUMBERS, ROWS, TOKENS, Layer
+from .linear_attention_parts import NUMBERS, ROWS, Layer
+from .ragged import CHUNKS, Segment, number_of_chunk
 from .second_look import doubt_of, second_look
 
 
 def query_gradients(layer: Layer) -> Program:
     """dq of one chunk of queries; and g, and e, what every A_ij of a row owes to the normaliser."""
     b = Builder()
-    start = TOKENS.token(Var("chunk") * "CHUNK")
-    t = b.let("t", TOKENS.tile(start, "CHUNK"))
+    segment, start = Segment.of_chunk(b)
+    tokens = segment.sequence
+    t = b.let("t", tokens.tile(start, "CHUNK"))
     d = b.let("d", Span(wrap(0), "QK"))
     b.let("u", Span(wrap(0), "VALUES"))
-    length = layer.segment_length(b)
-    segment = b.let("segment", Var("chunk") * "CHUNK" // length)
-    memory, earlier = layer.memory(b), layer.segment_states("STATEFUL")
+    number_of_chunk(b)
+    memory, earlier = layer.memory(b, sequence=tokens), layer.segment_states("STATEFUL")
     loaded, queries = memory.load("Q", "q", t)
     gradients = memory.own_gradients(t)
     dq = b.let("dQ", Full(("CHUNK", "QK"), 0.0))
@@ -31,12 +32,12 @@ def query_gradients(layer: Layer) -> Program:
     with b.when("STATEFUL"):
         b.comment("Earlier segments, through their state.")
         with memory.blocks() as block:
-            state = memory.stored(earlier, block.f, segment)
+            state = memory.stored(earlier, block.f, segment.number)
             memory.read_by_query(dq, queries, gradients, block, state, owed)
-        memory.fade_got((dq,), owed, layer.since_segment(memory, t, segment, length))
+        memory.fade_got((dq,), owed, layer.since_segment(memory, t, segment))
     b.comment("This segment, directly.")
-    with b.loop("j0", TOKENS.token(segment * length), TOKENS.until(start + "CHUNK"), "KEYS") as j0:
-        j = b.let("j", TOKENS.tile(j0, "KEYS"))
+    with b.loop("j0", segment.first, tokens.until(start + "CHUNK"), "KEYS") as j0:
+        j = b.let("j", tokens.tile(j0, "KEYS"))
         keys, values = memory.keys(j)
         logs = log, memory.since("j_log", j, origin)
         memory.pair_by_query(dq, queries, gradients, keys, values, column(t) >= row(j), logs, owed)
@@ -60,26 +61,27 @@ def query_gradients(layer: Layer) -> Program:
     return layer.program(
         "query_gradients",
         "The gradient of one chunk of queries.",
-        (CHUNK_AXIS,),
+        (CHUNKS,),
         tensors,
         b,
         ("SEGMENT", "CHUNK", "KEYS", "ROWS"),
         whole_values=True,
         flags=("STATEFUL",),
         does=(GRADIENTS, ROW_SUMS),
+        ragged=True,
     )
 
 
 def key_gradients(layer: Layer) -> Program:
     """dk and dv of one chunk of keys."""
     b = Builder()
-    first = TOKENS.token(Var("chunk") * "CHUNK")
-    j = b.let("j", TOKENS.tile(first, "CHUNK"))
+    segment, first = Segment.of_chunk(b)
+    tokens = segment.sequence
+    j = b.let("j", tokens.tile(first, "CHUNK"))
     d = b.let("d", Span(wrap(0), "QK"))
     u = b.let("u", Span(wrap(0), "VALUES"))
-    length = layer.segment_length(b)
-    segment = b.let("segment", Var("chunk") * "CHUNK" // length)
-    memory, later = layer.memory(b), layer.segment_states("STATEFUL")
+    number_of_chunk(b)
+    memory, later = layer.memory(b, sequence=tokens), layer.segment_states("STATEFUL")
     loaded, keys = memory.load("K", "k", j)
     values = memory.values(j)
     dk = b.let("dK", Full(("CHUNK", "QK"), 0.0))
@@ -90,14 +92,13 @@ def key_gradients(layer: Layer) -> Program:
     with b.when("STATEFUL"):
         b.comment("Later segments, through the mirrored state of their queries.")
         with memory.blocks() as block:
-            mirrored = memory.stored(later, block.f, segment)
+            mirrored = memory.stored(later, block.f, segment.number)
             memory.read_by_key(dk, dv, keys, values, block, mirrored, owed)
-        memory.fade_got((dk, dv), owed, layer.to_end_of_segment(memory, j, segment, length))
+        memory.fade_got((dk, dv), owed, layer.to_end_of_segment(memory, j, segment))
     b.comment("This segment, directly.")
-    start = TOKENS.token(Var("chunk") * "CHUNK" // "QUERIES" * "QUERIES")
-    end = TOKENS.until(TOKENS.token(segment * length + length))
-    with members(b), b.loop("t0", start, end, "QUERIES") as t0:
-        t = b.let("t", TOKENS.tile(t0, "QUERIES"))
+    begin = segment.tile_of(first, "QUERIES")
+    with members(b), b.loop("t0", begin, segment.end, "QUERIES") as t0:
+        t = b.let("t", tokens.tile(t0, "QUERIES"))
         queries, gradients = memory.queries(t), memory.gradients(t)
         logs = memory.since("t_log", t, origin), log
         memory.pair_by_key(dk, dv, keys, values, queries, gradients, column(j) <= row(t), logs, owed)
@@ -123,11 +124,12 @@ def key_gradients(layer: Layer) -> Program:
     return layer.program(
         "key_gradients",
         "The gradients of one chunk of keys and values.",
-        (CHUNK_AXIS,),
+        (CHUNKS,),
         tensors,
         b,
         ("SEGMENT", "CHUNK", "QUERIES", "ROWS"),
         whole_values=True,
         flags=("STATEFUL",),
         does=(GRADIENTS,),
+        ragged=True,
     )

@@ -13,6 +13,7 @@ from ..memory.sums import Sums
 from ..memory.sums_singles import Chunk, Singles
 from ..memory.sums_walk import Walk
 from .features import FeatureMap, Meaning
+from .ragged import FLAGGED, RAGGED, UNDER, Segment, number_of_chunk
 from .sequence import Sequence
 
 TOKENS = Sequence("T")
@@ -37,6 +38,9 @@ class Layer:
     def __init__(self, spec: Meaning, features: FeatureMap) -> None:
         self.spec, self.features = spec, features
         self.qk, self.v = spec.head_dims.qk, spec.head_dims.v
+
+    packs = True
+    """Whether its programs take packed sequences."""
 
     # Parameters
 
@@ -64,9 +68,10 @@ class Layer:
         """`segment_states`, of spans of segments."""
         return self._kept("start_state", "start_normalizer", ("spans",), OPERAND, flag)
 
-    def user_states(self, prefix: str, flag: str | None = None) -> Kept:
-        """A state as the user passes or gets it."""
-        return self._kept(f"{prefix}state", f"{prefix}normalizer", (), STATE, flag)
+    def user_states(self, prefix: str, flag: str | None = None, packed: bool = False) -> Kept:
+        """A state as the user passes or gets it: one a batch entry, or a packed sequence."""
+        kept = self._kept(f"{prefix}state", f"{prefix}normalizer", (), STATE, flag)
+        return kept.of_sequences() if packed else kept
 
     def _kept(
         self,
@@ -102,22 +107,28 @@ class Layer:
         flags: tuple[str, ...] = (),
         scaled: bool = True,
         does: Iterable[str] = (),
+        ragged: bool = False,
     ) -> Program:
-        """A program over chunks or segments, with the constants that all of them have."""
+        """A program over chunks or segments, with the constants that all of them have.
+
+        `ragged`: it takes the segments of several sequences.
+        """
         bounds = {"QK": self.qk} | ({"VALUES": self.v} if whole_values else {})
         block = () if self.features.block == "QK" else ("FEATURES",)
+        spans = any("spans" in tensor.dims for tensor in tensors)
         return Program(
             name,
             summary,
             (*BATCH_AXES, *axes),
-            tensors,
-            (*self.sizes, "spans") if any("spans" in tensor.dims for tensor in tensors) else self.sizes,
+            (*tensors, FLAGGED) if ragged else tensors,
+            (*self.sizes, *(["places"] if ragged else []), *(["spans"] if spans else [])),
             ("scale",) if scaled else (),
-            flags,
+            (*flags, RAGGED) if ragged else flags,
             (*constants, "QK", *block, "VALUES"),
             b.body,
             bounds,
             frozenset(does),
+            UNDER if ragged else {},
         )
 
     # Pieces
@@ -126,18 +137,26 @@ class Layer:
         """The queries, or the keys, that meet through a state."""
         return TOKENS
 
-    def memory(self, b: Builder, size: str | None = None, products: bool = False, fades: bool = True) -> Sums:
+    def memory(
+        self,
+        b: Builder,
+        size: str | None = None,
+        products: bool = False,
+        fades: bool = True,
+        sequence: Sequence = TOKENS,
+    ) -> Sums:
         """The memory of a program, as `Sums` takes it."""
         eps = self.spec.eps if self.spec.normalize else None
-        return Sums(b, self.features, TOKENS, eps, size, products, self.fade(b) if fades else None)
+        fade = self.fade(b, sequence) if fades else None
+        return Sums(b, self.features, sequence, eps, size, products, fade)
 
     def summing(self, b: Builder, of_queries: bool) -> Sums:
         """The memory of a program whose states are sums over keys, or over queries."""
         return self.memory(b)
 
-    def fade(self, b: Builder) -> Fade | None:
+    def fade(self, b: Builder, sequence: Sequence = TOKENS) -> Fade | None:
         """The decay of a program's memory."""
-        return FADES[self.spec.decay](b) if self.spec.decay != "none" else None
+        return FADES[self.spec.decay](b, sequence.begin) if self.spec.decay != "none" else None
 
     def decay_of(self, b: Builder, t: Expr) -> Var | None:
         """The decay of one token."""
@@ -158,47 +177,41 @@ class Layer:
 
     def singles(self, b: Builder, first_value: Expr = FIRST) -> Singles:
         """The rows of a program's chunk; `first_value` is the first of its columns of values."""
-        memory, length = self._again(b, first_value), self.segment_length(b)
-        place = Var("chunk") * "CHUNK"
-        segment = b.let("segment", place // length)
-        first, stop = self._segment(b, segment, length)
-        return Singles(
-            memory, Chunk(TOKENS.token(place), first, stop, self.segment_states("STATEFUL"), segment)
-        )
+        segment, start = Segment.of_chunk(b, again=True)
+        self._columns(b, first_value)
+        memory = self.memory(b, sequence=segment.sequence)
+        number_of_chunk(b)
+        first, stop = b.let("first_token", segment.first), b.let("stop_token", segment.end)
+        return Singles(memory, Chunk(start, first, stop, self.segment_states("STATEFUL"), segment))
 
     def walk(self, b: Builder, first_value: Expr = FIRST) -> Walk:
         """The tokens of a program's segment."""
-        memory, segment = self._again(b, first_value), Var("segment")
-        first, stop = self._segment(b, segment, self.segment_length(b))
+        self._columns(b, first_value)
+        memory, segment, length = self.memory(b), Var("segment"), self.segment_length(b)
+        first = b.let("first_token", TOKENS.token(segment * length))
+        stop = b.let("stop_token", TOKENS.until(first + length))
         initial, before = self.user_states("initial_", "INITIAL"), self.segment_states("SEGMENTED")
         return Walk(memory, first, stop, {"INITIAL": (initial, ()), "SEGMENTED": (before, (segment,))})
 
-    def _again(self, b: Builder, first_value: Expr) -> Sums:
+    def _columns(self, b: Builder, first_value: Expr) -> None:
         b.let("d", Span(wrap(0), "QK"))
         b.let("u", Span(first_value, "VALUES"))
-        return self.memory(b)
 
-    def _segment(self, b: Builder, segment: Var, length: Var) -> tuple[Var, Var]:
-        first = b.let("first_token", TOKENS.token(segment * length))
-        return first, b.let("stop_token", TOKENS.until(first + length))
-
-    def since_segment(self, memory: Sums, t: Var, segment: Var, length: Var) -> Var | None:
+    def since_segment(self, memory: Sums, t: Var, segment: Segment) -> Var | None:
         """The logarithms of what is left, after tokens of a segment, of the state before it."""
-        before = memory.moment("segment_moment", TOKENS.token(segment * length))
-        return memory.since("t_in_segment", t, before)
+        return memory.since("t_in_segment", t, memory.moment("segment_moment", segment.first))
 
-    def to_end_of_segment(self, memory: Sums, j: Var, segment: Var, length: Var) -> Var | None:
+    def to_end_of_segment(self, memory: Sums, j: Var, segment: Segment) -> Var | None:
         """The logarithms of what is left, at the end of a segment, of its tokens."""
-        end = memory.moment("segment_moment", TOKENS.until(TOKENS.token(segment * length + length)))
-        log = memory.since("j_in_segment", j, end)
+        log = memory.since("j_in_segment", j, memory.moment("segment_moment", segment.end))
         return memory.b.let("j_to_end", -log) if log else None
 
-    def of_segment(self, memory: Sums, segment: Expr, length: Var) -> Var | None:
-        """The logarithm of what is left over a segment."""
+    def segment_ends(self, segment: Expr, length: Var | None) -> tuple[Expr, Expr]:
+        """The first token of a segment of one sequence, and one past its last."""
+        assert length is not None
         first = TOKENS.token(segment * length)
-        start, stop = TOKENS.until(first), TOKENS.until(first + length)
-        return memory.between("segment_log", memory.moment("start", start), memory.moment("stop", stop))
+        return TOKENS.until(first), TOKENS.until(first + length)
 
     def segment_length(self, b: Builder) -> Var:
-        """Tokens of a segment: the fewest whole grains of SEGMENT tokens with which `segments` cover all."""
+        """Tokens of a segment of one sequence, see `ragged.segment_length`."""
         return b.let("length", cdiv(cdiv(TOKENS.length, "SEGMENT"), "segments") * "SEGMENT")

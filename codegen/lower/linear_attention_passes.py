@@ -32,7 +32,7 @@ from ..ir.host import (
 from ..ir.kernels import INTEGER, NUMBER, TRUTH, ForeignKernel, LaunchPlan
 from ..ir.nodes import ACC, IO, OPERAND, STATE, Comment
 from ..mixers.linear_attention import LinearAttention
-from ..names import RECURRENCE, on_warpgroups
+from ..names import RECURRENCE, on_warpgroups, packed
 from . import steps
 from .decay_passes import BY_SEGMENT, HAS_INITIAL, STATEFUL, Decays
 from .feature_maps import feature_map
@@ -49,6 +49,7 @@ from .groups import (
     of_each,
     summed,
 )
+from .ragged import DENSE
 
 Arguments = Mapping[str, Operand]
 
@@ -63,6 +64,7 @@ INPUTS = (Parameter("q"), Parameter("k"), Parameter("v"))
 INITIAL = tuple(
     Parameter(f"initial_{part}", when=Present("initial_state")) for part in ("state", "normalizer")
 )
+SEQUENCES = Parameter("sequences", when=Present("sequences"))
 FORWARD_PLAN = ("LONGEST", "TOKENS", "LENGTH", "SHORTEST", "PROGRAMS", "FEWEST")
 BACKWARD_PLAN = ("SEGMENT", "LENGTH", "SHORTEST", "PROGRAMS")
 SEGMENT_PLAN = ("SHORTEST", "PROGRAMS", "FEWEST")
@@ -70,12 +72,15 @@ SEGMENT_PLAN = ("SHORTEST", "PROGRAMS", "FEWEST")
 
 def passes(spec: LinearAttention, faster: Mapping[str, ForeignKernel]) -> tuple[Pass, ...]:
     """forward, backward and step of a layer, and what these call; `faster` are kernels by their programs."""
-    layer = _Layer(spec, faster)
+    from . import linear_attention_packed as of_sequences
+
+    layer = Passes(spec, faster)
     called = (layer.backward_on_warpgroups(),) if "query_gradients" in faster else ()
-    return layer.forward(), *called, layer.backward(), layer.step()
+    forward = of_sequences.forward(layer), layer.forward()
+    return *forward, of_sequences.backward(layer), *called, layer.backward(), layer.step()
 
 
-class _Layer:
+class Passes:
     """The extents of one layer's buffers, and the steps that its passes share."""
 
     def __init__(self, spec: LinearAttention, faster: Mapping[str, ForeignKernel]) -> None:
@@ -105,6 +110,7 @@ class _Layer:
             own = LaunchPlan(name, "forward", "forward_plan", FORWARD_PLAN, recurrence)
             plan = replace(plan, instead=(FAST, own))
         body: Steps = (
+            Delegate(packed("forward"), Present(SEQUENCES.name)),
             *SIZES,
             *before,
             plan,
@@ -118,7 +124,7 @@ class _Layer:
             *self.user_states("final_", FINAL),
             *self.segment_sums(BY_SEGMENT, SUMMED),
             *self.segment_states("segment_", BY_SEGMENT, SUMMED),
-            *self.either("states", {}, SUMMED, OVER_STATES, ALL=FINAL),
+            *self.either("states", {}, SUMMED, OVER_STATES | DENSE, ALL=FINAL),
             launch(
                 "prefix",
                 self.state("", "segment_")
@@ -134,16 +140,19 @@ class _Layer:
                 | {"INITIAL": HAS_INITIAL & ~SPLIT, "SEGMENTED": SPLIT, "FINAL": FINAL & ~SPLIT},
                 RECURRENT,
             ),
-            launch("outputs", self.state("", "segment_") | {"STATEFUL": SPLIT | HAS_INITIAL}, ~RECURRENT),
+            launch(
+                "outputs", self.state("", "segment_") | DENSE | {"STATEFUL": SPLIT | HAS_INITIAL}, ~RECURRENT
+            ),
         )
-        return Pass(
-            "forward",
-            "Outputs, row sums of A, and the state after the last token if it is asked for.",
-            (*self.inputs, Parameter("scale", NUMBER), *INITIAL, Parameter("output_final_state", TRUTH)),
-            "q",
-            body,
-            ("o", "n", "final_state", "final_normalizer"),
-        )
+        summary = "Outputs, row sums of A, and the state after the last token if it is asked for."
+        return self.forward_pass("forward", summary, body)
+
+    def forward_pass(self, name: str, summary: str, body: Steps) -> Pass:
+        carried = (*INITIAL, SEQUENCES)
+        parameters = (*self.inputs, Parameter("scale", NUMBER), *carried)
+        asked = Parameter("output_final_state", TRUTH)
+        results = ("o", "n", "final_state", "final_normalizer")
+        return Pass(name, summary, (*parameters, asked), "q", body, results)
 
     def backward(self) -> Pass:
         by_span = ("B", STATES, "spans")
@@ -158,6 +167,7 @@ class _Layer:
         dk, sum_dk = summed("dk", TOKENS, STATES, KEYS, self.qk)
         dv, sum_dv = summed("dv", TOKENS, STATES, VALUES, self.v)
         body: Steps = (
+            Delegate(packed("backward"), Present(SEQUENCES.name)),
             *delegate,
             *SIZES,
             Plan(
@@ -176,7 +186,7 @@ class _Layer:
             *self.decays.owed(),
             *self.segment_sums(by_span, SPLIT),
             *self.segment_states("span_", by_span, SPLIT),
-            launch("states", OVER_STATES | {"segments": "spans"}, SPLIT),
+            launch("states", OVER_STATES | DENSE | {"segments": "spans"}, SPLIT),
             launch(
                 "prefix",
                 self.over_spans("initial_", None) | {"INITIAL": has_initial, "TOTAL": NEVER},
@@ -190,7 +200,7 @@ class _Layer:
             ),
             launch(
                 "query_gradients",
-                self.state("", "segment_") | {"STATEFUL": STATEFUL, "dq": of_each("dq")} | owed,
+                self.state("", "segment_") | DENSE | {"STATEFUL": STATEFUL, "dq": of_each("dq")} | owed,
             ),
             sum_dq,
             *self.decays.sum_owed(),
@@ -201,7 +211,7 @@ class _Layer:
             dv,
             *self.user_states("d_initial_", HAS_INITIAL),
             *(self.segment_states("mirrored_", BY_SEGMENT, MIRRORED) if self.fades else ()),
-            launch("query_states", OVER_GROUPS | {"segments": "spans"}, SPLIT),
+            launch("query_states", OVER_GROUPS | DENSE | {"segments": "spans"}, SPLIT),
             launch(
                 "suffix",
                 self.over_spans("d_final_", "d_initial_") | {"INITIAL": has_final, "TOTAL": HAS_INITIAL},
@@ -220,6 +230,7 @@ class _Layer:
                 "key_gradients",
                 self.state("", mirrored)
                 | OVER_GROUPS
+                | DENSE
                 | {"STATEFUL": MIRRORED, "dk": of_each("dk"), "dv": of_each("dv")},
             ),
             sum_dk,
@@ -292,6 +303,7 @@ class _Layer:
             Parameter("n"),
             Parameter("scale", NUMBER),
             *INITIAL,
+            SEQUENCES,
         )
         of_decays = ("d_log_decay",) if self.fades else ()
         results = ("dq", "dk", "dv", *of_decays, "d_initial_state", "d_initial_normalizer")
@@ -319,23 +331,25 @@ class _Layer:
 
     # Buffers
 
-    def segment_sums(self, places: tuple[str, ...], when: Value) -> tuple[Allocate, ...]:
+    def segment_sums(self, places: tuple[str, ...], when: Value | None) -> tuple[Allocate, ...]:
         """What each segment, or span of them, adds to the state."""
         state = allocate("sums", (*places, self.rows, self.v), ACC, when)
         normalizer = allocate("normalizer_sums", (*places, self.rows), ACC, when)
         return (state, normalizer) if self.normalize else (state,)
 
-    def segment_states(self, prefix: str, places: tuple[str, ...], when: Value) -> tuple[Allocate, ...]:
+    def segment_states(
+        self, prefix: str, places: tuple[str, ...], when: Value | None
+    ) -> tuple[Allocate, ...]:
         """The state before (or after) each of them, to be read by products."""
         state = allocate(f"{prefix}state", (*places, self.rows, self.v), OPERAND, when)
         normalizer = allocate(f"{prefix}normalizer", (*places, self.rows), ACC, when)
         return (state, normalizer) if self.normalize else (state,)
 
-    def user_states(self, prefix: str, when: Value) -> tuple[Allocate, ...]:
+    def user_states(self, prefix: str, when: Value, batch: str = "B") -> tuple[Allocate, ...]:
         """A state that the user gets; a layer that does not normalise returns an empty normaliser."""
-        state = allocate(f"{prefix}state", ("B", STATES, self.rows, self.v), STATE, when)
+        state = allocate(f"{prefix}state", (batch, STATES, self.rows, self.v), STATE, when)
         wanted = when if self.normalize else NEVER
-        return state, allocate(f"{prefix}normalizer", ("B", STATES, self.rows), ACC, wanted)
+        return state, allocate(f"{prefix}normalizer", (batch, STATES, self.rows), ACC, wanted)
 
     def gradient_buffers(self) -> tuple[Allocate, ...]:
         """g and e, which only a normalised layer has."""

@@ -15,15 +15,20 @@ from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import SUMS_STATES
 from ..memory.states import Block, State
 from .linear_attention_parts import Layer
+from .ragged import Segment, segment_length
+from .sequence import Sequence
 
 
 class _States:
     """One block of the state's rows and columns, and how tokens enter it."""
 
-    def __init__(self, layer: Layer, of_queries: bool) -> None:
-        self.layer, self.of_queries, self.b = layer, of_queries, Builder()
-        self.tokens = layer.sequence(of_queries)
-        b, self.memory = self.b, layer.summing(self.b, of_queries)
+    def __init__(
+        self, layer: Layer, b: Builder, of_queries: bool, sequence: Sequence, ragged: bool = False
+    ) -> None:
+        self.layer, self.of_queries, self.b = layer, of_queries, b
+        self.sequence, self.ragged = sequence, ragged
+        # A program with the flag reads where its tokens lie.
+        self.memory = layer.memory(b, sequence=sequence) if ragged else layer.summing(b, of_queries)
         f = b.let("f", Span(Var("feature_block") * self.memory.size, self.memory.size))
         b.let("u", Span(Var("value_block") * "VALUES", "VALUES"))
         b.let("d", Span(wrap(0), "QK"))
@@ -43,8 +48,8 @@ class _States:
 
         What is left of keys is as of the moment `end`, what is left at queries as since the moment `start`.
         """
-        t = self.b.let("t", self.tokens.tile(first, size))
-        past, memory = self.tokens.past(first, size), self.memory
+        t = self.b.let("t", self.sequence.tile(first, size))
+        past, memory = self.sequence.past(first, size), self.memory
         log = memory.since("t_log", t, start if self.of_queries else end)
         kept = memory.left_of_tile("kept", t, log, self.of_queries)
         if self.of_queries:
@@ -93,18 +98,25 @@ class _States:
             flags=(*present, *flags),
             scaled=self.of_queries,
             does=(SUMS_STATES,),
+            ragged=self.ragged,
         )
 
 
 def segment_sums(layer: Layer, name: str, of_queries: bool) -> Program:
     """What each segment adds: the sum over its keys with values, or its queries with output gradients."""
-    states = _States(layer, of_queries)
-    b, sums, tokens = states.b, layer.segment_sums(), states.tokens
+    b, sums, tokens = Builder(), layer.segment_sums(), layer.sequence(of_queries)
+    segment = Segment.of_program(b) if layer.packs else None
+    states = _States(layer, b, of_queries, segment.sequence if segment else tokens, layer.packs)
     state = states.zeros()
-    length = layer.segment_length(b)
-    start = tokens.token(Var("segment") * length)
-    moments = states.moments(start, tokens.until(start + length))
-    with states.members(), b.loop("t0", start, tokens.until(start + length), "CHUNK") as t0:
+    if segment:
+        segment_length(b)
+        start, stop = segment.first, segment.end
+    else:
+        length = layer.segment_length(b)
+        start = tokens.token(Var("segment") * length)
+        stop = tokens.until(start + length)
+    moments = states.moments(start, stop)
+    with states.members(), b.loop("t0", start, stop, "CHUNK") as t0:
         states.add(t0, "CHUNK", state, *moments)
     states.weigh(state)
     state.store(sums, Var("segment"))
@@ -127,8 +139,8 @@ def running_states(layer: Layer, name: str, of_queries: bool, total: bool = Fals
     in innermost loops only, and would begin anew in each.  Nobody needs what the last segment adds, unless
     the sum over everything is asked for (TOTAL), as it can be of queries, or where `total` says so.
     """
-    states = _States(layer, of_queries)
-    b, tokens = states.b, states.tokens
+    b, tokens = Builder(), layer.sequence(of_queries)
+    states = _States(layer, b, of_queries, tokens)
     initial, spans = layer.user_states("initial_", "INITIAL"), layer.span_states("SEGMENTED")
     kept = layer.segment_states()
     state = states.zeros()

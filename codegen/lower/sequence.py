@@ -12,12 +12,15 @@ class Sequence:
     """Tokens `start` to `stop` - 1 along the axis of extent `axis`; by default all of them.
 
     Programs ask it for their first token, their last and their tiles.  So that several sequences can lie in
-    one tensor, a program has only to work on another of these, whose start and stop it has read.
+    one tensor, a program has only to work on another of these, whose start and stop it has read.  A program
+    that counts tokens from the start of the tensor, and works on a part of a sequence, says where that
+    begins: `begin`.
     """
 
     axis: str
     start: Expr = Const(0)
     end: Expr | None = None
+    begin: Expr = Const(0)
 
     @property
     def stop(self) -> Expr:

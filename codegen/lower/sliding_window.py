@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from ..ir.build import Builder
 from ..ir.heads import members
-from ..ir.nodes import ACC, INDEX, IO, OPERAND, Cast, Load, Span, Var, cdiv, column, row, wrap
+from ..ir.nodes import ACC, INDEX, IO, OPERAND, Cast, Load, Span, cdiv, column, row, wrap
 from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import SOFTMAX, TOKEN
 from ..memory.ring import Ring
@@ -31,17 +31,18 @@ from .steps import FLAGS, POOLED, answered, in_slots, one_by_one
 def programs(spec: SlidingWindow) -> tuple[Program, ...]:
     """Every kernel of the layer, in the order in which they run."""
     layer = Layer(spec)
-    chunked = over_queries(outputs(layer), "first"), over_queries(gradients(layer), "first")
+    chunked = (
+        over_queries(program(layer), "first", "first_of_sequences") for program in (outputs, gradients)
+    )
     return (*chunked, group_sums(), over_states(step(layer)))
 
 
 def outputs(layer: Layer) -> Program:
     """o and lse of one chunk of queries."""
     b = Builder()
-    memory = layer.memory(b)
-    begin = QUERIES.token(Var("chunk") * "CHUNK")
+    memory, begin = layer.memory(b, packed=True), layer.chunk(b)
     start = b.let("start", memory.place(begin))
-    t, j = b.let("t", QUERIES.tile(begin, "CHUNK")), b.let("j", memory.keys.tile(start, "CHUNK"))
+    t, j = b.let("t", memory.queries.tile(begin, "CHUNK")), b.let("j", memory.keys.tile(start, "CHUNK"))
     before = b.let("before", memory.keys.tile(start - "KEYS", "KEYS", before=True))
     d, u = b.let("d", Span(wrap(0), "QK")), b.let("u", Span(wrap(0), "VALUES"))
     queries = b.let("Q", Load("q", (B, t, H, d), OPERAND))
@@ -57,8 +58,8 @@ def outputs(layer: Layer) -> Program:
     b.store("lse", (B, H, t), answer.lse())
     b.store("o", (B, t, H, u), Cast(answer.divided(), IO))
     with second_look(b, doubt_of(b, answer.out)):
-        begin = QUERIES.token(Var("chunk") * "CHUNK")
-        layer.rows(b).outputs(begin, QUERIES.until(begin + "CHUNK"))
+        begin = layer.chunk(b, again=True)
+        layer.rows(b, packed=True).outputs(begin, memory.queries.until(begin + "CHUNK"))
     tensors = (*layer.inputs(), Tensor("o", (*QUERY_ROWS, layer.v), IO), Tensor("lse", NUMBERS, ACC))
     return layer.program(
         "outputs",

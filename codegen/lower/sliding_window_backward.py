@@ -20,19 +20,20 @@ from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import GRADIENTS, ROW_SUMS
 from ..memory.window import B, H
 from .second_look import doubt_of, second_look
-from .sliding_window_parts import KEY_ROWS, KEYS, NUMBERS, QUERIES, QUERY_ROWS, Layer
+from .sliding_window_parts import KEY_ROWS, NUMBERS, QUERY_ROWS, Layer
 
 
 def gradients(layer: Layer) -> Program:
     """dq, dk and dv of one chunk."""
     b = Builder()
-    memory = layer.memory(b)
-    start = b.let("start", KEYS.token(Var("chunk") * "CHUNK"))
+    memory = layer.memory(b, packed=True)
+    of_keys, of_queries = memory.keys, memory.queries
+    start = b.let("start", layer.chunk(b))
     next_query = b.let("next_query", memory.query_at(start + "CHUNK"))
-    j = b.let("j", KEYS.tile(start, "CHUNK"))
-    t = b.let("t", QUERIES.tile(memory.query_at(start), "CHUNK", before=True))
-    before = b.let("before", KEYS.tile(start - "KEYS", "KEYS", before=True))
-    after = b.let("after", QUERIES.tile(next_query, "QUERIES", before=True))
+    j = b.let("j", of_keys.tile(start, "CHUNK"))
+    t = b.let("t", of_queries.tile(memory.query_at(start), "CHUNK", before=True))
+    before = b.let("before", of_keys.tile(start - "KEYS", "KEYS", before=True))
+    after = b.let("after", of_queries.tile(next_query, "QUERIES", before=True))
     d, u = b.let("d", Span(wrap(0), "QK")), b.let("u", Span(wrap(0), "VALUES"))
     keys, keys_before = memory.load_keys("", j), memory.load_keys("_before", before)
     queries, queries_after = memory.load_queries("", t), memory.load_queries("_after", after)
@@ -55,20 +56,20 @@ def gradients(layer: Layer) -> Program:
     memory.pair_by_key("", keys, queries, (row(at) >= column(j)) & (row(at) <= column(newest)), dk, dv)
     memory.pair_by_key("_after", keys, queries_after, row(memory.place(after)) <= column(newest), dk, dv)
     with b.when("FURTHER"):
-        begin = maximum(next_query + "QUERIES", QUERIES.start)
-        end = QUERIES.until(next_query + (layer.window - 1))
+        begin = maximum(next_query + "QUERIES", of_queries.start)
+        end = of_queries.until(next_query + (layer.window - 1))
         with b.loop("t0", begin, end, "QUERIES") as t0:
-            later = b.let("later", QUERIES.tile(t0, "QUERIES"))
+            later = b.let("later", of_queries.tile(t0, "QUERIES"))
             queries = memory.load_queries("_later", later)
             memory.pair_by_key("_later", keys, queries, row(memory.place(later)) <= column(newest), dk, dv)
     b.store("dk", (B, j, H, d), Cast(dk * Var("scale"), IO))
     b.store("dv", (B, j, H, u), Cast(dv, IO))
     with second_look(b, doubt_of(b, dk, dv, onto=doubt)):
-        rows = layer.rows(b)
-        begin = b.let("begin", KEYS.token(Var("chunk") * "CHUNK"))
-        own = maximum(memory.query_at(begin), QUERIES.start)
-        rows.query_gradients(own, QUERIES.until(memory.query_at(begin + "CHUNK")))
-        rows.key_gradients(begin, KEYS.until(begin + "CHUNK"))
+        first_key = layer.chunk(b, again=True)
+        rows, begin = layer.rows(b, packed=True), b.let("begin", first_key)
+        own = maximum(memory.query_at(begin), of_queries.start)
+        rows.query_gradients(own, of_queries.until(memory.query_at(begin + "CHUNK")))
+        rows.key_gradients(begin, of_keys.until(begin + "CHUNK"))
     tensors = (
         *layer.inputs(),
         Tensor("do", (*QUERY_ROWS, layer.v), IO, strided=True),

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from ..ir.build import Builder
-from ..ir.nodes import INDEX, IO, Span, Var, cdiv, wrap
+from ..ir.flags import Chosen
+from ..ir.nodes import INDEX, IO, Const, Expr, Span, Var, cdiv, wrap
 from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import SOFTMAX
 from ..memory.window import Window
 from ..memory.window_rows import Rows
 from ..mixers.sliding_window import SlidingWindow
+from .ragged import BEGIN, BEGUN, END, FIRST, FLAGGED, RAGGED, Segment
 from .sequence import Sequence
 
 QUERIES, KEYS = Sequence("T"), Sequence("Tk")
 """The sequences that a program works on."""
 BATCH_AXES = (Axis("b", Var("B"), batch=True), Axis("h", Var("H"), batch=True))
+PACKED_QUERIES, PACKED_KEYS = (
+    Sequence(axis, Chosen(RAGGED, BEGIN, Const(0)), Chosen(RAGGED, END, Var(axis))) for axis in ("T", "Tk")
+)
+"""Those of programs that also take one of several packed sequences."""
 QUERY_ROWS, KEY_ROWS = ("B", "T", "H"), ("B", "Tk", "H")
+UNDER = {"segments": RAGGED, "N": RAGGED}
 NUMBERS = ("B", "H", "T")
 """One number a query: a head's lie side by side, for the program that has them."""
 
@@ -48,26 +56,37 @@ class Layer:
     ) -> Program:
         """A program over chunks, with the parameters that all of them have."""
         first = Tensor("first", ("B", "H"), INDEX, optional="PADDED")
+        of_sequences = Tensor("first_of_sequences", ("N", "H"), INDEX, optional=BEGUN)
         return Program(
             name,
             summary,
-            (*BATCH_AXES, axis),
-            (*tensors, first),
-            ("B", "T", "Tk", "H"),
+            (*BATCH_AXES, replace(axis, extent=Chosen(RAGGED, Var("segments"), axis.extent))),
+            (*tensors, first, of_sequences, FLAGGED),
+            ("B", "T", "Tk", "H", *UNDER),
             ("scale",),
-            ("PADDED", "FURTHER"),
+            ("PADDED", "FURTHER", RAGGED, BEGUN),
             (*constants, "QK", "VALUES"),
             b.body,
             {"QK": self.qk, "VALUES": self.v},
             frozenset((SOFTMAX, *does)),
+            UNDER,
         )
 
     # Pieces
 
-    def memory(self, b: Builder) -> Window:
-        return Window(b, self.window, QUERIES, KEYS)
+    def memory(self, b: Builder, packed: bool = False) -> Window:
+        return Window(b, self.window, *((PACKED_QUERIES, PACKED_KEYS) if packed else (QUERIES, KEYS)))
 
-    def rows(self, b: Builder) -> Rows:
+    def chunk(self, b: Builder, again: bool = False) -> Expr:
+        """The first token of a program's chunk, which under RAGGED is a segment; see `Segment.of_chunk`."""
+        chunk = Var("chunk")
+        with b.when(RAGGED):
+            Segment.of_packed(b, chunk)
+        if not again:
+            b.only(RAGGED, FIRST < END)
+        return Chosen(RAGGED, FIRST, chunk * "CHUNK")
+
+    def rows(self, b: Builder, packed: bool = False) -> Rows:
         """The rows of a second look.
 
         What it needs is introduced anew: what the program had of it would be kept for its sake, through every
@@ -75,7 +94,7 @@ class Layer:
         """
         b.let("d", Span(wrap(0), "QK"))
         b.let("u", Span(wrap(0), "VALUES"))
-        return Rows(self.memory(b))
+        return Rows(self.memory(b, packed))
 
     def segment(self, b: Builder) -> tuple[Var, Var]:
         """Where a segment begins and ends, of a program that has one."""

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ..ir.host import (
+    Allocate,
     Bind,
     Constant,
+    Delegate,
+    Launch,
+    LayOut,
     Literal,
     Name,
     Operand,
@@ -23,15 +28,22 @@ from ..ir.host import (
     launch,
 )
 from ..ir.kernels import INTEGER, NUMBER, ForeignKernel, LaunchPlan
-from ..ir.nodes import ACC, IO
+from ..ir.nodes import ACC, IO, Comment
 from ..mixers.sliding_window import SlidingWindow
-from ..names import WINDOW_PROGRAMS, on_warpgroups
+from ..names import WINDOW_PROGRAMS, on_warpgroups, packed
 from . import groups, steps
 from .groups import GROUPED, OVER_GROUPS, SIZES, STATES, of_each, summed
+from .ragged import BEGUN, BOUNDS, RAGGED, TABLE
 
 TOKENS_OF_KEYS = ReadSizes("k", (None, "Tk", None, None))
 INPUTS = (Parameter("q"), Parameter("k"), Parameter("v"))
 SCALE, FIRST = Parameter("scale", NUMBER), Parameter("first", when=Present("first"))
+SEQUENCES = Parameter("sequences", when=Present("sequences"))
+DENSE: dict[str, Operand] = {
+    **dict.fromkeys((RAGGED, BEGUN), Literal(False)),
+    **dict.fromkeys((TABLE.name, "segments", "N", "first_of_sequences")),
+}
+"""What programs get where no sequences are packed."""
 
 
 def passes(spec: SlidingWindow, faster: Mapping[str, ForeignKernel]) -> tuple[Pass, ...]:
@@ -45,9 +57,10 @@ def passes(spec: SlidingWindow, faster: Mapping[str, ForeignKernel]) -> tuple[Pa
     forward = Pass(
         "forward",
         "Outputs and the logarithm of each row's sum of exponentials.",
-        (*INPUTS, SCALE, FIRST),
+        (*INPUTS, SCALE, FIRST, SEQUENCES),
         "q",
         (
+            Delegate(packed("forward"), Present(SEQUENCES.name)),
             *SIZES,
             TOKENS_OF_KEYS,
             allocate("o", ("B", "T", "H", v), IO),
@@ -59,9 +72,10 @@ def passes(spec: SlidingWindow, faster: Mapping[str, ForeignKernel]) -> tuple[Pa
     backward = Pass(
         "backward",
         "Gradients of q, k and v.",
-        (Parameter("do"), *INPUTS, Parameter("o"), Parameter("lse"), SCALE, FIRST),
+        (Parameter("do"), *INPUTS, Parameter("o"), Parameter("lse"), SCALE, FIRST, SEQUENCES),
         "q",
         (
+            Delegate(packed("backward"), Present(SEQUENCES.name)),
             *SIZES,
             TOKENS_OF_KEYS,
             allocate(of_each("dq"), ("B", "T", "H", qk), IO),
@@ -100,7 +114,39 @@ def passes(spec: SlidingWindow, faster: Mapping[str, ForeignKernel]) -> tuple[Pa
         ),
         ("o",),
     )
-    return forward, backward, step
+    return _packed(spec, forward), forward, _packed(spec, backward), backward, step
+
+
+def _packed(spec: SlidingWindow, part: Pass) -> Pass:
+    """A pass over packed sequences: keys are theirs, and a state's are among them, before the tokens."""
+    program, tiles = WINDOW_PROGRAMS[part.name], ("KEYS", "QUERIES")[: 1 + (part.name == "backward")]
+    made = [step for step in part.body if isinstance(step, Allocate)]
+    sums = [step for step in part.body if isinstance(step, Launch) and step.kernel == groups.SUMS]
+    each = {step.name: of_each(step.name) for step in made if step.instead}
+    further = [Literal(spec.window - 1) > Constant(program, tile) for tile in tiles]
+    arguments: dict[str, Operand] = {
+        **each,
+        "PADDED": Literal(False),
+        "first_of_sequences": "first",
+        "FURTHER": further[0] if len(further) == 1 else further[0] | further[1],
+        RAGGED: Literal(True),
+        BEGUN: Present("first"),
+    }
+    names = ("segments", "places", TABLE.name, BOUNDS.name)
+    body: Steps = (
+        *SIZES,
+        TOKENS_OF_KEYS,
+        ReadSizes(SEQUENCES.name, ("N", None)),
+        LayOut(SEQUENCES.name, Name("T"), Constant(program, "CHUNK"), names),
+        Comment("Tokens of no sequence have outputs, or gradients, of 0."),
+        *(step if step.instead else replace(step, zeros=True) for step in made),
+        launch(program, arguments),
+        *sums,
+    )
+    parameters = tuple(Parameter(x.name) if x == SEQUENCES else x for x in part.parameters)
+    summary = f"`{part.name}` of packed sequences, which `sequences` [N,2] says where to find."
+    name = packed(part.name)
+    return replace(part, name=name, summary=summary, parameters=parameters, body=body, instead_of=part.name)
 
 
 def _run(
@@ -120,7 +166,7 @@ def _run(
     arguments: dict[str, Operand] = {**results, "PADDED": Present("first")}
     further = [Literal(spec.window - 1) > Constant(program, tile) for tile in tiles]
     reaches = further[0] if len(further) == 1 else further[0] | further[1]
-    over_chunks = arguments | {"FURTHER": reaches}
+    over_chunks = arguments | DENSE | {"FURTHER": reaches}
     kernel = faster.get(program)
     if kernel is None:
         return (launch(program, over_chunks),)

@@ -14,6 +14,7 @@ from ..ir.build import Builder
 from ..ir.nodes import (
     Binary,
     Cast,
+    Const,
     Expr,
     Full,
     Load,
@@ -35,6 +36,9 @@ LEAST = -1000.0
 NEVER = -1e30
 """G past the end of a sequence: of what is there, nothing is left."""
 
+START = Const(0)
+"""Where a sequence begins that has a tensor's tokens to itself."""
+
 
 def decay(b: Builder, name: str, place: tuple[Expr, ...]) -> Var:
     """g to the base 2, one number or a tile; not below `LEAST`."""
@@ -48,7 +52,7 @@ class OfHeads:
     tensors = (Tensor("log_decay", ("H",), ACC),)
     """What a program over a sequence reads of it."""
 
-    def __init__(self, b: Builder) -> None:
+    def __init__(self, b: Builder, begin: Expr = START) -> None:
         self.b = b
         self.g = decay(b, "decay", (H,))
 
@@ -83,8 +87,8 @@ class OfTokens:
 
     tensors = (Tensor("running_decay", ("B", "H", "T"), WIDE),)
 
-    def __init__(self, b: Builder) -> None:
-        self.b = b
+    def __init__(self, b: Builder, begin: Expr = START) -> None:
+        self.b, self.begin = b, begin
 
     @staticmethod
     def place(t: Expr) -> tuple[Expr, ...]:
@@ -92,7 +96,7 @@ class OfTokens:
 
     def moment(self, name: str, t: Expr) -> Expr:
         before = self.b.let(f"{name}_before", Load("running_decay", (B, H, maximum(t - 1, 0)), WIDE))
-        return self.b.let(name, Where(t > 0, before, Full((), 0.0, WIDE)))
+        return self.b.let(name, Where(t > self.begin, before, Full((), 0.0, WIDE)))
 
     def since(self, name: str, t: Var, moment: Expr) -> Var:
         after = self.b.let(f"{name}_wide", Load("running_decay", (B, H, t), WIDE, fill=NEVER))

@@ -86,7 +86,7 @@ class Older(sums.Sums):
     ) -> None:
         super().__init__(b, features, keys, eps, size)
         self.of_queries, self.first = queries, first
-        self.existing = keys if first is None else From(keys.axis, keys.start, keys.end, first)
+        self.existing = keys if first is None else From(keys.axis, keys.start, keys.end, first=first)
 
     def load(self, name: str, tensor: str, t: Var) -> tuple[Var, Var]:
         sequence = self.of_queries if tensor == "q" else self.existing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..ir.build import Builder
 from ..ir.nodes import ACC, OPERAND, Cast, Expr, Load, Unary, Var
@@ -24,12 +24,21 @@ def left(log: Expr) -> Expr:
 
 @dataclass(frozen=True)
 class Kept:
-    """Tensors that keep states: S ``[B, H, ..., F, V]``, and z ``[B, H, ..., F]`` if the layer normalises."""
+    """Tensors that keep states: S ``[B, H, ..., F, V]``, and z ``[B, H, ..., F]`` if the layer normalises.
+
+    `first` is the first index of a program's own: of the batch, or of one of several sequences.
+    """
 
     tensors: tuple[Tensor, ...]
+    first: Var = B
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self.tensors)
+
+    def of_sequences(self) -> Kept:
+        """The same with a state for each of several sequences, of which there are N."""
+        tensors = (replace(tensor, dims=("N", *tensor.dims[1:])) for tensor in self.tensors)
+        return Kept(tuple(tensors), Var("sequence"))
 
 
 @dataclass(frozen=True)
@@ -49,15 +58,17 @@ class Part:
     place: tuple[Expr, ...]
     """Its last indices in a tensor: of features, and of values if it is S."""
 
-    def load(self, tensor: Tensor, index: tuple[Expr, ...], suffix: str, dtype: str = ACC) -> Var:
+    def load(
+        self, tensor: Tensor, index: tuple[Expr, ...], suffix: str, dtype: str = ACC, first: Var = B
+    ) -> Var:
         """What a tensor keeps of it; the tile's name ends in `suffix`."""
-        kept = Load(tensor.name, (B, H, *index, *self.place), dtype)
+        kept = Load(tensor.name, (first, H, *index, *self.place), dtype)
         return self.b.let(f"{self.tile.name}{suffix}", kept)
 
-    def store(self, tensor: Tensor, index: tuple[Expr, ...] = ()) -> None:
+    def store(self, tensor: Tensor, index: tuple[Expr, ...] = (), first: Var = B) -> None:
         value = self.value()
         kept = value if tensor.dtype == ACC else Cast(value, tensor.dtype)
-        self.b.store(tensor.name, (B, H, *index, *self.place), kept)
+        self.b.store(tensor.name, (first, H, *index, *self.place), kept)
 
     def set(self, loaded: Var) -> None:
         self.b.set(self.tile, loaded)
@@ -91,11 +102,11 @@ class State:
     def restore(self, kept: Kept, suffix: str, *index: Expr) -> None:
         """Go on from a state that was kept."""
         for part, tensor in zip(self.parts, kept, strict=True):
-            part.set(part.load(tensor, index, suffix))
+            part.set(part.load(tensor, index, suffix, first=kept.first))
 
     def store(self, kept: Kept, *index: Expr) -> None:
         for part, tensor in zip(self.parts, kept, strict=True):
-            part.store(tensor, index)
+            part.store(tensor, index, kept.first)
 
     def fade(self, log: Var | None) -> None:
         """Leave exp(log) of it, where it fades."""

@@ -22,11 +22,11 @@ from ..ir.nodes import (
     Unary,
     Var,
     Where,
-    cdiv,
     column,
     row,
     wrap,
 )
+from ..lower.ragged import Dense, Segment
 from ..lower.sequence import Sequence
 from .states import B, H, Kept, left
 from .sums import Sums
@@ -34,7 +34,7 @@ from .sums import Sums
 
 @dataclass(frozen=True)
 class Chunk:
-    """The chunk of a program, from the token `start` on, in the segment `first` to `stop` - 1.
+    """The chunk of a program, from the token `start` on, in a segment of tokens `first` to `stop` - 1.
 
     The state of other segments is in `kept`, under STATEFUL.
     """
@@ -43,7 +43,7 @@ class Chunk:
     first: Expr
     stop: Expr
     kept: Kept
-    segment: Var
+    segment: Segment | Dense
 
 
 class Singles:
@@ -180,10 +180,11 @@ class Singles:
         row is finite and another is not: then all of that column is what it should be.  A sequence of NaN
         takes no time in this way.
         """
-        start, sequence = self.chunk.start, self.memory.sequence
-        edge, begin, finish = start, start, sequence.until(cdiv(start + "CHUNK", size) * size)
+        start, sequence, segment = self.chunk.start, self.memory.sequence, self.chunk.segment
+        edge, begin = start, start
+        finish = sequence.until(segment.tiles_until(start + "CHUNK", size))
         if backwards:
-            edge, begin, finish = self.end - 1, start // size * size, self.end
+            edge, begin, finish = self.end - 1, segment.tile_of(start, size), self.end
         with self.b.when(Doubt(self._unlike(tensors, sequence, edge, begin, finish, backwards))):
             yield
 
@@ -214,7 +215,7 @@ class Singles:
     @contextmanager
     def _states(self) -> Iterator[tuple[Var, tuple[Var, ...], Var, Var | None]]:
         """A loop over the features, one at a time: its index and selection, its row of S, and z."""
-        b, index = self.b, (B, H, self.chunk.segment)
+        b, index = self.b, (B, H, self.chunk.segment.number)
         with b.when("STATEFUL"), b.loop("f_one", 0, self.features.rows) as f:
             selection = self.features.select(b, f, "_one")
             state, *normalizer = self.chunk.kept

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from math import log
 
 from ..ir.build import Builder
+from ..ir.flags import Chosen
 from ..ir.nodes import (
     ACC,
     INDEX,
     OPERAND,
     Cast,
+    Const,
     Dot,
     Expr,
     Load,
@@ -33,6 +35,7 @@ from ..ir.nodes import (
     row,
     wrap,
 )
+from ..lower import ragged
 from ..lower.sequence import Sequence
 from .states import LOG2_E, B, H
 
@@ -101,7 +104,8 @@ class Answer:
 class Window:
     """The memory of one program, whose index tiles `d` and `u` are the columns of keys and of values.
 
-    The sequence of keys may begin before that of queries; both end together.
+    The sequence of keys may begin before that of queries; both end together.  Under RAGGED keys and queries
+    are of one of several sequences, and lie at the same places.
     """
 
     d, u = Var("d"), Var("u")
@@ -115,17 +119,31 @@ class Window:
 
     def place(self, t: Expr) -> Expr:
         """The key at which query `t` stands: the last that it sees."""
-        return t + (self.keys.stop - self.queries.stop)
+        return t + self._more_keys()
 
     def query_at(self, j: Expr) -> Expr:
         """The query that stands at key `j`."""
-        return j - (self.keys.stop - self.queries.stop)
+        return j - self._more_keys()
+
+    def _more_keys(self) -> Expr:
+        """How many keys come before the first query."""
+        keys, queries = (ragged.under(x.stop, False) for x in (self.keys, self.queries))
+        if isinstance(self.keys.stop, Chosen):
+            return Chosen(ragged.RAGGED, Const(0), keys - queries)
+        return keys - queries
 
     def first_key(self) -> Var:
         """The first key that exists."""
-        first = self.b.let("first_key", self.keys.start)
-        with self.b.when("PADDED"):
-            self.b.set(first, Load(self.first, (B, H), INDEX))
+        b = self.b
+        first = b.let("first_key", ragged.under(self.keys.start, False))
+        with b.when("PADDED"):
+            b.set(first, Load(self.first, (B, H), INDEX))
+        if isinstance(self.keys.start, Chosen):
+            with b.when(ragged.RAGGED):
+                b.set(first, self.keys.start.x)
+            with b.when(ragged.BEGUN):
+                kept = b.let("first_kept", Load("first_of_sequences", (ragged.NUMBER, H), INDEX))
+                b.set(first, self.keys.start.x + kept)
         return first
 
     def oldest(self, t: Var, first: Var) -> Var:

@@ -22,7 +22,7 @@ from ..spec.model import (
     LayerSpec,
     TaylorExp,
 )
-from ..spec.signature import GROUPS, OF_KEYS, OF_QUERIES, OF_STATES, OF_VALUES, Argument, Signature
+from ..spec.signature import GROUPS, OF_KEYS, OF_QUERIES, OF_STATES, OF_VALUES, SEQUENCES, Argument, Signature
 
 if TYPE_CHECKING:
     from ..ir.host import Pass
@@ -167,13 +167,13 @@ class LinearAttention(LayerSpec):
     def signature(self) -> Signature:
         qk, v, rows, normalize = self.head_dims.qk, self.head_dims.v, self.features, self.normalize
 
-        def state(prefix: str, optional: bool = False) -> tuple[Argument, ...]:
+        def state(prefix: str, optional: bool = False, count: str = "N") -> tuple[Argument, ...]:
             sums = "Σ_j Φ(k_j) v_jᵀ over the tokens seen"
             of_keys = "Σ_j Φ(k_j) over the tokens seen"
             return (
-                Argument(f"{prefix}state", ("B", OF_STATES, rows, v), sums, STATE, optional),
+                Argument(f"{prefix}state", (count, OF_STATES, rows, v), sums, STATE, optional),
                 Argument(
-                    f"{prefix}normalizer", ("B", OF_STATES, rows), of_keys, ACC, optional, present=normalize
+                    f"{prefix}normalizer", (count, OF_STATES, rows), of_keys, ACC, optional, present=normalize
                 ),
             )
 
@@ -187,9 +187,9 @@ class LinearAttention(LayerSpec):
                 *(Argument("log_decay", dims, of_state, ACC, fades=True) for dims in decays),
             ),
             output=Argument("o", ("B", "T", "H", v), "what is read for each query"),
-            state=state(""),
+            state=state("", count="B"),
             numbers={"scale": self.default_scale()},
-            carried=state("initial_", optional=True),
+            carried=(*state("initial_", optional=True), SEQUENCES),
             kept=(Argument("n", ("B", "H", "T"), "sums of weights", ACC, present=normalize),),
             final=state("final_"),
             groups=GROUPS,

@@ -158,12 +158,13 @@ def _launch_plan(spec: LayerSpec, plan: LaunchPlan, backend: str, dtype: str) ->
         return Setting(pick(plan, sizes))
     length = {"torch": 128, HOST_C: 64}.get(backend, _segment(spec))
     sizes = dict.fromkeys(DIRECT, ALL_TOKENS) | {
+        "SEGMENT": _grain(backend, dtype),
         "LENGTH": length,
         "SHORTEST": GRAIN,
         "PROGRAMS": RESIDENT_PROGRAMS // value_blocks,
         "FEWEST": FEWEST_SEGMENTS,
     }
-    if _recurs_well(spec, backend, dtype):
+    if "FEWEST" in plan.constants and _recurs_well(spec, backend, dtype):
         few = FEWER if backend == "triton" and foreign.exchanges(spec, dtype) else FEW
         sizes |= few | {"LENGTH": FEW["LONGEST"]}
     return Setting(pick(plan, sizes))

@@ -65,6 +65,15 @@ INDICES = Argument(
     "state_indices", ("B",), "slots of pools; -1 is none", "int32", optional=True, differentiable=False
 )
 
+SEQUENCES = Argument(
+    "sequences",
+    ("N", 2),
+    "where each of several sequences begins and ends in the tokens of a batch of one",
+    "int32",
+    optional=True,
+    differentiable=False,
+)
+
 
 @dataclass(frozen=True)
 class Signature:
@@ -86,7 +95,8 @@ class Signature:
     numbers: dict[str, float] = field(default_factory=dict, hash=False)
     """Factors, and what each of them is unless a call says otherwise."""
     carried: tuple[Argument, ...] = ()
-    """What forward reads of earlier tokens, made of a state."""
+    """What forward reads of earlier tokens, made of a state; and last, where it takes several sequences in
+    one batch entry, SEQUENCES.  Their states are N, which without them is the batch."""
     kept: tuple[Argument, ...] = ()
     """What forward keeps for backward."""
     final: tuple[Argument, ...] = ()

@@ -19,6 +19,7 @@ from typing import Any
 from ...ir.heads import ungrouped
 from ...ir.kernels import ForeignKernel
 from ...ir.program import Program
+from ...lower import ragged
 from ...lower.feature_maps import feature_map
 from ...lower.linear_attention_parts import Layer
 from ...mixers.linear_attention import LinearAttention
@@ -116,11 +117,12 @@ def _kernel(spec: LayerSpec, program: Program, printer: str) -> ForeignKernel:
         summary=f"{program.summary.removesuffix('.')}, on Hopper's warpgroups.",
         instead_of=program.name,
         printer=printer,
-        grid=tuple(axis for axis in program.grid if axis.name != "feature_block"),
-        tensors=program.tensors,
-        sizes=program.sizes,
+        grid=tuple(ragged.off(axis) for axis in program.grid if axis.name != "feature_block"),
+        tensors=tuple(tensor for tensor in program.tensors if tensor.optional not in ragged.FLAGS),
+        sizes=tuple(size for size in program.sizes if size not in program.under),
         scalars=program.scalars,
-        flags=program.flags or ("ALL",),  # sums of segments have none of their own
+        # Sums of segments have none of their own.
+        flags=tuple(flag for flag in program.flags if flag not in ragged.FLAGS) or ("ALL",),
         constants=("SEGMENT", *tiles),
         bounds=dict(tiles),
         decides=PRINTERS[printer].decides,

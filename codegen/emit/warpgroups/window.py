@@ -37,7 +37,7 @@ def window(program: Program, kernel: ForeignKernel) -> ForeignKernel:
         kernel,
         summary=f"The {program.name} of a segment, chunk by chunk, on Hopper's warpgroups.",
         grid=(*BATCH_AXES, Axis("segment", Var("segments"))),
-        sizes=(*program.sizes, "segments"),
+        sizes=(*kernel.sizes, "segments"),
         flags=("PADDED",),
         constants=tuple(SQUARE_TILES),
     )

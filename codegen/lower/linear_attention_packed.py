@@ -1,0 +1,163 @@
+"""The host side of linear attention over packed sequences: one token axis, and a state for each sequence.
+
+Every sequence begins a segment of its own (`ragged.py`), so a pass is that of one sequence in segments, whose
+running sums begin anew at each sequence.  How many segments there are follows from how many sequences and
+tokens, not from how long any of them is, which only the device knows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..ir.host import (
+    Bind,
+    Literal,
+    Name,
+    Parameter,
+    Pass,
+    Plan,
+    Present,
+    ReadSizes,
+    Steps,
+    allocate,
+    launch,
+)
+from ..ir.kernels import INTEGER, TENSOR, LaunchPlan
+from ..ir.nodes import ACC, IO, Comment
+from ..names import packed
+from .groups import (
+    KEYS,
+    OVER_GROUPS,
+    OVER_STATES,
+    QUERIES,
+    SIZES,
+    STATES,
+    VALUES,
+    of_each,
+    summed,
+)
+from .linear_attention_passes import (
+    BY_SEGMENT,
+    FINAL,
+    HAS_INITIAL,
+    NEVER,
+    SEQUENCES,
+    TOKENS,
+    Passes,
+)
+from .ragged import BOUNDS, SEVERAL, TABLE
+
+SEGMENT_PLAN = ("SEGMENT", "LENGTH")
+ON = Literal(True)
+COUNTED = ReadSizes(SEQUENCES.name, ("N", None))
+
+
+def forward(layer: Passes) -> Pass:
+    """Outputs, row sums of A, and the state after each sequence if that is asked for."""
+    body: Steps = (
+        *SIZES,
+        COUNTED,
+        _plan("forward"),
+        *layer.decays.running(given=SEVERAL),
+        Comment("Tokens of no sequence have outputs of 0."),
+        allocate("o", ("B", "T", "H", layer.v), IO, zeros=True),
+        allocate("n", ("B", "H", "T"), ACC, None if layer.normalize else NEVER, zeros=True),
+        *layer.user_states("final_", FINAL, "N"),
+        *layer.segment_sums(BY_SEGMENT, None),
+        *layer.segment_states("segment_", BY_SEGMENT, None),
+        launch("states", OVER_STATES | SEVERAL),
+        launch(
+            packed("prefix"),
+            layer.state("", "segment_")
+            | layer.state("initial_", "initial_")
+            | layer.state("total_", "final_")
+            | OVER_STATES
+            | {"INITIAL": Present("initial_state"), "TOTAL": FINAL},
+        ),
+        launch("outputs", layer.state("", "segment_") | SEVERAL | {"STATEFUL": ON}),
+    )
+    summary = "`forward` of packed sequences, which `sequences` [N,2] says where to find."
+    return _packed(layer.forward_pass(packed("forward"), summary, body))
+
+
+def backward(layer: Passes) -> Pass:
+    """Gradients of q, k, v and of the initial state of each sequence."""
+    has_final = Present("d_final_state")
+    mirrored = "mirrored_" if layer.fades else "segment_"
+    owed = {"r": of_each("r")} if layer.fades else {}
+    dq, sum_dq = summed("dq", TOKENS, "H", QUERIES, layer.qk)
+    dk, sum_dk = summed("dk", TOKENS, STATES, KEYS, layer.qk)
+    dv, sum_dv = summed("dv", TOKENS, STATES, VALUES, layer.v)
+    body: Steps = (
+        *SIZES,
+        COUNTED,
+        _plan("backward"),
+        Bind({"has_initial": Present("initial_state")}),
+        *layer.decays.running(given=SEVERAL),
+        Comment("Tokens of no sequence have gradients of 0."),
+        allocate(of_each("dq"), ("B", "T", "H", layer.qk), IO, zeros=True),
+        dq,
+        *layer.gradient_buffers(),
+        *layer.decays.owed(),
+        *layer.segment_sums(BY_SEGMENT, None),
+        *layer.segment_states("segment_", BY_SEGMENT, None),
+        launch("states", OVER_STATES | SEVERAL),
+        launch(
+            packed("prefix"),
+            layer.state("", "segment_")
+            | layer.state("initial_", "initial_")
+            | layer.state("total_", None)
+            | OVER_STATES
+            | {"INITIAL": Present("initial_state"), "TOTAL": NEVER},
+        ),
+        launch(
+            "query_gradients",
+            layer.state("", "segment_") | SEVERAL | {"STATEFUL": ON, "dq": of_each("dq")} | owed,
+        ),
+        sum_dq,
+        *layer.decays.sum_owed(),
+        Comment("The keys' side needs the mirrored state: the sum over the queries of later segments."),
+        allocate(of_each("dk"), ("B", "T", STATES, layer.qk), IO, zeros=True),
+        dk,
+        allocate(of_each("dv"), ("B", "T", STATES, layer.v), IO, zeros=True),
+        dv,
+        *layer.user_states("d_initial_", HAS_INITIAL, "N"),
+        *(layer.segment_states("mirrored_", BY_SEGMENT, None) if layer.fades else ()),
+        launch("query_states", OVER_GROUPS | SEVERAL),
+        launch(
+            packed("suffix"),
+            layer.state("", mirrored)
+            | layer.state("initial_", "d_final_")
+            | layer.state("total_", "d_initial_")
+            | OVER_STATES
+            | {"INITIAL": has_final, "TOTAL": HAS_INITIAL},
+        ),
+        launch(
+            "key_gradients",
+            layer.state("", mirrored)
+            | OVER_GROUPS
+            | SEVERAL
+            | {"STATEFUL": ON, "dk": of_each("dk"), "dv": of_each("dv")},
+        ),
+        sum_dk,
+        sum_dv,
+        *layer.decays.gradients(
+            layer.state("", "segment_") | layer.state("mirrored_", "mirrored_"), several=True
+        ),
+    )
+    summary = "`backward` of packed sequences, which `sequences` [N,2] says where to find."
+    return _packed(layer.backward_pass(packed("backward"), summary, body))
+
+
+def _plan(part: str) -> Plan:
+    """The segments, and where they lie."""
+    results = {"segments": INTEGER, "places": INTEGER, TABLE.name: TENSOR, BOUNDS.name: TENSOR}
+    plan = LaunchPlan(packed(part), part, "packed_plan", SEGMENT_PLAN)
+    return Plan(results, plan, (Name(SEQUENCES.name), Name("T")))
+
+
+def _packed(function: Pass) -> Pass:
+    """A pass that others call where there are packed sequences."""
+    parameters = (Parameter(x.name) if x == SEQUENCES else x for x in function.parameters)
+    part = function.name.removesuffix(packed(""))
+    return replace(function, parameters=tuple(parameters), instead_of=part)
