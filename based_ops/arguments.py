@@ -18,8 +18,8 @@ _INSTEAD = {
     "cu_seqlens cu_seqlens_q cu_seqlens_k cu_seq_lens cu_seq_lens_q cu_seq_lens_k query_start_loc seq_idx "
     "seqlens max_seqlen max_seqlen_q max_seqlen_k attention_mask attn_mask key_padding_mask padding_mask "
     "mask": (
-        "sequences of one call have one length: call once for each, or pad them behind their ends, where "
-        "padding changes no earlier output, but the final state"
+        "sequences of several lengths go into a variant's call, packed behind each other with `cu_seqlens`, "
+        "or padded with `attention_mask`; layers, steps and hybrids take one length"
     ),
     "causal is_causal": "every call is causal: leave it out",
     "enable_gqa kv_heads n_kv_heads num_kv_heads num_key_value_heads num_heads_kv": (

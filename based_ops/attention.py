@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from . import checks
+from . import checks, packed
 from .arguments import refuse
 from .errors import ArgumentTypeError, fail
 from .heads import multiple, repeated
@@ -48,15 +49,25 @@ class AttentionVariant(Variant):
         scale: float | None = None,
         initial_state: Any = None,
         output_final_state: bool = False,
-        backend: str | None = None,
+        cu_seqlens: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         state_indices: Tensor | None = None,
+        backend: str | None = None,
         **foreign: NoReturn,
     ) -> tuple[Tensor, Any]:
         """Causal attention over a sequence: `(o, final_state)`, with o [B,T,H,v] contiguous and of v's dtype.
 
-        There are no masks yet, and zeros are no padding of k: a zero key weighs φ(q)·φ(0), which a Taylor map
-        or elu(x) + 1 does not make 0, and a window counts it.  Padding before a sequence changes its outputs;
-        padding after it changes none, but the final state.
+        `cu_seqlens`, int32 or int64 [N+1] on the device, packs N sequences of any lengths, 0 too, into a
+        batch of 1: sequence n has the tokens from cu_seqlens[n] up to cu_seqlens[n+1].  There are N initial
+        and final states then.  Outputs and gradients of tokens that no sequence has are 0.
+
+        `attention_mask`, bool or 0 and 1, [B,T] on the device, says which tokens are no padding: all behind
+        each other, with padding before or behind them.  What padding holds reaches nothing, and its outputs
+        and gradients are 0.  (Zeros in k are no padding: a zero key weighs φ(q)·φ(0).)
+
+        On a CPU, offsets that begin elsewhere than at 0, decrease or end past T, and masks with holes, are an
+        `ArgumentValueError`.  Elsewhere nobody waits for them: offsets count as those of 0 to T that are
+        nearest, a sequence that ends before it begins has no tokens, and a hole counts as tokens.
 
         `g` is what a layer with `decay` takes, and no other: logarithms of what is left of the state, at most
         0, in float32 (others are cast to it), [H] or [B,T,H] as the spec says, with the heads of the state.
@@ -76,6 +87,18 @@ class AttentionVariant(Variant):
         if foreign:
             refuse(AttentionVariant.__call__, tuple(foreign))
         tensors = self._inputs(q, k, v, g) if g is not None or self._decay_dims else (q, k, v)
+        if cu_seqlens is not None or attention_mask is not None:
+            return packed.call(
+                self,
+                tensors,
+                scale,
+                initial_state,
+                output_final_state,
+                backend,
+                state_indices,
+                cu_seqlens,
+                attention_mask,
+            )
         return self._call(tensors, scale, initial_state, output_final_state, backend, state_indices)
 
     def step(
@@ -142,17 +165,37 @@ class AttentionVariant(Variant):
         scale: float | None = None,
         initial_state: Any = None,
         output_final_state: bool = False,
+        cu_seqlens: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         **foreign: NoReturn,
     ) -> Any:
-        """Naive quadratic mathematics in q's precision: o, or (o, final_state) if `output_final_state`."""
+        """Naive quadratic mathematics in q's precision: o, or (o, final_state) if `output_final_state`.
+
+        Of several sequences, see the call, it takes one after the other, and looks at where they lie.
+        """
         if foreign:
             refuse(AttentionVariant.reference, tuple(foreign))
         tensors = self._inputs(q, k, v, g)
-        batch, _, heads = self._check_inputs(self, tensors)
+        batch, length, heads = self._check_inputs(self, tensors)
+        numbers, places, count = self._numbers(self, scale), None, batch
+        if cu_seqlens is not None or attention_mask is not None:
+            places, count = packed.places(cu_seqlens, attention_mask, q, batch, length, False)
         if initial_state is not None:
-            self._form.check("initial_state", initial_state, q, batch, heads, is_traced())
-        o, final_state = self._reference(tensors, self._numbers(self, scale), initial_state)
+            self._form.check("initial_state", initial_state, q, count, heads, is_traced())
+        if places is not None:
+            o, final_state = packed.reference(self, tensors, numbers, initial_state, places)
+        else:
+            o, final_state = self._reference(tensors, numbers, initial_state)
         return (o, named(final_state, self.name)) if output_final_state else o
+
+    def _lay(self, tensors: Tensors, state: Any, sequences: Tensor) -> packed.Laid:
+        """Packed sequences, and the states before them, as the operator takes them."""
+        entered, carried = (tensors, self._no_carry[:-1]) if state is None else self._enter(tensors, state)
+        return packed.Laid(entered, (*carried, sequences), sequences)
+
+    def _take(self, laid: packed.Laid, final: Sequence[Tensor], initial_state: Any) -> Any:
+        """The states after packed sequences, of which the operator left `final`."""
+        return self._leave(laid.tensors, final, initial_state, 0)
 
     def _inputs(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None) -> Tensors:
         """What the operators take: decays in float32, or q's float64, side by side."""

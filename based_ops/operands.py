@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from based_ops.codegen.dtypes import ACC, IO, STATE
-from based_ops.codegen.spec.signature import INDICES, MOST_TOKENS, POOLED
+from based_ops.codegen.spec.signature import INDICES, MOST_TOKENS, POOLED, SEQUENCES
 
 from . import heads
 from .errors import BasedOpsError, DeviceError, DtypeError, ShapeError, StateError, fail
@@ -41,7 +41,7 @@ class Operand:
     @property
     def has_batch(self) -> bool:
         """Whether its first dimension is the batch, or a pool for it."""
-        return self.argument.dims[0] in ("B", POOLED)
+        return self.argument.dims[0] in ("B", "N", POOLED)
 
     @property
     def strided(self) -> bool:
@@ -100,6 +100,11 @@ class Operands:
         return next((place for place, x in self.tensors.items() if x.argument is INDICES), None)
 
     @functools.cached_property
+    def sequences(self) -> int | None:
+        """The same of where packed sequences lie."""
+        return next((place for place, x in self.tensors.items() if x.argument is SEQUENCES), None)
+
+    @functools.cached_property
     def sums_over_batch(self) -> bool:
         """Whether results are sums over the batch: gradients of what the whole batch shares."""
         return self.which == "backward" and any(x.dims[0] != "B" for x in self.signature.inputs)
@@ -114,7 +119,7 @@ def operands(layer: LayerSpec) -> dict[str, Operands]:
     """What the operators of a layer take, by their passes."""
     signature = layer.signature()
     inputs = [Operand(x.name, x) for x in signature.inputs]
-    carried = [Operand(x.name, x, "initial state") for x in signature.carried]
+    carried = [Operand(x.name, x, "" if x is SEQUENCES else "initial state") for x in signature.carried]
     numbers: list[None] = [None] * len(signature.numbers)
     output = signature.output
     read = [Operand(x.name, x, returned=True) for x in signature.kept]
@@ -149,7 +154,12 @@ def check(taken: Operands, arguments: Sequence[Any]) -> dict[str, Any]:
         fail(DtypeError, pairs[0][0].name, str(like.dtype), f"one of {', '.join(map(str, allowed))}")
     sizes = heads.sizes_of(taken.signature, [(x.name, x.argument, tensor) for x, tensor in pairs])
     pooled = any(operand.argument is INDICES and tensor is not None for operand, tensor in pairs)
+    sequences = next((tensor for operand, tensor in pairs if operand.argument is SEQUENCES), None)
+    if sequences is not None:
+        sizes |= {"B": 1, "N": sequences.numel() // 2}
     for operand, tensor in pairs:
+        if "B" in sizes:
+            sizes.setdefault("N", sizes["B"])
         if tensor is None:
             if operand.argument.present and operand.part_of in given:
                 fail(operand.error, operand.name, None, f"given where the {operand.part_of} is")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from based_ops.codegen.names import PASSES, qualified_op_name
-from based_ops.codegen.spec.signature import INDICES, MOST_TOKENS, POOLED
+from based_ops.codegen.spec.signature import INDICES, MOST_TOKENS, POOLED, SEQUENCES
 
 from .errors import PlacementError, fail
 from .heads import sizes_of
@@ -263,6 +263,9 @@ def _rule(ops: Ops, which: str) -> Callable[..., Any]:
         taken = ops.admission.operands[which]
         if taken.indices is not None and values[taken.indices] is not None:
             refuse_slots()
+        if taken.sequences is not None and values[taken.sequences] is not None:
+            what = "left out with DTensors: call with the sequences that each rank has"
+            fail(PlacementError, SEQUENCES.name, "packed sequences", what)
         held = [(entry, values[place]) for place, entry in taken.tensors.items()]
         found = layout(signature, [(x.name, _dims(x.argument), tensor) for x, tensor in held])
         extents = sizes_of(signature, [(x.name, x.argument, tensor) for x, tensor in held])
@@ -282,7 +285,7 @@ def _rule(ops: Ops, which: str) -> Callable[..., Any]:
         wholes = []
         for result, part in zip(made.get(which, (signature.output,)), results, strict=True):
             # What is absent, or was not asked for, has no entries.
-            dims = result.dims if result.present and part.dim() == len(result.dims) else (0,)
+            dims = _dims(result) if result.present and part.dim() == len(result.dims) else (0,)
             wholes.append(found.whole(part, dims, extents, gradient=which == "backward"))
         return wholes[0] if len(wholes) == 1 else tuple(wholes)
 
@@ -291,7 +294,7 @@ def _rule(ops: Ops, which: str) -> Callable[..., Any]:
 
 def _dims(x: Argument) -> Dims:
     """An argument that a layer lacks has no entries; a state has one for each sequence."""
-    return tuple("B" if dim == POOLED else dim for dim in x.dims) if x.present else (0,)
+    return tuple("B" if dim in (POOLED, "N") else dim for dim in x.dims) if x.present else (0,)
 
 
 def refuse_slots() -> NoReturn:

@@ -87,16 +87,33 @@ def call(
     lead = tensors[0]
     if not isinstance(lead, Tensor) or lead.dim() == 0:
         return run(None)  # which says what is wrong
+    output, final = run(begin(form, names, tensors, pool, indices, lead.shape[0], traced))
+    there = has_slots(pool[0], indices, output.dim())
+    if final is not None:
+        end(pool, indices, final)
+    return torch.where(there, output, torch.zeros_like(output)), None if final is None else pool
+
+
+def begin(
+    form: StateForm,
+    names: Sequence[str],
+    tensors: Sequence[Any],
+    pool: Any,
+    indices: Tensor,
+    sequences: Any,
+    traced: bool,
+) -> Any:
+    """The states that so many sequences have in a pool, after all checks of it."""
     if pool is not None:
         form.check_kind("initial_state", pool)
-    count("initial_state", pool, indices, lead, lead.shape[0], traced)
+    count("initial_state", pool, indices, tensors[0], sequences, traced)
     if torch.is_grad_enabled():
         named = [*names[: len(tensors)], *(f"initial_state.{x}" for x in pool._fields)]
         checks.no_gradient(named, (*tensors, *pool), NOT_RECORDED)
-    states = type(pool)(*(x if x is None else entries([x], indices)[0] for x in pool))
-    output, final = run(states)
-    there = has_slots(pool[0], indices, output.dim())
-    if final is not None:
-        pairs = [(x, new.to(x.dtype)) for x, new in zip(pool, final, strict=True) if x is not None]
-        put_back([x for x, _ in pairs], indices, [new for _, new in pairs])
-    return torch.where(there, output, torch.zeros_like(output)), None if final is None else pool
+    return type(pool)(*(x if x is None else entries([x], indices)[0] for x in pool))
+
+
+def end(pool: Any, indices: Tensor, final: Any) -> None:
+    """Put the states after sequences into their slots."""
+    pairs = [(x, new.to(x.dtype)) for x, new in zip(pool, final, strict=True) if x is not None]
+    put_back([x for x, _ in pairs], indices, [new for _, new in pairs])

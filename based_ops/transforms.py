@@ -59,6 +59,8 @@ def mapped(ops: Ops, which: str) -> Callable[..., Any]:
         for place, name in written.items():
             if _shared(args[place], dims[place], size):
                 fail(StateError, name, "one for all", "mapped over like q, since a step updates it in place")
+        if taken.sequences in given:  # which lie in a batch of one
+            return _one_by_one(op, size, dims, args)
         alone = [place for place, entry in given.items() if not entry.has_batch]
         # Of what the batch shares, such as the weights of channels, neither values nor gradients may differ.
         if any(dims[place] is not None for place in alone) or (alone and taken.sums_over_batch):

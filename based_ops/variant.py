@@ -237,6 +237,7 @@ class Variant(ABC):
         entered, carried = tensors, self._no_carry
         if initial_state is not None:
             entered, carried = self._enter(tensors, initial_state)
+            carried = (*carried, *self._no_carry[len(carried) :])
         asked = (output_final_state,) if self._asked else ()
         results = call(self._ops.forward, facts is not self, (*entered, *numbers, *carried, *asked, kernel))
         output, *others = results if isinstance(results, tuple) else (results,)

@@ -17,9 +17,9 @@ from .base import AttentionLayer
 class LinearAttention(AttentionLayer):
     """Multi-head causal linear attention with the feature map of `variant`, without positions.
 
-    There are no masks yet.  Zeros in x are zero keys, and those are no padding: all maps with φ(0) ≠ 0, among
-    them Taylor's and elu(x) + 1, give them a weight.  Padding before a sequence changes its outputs; padding
-    after it changes the state that is returned.
+    A layer takes no mask; calls of its variant do.  Zeros in x are zero keys, and those are no padding: all
+    maps with φ(0) ≠ 0, among them Taylor's and elu(x) + 1, give them a weight.  Padding before a sequence
+    changes its outputs; padding after it changes the state that is returned.
     """
 
     mixer = "linear_attention"

@@ -20,7 +20,7 @@ from .rotary import rotate
 class SlidingWindowAttention(AttentionLayer):
     """Multi-head causal attention over the window of `variant`, with rotary embedding of q and k.
 
-    There are no masks yet: padding before a sequence is keys that it sees.
+    A layer takes no mask, calls of its variant do: padding before a sequence is keys that it sees.
     """
 
     mixer = "sliding_window"

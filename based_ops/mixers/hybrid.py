@@ -68,7 +68,7 @@ class HybridVariant(AttentionVariant):
         self._has_own = spec.window_qk is not None
         self._least = 0.0 if spec.combine == "normalizer" else None
 
-    def __call__(
+    def __call__(  # type: ignore[override]  # of one sequence a batch entry
         self,
         q: Tensor,
         k: Tensor,
@@ -129,7 +129,7 @@ class HybridVariant(AttentionVariant):
         tensors = self._all(q, k, v, g, (q_window, k_window, window_factor, linear_factor))
         return self._step(tensors, scale, state, backend, state_indices)
 
-    def reference(
+    def reference(  # type: ignore[override]  # of one sequence a batch entry
         self,
         q: Tensor,
         k: Tensor,

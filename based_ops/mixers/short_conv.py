@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from based_ops.codegen.dtypes import IO
 
-from .. import checks
+from .. import checks, packed
 from ..arguments import refuse
 from ..errors import ArgumentTypeError, ShapeError, fail
 from ..registry import get
@@ -60,8 +60,10 @@ class ShortConvVariant(Variant):
         gate: Tensor | None = None,
         initial_state: ShortConvState | None = None,
         output_final_state: bool = False,
-        backend: str | None = None,
+        cu_seqlens: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         state_indices: Tensor | None = None,
+        backend: str | None = None,
         **foreign: NoReturn,
     ) -> tuple[Tensor, ShortConvState | None]:
         """The convolution of a sequence: `(y, final_state)`, with y [B,T,D] contiguous and of x's dtype.
@@ -76,10 +78,26 @@ class ShortConvVariant(Variant):
         from slot `state_indices[b]`, and with `output_final_state` its final state goes there, in place; the
         pool is returned.  -1 names no slot: nothing changes, and the output is 0.  See `step`.  There are no
         gradients then (`GradientError`).
+
+        `cu_seqlens`, int32 or int64 [N+1] on the device, packs N sequences into a batch of 1, and
+        `attention_mask`, bool or 0 and 1, [B,T], says which tokens are no padding: as in calls of attention.
+        Inputs are copied then, with room in front of each sequence.
         """
         if foreign:
             refuse(ShortConvVariant.__call__, tuple(foreign))
         tensors = (x, weight, bias, gate)
+        if cu_seqlens is not None or attention_mask is not None:
+            return packed.call(
+                self,
+                tensors,
+                None,
+                initial_state,
+                output_final_state,
+                backend,
+                state_indices,
+                cu_seqlens,
+                attention_mask,
+            )
         return self._call(tensors, None, initial_state, output_final_state, backend, state_indices)
 
     def step(
@@ -140,16 +158,24 @@ class ShortConvVariant(Variant):
         gate: Tensor | None = None,
         initial_state: ShortConvState | None = None,
         output_final_state: bool = False,
+        cu_seqlens: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         **foreign: NoReturn,
     ) -> Any:
         """Naive mathematics in x's precision: y, or (y, final_state) if `output_final_state`."""
         if foreign:
             refuse(ShortConvVariant.reference, tuple(foreign))
         tensors = (x, weight, bias, gate)
-        batch, _, channels = self._check_inputs(self, tensors)
+        batch, length, channels = self._check_inputs(self, tensors)
+        places, count = None, batch
+        if cu_seqlens is not None or attention_mask is not None:
+            places, count = packed.places(cu_seqlens, attention_mask, x, batch, length, False)
         if initial_state is not None:
-            self._form.check("initial_state", initial_state, x, batch, channels, is_traced())
-        y, final = self._reference(tensors, (), initial_state)
+            self._form.check("initial_state", initial_state, x, count, channels, is_traced())
+        if places is not None:
+            y, final = packed.reference(self, tensors, (), initial_state, places)
+        else:
+            y, final = self._reference(tensors, (), initial_state)
         return (y, named(final, self.name)) if output_final_state else y
 
     def products(self, length: int, begun: bool = False, final: bool = False) -> float:
@@ -159,6 +185,31 @@ class ShortConvVariant(Variant):
     def _enter(self, tensors: Tensors, state: ShortConvState) -> tuple[Tensors, Tensors]:
         """Programs read tiles of tokens and channels: the past lies as a sequence does."""
         return tensors, (state.inputs.transpose(1, 2).contiguous(),)
+
+    def _lay(self, tensors: Tensors, state: ShortConvState | None, sequences: Tensor) -> packed.Laid:
+        """Inputs with zeros in front of each sequence, and behind them what was before it.
+
+        Between zeros and tokens there are no others than a state's, so that of a sequence that holds NaN
+        nothing comes back to the next one's.
+        """
+        x, weight, bias, gate = tensors
+        assert x is not None
+        before = self.width - 1
+        front = x.new_zeros(sequences.shape[0], before, x.shape[2])
+        if state is not None:
+            front = torch.cat((front, state.inputs.transpose(1, 2)), 1)
+        found = packed.spread(sequences, x.shape[1], front.shape[1])
+        x = found.laid(packed.chosen(found.there, x), front)
+        if gate is not None:
+            gate = found.laid(packed.chosen(found.there, gate), torch.zeros_like(front))
+        return packed.Laid((x, weight, bias, gate), (None,), found.sequences, found.tokens, found.there)
+
+    def _take(
+        self, laid: packed.Laid, final: Sequence[Tensor], initial_state: ShortConvState | None
+    ) -> ShortConvState:
+        x: Any = laid.tensors[0]
+        inputs, _ = packed.last_tokens(x, laid.sequences, self.width - 1)
+        return ShortConvState(inputs.transpose(1, 2).contiguous())
 
     def _leave(
         self, tensors: Tensors, final: Sequence[Tensor], initial_state: ShortConvState | None, length: int

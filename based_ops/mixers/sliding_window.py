@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..attention import AttentionVariant
 from ..heads import multiple, repeated
+from ..packed import Laid, last_tokens, spread
 from ..state import SlidingWindowState, first_valid, linear_to_ring, ring_of_start, ring_to_linear
 from ..variant import Tensors, constant
 
@@ -60,6 +61,39 @@ class SlidingWindowVariant(AttentionVariant):
         return SlidingWindowState(
             linear_to_ring(last_k, position), linear_to_ring(last_v, position), position
         )
+
+    def _lay(self, tensors: Tensors, state: SlidingWindowState | None, sequences: Tensor) -> Laid:
+        """The keys and values of each ring go in front of its sequence, with queries that nobody reads."""
+        q, k, v = tensors
+        assert q is not None and k is not None and v is not None
+        if state is None:
+            return Laid(tensors, (None, sequences), sequences)
+        k, v = _of_state(k, v)
+        past, found = state.position.contiguous(), spread(sequences, k.shape[1], self.window)
+        laid = (
+            found.laid(q, q.new_zeros(sequences.shape[0], self.window, *q.shape[2:])),
+            found.laid(k, ring_to_linear(state.k, past)),
+            found.laid(v, ring_to_linear(state.v, past)),
+        )
+        sequences = found.sequences.to(torch.int32)
+        return Laid(laid, (first_valid(past, self.window), sequences), sequences, found.tokens)
+
+    def _take(
+        self, laid: Laid, final: Sequence[Tensor], initial_state: SlidingWindowState | None
+    ) -> SlidingWindowState:
+        _, k, v = laid.tensors
+        k, v = _of_state(k, v)
+        start, stop = laid.sequences.unbind(1)
+        position = (stop - start).unsqueeze(1).expand(-1, k.shape[2])
+        if initial_state is not None:
+            position = initial_state.position + position - self.window
+
+        def ring(x: Tensor) -> Tensor:
+            last, there = last_tokens(x, laid.sequences, self.window)
+            last = torch.where(there[..., None, None], last, torch.zeros_like(last))
+            return linear_to_ring(last, position)
+
+        return SlidingWindowState(ring(k), ring(v), position.to(torch.int32).contiguous())
 
     def _reference(
         self, tensors: Tensors, numbers: tuple[float, ...], initial_state: Any
