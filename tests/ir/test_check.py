@@ -8,6 +8,7 @@ from based_ops.codegen import pipeline
 from based_ops.codegen.ir.blocks import write_out
 from based_ops.codegen.ir.build import Builder
 from based_ops.codegen.ir.check import IllFormed, Type, check
+from based_ops.codegen.ir.flags import Chosen, Only
 from based_ops.codegen.ir.fuse import statements
 from based_ops.codegen.ir.nodes import (
     ACC,
@@ -147,6 +148,10 @@ BAD = (
     (Store("y", (Var("i"),), Unary("exp", Sum(X, 1))), "Sum (inside a larger expression|where .*)"),
     (When(Var("OTHER"), ()), "OTHER is used before it is introduced"),
     (When(Var("T"), ()), "statements under a condition that is no plain truth value"),
+    (Let("k", Chosen("T", wrap(0), wrap(1))), "choice by T, which is no flag of the program"),
+    (Let("k", Chosen("FLAG", wrap(0), wrap(1.0))), "choice of .* or .*"),
+    (Only("T", Var("T") > 0), "what follows is only for .*, under T"),
+    (Only("FLAG", V > 0.0), "what follows is only for .*, under FLAG"),
     (When(Doubt(V), ()), "doubt of .*"),
     (When(Doubt(Var("c")), ()), "doubt of .*"),
     (When(V > 0.0, ()), "statements under a condition that is no plain truth value"),

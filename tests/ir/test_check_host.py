@@ -17,6 +17,7 @@ from based_ops.codegen.ir.host import (
     Either,
     Extent,
     Launch,
+    LayOut,
     Literal,
     Name,
     Parameter,
@@ -80,6 +81,7 @@ SIZES = ReadSizes("x", ("B", "T", "D"))
 Y = allocate("y", ("B", "T", "D"), IO)
 TOTAL = allocate("total", ("B", "D", 2), STATE, WANTED)
 LAUNCH = launch("convolve", {"GATED": GATE, "TOTAL": WANTED})
+NAMES = ("segments", "places", "table", "bounds")
 GOOD: Steps = (SIZES, Y, TOTAL, LAUNCH)
 
 
@@ -220,7 +222,10 @@ BAD = (
         planned(Plan({"z": INTEGER}, PLAN, (Name("T"),), (GATE, replace(OTHER, function="f")))),
         "forward_fast is no plan like forward",
     ),
-    (planned(Plan({"z": INTEGER}, PLAN, (GATE,))), ".* is of the kind truth, where integer is wanted"),
+    (
+        planned(Plan({"z": INTEGER}, PLAN, (GATE,))),
+        "is planned by .*, which is neither an integer nor a tensor",
+    ),
     (
         planned(Plan({"z": INTEGER}, PLAN, (Name("T"),), when=Name("T"))),
         ".* is of the kind integer, where truth is wanted",
@@ -228,6 +233,9 @@ BAD = (
     (bound(Constant("convolve", "KEYS")), "reads the constant KEYS of convolve, which is not there"),
     (bound(Constant("gone", "CHUNK")), "reads the constant CHUNK of gone, which is not there"),
     (bound(Serves("convolve", ("x",))), "asks whether convolve serves, which decides nothing"),
+    (forward(*GOOD, LayOut("gate", Name("T"), Literal(16), NAMES)), "reads of gate, which may be absent"),
+    (forward(*GOOD, LayOut("x", Name("scale"), Literal(16), NAMES)), ".* where integer is wanted"),
+    (forward(*GOOD, LayOut("x", Name("T"), Literal(16), ("x", *NAMES[1:]))), "x is named twice"),
     # Results and other passes
     (forward(SIZES, Y), "returns total, which it does not allocate"),
     (replace(forward(*GOOD), results=("y", "x")), "returns x, which it does not allocate"),

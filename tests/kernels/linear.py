@@ -42,6 +42,8 @@ class Layer:
     spec: LinearAttention
     module: ModuleType
     call: Call
+    sequences: Tensor | None = None
+    """Where packed sequences begin and end in the tokens."""
 
     @property
     def state_dtype(self) -> torch.dtype:
@@ -103,7 +105,8 @@ class Layer:
         decays: Decays | None = None,
     ) -> Forward:
         g = self.decays() if decays is None else decays
-        return Forward(*self.module.forward(q, k, v, *g, self.call.scale, *(initial or (None, None)), final))
+        given = (*(initial or (None, None)), self.sequences)
+        return Forward(*self.module.forward(q, k, v, *g, self.call.scale, *given, final))
 
     def backward(
         self,
@@ -127,6 +130,7 @@ class Layer:
             forward.n,
             self.call.scale,
             *(initial or (None, None)),
+            self.sequences,
         )
         return Gradients(*found[:3], *found[-2:], *(found[3:-2] or (q.new_empty(0),)))
 

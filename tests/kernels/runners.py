@@ -32,6 +32,8 @@ SMALL_TILES: Sizes = (
     ("SCAN", 16),
     ("forward.LENGTH", 32),
     ("backward.LENGTH", 64),
+    ("forward_packed.LENGTH", 32),
+    ("backward_packed.LENGTH", 32),
     ("FEATURES", 32),
 )
 """Tiles with which a short sequence has several chunks and segments."""

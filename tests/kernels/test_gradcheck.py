@@ -39,7 +39,7 @@ def test_linear_attention(spec: LinearAttention) -> None:
         @staticmethod
         def forward(ctx: Any, *inputs: Tensor) -> Any:
             q, k, v, s, z = (*inputs, None)[:5]
-            o, n, state, normalizer = module.forward(q, k, v, 0.3, s, z, True)
+            o, n, state, normalizer = module.forward(q, k, v, 0.3, s, z, None, True)
             ctx.save_for_backward(*inputs, o, n)
             return (o, state, normalizer) if spec.normalize else (o, state)
 
@@ -47,10 +47,12 @@ def test_linear_attention(spec: LinearAttention) -> None:
         def backward(ctx: Any, do: Tensor, ds: Tensor, dz: Tensor | None = None) -> Any:
             *inputs, o, n = ctx.saved_tensors
             q, k, v, s, z = (*inputs, None)[:5]
-            return module.backward(do, ds, dz, q, k, v, o, n, 0.3, s, z)[: len(inputs)]
+            return module.backward(do, ds, dz, q, k, v, o, n, 0.3, s, z, None)[: len(inputs)]
 
     q, k, v = leaf(1, 7, 1, 8), leaf(1, 7, 1, 8), leaf(1, 7, 1, 16)
-    state, normalizer = module.forward(q.detach() * 0.7, k.detach(), v.detach(), 0.3, None, None, True)[2:]
+    state, normalizer = module.forward(q.detach() * 0.7, k.detach(), v.detach(), 0.3, None, None, None, True)[
+        2:
+    ]
     earlier = [x.clone().requires_grad_() for x in (state, normalizer)][: 2 if spec.normalize else 1]
     assert torch.autograd.gradcheck(Forward.apply, (q, k, v, *earlier), fast_mode=True)
 
@@ -63,13 +65,13 @@ def test_sliding_window(window: int) -> None:
     class Forward(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            o, lse = module.forward(q, k, v, 0.3, None)
+            o, lse = module.forward(q, k, v, 0.3, None, None)
             ctx.save_for_backward(q, k, v, o, lse)
             return o
 
         @staticmethod
         def backward(ctx: Any, do: Tensor) -> Any:
-            return module.backward(do, *ctx.saved_tensors, 0.3, None)
+            return module.backward(do, *ctx.saved_tensors, 0.3, None, None)
 
     # The keys reach two tokens further back than the queries.
     inputs = leaf(1, 7, 1, 8), leaf(1, 9, 1, 8), leaf(1, 9, 1, 16)

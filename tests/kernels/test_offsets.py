@@ -47,14 +47,14 @@ def results(layer: str, module: ModuleType, x: tuple[Tensor, ...]) -> dict[str, 
     do, q, k, v = x
     token = (q[:, 1:2], k[:, 1:2], v[:, 1:2])
     if layer == "window":
-        forward = module.forward(q, k, v, 0.25, None)
-        gradients = module.backward(do, q, k, v, *forward, 0.25, None)
+        forward = module.forward(q, k, v, 0.25, None, None)
+        gradients = module.backward(do, q, k, v, *forward, 0.25, None, None)
         ring = [q.new_zeros(SHAPE[0], SHAPE[2], 4, 16) for _ in "kv"]
         position = torch.zeros(SHAPE[::2], dtype=torch.int32, device=q.device)
         step = module.step(*token, 0.25, *ring, position, None)
     else:
-        forward = module.forward(q, k, v, 1.0, None, None, True)
-        gradients = module.backward(do, None, None, q, k, v, *forward[:2], 1.0, None, None)[:3]
+        forward = module.forward(q, k, v, 1.0, None, None, None, True)
+        gradients = module.backward(do, None, None, q, k, v, *forward[:2], 1.0, None, None, None)[:3]
         state = [x.clone() for x in forward[2:]]
         step = module.step(*token, 1.0, *state, None)
     named = dict(zip(("o", "kept", "state", "normalizer"), forward, strict=False))

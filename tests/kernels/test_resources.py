@@ -29,6 +29,8 @@ NAMES = sorted(path.stem for path in SPECS.glob("*.yaml"))
 IN_FLOAT32 = ("pos_elu_qk64_v64", "taylor2_qk16_v64", "window64_d64")
 WITH_TILELANG = ("taylor2_qk16_v64", "window64_d64")
 DTYPES = (torch.bfloat16, torch.float32)
+DENSE = {"RAGGED": False, "BEGUN": False}
+"""The flags with which programs of one sequence are what they are; those of packed ones have them on."""
 ONE_TOKEN = {"SEVERAL": False, "SLOTS": False, "GROUPED": False}
 """The flags with which the kernel of a step is that of a single token, without a loop and without a pool."""
 OF_GROUPS = ("group_sums", "owed_sums")
@@ -66,7 +68,8 @@ def test_kernels_keep_to_their_budgets(
     kernels = [program.name for program in pipeline.kernels(pipeline.lower(spec), backend)]
     served = [name for name in kernels if dtype in module.SCHEDULE[name]]
     found = {
-        program: compile_one(spec, module, program, dtype, GROUPED=program in OF_GROUPS) for program in served
+        program: compile_one(spec, module, program, dtype, GROUPED=program in OF_GROUPS, **DENSE)
+        for program in served
     }
     found["one token"] = compile_one(spec, module, "token", dtype, **ONE_TOKEN)
     assert all(resources.shared <= SHARED_MEMORY for resources in found.values()), found

@@ -20,11 +20,11 @@ def products(spec: LayerSpec, length: int) -> int:
     module = build(spec, "torch")
     with FlopCounterMode(display=False) as counter:
         if spec.mixer == "sliding_window":
-            module.backward(v, q, k, v, *module.forward(q, k, v, 0.1, None), 0.1, None)
+            module.backward(v, q, k, v, *module.forward(q, k, v, 0.1, None, None), 0.1, None, None)
         else:
             g = {"none": (), "head": (torch.zeros(2),), "token": (torch.zeros(1, length, 2),)}[spec.decay]
-            forward = module.forward(q, k, v, *g, 0.1, None, None, True)
-            module.backward(v, None, None, q, k, v, *g, *forward[:2], 0.1, None, None)
+            forward = module.forward(q, k, v, *g, 0.1, None, None, None, True)
+            module.backward(v, None, None, q, k, v, *g, *forward[:2], 0.1, None, None, None)
     return counter.get_total_flops()
 
 

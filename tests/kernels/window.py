@@ -41,12 +41,12 @@ class Layer:
         return drawn.to(self.call.device, torch.int32)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, first: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.module.forward(q, k, v, self.call.scale, first)
+        return self.module.forward(q, k, v, self.call.scale, first, None)
 
     def backward(
         self, do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, first: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return self.module.backward(do, q, k, v, o, lse, self.call.scale, first)
+        return self.module.backward(do, q, k, v, o, lse, self.call.scale, first, None)
 
     def ring(self) -> tuple[Tensor, Tensor, Tensor]:
         """An empty ring."""

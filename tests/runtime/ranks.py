@@ -98,7 +98,7 @@ def operators(layer: Variant, mesh: Any, sizes: Sequence[str | None]) -> None:
             for place, entry in taken.tensors.items():
                 if given[place] is not None:
                     dims = entry.argument.dims if entry.argument.present else (0,)
-                    dims = tuple("B" if dim == POOLED else dim for dim in dims)
+                    dims = tuple("B" if dim in (POOLED, "N") else dim for dim in dims)
                     shared[place] = distribute_tensor(given[place].clone(), mesh, placed(dims, sizes))
             op = getattr(layer.operators, which)
             got, want = op(*shared), op(*given)
@@ -207,7 +207,7 @@ def direct(layer: Variant, inputs: Sequence[Any]) -> Any:
 
 
 def slots(layer: Variant, mesh: Any) -> None:
-    """Indices of slots are refused, not overlooked."""
+    """Indices of slots and masks are refused, not overlooked."""
     inputs = tensors_of(layer, 2, 1)
     given = [None if x is None else distribute_tensor(x, mesh, [Replicate()]) for x in inputs]
     state = state_of(layer, 2)
@@ -217,6 +217,12 @@ def slots(layer: Variant, mesh: Any) -> None:
         assert str(error).startswith("state_indices: "), str(error)
     else:
         raise AssertionError(f"{layer.name}: slots are not refused")
+    try:
+        layer(*given, attention_mask=torch.ones(2, 1, dtype=torch.bool))
+    except errors.PlacementError as error:
+        assert str(error).startswith("attention_mask: got DTensors"), str(error)
+    else:
+        raise AssertionError(f"{layer.name}: masks are not refused")
 
 
 def main(rank: int, file: str) -> None:

@@ -26,8 +26,8 @@ from .inputs import qkv
 from .test_layers import HEADS, WIDTH, layer_for
 
 TRIED = (
-    "cu_seqlens",
-    "attention_mask",
+    "query_start_loc",
+    "key_padding_mask",
     "causal",
     "is_causal",
     "enable_gqa",
@@ -96,12 +96,12 @@ def test_foreign_arguments_while_tracing(variant: Variant, dynamic: bool) -> Non
     x, state = torch.randn(2, 1, WIDTH), variant.init_state(2, HEADS)
     for function, arguments in ((variant, qkv(variant)), (layer, (x,)), (layer.step, (x, state))):
         compiled = torch.compile(
-            lambda *a, f=function: f(*a, attention_mask=mask),
+            lambda *a, f=function: f(*a, key_padding_mask=mask),
             fullgraph=True,
             dynamic=dynamic,
             backend="eager",
         )
-        with torch.no_grad(), pytest.raises(errors.ArgumentTypeError, match="^attention_mask: no argument"):
+        with torch.no_grad(), pytest.raises(errors.ArgumentTypeError, match="^key_padding_mask: no argument"):
             compiled(*arguments)
 
 

@@ -38,6 +38,7 @@ def test_opcheck_forward_with_state(variant: Variant) -> None:
     q, k, v = qkv(variant, length=5, requires_grad=True)
     _, state = variant(*qkv(variant, length=5), output_final_state=True)
     entered, carried = variant._enter((q, k, v), state)
+    carried = (*carried, *(None for _ in variant.signature.carried[len(carried) :]))
     given = [
         x if x is None or not x.is_floating_point() else x.detach().requires_grad_()
         for x in (*entered, *carried)

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 import based_ops
 from based_ops import errors, ops
-from based_ops.codegen.spec.signature import INDICES
+from based_ops.codegen.spec.signature import INDICES, SEQUENCES
 from based_ops.overlap import extent, overlapping, period
 from based_ops.variant import Variant
 
@@ -21,7 +21,7 @@ from .conftest import every_kind, representatives
 from .inputs import leaves, qkv
 
 F32 = torch.float32
-SIZES = {"B": 2, "T": 5, "Tk": 5, "H": 3, "D": 7, "slots": 2}
+SIZES = {"B": 2, "N": 2, "T": 5, "Tk": 5, "H": 3, "D": 7, "slots": 2}
 PASSES = ("forward", "backward", "step")
 
 
@@ -37,6 +37,8 @@ def arguments(variant: Variant, which: str, optional: bool = True) -> list[Any]:
     for argument, operand in zip(operator(variant, which)._schema.arguments, taken.entries, strict=True):
         if operand is None:
             found.append({"float": 0.5, "bool": True}.get(str(argument.type), "torch"))
+        elif operand.argument is SEQUENCES:  # which lie in a batch of one
+            found.append(None)
         elif not operand.argument.present and not operand.returned or (operand.part_of and not optional):
             found.append(None)
         elif operand.argument is INDICES:

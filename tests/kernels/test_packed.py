@@ -1,0 +1,178 @@
+"""Packed sequences: each is as if it were alone, whatever the others and the tokens between them hold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from based_ops.state import LinearAttentionState
+from tests.kernels import window
+from tests.kernels.inputs import calls
+from tests.kernels.linear import Forward, Gradients, Layer, expected, expected_gradients
+from tests.kernels.runners import Runner
+from tests.kernels.test_linear_attention import of_state
+from tests.tolerance import BACKWARD, FORWARD, assert_close, assert_same
+
+SPOILT = (float("nan"), float("inf"))
+
+
+def places(edges: list[tuple[int, int]], device: str) -> Tensor:
+    return torch.tensor(edges, dtype=torch.int32, device=device).view(-1, 2)
+
+
+def draw_call(data: st.DataObject, runner: Runner, most: int) -> Layer:
+    """A layer with a call of one batch entry."""
+    dtype = data.draw(st.sampled_from(runner.dtypes), "dtype")
+    spec = data.draw(runner.linear_attentions(dtype), "spec")
+    call = data.draw(calls(runner, spec, dtype, most), "call")
+    return Layer(spec, runner.module(spec), replace(call, batch=1))
+
+
+@given(data=st.data())
+def test_one_sequence_is_a_call(runner: Runner, data: st.DataObject) -> None:
+    """Alone in its tokens, against naive mathematics."""
+    layer = draw_call(data, runner, most=300)
+    layer = replace(layer, sequences=places([(0, layer.call.length)], runner.device))
+    q, k, v = layer.qkv()
+    do = layer.output_gradient()
+    initial = layer.earlier() if data.draw(st.booleans(), "initial state") else None
+    found = layer.forward(q, k, v, initial)
+    o, state = expected(layer, q, k, v, initial)
+    assert_close("o", found.o, o, FORWARD[layer.call.dtype])
+    assert_close("final state", found.state, state.state, of_state(FORWARD, layer))
+    if layer.spec.normalize:
+        assert_close("final normalizer", found.normalizer, state.normalizer, of_state(FORWARD, layer))
+    like = LinearAttentionState(found.state, found.normalizer if layer.spec.normalize else None)
+    d_final = layer.random_like(like, 6) if data.draw(st.booleans(), "gradient of the final state") else None
+    gradients = layer.backward(do, d_final, q, k, v, found, initial)
+    parts = ("state", "normalizer")[: 1 + layer.spec.normalize] if initial else ()
+    names = ("q", "k", "v", *parts, *("g" for _ in layer.decays()))
+    wanted = expected_gradients(layer, do, d_final, q, k, v, initial)
+    for name, (gradient, part) in zip(names, wanted, strict=True):
+        tolerance = of_state(BACKWARD, layer) if name in parts else BACKWARD[layer.call.dtype]
+        if name == "g":  # a sum over all later tokens, of differences
+            tolerance = tolerance.loosened(4)
+        assert_close(f"gradient of {name}", getattr(gradients, name), gradient, tolerance, floor=part)
+
+
+@given(data=st.data())
+def test_sequences_do_not_know_each_other(runner: Runner, data: st.DataObject) -> None:
+    """Bit for bit: a sequence among others, which may hold what is not finite, and alone."""
+    layer = draw_call(data, runner, most=runner.steps(24) * 8)
+    length, device = layer.call.length, runner.device
+    cuts = sorted(data.draw(st.lists(st.integers(0, length), min_size=2, max_size=8), "cuts"))
+    edges = list(zip(cuts[::2], cuts[1::2], strict=False))
+    begun, ended = (data.draw(st.booleans(), name) for name in ("initial states", "gradients of final ones"))
+    q, k, v, do = (x.clone() for x in (*layer.qkv(), layer.output_gradient()))
+    decays = tuple(x.clone() for x in layer.decays())
+    of_tokens = decays and decays[0].dim() > 1
+    spoilt = {
+        n: data.draw(st.sampled_from((*SPOILT, 0.0, 0.0)), f"in sequence {n}") for n in range(len(edges))
+    }
+    nobodys = torch.ones(length, dtype=torch.bool)
+    for n, (start, stop) in enumerate(edges):
+        nobodys[start:stop] = False
+        if spoilt[n]:
+            for x in (q, k, v, do):
+                x[:, start:stop] = spoilt[n]
+    for x in (q, k, v, do, *(decays if of_tokens else ())):
+        x[:, nobodys.to(device)] = float("nan")
+    state = layer.empty()
+    many = LinearAttentionState(
+        *(None if x is None else x.new_zeros(len(edges), *x.shape[1:]) for x in state)
+    )
+    initial, d_final = (
+        layer.random_like(many, salt) if on else None for salt, on in ((6, begun), (7, ended))
+    )
+
+    def run(edges: list[tuple[int, int]], start: int, stop: int, own: slice) -> tuple[Forward, Gradients]:
+        """A call of some of the tokens, with some of the states."""
+
+        def states(given: LinearAttentionState | None) -> LinearAttentionState | None:
+            return given and LinearAttentionState(*(x if x is None else x[own] for x in given))
+
+        call = replace(layer, sequences=places(edges, device))
+        inputs = [x[:, start:stop] for x in (q, k, v, do)]
+        g = tuple(x[:, start:stop].contiguous() if of_tokens else x for x in decays)
+        found = call.forward(*inputs[:3], states(initial), decays=g)
+        return found, call.backward(inputs[3], states(d_final), *inputs[:3], found, states(initial), decays=g)
+
+    assume(length)
+    found, gradients = run(edges, 0, length, slice(None))
+    for name, x in (("o", found.o), ("dq", gradients.q), ("dk", gradients.k), ("dv", gradients.v)):
+        assert not x[:, nobodys.to(device)].any(), f"{name} of tokens that no sequence has"
+    for n, (start, stop) in enumerate(edges):
+        own = slice(n, n + 1)
+        if start == stop:
+            before = layer.empty() if initial is None else LinearAttentionState(*initial)
+            assert_same(
+                "state after no tokens", found.state[own], before.state[own if begun else slice(None)]
+            )
+            continue
+        if spoilt[n]:
+            continue
+        alone, of_alone = run([(0, stop - start)], start, stop, own)
+        assert_same("o", found.o[:, start:stop], alone.o)
+        assert_same("final state", found.state[own], alone.state)
+        for name, x, y in zip("qkv", gradients[:3], of_alone[:3], strict=True):
+            assert_same(f"gradient of {name}", x[:, start:stop], y)
+        if of_tokens:
+            assert_same("gradient of g", gradients.g[:, start:stop], of_alone.g)
+        if begun:
+            assert_same("gradient of the initial state", gradients.state[own], of_alone.state)
+
+
+@given(data=st.data())
+def test_windows_end_with_their_sequence(runner: Runner, data: st.DataObject) -> None:
+    """Against softmax in float64, and bit for bit whatever the other sequences hold."""
+    dtype = data.draw(st.sampled_from(runner.dtypes), "dtype")
+    spec = data.draw(st.sampled_from(runner.window_pool()), "spec")
+    drawn = data.draw(calls(runner, spec, dtype, 150), "call")
+    layer = window.Layer(spec, runner.module(spec), replace(drawn, batch=1))
+    length, device, scale = layer.call.length, runner.device, layer.call.scale
+    cuts = sorted(data.draw(st.lists(st.integers(0, length), min_size=2, max_size=8), "cuts"))
+    edges = list(zip(cuts[::2], cuts[1::2], strict=False))
+    q, k, v, do = (x.clone() for x in (*layer.qkv(), layer.output_gradient()))
+    # Some of the first keys of each sequence are none, as before the tokens of a ring that is not full.
+    first = torch.zeros(len(edges), layer.call.heads, dtype=torch.int32, device=device)
+    begun = data.draw(st.booleans(), "first keys")
+    for n, (start, stop) in enumerate(edges):
+        if begun and start < stop:
+            first[n] = data.draw(st.integers(0, stop - start - 1), f"first key of sequence {n}")
+
+    def run(
+        edges: list[tuple[int, int]], start: int, stop: int, first: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        given = [x[:, start:stop] for x in (q, k, v, do)]
+        carried = first if begun else None, places(edges, device)
+        found = layer.module.forward(*given[:3], scale, *carried)
+        return found, layer.module.backward(given[3], *given[:3], *found, scale, *carried)
+
+    (o, _), gradients = run(edges, 0, length, first)
+    others = torch.ones(length, dtype=torch.bool, device=device)
+    one = data.draw(st.integers(0, len(edges) - 1), "one of them")
+    start, stop = edges[one]
+    for n, (a, z) in enumerate(edges):
+        others[a:z] = False
+        if a == z:
+            continue
+        seen = [x[:, a:z] for x in (q, k, v)]
+        skipped = int(first[n, 0])
+        want, _ = window.expected(spec.window, scale, *seen, first[n : n + 1] if begun else None)
+        assert_close("o", o[:, a + skipped : z], want[:, skipped:], FORWARD[dtype])
+    assert not any(x[:, others].any() for x in (o, *gradients) if not begun)
+    if start == stop:
+        return
+    (alone, _), of_alone = run([(0, stop - start)], start, stop, first[one : one + 1])
+    for x in (q, k, v, do):
+        x[:, :start] = x[:, stop:] = data.draw(st.sampled_from(SPOILT), "elsewhere")
+    (spoilt, _), of_spoilt = run(edges, 0, length, first)
+    for name, x, y, z in zip(
+        ("o", "dq", "dk", "dv"), (o, *gradients), (spoilt, *of_spoilt), (alone, *of_alone), strict=True
+    ):
+        assert_same(f"{name} beside what is not finite", y[:, start:stop], x[:, start:stop])
+        assert_same(f"{name} alone", z, x[:, start:stop])
