@@ -77,8 +77,8 @@ LINEAR = (
     LinearAttention("square", Elementwise("x**2"), HeadDims(64, 64), normalize=False, scale=0.5),
     LinearAttention("bounded", Elementwise("sigmoid(x) + 0.1"), HeadDims(8, 256), state_dtype="float16"),
     LinearAttention("wide", TaylorExp(2), HeadDims(24, 16)),
-    LinearAttention("broad", Elementwise("sigmoid(x)"), HeadDims(128, 80)),
-    LinearAttention("broadest", Elementwise("x"), HeadDims(250, 128), normalize=False, scale=0.1),
+    LinearAttention("broad", Elementwise("sigmoid(x) + 0.1"), HeadDims(128, 80)),
+    LinearAttention("broadest", Elementwise("x**2"), HeadDims(250, 128), normalize=False, scale=0.1),
     LinearAttention("taylor2_fading", TaylorExp(2), HeadDims(8, 17), decay="token"),
     LinearAttention("retention", Elementwise("x"), HeadDims(20, 40), normalize=False, decay="head"),
 )

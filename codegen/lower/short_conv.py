@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from ..dtypes import ACC, IO
 from ..ir.build import Builder
-from ..ir.nodes import Cast, Expr, Full, Load, Span, Sum, Var, cdiv, row, wrap
+from ..ir.nodes import Cast, Expr, Full, Load, Span, Sum, Var, Where, cdiv, column, row, wrap
 from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import GRADIENTS, STREAMS, TOKEN
 from .sequence import Sequence
@@ -63,15 +63,17 @@ def gradients(layer: Layer) -> Program:
     taps, bias = layer.totals(b, TILE)
     start, stop = layer.segment(b, Var("CHUNK"))
     with b.loop("t0", start, stop, "CHUNK") as t0:
-        place = B, b.let("t", Span(t0, "CHUNK")), d
+        t = b.let("t", Span(t0, "CHUNK"))
+        place = B, t, d
         seen = _seen(layer, b, t0, d)
         p = layer.argument(b, seen, offset, TILE)
         r = layer.slope(b, p, place, lambda name, value: b.store(name, place, Cast(value, IO)))
         b.store("r", place, Cast(r, IO))
+        there = column(t) < "T"  # what is past the end may still see what is not finite
         for total, x in zip(taps, seen, strict=True):
-            b.add(total, r * x)
+            b.add(total, Where(there, r * x, wrap(0.0)))
         if bias:
-            b.add(bias, r)
+            b.add(bias, Where(there, r, wrap(0.0)))
     for j, total in enumerate(taps):
         b.store("tap_sums", (B, Var("segment"), wrap(j), d), b.let(f"{total.name}_total", Sum(total, 0)))
     if bias:

@@ -102,8 +102,8 @@ def walk_back(layer: Layer) -> Program:
             for j in range(layer.width):
                 b.add(dx, r[k + past - j] * Var(f"w{j}"))
             store(t0 + k, "dx", dx)
-            for total, tap in zip(taps, x[k:], strict=False):
-                b.add(total, r[k] * tap)
+            for total, tap in zip(taps, x[k:], strict=False):  # a tap past the end may see what is not finite
+                b.add(total, Where(t0 + k < T, r[k] * tap, zero))
             if bias:
                 b.add(bias, r[k])
         for old, new in (*zip(older, newer, strict=True), *zip(r, after, strict=False)):

@@ -27,6 +27,7 @@ from ..ir.nodes import (
     OPERAND,
     STATE,
     Add,
+    Const,
     Dot,
     For,
     Let,
@@ -104,9 +105,9 @@ def _held(body: tuple[Stmt, ...], types: Types, sizes: Mapping[str, int]) -> int
 
 
 def _triton_shared(program: Program, types: Types, dtype: str, setting: Setting) -> int:
-    """Bytes of what loops load for the right side of a product, in flight."""
+    """Bytes of what loops load for the right side of a product, in flight; of a single round nothing is."""
     most = 0
-    for loop in _loops(program.body):
+    for loop in _loops(program.body, setting.constants):
         operands = {
             _operand(stmt.value.y)
             for stmt in loop
@@ -146,13 +147,23 @@ def _operand(side: Var | Transpose) -> str:
     return side.x.name if isinstance(side, Transpose) else side.name
 
 
-def _loops(body: tuple[Stmt, ...]) -> Iterator[tuple[Stmt, ...]]:
-    """The bodies of all loops, each with what its switches hold and without the loops inside it."""
+def _loops(body: tuple[Stmt, ...], sizes: Mapping[str, int] = {}) -> Iterator[tuple[Stmt, ...]]:
+    """The bodies of all loops, each with what its switches hold and without the loops inside it.
+
+    Those of which these sizes make a single round are left out.
+    """
     for stmt in body:
         if isinstance(stmt, For | When):
-            if isinstance(stmt, For):
+            if isinstance(stmt, For) and not _is_one_round(stmt, sizes):
                 yield tuple(_straight(stmt.body))
-            yield from _loops(stmt.body)
+            yield from _loops(stmt.body, sizes)
+
+
+def _is_one_round(loop: For, sizes: Mapping[str, int]) -> bool:
+    match loop.start, loop.stop, loop.step:
+        case Const(int(start)), Const(int(stop)), Var(step):
+            return step in sizes and start + sizes[step] >= stop
+    return False
 
 
 def _straight(body: tuple[Stmt, ...]) -> Iterator[Stmt]:

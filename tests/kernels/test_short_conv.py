@@ -192,6 +192,20 @@ def test_nan_reaches_the_tokens_that_see_it(runner: Runner, data: st.DataObject)
     assert torch.equal(call.module.forward(x, *others).isnan(), wanted)
 
 
+@pytest.mark.parametrize("length", [1, 2, 5, 33])
+def test_nan_in_the_last_input_reaches_one_tap(runner: Runner, length: int) -> None:
+    """Where a tile or a round goes on past the end, the other taps see that input too."""
+    target = HOST_C if runner.id == "tilelang-cpu" else runner.backend
+    spec = ShortConv("conv4", 4, None)
+    module = build(spec, target, (FORMS[0],))
+    call = Call(spec, module, (1, length, 3), torch.float32, runner.device, "dense", 0, frozenset())
+    x, weight, *others = call.inputs()
+    assert x is not None and weight is not None
+    x[:, -1] = float("nan")
+    d_weight = module.backward(call.sequence(5), x, weight, *others)[1]
+    assert d_weight.isfinite()[:, :-1].all() and d_weight[:, -1].isnan().all()
+
+
 @given(data=st.data())
 def test_nan_reaches_gradients_of_what_was_seen(runner: Runner, data: st.DataObject) -> None:
     """One in x or in the outputs' gradients: gradients are finite where autograd's are, and these agree."""
@@ -547,7 +561,7 @@ def test_replays_on_a_gpu(op: Variant, dtype: torch.dtype) -> None:
             )
             token = [None if t is None else t[:, :1] if t.dim() == 3 else t for t in given]
             a = op.step(token[0], states[0], *token[1:])
-            assert torch.equal(a, step(*token, states[1].inputs, kernel))
+            assert torch.equal(a, step(*token, states[1].inputs, None, kernel))
             assert torch.equal(states[0].inputs, states[1].inputs)
     assert op._replays._known
 

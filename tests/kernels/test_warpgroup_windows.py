@@ -42,7 +42,7 @@ def test_forward(window: int, past: int, length: int, segments: int, dtype: torc
     q, k, v = one.qkv()
     first = one.first() if past else None
     forward, _ = passes(one.module, segments)
-    o, lse = forward(q, k, v, one.call.scale, first)
+    o, lse = forward(q, k, v, one.call.scale, first, None)
     wanted, wanted_lse = expected(window, one.call.scale, q, k, v, first)
     assert_close("o", o, wanted, FORWARD[dtype])
     assert_close("lse", lse, wanted_lse, FORWARD[dtype], floor=torch.ones_like(wanted_lse))
@@ -58,8 +58,8 @@ def test_gradients(window: int, padded: bool, length: int, segments: int, dtype:
     do = one.output_gradient()
     first = torch.zeros(2, 2, dtype=torch.int32) if padded else None
     forward, backward = passes(one.module, segments)
-    o, lse = forward(q, k, v, one.call.scale, first)
-    found = backward(do, q, k, v, o, lse, one.call.scale, first)
+    o, lse = forward(q, k, v, one.call.scale, first, None)
+    found = backward(do, q, k, v, o, lse, one.call.scale, first, None)
     leaves = [x.double().requires_grad_() for x in (q, k, v)]
     wanted = torch.autograd.grad(expected(window, one.call.scale, *leaves, first)[0], leaves, do.double())
     size = one.call.scale * float(do.double().square().mean().sqrt()) * v.shape[-1] ** 0.5 / 8
@@ -74,8 +74,8 @@ def test_no_wait_is_forgotten_and_none_too_many(window: int, program: str) -> No
         one = layer(window, 320, torch.bfloat16)
         q, k, v = one.qkv()
         forward, backward = passes(module, 1)
-        o, lse = forward(q, k, v, one.call.scale, None)
-        found = backward(o, q, k, v, o, lse, one.call.scale, None) if program == "gradients" else ()
+        o, lse = forward(q, k, v, one.call.scale, None, None)
+        found = backward(o, q, k, v, o, lse, one.call.scale, None, None) if program == "gradients" else ()
         for tensor in (o, lse, *found):
             assert tensor.isfinite().all()
 

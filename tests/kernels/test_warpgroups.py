@@ -104,14 +104,14 @@ def test_gradients(
 
     forward, backward = passes(build(spec, "triton"), segments)
     before = initial or (None, None)
-    o, n, *after = forward(q, k, v, SCALE, *before, continued)
+    o, n, *after = forward(q, k, v, SCALE, *before, None, continued)
     if initial:
         for name, got, want in zip(
             LinearAttentionState._fields, after, call.expected(initial)[1], strict=True
         ):
             if want is not None:
                 assert_close(name, got, want, FORWARD[dtype])
-    found = backward(do, *(d_final or (None, None)), q, k, v, o, n, SCALE, *before)
+    found = backward(do, *(d_final or (None, None)), q, k, v, o, n, SCALE, *before, None)
     names = ("dq", "dk", "dv", "d_initial_state", "d_initial_normalizer")
     for name, got, (want, part) in zip(names, found, wanted, strict=False):
         assert_close(name, got, want, BACKWARD[dtype], floor=part)
@@ -147,8 +147,8 @@ def compute_gradients(spec: LinearAttention, module: ModuleType) -> None:
     """Forward and backward in two segments; fails unless all that is found is finite."""
     call = Call(spec, torch.bfloat16, 200)
     forward, backward = passes(module, 2)
-    o, n, *_ = forward(*call.qkv, SCALE, None, None, False)
-    for tensor in (o, *backward(o, None, None, *call.qkv, o, n, SCALE, None, None)):
+    o, n, *_ = forward(*call.qkv, SCALE, None, None, None, False)
+    for tensor in (o, *backward(o, None, None, *call.qkv, o, n, SCALE, None, None, None)):
         assert tensor.isfinite().all()
 
 

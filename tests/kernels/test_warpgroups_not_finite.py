@@ -68,8 +68,8 @@ def test_gradients(spec: LinearAttention, segments: int, draw: int) -> None:
     do = torch.randn(call.qkv[2].shape).to(BF16)
     *qkv, do = Draw(draw, numbers).into(*call.qkv, do)
     forward, backward = passes(build(spec, "triton"), segments)
-    o, n, *_ = forward(*qkv, SCALE, None, None, False)
-    found = backward(do, None, None, *qkv, o, n, SCALE, None, None)
+    o, n, *_ = forward(*qkv, SCALE, None, None, None, False)
+    found = backward(do, None, None, *qkv, o, n, SCALE, None, None, None)
 
     def naive(*leaves: Tensor) -> Tensor:
         return rows.linear_attention(spec, *leaves, SCALE)
@@ -95,7 +95,7 @@ def test_a_window_whose_keys_have_no_weight(window: int) -> None:
     one = window_layer(window, 200, BF16)
     q, k, v = one.qkv()
     q, k = without_weights(q, k, window)
-    o, _ = passes(one.module, 1)[0](q, k, v, one.call.scale, None)
+    o, _ = passes(one.module, 1)[0](q, k, v, one.call.scale, None, None)
     assert_reaches("o", o, rows.sliding_window(window, *wide(q, k, v), one.call.scale), FORWARD[BF16])
 
 
@@ -106,8 +106,8 @@ def test_gradients_of_windows(window: int, segments: int, draw: int) -> None:
     one = window_layer(window, 200, BF16)
     *qkv, do = Draw(draw).into(*one.qkv(), one.output_gradient())
     forward, backward = passes(one.module, segments)
-    o, lse = forward(*qkv, one.call.scale, None)
-    found = backward(do, *qkv, o, lse, one.call.scale, None)
+    o, lse = forward(*qkv, one.call.scale, None, None)
+    found = backward(do, *qkv, o, lse, one.call.scale, None, None)
 
     def naive(*leaves: Tensor) -> Tensor:
         return rows.sliding_window(window, *leaves, one.call.scale)
