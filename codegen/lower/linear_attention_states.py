@@ -148,7 +148,9 @@ def running_states(layer: Layer, name: str, of_queries: bool, total: bool = Fals
         state.restore(initial, "_initial")
     with b.when("SEGMENTED"):
         state.restore(spans, "_start", Var("walk"))
-    tiles = b.let("tiles", cdiv(tokens.length, "SEGMENT"))
+    whole = cdiv(tokens.length, "SEGMENT")
+    # A part of a sequence may have no tokens; what lies before it is kept all the same.
+    tiles = b.let("tiles", whole if tokens.end is None else maximum(whole, 1))
     per_segment = b.let("per_segment", 1)
     with b.when("LONG"):
         b.set(per_segment, cdiv(tiles, "segments"))

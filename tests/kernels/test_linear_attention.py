@@ -238,4 +238,5 @@ def _weight(layer: Layer) -> object:
 
 def test_state_rows() -> None:
     """The state of the second-order map is the packed symmetric one."""
-    assert [feature_count(spec) for spec in LINEAR] == [153, 45, 153, 20, 55, 25, 64, 8, 325, 128, 250, 45, 20]
+    rows = [153, 45, 153, 20, 55, 25, 64, 8, 325, 128, 250, 45, 20]
+    assert [feature_count(spec) for spec in LINEAR] == rows

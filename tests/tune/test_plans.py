@@ -285,9 +285,8 @@ def test_a_plan_reaches_launches_only_through_its_function(name: str) -> None:
         text = pipeline.emit(pipeline.schedule(lowered, target))
         for plan in pipeline.plans_of(lowered, target):
             entry = rf'SCHEDULE\[[^]]*"{plan.name}"[^]]*\]'
-            call = (
-                rf"{plan.function}\(\s*(?:T, B(?: \* (?:D|H|HS))?|sequences, T), \*\*{entry}\[\w+\.dtype\],?\s*\)"
-            )
+            sizes = r"(?:T, B(?: \* (?:D|H|HS))?|sequences, T)"
+            call = rf"{plan.function}\(\s*{sizes}, \*\*{entry}\[\w+\.dtype\],?\s*\)"
             assert len(re.findall(call, text)) == len(re.findall(entry, text)) == 1
 
 
