@@ -175,4 +175,11 @@ def test_windows_end_with_their_sequence(runner: Runner, data: st.DataObject) ->
         ("o", "dq", "dk", "dv"), (o, *gradients), (spoilt, *of_spoilt), (alone, *of_alone), strict=True
     ):
         assert_same(f"{name} beside what is not finite", y[:, start:stop], x[:, start:stop])
-        assert_same(f"{name} alone", z, x[:, start:stop])
+        if runner.backend == "torch":  # whose tiles are as long as what there is, and its sums as they come
+            allowed = (FORWARD if name == "o" else BACKWARD)[dtype]
+            own = x[:, start:stop]
+            assert torch.equal(z.isnan(), own.isnan())
+            z, own = z.nan_to_num(), own.nan_to_num()
+            assert_close(f"{name} alone", z, own, allowed, floor=torch.ones_like(z))
+        else:
+            assert_same(f"{name} alone", z, x[:, start:stop])
