@@ -25,6 +25,7 @@ THEMES = {"light": ("#ffffff", "#1f2328", "#d0d7de"), "dark": ("#0d1117", "#e6ed
 COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"),
     *("#8C6BD6", "#999999", "#9C6B3F", "#B5BD00", "#00B5B8", "#F0506E", "#5FD35F"),
+    *("#2E7D6B", "#A13D63", "#C9A27C", "#5C6BC0"),
 )
 MARKERS = "osD^vP*X<>d"
 OURS, SAME, OTHER = "this library", "the same layer", "another layer: full attention"
@@ -70,7 +71,7 @@ def styles(report: Report) -> dict[str, Style]:
     for time in (time for line in report.lines for time in line.times):
         kinds.setdefault(time.by, OURS if time.ours else SAME if time.same else OTHER)
     names = sorted(kinds, key=lambda by: (OURS, OTHER, SAME).index(kinds[by]))
-    # Thirteen colours and eleven markers have no common divisor: 143 pairs before one comes again.
+    # Seventeen colours and eleven markers have no common divisor: 187 pairs before one comes again.
     return {
         by: Style(kinds[by], COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
         for i, by in enumerate(names)
