@@ -85,7 +85,7 @@ def test_windows(window: int, past: int, segments: int, draw: int) -> None:
     one = window_layer(window, 200, BF16, past)
     q, k, v = Draw(draw).into(*one.qkv())
     first = one.first() if past else None
-    o, _ = passes(one.module, segments)[0](q, k, v, one.call.scale, first)
+    o, _ = passes(one.module, segments)[0](q, k, v, one.call.scale, first, None)
     wanted = rows.sliding_window(window, *wide(q, k, v), one.call.scale, first)
     assert_reaches("o", o, wanted, FORWARD[BF16])
 
