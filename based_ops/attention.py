@@ -13,8 +13,8 @@ from .arguments import refuse
 from .errors import ArgumentTypeError, fail
 from .heads import multiple, repeated
 from .state_base import named
-from .tracing import is_traced
-from .variant import Tensors, Variant, constant
+from .tracing import constant, is_traced
+from .variant import Tensors, Variant
 
 
 class AttentionVariant(Variant):

@@ -50,3 +50,12 @@ def number(variant: str, which: str) -> Any:
     function that it runs on strings.
     """
     return _numbers[variant, which]
+
+
+def constant(which: str, doc: str) -> property:
+    """A read-only number of a variant, for Dynamo a constant."""
+
+    def read(variant: Any) -> Any:
+        return number(variant.name, which)
+
+    return property(read, doc=doc)

@@ -25,7 +25,7 @@ from .replay import Replays, recordable
 from .sharding import is_distributed
 from .state_base import named
 from .state_form import StateForm
-from .tracing import is_traced, number
+from .tracing import is_traced
 
 if TYPE_CHECKING:
     from .record import Record
@@ -34,15 +34,6 @@ if TYPE_CHECKING:
 def dtype_named(name: str) -> torch.dtype:
     """`torch.float32` for "float32"."""
     return getattr(torch, name)
-
-
-def constant(which: str, doc: str) -> property:
-    """A read-only number of a variant, for Dynamo a constant."""
-
-    def read(variant: Variant) -> Any:
-        return number(variant.name, which)
-
-    return property(read, doc=doc)
 
 
 Tensors = tuple[Tensor | None, ...]

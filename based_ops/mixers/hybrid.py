@@ -16,8 +16,8 @@ from ..attention import AttentionVariant
 from ..errors import ArgumentTypeError, fail
 from ..state import first_valid, linear_to_ring, ring_of_start, ring_to_linear, storable
 from ..state_base import State, named
-from ..tracing import is_traced
-from ..variant import Tensors, constant, dtype_named
+from ..tracing import constant, is_traced
+from ..variant import Tensors, dtype_named
 
 if TYPE_CHECKING:
     from based_ops.codegen.mixers.hybrid import Hybrid

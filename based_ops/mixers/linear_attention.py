@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..attention import AttentionVariant
 from ..state import LinearAttentionState
-from ..variant import Tensors, constant, dtype_named
+from ..tracing import constant
+from ..variant import Tensors, dtype_named
 
 if TYPE_CHECKING:
     from based_ops.codegen.mixers.linear_attention import LinearAttention

@@ -16,8 +16,8 @@ from ..errors import ArgumentTypeError, ShapeError, fail
 from ..registry import get
 from ..state import storable
 from ..state_base import State, named
-from ..tracing import is_traced
-from ..variant import Tensors, Variant, constant
+from ..tracing import constant, is_traced
+from ..variant import Tensors, Variant
 
 if TYPE_CHECKING:
     from based_ops.codegen.mixers.short_conv import ShortConv as Spec

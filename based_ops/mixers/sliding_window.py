@@ -12,7 +12,8 @@ from ..attention import AttentionVariant
 from ..heads import multiple, repeated
 from ..packed import Laid, last_tokens, spread
 from ..state import SlidingWindowState, first_valid, linear_to_ring, ring_of_start, ring_to_linear
-from ..variant import Tensors, constant
+from ..tracing import constant
+from ..variant import Tensors
 
 
 class SlidingWindowVariant(AttentionVariant):

@@ -7,7 +7,7 @@ larger expressions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from typing import TypeVar
 
@@ -83,13 +83,18 @@ def substitute(expr: E, bindings: Bindings) -> E:
     """The expression with variables replaced."""
     if isinstance(expr, Var):
         return bindings.get(expr.name, expr)  # type: ignore[return-value]
+    return rebuilt(expr, lambda part: substitute(part, bindings))
+
+
+def rebuilt(expr: E, new: Callable[[Expr], Expr]) -> E:
+    """The expression made of what `new` makes of its operands."""
     changes: dict[str, object] = {}
     for entry in fields(expr):  # type: ignore[arg-type]
         value = getattr(expr, entry.name)
         if isinstance(value, Expr):
-            changes[entry.name] = substitute(value, bindings)
+            changes[entry.name] = new(value)
         elif isinstance(value, tuple) and any(isinstance(part, Expr) for part in value):
-            changes[entry.name] = tuple(substitute(part, bindings) for part in value)
+            changes[entry.name] = tuple(map(new, value))
     return replace(expr, **changes) if changes else expr  # type: ignore[type-var]
 
 

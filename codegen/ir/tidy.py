@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import pairwise
 
 from .check import walk
-from .fuse import expressions, statements, substitute
+from .flags import Only
+from .fuse import expressions, rebuilt, statements, substitute
 from .nodes import Add, Binary, Blocks, Comment, Const, Expr, For, Let, Set, Stmt, Store, Var, When
 from .program import Program
 
@@ -74,6 +75,8 @@ class _Tidier:
                 return replace(stmt, start=new(start), stop=new(stop), step=new(step), body=body)
             case When(condition, body):
                 return replace(stmt, condition=new(condition), body=self.block(body, bindings))
+            case Only(_, condition):
+                return replace(stmt, condition=new(condition))
             case Blocks(_, _, _, body, _):
                 return replace(stmt, body=self.block(body, bindings))
             case _:
@@ -82,14 +85,7 @@ class _Tidier:
 
 def folded(expr: Expr) -> Expr:
     """The expression without operations on whole numbers that change nothing."""
-    changes: dict[str, object] = {}
-    for entry in fields(expr):  # type: ignore[arg-type]
-        value = getattr(expr, entry.name)
-        if isinstance(value, Expr):
-            changes[entry.name] = folded(value)
-        elif isinstance(value, tuple) and any(isinstance(part, Expr) for part in value):
-            changes[entry.name] = tuple(folded(part) for part in value)
-    expr = replace(expr, **changes) if changes else expr  # type: ignore[type-var]
+    expr = rebuilt(expr, folded)
     match expr:
         case Binary(op, x, Const(int(number))) if NEUTRAL.get(op) == number and not isinstance(number, bool):
             return x

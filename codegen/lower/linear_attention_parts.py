@@ -34,13 +34,12 @@ class Layer:
     """Runtime sizes of its programs over chunks and segments."""
     in_groups = True
     """Whether several queries may share the head of a state."""
+    packs = True
+    """Whether its programs take packed sequences."""
 
     def __init__(self, spec: Meaning, features: FeatureMap) -> None:
         self.spec, self.features = spec, features
         self.qk, self.v = spec.head_dims.qk, spec.head_dims.v
-
-    packs = True
-    """Whether its programs take packed sequences."""
 
     # Parameters
 

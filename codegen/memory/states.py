@@ -11,8 +11,6 @@ from ..ir.nodes import ACC, OPERAND, Cast, Expr, Load, Unary, Var
 from ..ir.program import Tensor
 
 B, H = Var("b"), Var("h")
-
-
 LOG2_E = 1.0 / math.log(2.0)
 """What makes a natural logarithm one to the base 2."""
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 
 from based_ops.codegen.ir.check import check
+from based_ops.codegen.ir.flags import Only
 from based_ops.codegen.ir.fuse import expressions, statements
 from based_ops.codegen.ir.nodes import (
     ACC,
@@ -41,6 +42,11 @@ def tidied(*body: Stmt) -> tuple[Stmt, ...]:
 def test_a_copy_goes() -> None:
     store = Store("t", (N,), Y)
     assert tidied(Let("X", ZEROS), Let("Y", X), store) == (Let("X", ZEROS), Store("t", (N,), X))
+
+
+def test_a_copy_goes_from_conditions_too() -> None:
+    body = Let("X", wrap(1)), Let("Y", X), Only("FLAG", Y > 0), Store("t", (N,), ZEROS)
+    assert tidied(*body)[1] == Only("FLAG", X > 0)
 
 
 @pytest.mark.parametrize(
