@@ -6,7 +6,6 @@ from ..ir.host import (
     Allocate,
     Bind,
     Extent,
-    Literal,
     Name,
     Operand,
     Parameter,
@@ -20,18 +19,18 @@ from ..ir.host import (
     launch,
 )
 from ..ir.kernels import INTEGER, NUMBER, TRUTH, LaunchPlan
-from ..ir.nodes import ACC, IO, OPERAND, STATE, Comment
+from ..ir.nodes import ACC, IO, OPERAND, Comment
 from ..memory.hybrid import GIVEN, Recent
 from ..mixers.hybrid import Hybrid
 from . import steps
 from .feature_maps import feature_map
 from .linear_attention_passes import BACKWARD_PLAN
+from .state_steps import NEVER, SPLIT, StateSteps
 
 RING_START = Recent.first
-SPLIT, STATEFUL, MIRRORED = Name("split"), Name("stateful"), Name("mirrored")
+STATEFUL, MIRRORED = Name("stateful"), Name("mirrored")
 HAS_INITIAL = Name("has_initial")
 FINAL = Name("output_final_state")
-NEVER = Literal(False)
 SIZES = ReadSizes("q", ("B", "T", "H", None))
 KEYS = Extent("k", 1)
 INPUTS = (Parameter("q"), Parameter("k"), Parameter("v"))
@@ -50,18 +49,19 @@ def passes(spec: Hybrid) -> tuple[Pass, ...]:
     return layer.forward(), layer.backward(), layer.step()
 
 
-class _Layer:
+class _Layer(StateSteps):
     """The extents of one layer's buffers, and the steps that its passes share."""
 
     def __init__(self, spec: Hybrid) -> None:
-        self.qk, self.v, self.window = spec.head_dims.qk, spec.head_dims.v, spec.window
-        self.rows = feature_map(spec).rows
+        super().__init__(feature_map(spec).rows, spec.head_dims.v, "H", normalize=True)
+        self.qk, self.window = spec.head_dims.qk, spec.window
         self.names, self.adds = spec.factors, spec.combine == "sum"
         factors = (Parameter(name, when=Present(name)) for name in self.names)
         self.own_qk = spec.window_qk
         own = tuple(Parameter(name) for name in ("q_window", "k_window")) if self.own_qk else ()
         self.inputs = (*INPUTS, *own, *factors)
         self.given: dict[str, Operand] = {GIVEN[name]: Present(name) for name in self.names}
+        self.read = PADDED | self.given | self.state("", "segment_")
 
     def forward(self) -> Pass:
         running = STATEFUL | FINAL
@@ -74,7 +74,7 @@ class _Layer:
             *self.kept(),
             *self.user_states("final_", FINAL),
             *self.states(Name("running"), FINAL),
-            launch("outputs", PADDED | self.given | state("", "segment_") | {"STATEFUL": STATEFUL}),
+            launch("outputs", self.read | {"STATEFUL": STATEFUL}),
         )
         return Pass(
             "forward",
@@ -99,7 +99,7 @@ class _Layer:
             allocate("e", ("B", "H", "T"), ACC),
             allocate("delta_rows", ("B", "H", "T"), ACC),
             *(allocate(f"{x}_rows", ("B", "H", "T"), ACC, Present(x)) for x in self.names),
-            launch("query_gradients", PADDED | self.given | state("", "segment_") | {"STATEFUL": STATEFUL}),
+            launch("query_gradients", self.read | {"STATEFUL": STATEFUL}),
             Comment("The keys' side needs the mirrored state: the sum over the queries of later segments."),
             allocate("dk", ("B", KEYS, "H", self.qk), IO),
             allocate("dv", ("B", KEYS, "H", self.v), IO),
@@ -107,18 +107,18 @@ class _Layer:
             launch("query_states", {"Tk": KEYS, "segments": "spans"}, SPLIT),
             launch(
                 "suffix",
-                over_spans("d_final_", "d_initial_") | {"INITIAL": has_final, "TOTAL": HAS_INITIAL},
+                self.over_spans("d_final_", "d_initial_") | {"INITIAL": has_final, "TOTAL": HAS_INITIAL},
                 SPLIT,
             ),
             launch(
                 "states_after",
                 {"Tk": KEYS}
-                | walk("d_final_")
-                | state("total_", "d_initial_")
+                | self.walk("d_final_")
+                | self.state("total_", "d_initial_")
                 | {"INITIAL": has_final & ~SPLIT, "TOTAL": HAS_INITIAL & ~SPLIT},
                 MIRRORED,
             ),
-            launch("key_gradients", PADDED | self.given | state("", "segment_") | {"STATEFUL": MIRRORED}),
+            launch("key_gradients", self.read | {"STATEFUL": MIRRORED}),
             *(allocate(f"d_{x}", ("H",), ACC, Present(x)) for x in self.names),
             *(
                 launch("factor_gradients", {"owed_rows": f"{x}_rows", "gradient": f"d_{x}"}, Present(x))
@@ -194,20 +194,20 @@ class _Layer:
         """
         final, asked = (None, NEVER) if total is None else ("final_", total)
         return (
-            *self.sums(BY_SPAN, SPLIT),
-            *self.segments("span_", BY_SPAN, SPLIT),
+            *self.segment_sums(BY_SPAN, SPLIT),
+            *self.segment_states("span_", BY_SPAN, SPLIT),
             launch("states", PADDED | {"segments": "spans"}, SPLIT),
             launch(
                 "prefix",
-                over_spans("initial_", final) | {"INITIAL": HAS_INITIAL, "TOTAL": asked},
+                self.over_spans("initial_", final) | {"INITIAL": HAS_INITIAL, "TOTAL": asked},
                 SPLIT,
             ),
-            *self.segments("segment_", BY_SEGMENT, when if room is None else room),
+            *self.segment_states("segment_", BY_SEGMENT, when if room is None else room),
             launch(
                 "states_before",
                 PADDED
-                | walk("initial_")
-                | state("total_", final)
+                | self.walk("initial_")
+                | self.state("total_", final)
                 | {"INITIAL": HAS_INITIAL & ~SPLIT, "TOTAL": asked & ~SPLIT},
                 when,
             ),
@@ -232,44 +232,3 @@ class _Layer:
             return (lse,)
         parts = (allocate(name, rows, IO) for name in ("o_window", "o_linear"))
         return (lse, allocate("n", numbers, ACC), *parts)
-
-    def sums(self, places: tuple[str, ...], when: Value) -> tuple[Allocate, ...]:
-        """What each segment, or span of them, adds to the state."""
-        return (
-            allocate("sums", (*places, self.rows, self.v), ACC, when),
-            allocate("normalizer_sums", (*places, self.rows), ACC, when),
-        )
-
-    def segments(self, prefix: str, places: tuple[str, ...], when: Value) -> tuple[Allocate, ...]:
-        """The state before (or after) each of them, to be read by products."""
-        return (
-            allocate(f"{prefix}state", (*places, self.rows, self.v), OPERAND, when),
-            allocate(f"{prefix}normalizer", (*places, self.rows), ACC, when),
-        )
-
-    def user_states(self, prefix: str, when: Value) -> tuple[Allocate, ...]:
-        """A state that the user gets."""
-        return (
-            allocate(f"{prefix}state", ("B", "H", self.rows, self.v), STATE, when),
-            allocate(f"{prefix}normalizer", ("B", "H", self.rows), ACC, when),
-        )
-
-
-# Arguments
-
-
-def state(parameter: str, value: str | None) -> dict[str, Operand]:
-    """A state and its normaliser, by the prefixes of the parameters and of the values."""
-    return {f"{parameter}{x}": None if value is None else f"{value}{x}" for x in ("state", "normalizer")}
-
-
-def over_spans(initial: str, total: str | None) -> dict[str, Operand]:
-    """Of running sums over all spans."""
-    states = state("", "span_") | state("initial_", initial) | state("total_", total)
-    return states | {"segments": "spans"}
-
-
-def walk(initial: str) -> dict[str, Operand]:
-    """Of a program over each span; a single span starts and ends with what is passed."""
-    states = state("", "segment_") | state("initial_", initial) | state("start_", "span_")
-    return states | {"SEGMENTED": SPLIT, "LONG": Name("long")}

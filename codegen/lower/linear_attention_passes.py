@@ -14,7 +14,6 @@ from ..ir.host import (
     Delegate,
     Either,
     Launch,
-    Literal,
     Name,
     Operand,
     Parameter,
@@ -30,7 +29,7 @@ from ..ir.host import (
     launch,
 )
 from ..ir.kernels import INTEGER, NUMBER, TRUTH, ForeignKernel, LaunchPlan
-from ..ir.nodes import ACC, IO, OPERAND, STATE, Comment
+from ..ir.nodes import ACC, IO, OPERAND, Comment
 from ..mixers.linear_attention import LinearAttention
 from ..names import RECURRENCE, on_warpgroups, packed
 from . import steps
@@ -50,12 +49,12 @@ from .groups import (
     summed,
 )
 from .ragged import DENSE
+from .state_steps import NEVER, SPLIT, StateSteps
 
 Arguments = Mapping[str, Operand]
 
-FAST, SPLIT, RECURRENT, SUMMED = Name("fast"), Name("split"), Name("recurrent"), Name("summed")
+FAST, RECURRENT, SUMMED = Name("fast"), Name("recurrent"), Name("summed")
 MIRRORED, FINAL = Name("mirrored"), Name("output_final_state")
-NEVER = Literal(False)
 ONE_SEGMENT = "A recurrence over one segment starts from the initial state and ends with the final one."
 TOKENS = ("B", "T")
 TOKENS_AND_ROWS = (Name("T"), Name("B") * "H")
@@ -80,12 +79,12 @@ def passes(spec: LinearAttention, faster: Mapping[str, ForeignKernel]) -> tuple[
     return *forward, of_sequences.backward(layer), *called, layer.backward(), layer.step()
 
 
-class Passes:
+class Passes(StateSteps):
     """The extents of one layer's buffers, and the steps that its passes share."""
 
     def __init__(self, spec: LinearAttention, faster: Mapping[str, ForeignKernel]) -> None:
-        self.qk, self.v, self.rows = spec.head_dims.qk, spec.head_dims.v, feature_map(spec).rows
-        self.normalize, self.faster = spec.normalize, faster
+        super().__init__(feature_map(spec).rows, spec.head_dims.v, STATES, spec.normalize)
+        self.qk, self.faster = spec.head_dims.qk, faster
         self.decays = Decays(spec.decay)
         self.fades = self.decays.present
         self.inputs = (*INPUTS, *((Parameter("log_decay"),) if self.fades else ()))
@@ -331,26 +330,6 @@ class Passes:
 
     # Buffers
 
-    def segment_sums(self, places: tuple[str, ...], when: Value | None) -> tuple[Allocate, ...]:
-        """What each segment, or span of them, adds to the state."""
-        state = allocate("sums", (*places, self.rows, self.v), ACC, when)
-        normalizer = allocate("normalizer_sums", (*places, self.rows), ACC, when)
-        return (state, normalizer) if self.normalize else (state,)
-
-    def segment_states(
-        self, prefix: str, places: tuple[str, ...], when: Value | None
-    ) -> tuple[Allocate, ...]:
-        """The state before (or after) each of them, to be read by products."""
-        state = allocate(f"{prefix}state", (*places, self.rows, self.v), OPERAND, when)
-        normalizer = allocate(f"{prefix}normalizer", (*places, self.rows), ACC, when)
-        return (state, normalizer) if self.normalize else (state,)
-
-    def user_states(self, prefix: str, when: Value, batch: str = "B") -> tuple[Allocate, ...]:
-        """A state that the user gets; a layer that does not normalise returns an empty normaliser."""
-        state = allocate(f"{prefix}state", (batch, STATES, self.rows, self.v), STATE, when)
-        wanted = when if self.normalize else NEVER
-        return state, allocate(f"{prefix}normalizer", (batch, STATES, self.rows), ACC, wanted)
-
     def gradient_buffers(self) -> tuple[Allocate, ...]:
         """g and e, which only a normalised layer has."""
         if not self.normalize:
@@ -358,21 +337,6 @@ class Passes:
         return allocate("g", ("B", "T", "H", self.v), OPERAND), allocate("e", ("B", "H", "T"), ACC)
 
     # Arguments
-
-    def state(self, parameter: str, value: str | None) -> dict[str, Operand]:
-        """A state and its normaliser, by the prefixes of the parameters and of the values."""
-        parts = ("state", "normalizer") if self.normalize else ("state",)
-        return {f"{parameter}{part}": None if value is None else f"{value}{part}" for part in parts}
-
-    def over_spans(self, initial: str, total: str | None) -> dict[str, Operand]:
-        """Of running sums over all spans."""
-        states = self.state("", "span_") | self.state("initial_", initial) | self.state("total_", total)
-        return states | OVER_STATES | {"segments": "spans"}
-
-    def walk(self, initial: str) -> dict[str, Operand]:
-        """Of a program over each span; a single span starts and ends with what is passed."""
-        states = self.state("", "segment_") | self.state("initial_", initial) | self.state("start_", "span_")
-        return states | {"SEGMENTED": SPLIT, "LONG": Name("long")}
 
     def either(
         self,
