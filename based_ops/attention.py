@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from . import checks, packed
+from . import checks, packed, temperature
 from .arguments import refuse
 from .errors import ArgumentTypeError, fail
 from .heads import multiple, repeated
@@ -46,7 +47,7 @@ class AttentionVariant(Variant):
         k: Tensor,
         v: Tensor,
         g: Tensor | None = None,
-        scale: float | None = None,
+        scale: float | Tensor | None = None,
         initial_state: Any = None,
         output_final_state: bool = False,
         cu_seqlens: Tensor | None = None,
@@ -73,11 +74,14 @@ class AttentionVariant(Variant):
         0, in float32 (others are cast to it), [H] or [B,T,H] as the spec says, with the heads of the state.
         One above 0 is an error on a CPU, and not looked for elsewhere.
 
-        `scale` is a Python float that replaces the spec's.  `initial_state` is what an earlier call returned
-        for the tokens before these; `final_state` is None unless `output_final_state`.  Gradients flow to q,
-        k, v, g, the initial state, and from the final state, once.  Under autocast, inputs are cast to its
-        dtype, or to float32 if the spec lacks that.  Raises the errors of `based_ops.errors` before any
-        kernel runs.
+        `scale` is a Python float that replaces the spec's, or a tensor [H] with a gradient, a number for each
+        head of q.  A tensor is multiplied onto q, in q's dtype.  A layer that divides by sums of an
+        elementwise map takes none (`ArgumentValueError`), since its scale is in these too.
+
+        `initial_state` is what an earlier call returned for the tokens before these; `final_state` is None
+        unless `output_final_state`.  Gradients flow to q, k, v, g, the initial state, and from the final
+        state, once.  Under autocast, inputs are cast to its dtype, or to float32 if the spec lacks that.
+        Raises the errors of `based_ops.errors` before any kernel runs.
 
         With `state_indices`, int32 [B] on the device, `initial_state` is a pool of states: sequence b starts
         from slot `state_indices[b]`, and with `output_final_state` its final state goes there, in place; the
@@ -86,6 +90,11 @@ class AttentionVariant(Variant):
         """
         if foreign:
             refuse(AttentionVariant.__call__, tuple(foreign))
+        if isinstance(scale, Tensor):
+            options = {"initial_state": initial_state, "output_final_state": output_final_state}
+            options |= {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
+            options |= {"state_indices": state_indices, "backend": backend}
+            return temperature.call(self, partial(self, k=k, v=v, g=g, **options), q, scale)
         tensors = self._inputs(q, k, v, g) if g is not None or self._decay_dims else (q, k, v)
         if cu_seqlens is not None or attention_mask is not None:
             return packed.call(
@@ -108,7 +117,7 @@ class AttentionVariant(Variant):
         v: Tensor,
         state: Any,
         g: Tensor | None = None,
-        scale: float | None = None,
+        scale: float | Tensor | None = None,
         backend: str | None = None,
         state_indices: Tensor | None = None,
         **foreign: NoReturn,
@@ -127,6 +136,9 @@ class AttentionVariant(Variant):
         """
         if foreign:
             refuse(AttentionVariant.step, tuple(foreign))
+        if isinstance(scale, Tensor):
+            options = {"state": state, "state_indices": state_indices, "backend": backend}
+            return temperature.call(self, partial(self.step, k=k, v=v, g=g, **options), q, scale)
         tensors = self._inputs(q, k, v, g) if g is not None or self._decay_dims else (q, k, v)
         return self._step(tensors, scale, state, backend, state_indices)
 
@@ -162,7 +174,7 @@ class AttentionVariant(Variant):
         k: Tensor,
         v: Tensor,
         g: Tensor | None = None,
-        scale: float | None = None,
+        scale: float | Tensor | None = None,
         initial_state: Any = None,
         output_final_state: bool = False,
         cu_seqlens: Tensor | None = None,
@@ -175,6 +187,10 @@ class AttentionVariant(Variant):
         """
         if foreign:
             refuse(AttentionVariant.reference, tuple(foreign))
+        if isinstance(scale, Tensor):
+            options = {"initial_state": initial_state, "output_final_state": output_final_state}
+            options |= {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
+            return temperature.call(self, partial(self.reference, k=k, v=v, g=g, **options), q, scale)
         tensors = self._inputs(q, k, v, g)
         batch, length, heads = self._check_inputs(self, tensors)
         numbers, places, count = self._numbers(self, scale), None, batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from based_ops.codegen.dtypes import ACC, IO, STATE
 
-from .. import checks
+from .. import checks, temperature
 from ..arguments import refuse
 from ..attention import AttentionVariant
 from ..errors import ArgumentTypeError, fail
@@ -74,7 +75,7 @@ class HybridVariant(AttentionVariant):
         k: Tensor,
         v: Tensor,
         g: Tensor | None = None,
-        scale: float | None = None,
+        scale: float | Tensor | None = None,
         initial_state: Any = None,
         output_final_state: bool = False,
         backend: str | None = None,
@@ -100,6 +101,15 @@ class HybridVariant(AttentionVariant):
         """
         if foreign:
             refuse(HybridVariant.__call__, tuple(foreign))
+        if isinstance(scale, Tensor):
+            options: dict[str, Any] = {
+                "initial_state": initial_state,
+                "output_final_state": output_final_state,
+            }
+            options |= {"state_indices": state_indices, "backend": backend}
+            options |= {"q_window": q_window, "k_window": k_window}
+            options |= {"window_factor": window_factor, "linear_factor": linear_factor}
+            return temperature.call(self, partial(self, k=k, v=v, g=g, **options), q, scale)
         tensors = self._all(q, k, v, g, (q_window, k_window, window_factor, linear_factor))
         return self._call(tensors, scale, initial_state, output_final_state, backend, state_indices)
 
@@ -110,7 +120,7 @@ class HybridVariant(AttentionVariant):
         v: Tensor,
         state: Any,
         g: Tensor | None = None,
-        scale: float | None = None,
+        scale: float | Tensor | None = None,
         backend: str | None = None,
         state_indices: Tensor | None = None,
         q_window: Tensor | None = None,
@@ -126,6 +136,11 @@ class HybridVariant(AttentionVariant):
         """
         if foreign:
             refuse(HybridVariant.step, tuple(foreign))
+        if isinstance(scale, Tensor):
+            options: dict[str, Any] = {"state": state, "state_indices": state_indices, "backend": backend}
+            options |= {"q_window": q_window, "k_window": k_window}
+            options |= {"window_factor": window_factor, "linear_factor": linear_factor}
+            return temperature.call(self, partial(self.step, k=k, v=v, g=g, **options), q, scale)
         tensors = self._all(q, k, v, g, (q_window, k_window, window_factor, linear_factor))
         return self._step(tensors, scale, state, backend, state_indices)
 
@@ -135,7 +150,7 @@ class HybridVariant(AttentionVariant):
         k: Tensor,
         v: Tensor,
         g: Tensor | None = None,
-        scale: float | None = None,
+        scale: float | Tensor | None = None,
         initial_state: Any = None,
         output_final_state: bool = False,
         q_window: Tensor | None = None,
@@ -147,6 +162,14 @@ class HybridVariant(AttentionVariant):
         """Naive quadratic mathematics in q's precision: o, or (o, final_state) if `output_final_state`."""
         if foreign:
             refuse(HybridVariant.reference, tuple(foreign))
+        if isinstance(scale, Tensor):
+            options: dict[str, Any] = {
+                "initial_state": initial_state,
+                "output_final_state": output_final_state,
+            }
+            options |= {"q_window": q_window, "k_window": k_window}
+            options |= {"window_factor": window_factor, "linear_factor": linear_factor}
+            return temperature.call(self, partial(self.reference, k=k, v=v, g=g, **options), q, scale)
         tensors = self._all(q, k, v, g, (q_window, k_window, window_factor, linear_factor))
         batch, _, heads = self._check_inputs(self, tensors)
         if initial_state is not None:

@@ -47,6 +47,12 @@ class Call:
         return self.op.reference(*inputs, output_final_state=True)[1]
 
 
+def takes_scales(op: Variant) -> bool:
+    """Whether the scale may be a tensor."""
+    feature_map = getattr(op.spec, "feature_map", None)
+    return feature_map is None or feature_map.kind != "elementwise" or not op.spec.normalize
+
+
 def drawn(x: Argument, sizes: dict[str, Any], generator: torch.Generator) -> Tensor:
     shape = [sizes[dim] if isinstance(dim, str) else dim for dim in x.dims]
     numbers = torch.randn(shape, generator=generator, dtype=F64)
@@ -77,6 +83,9 @@ def calls(draw: st.DrawFn) -> Call:
         sizes |= {name: multiple([sizes[p] for p in parts]) for name, parts in op.signature.groups.items()}
         sizes |= {op.unit: whole} if op.unit in sizes else {}
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    if takes_scales(op) and draw(st.booleans()):
+        heads_of_queries = sizes[op.signature.lead.dims[2]]
+        options["scale"] = torch.rand(heads_of_queries, generator=generator, dtype=F64) + 0.1
     sizes |= {"B": batch, "T": length, "Tk": length}
     inputs = tuple(drawn(x, sizes, generator) for x in op.signature.inputs if x.present)
     (heads,) = {sizes[x.dims[1]] for x in op.signature.state if len(x.dims) > 2}
