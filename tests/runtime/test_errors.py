@@ -69,11 +69,6 @@ BAD: dict[str, tuple[type[errors.BasedOpsError], str, Call]] = {
         r"^q: got list, must be a torch.Tensor",
         lambda op: call(op, q=lambda q: [1.0]),
     ),
-    "scale is a tensor": (
-        errors.ArgumentTypeError,
-        r"^scale: got Tensor, must be a Python float",
-        lambda op: call(op, scale=torch.ones(())),
-    ),
     "scale is a bool": (errors.ArgumentTypeError, r"^scale: got bool", lambda op: call(op, scale=True)),
     "state is a tuple": (
         errors.StateError,
