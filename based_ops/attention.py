@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import checks, packed, temperature
 from .arguments import refuse
-from .errors import ArgumentTypeError, fail
+from .errors import ArgumentTypeError, ArgumentValueError, fail
 from .heads import multiple, repeated
 from .state_base import named
 from .tracing import constant, is_traced
@@ -53,6 +53,7 @@ class AttentionVariant(Variant):
         cu_seqlens: Tensor | None = None,
         attention_mask: Tensor | None = None,
         state_indices: Tensor | None = None,
+        parameters: Mapping[str, Tensor] | None = None,
         backend: str | None = None,
         **foreign: NoReturn,
     ) -> tuple[Tensor, Any]:
@@ -90,6 +91,8 @@ class AttentionVariant(Variant):
         """
         if foreign:
             refuse(AttentionVariant.__call__, tuple(foreign))
+        if parameters:
+            self._has_no(parameters)
         if isinstance(scale, Tensor):
             options = {"initial_state": initial_state, "output_final_state": output_final_state}
             options |= {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
@@ -120,6 +123,7 @@ class AttentionVariant(Variant):
         scale: float | Tensor | None = None,
         backend: str | None = None,
         state_indices: Tensor | None = None,
+        parameters: Mapping[str, Tensor] | None = None,
         **foreign: NoReturn,
     ) -> Tensor:
         """A few more tokens, T from 0 to 16: returns o [B,T,H,v] and updates `state` in place.
@@ -136,6 +140,8 @@ class AttentionVariant(Variant):
         """
         if foreign:
             refuse(AttentionVariant.step, tuple(foreign))
+        if parameters:
+            self._has_no(parameters)
         if isinstance(scale, Tensor):
             options = {"state": state, "state_indices": state_indices, "backend": backend}
             return temperature.call(self, partial(self.step, k=k, v=v, g=g, **options), q, scale)
@@ -179,6 +185,7 @@ class AttentionVariant(Variant):
         output_final_state: bool = False,
         cu_seqlens: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        parameters: Mapping[str, Tensor] | None = None,
         **foreign: NoReturn,
     ) -> Any:
         """Naive quadratic mathematics in q's precision: o, or (o, final_state) if `output_final_state`.
@@ -187,6 +194,8 @@ class AttentionVariant(Variant):
         """
         if foreign:
             refuse(AttentionVariant.reference, tuple(foreign))
+        if parameters:
+            self._has_no(parameters)
         if isinstance(scale, Tensor):
             options = {"initial_state": initial_state, "output_final_state": output_final_state}
             options |= {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
@@ -203,6 +212,20 @@ class AttentionVariant(Variant):
         else:
             o, final_state = self._reference(tensors, numbers, initial_state)
         return (o, named(final_state, self.name)) if output_final_state else o
+
+    def init_parameters(
+        self,
+        heads: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        kv_heads: int | None = None,
+    ) -> dict[str, Tensor]:
+        """None: this layer has no parts.  See `FeaturedVariant` for those that have."""
+        return {}
+
+    def _has_no(self, parameters: Any) -> NoReturn:
+        got = ", ".join(map(repr, parameters))
+        fail(ArgumentValueError, "parameters", got, f"left out: {self.name} has no parts that read any")
 
     def _lay(self, tensors: Tensors, state: Any, sequences: Tensor) -> packed.Laid:
         """Packed sequences, and the states before them, as the operator takes them."""

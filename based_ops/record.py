@@ -7,7 +7,7 @@ import functools
 import importlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -55,6 +55,14 @@ class Record:
         from based_ops.codegen.spec.model import spec_from_dict
 
         return spec_from_dict(self.spec)
+
+    @property
+    def core(self) -> Record:
+        """The layer that its operators are of, under the same name; itself unless it has parts."""
+        from based_ops.codegen.spec.model import spec_to_dict
+
+        core = self.layer.core
+        return self if core is self.layer else replace(self, spec=spec_to_dict(core))
 
     def module(self, backend: str) -> ModuleType:
         """The generated module of `backend`, imported now (Triton and TileLang are slow to import)."""

@@ -52,7 +52,12 @@ def _variant(name: str) -> Variant:
     from .mixers import variant_class
 
     entry = record(name)
-    return variant_class(entry.mixer)(entry)
+    made = variant_class(entry.mixer)
+    if entry.core is entry:
+        return made(entry)
+    from .featured import FeaturedVariant
+
+    return FeaturedVariant(entry, made)
 
 
 def get(name: str) -> Variant:

@@ -12,6 +12,9 @@ NAMESPACE = "based_ops"
 PASSES = ("forward", "backward", "step")
 BACKENDS = ("triton", "tilelang", "torch")
 
+FEATURES = "features"
+"""The generated module of what queries and keys go through before a layer's kernels."""
+
 WINDOW_PROGRAMS = {"forward": "outputs", "backward": "gradients"}
 """The one program of each pass of a window over a sequence."""
 RECURRENCE = "recurrence"

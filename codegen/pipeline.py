@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import artifacts
-from .emit import registry, tilelang, torch, triton, warpgroups
+from .emit import features, registry, tilelang, torch, triton, warpgroups
 from .emit.layer import ScheduledLayer, scheduled
 from .ir.check import check
 from .ir.check_host import check_passes
@@ -20,11 +20,12 @@ from .ir.program import Program
 from .ir.rewrite import drop_unused, without_second_look
 from .ir.tidy import tidy
 from .ir.traits import RECURS
-from .names import variant_file
+from .names import FEATURES, variant_file
 from .schedule.choose import choose
 from .schedule.legal import recurs
 from .schedule.model import HOST_C
 from .schedule.records import require_current
+from .spec.featured import Featured
 from .spec.load import load_dir
 from .spec.model import LayerSpec, spec_to_dict
 
@@ -57,7 +58,8 @@ def load(specs: Path, names: Iterable[str] = ()) -> dict[str, LayerSpec]:
 
 
 def lower(spec: LayerSpec) -> Lowered:
-    """The tile programs of a layer, checked."""
+    """The tile programs of a layer, or of its core if it has parts, checked."""
+    spec = spec.core
     written = spec.programs()
     for program in written:
         check(program)
@@ -133,6 +135,8 @@ def sources(spec: LayerSpec, directory: str | None = None) -> dict[str, str]:
         str(variant_file(directory, artifacts.module_name(target))): emit(schedule(lowered, target))
         for target in EMITTERS
     }
+    if isinstance(spec, Featured) and spec.has_parts:
+        files[str(variant_file(directory, FEATURES))] = artifacts.signed(features.emit(spec))
     build = artifacts.hashed(_text(spec), *files.values())
     return {str(variant_file(directory, "__init__")): artifacts.signed(registry.variant(spec, build))} | files
 

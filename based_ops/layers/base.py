@@ -38,7 +38,8 @@ class AttentionLayer(nn.Module):
     """Projects [B,T,d_model] to q, k, v of `heads` heads, mixes with `variant`, and projects back.
 
     `variant` is a variant or the name of one; the widths of a head are those of its spec.  With `kv_heads`, a
-    divisor of `heads`, k and v have so many, each shared by several queries, and so has the state.
+    divisor of `heads`, k and v have so many, each shared by several queries, and so has the state.  A variant
+    with parts has its parameters here by their names, learned ones as parameters and random ones as buffers.
     """
 
     mixer: str
@@ -74,6 +75,13 @@ class AttentionLayer(nn.Module):
         self.k_proj = nn.Linear(d_model, kv_heads * op.qk, bias=False, device=device, dtype=dtype)
         self.v_proj = nn.Linear(d_model, kv_heads * op.v, bias=False, device=device, dtype=dtype)
         self.o_proj = nn.Linear(heads * op.v, d_model, bias=False, device=device, dtype=dtype)
+        made = op.init_parameters(heads, device, dtype, kv_heads)
+        self._of_parts = tuple(made)
+        for name, x in made.items():
+            if x.requires_grad:
+                self.register_parameter(name, nn.Parameter(x.detach()))
+            else:
+                self.register_buffer(name, x)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -103,6 +111,12 @@ class AttentionLayer(nn.Module):
         if weight.dtype in self.op.dtypes:
             return weight.dtype
         return self.op.autocast_dtype(weight) or self.op.dtypes[0]
+
+    def _options(self) -> dict[str, Any]:
+        """What calls of the variant take besides its inputs."""
+        return (
+            {"parameters": {name: getattr(self, name) for name in self._of_parts}} if self._of_parts else {}
+        )
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if not isinstance(x, Tensor):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -71,9 +71,10 @@ class HybridAttention(AttentionLayer):
             refuse(HybridAttention.step, tuple(foreign))
         return self._leave(self.op.step(*self._project(x), state, **self._more(x)))
 
-    def _more(self, x: Tensor) -> dict[str, Tensor]:
-        """The inputs of the variant besides q, k and v."""
-        more = {name: getattr(self, name.replace("factor", "log_factor")).exp() for name in self.factors}
+    def _more(self, x: Tensor) -> dict[str, Any]:
+        """The inputs of the variant besides q, k and v, and the parameters of its parts."""
+        more = self._options()
+        more |= {name: getattr(self, name.replace("factor", "log_factor")).exp() for name in self.factors}
         if self.window_qk is not None:
             heads = (self.heads, self.window_qk)
             more["q_window"] = self.q_window_proj(x).unflatten(-1, heads)

@@ -59,15 +59,15 @@ class LinearAttention(AttentionLayer):
         """x [B,T,d_model] to (y of the same shape, the state after x or None unless `output_state`)."""
         if foreign:
             refuse(LinearAttention.forward, tuple(foreign))
-        g = self._decays(x)
-        o, final = self.op(*self._project(x), g, initial_state=state, output_final_state=output_state)
+        options = {"initial_state": state, "output_final_state": output_state} | self._options()
+        o, final = self.op(*self._project(x), self._decays(x), **options)
         return self._leave(o), final
 
     def step(self, x: Tensor, state: LinearAttentionState, **foreign: NoReturn) -> Tensor:
         """Up to 16 tokens, [B,T,d_model] to the same shape; updates `state` in place.  Not differentiable."""
         if foreign:
             refuse(LinearAttention.step, tuple(foreign))
-        return self._leave(self.op.step(*self._project(x), state, self._decays(x)))
+        return self._leave(self.op.step(*self._project(x), state, self._decays(x), **self._options()))
 
     def _decays(self, x: Tensor) -> Tensor | None:
         if self.decay == "token":

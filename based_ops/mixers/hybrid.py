@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -80,6 +80,7 @@ class HybridVariant(AttentionVariant):
         output_final_state: bool = False,
         backend: str | None = None,
         state_indices: Tensor | None = None,
+        parameters: Mapping[str, Tensor] | None = None,
         q_window: Tensor | None = None,
         k_window: Tensor | None = None,
         window_factor: Tensor | None = None,
@@ -101,6 +102,8 @@ class HybridVariant(AttentionVariant):
         """
         if foreign:
             refuse(HybridVariant.__call__, tuple(foreign))
+        if parameters:
+            self._has_no(parameters)
         if isinstance(scale, Tensor):
             options: dict[str, Any] = {
                 "initial_state": initial_state,
@@ -123,6 +126,7 @@ class HybridVariant(AttentionVariant):
         scale: float | Tensor | None = None,
         backend: str | None = None,
         state_indices: Tensor | None = None,
+        parameters: Mapping[str, Tensor] | None = None,
         q_window: Tensor | None = None,
         k_window: Tensor | None = None,
         window_factor: Tensor | None = None,
@@ -136,6 +140,8 @@ class HybridVariant(AttentionVariant):
         """
         if foreign:
             refuse(HybridVariant.step, tuple(foreign))
+        if parameters:
+            self._has_no(parameters)
         if isinstance(scale, Tensor):
             options: dict[str, Any] = {"state": state, "state_indices": state_indices, "backend": backend}
             options |= {"q_window": q_window, "k_window": k_window}
@@ -153,6 +159,7 @@ class HybridVariant(AttentionVariant):
         scale: float | Tensor | None = None,
         initial_state: Any = None,
         output_final_state: bool = False,
+        parameters: Mapping[str, Tensor] | None = None,
         q_window: Tensor | None = None,
         k_window: Tensor | None = None,
         window_factor: Tensor | None = None,
@@ -162,6 +169,8 @@ class HybridVariant(AttentionVariant):
         """Naive quadratic mathematics in q's precision: o, or (o, final_state) if `output_final_state`."""
         if foreign:
             refuse(HybridVariant.reference, tuple(foreign))
+        if parameters:
+            self._has_no(parameters)
         if isinstance(scale, Tensor):
             options: dict[str, Any] = {
                 "initial_state": initial_state,

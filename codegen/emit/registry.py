@@ -58,7 +58,14 @@ def variant(spec: LayerSpec, build: str) -> str:
         w.line('"spec": {')
         with w.indented():
             for key, value in spec_to_dict(spec).items():
-                w.line(f'"{key}": {_literal(value)},')
+                if isinstance(value, list) and isinstance(value[0], dict):
+                    w.line(f'"{key}": [')
+                    with w.indented():
+                        for item in value:
+                            w.line(f"{_literal(item)},")
+                    w.line("],")
+                else:
+                    w.line(f'"{key}": {_literal(value)},')
         w.line("},")
     w.line("}")
     w.blank()

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..dtypes import ACC, DTYPES, STATE
+from ..spec import featured
+from ..spec.featured import Featured
 from ..spec.fields import Choice, Choices, Flag, Integer, Name, Number, Record, Tagged, spec_field
-from ..spec.model import DTYPES_DOC, FEATURE_MAPS, NAME_DOC, Conflict, FeatureMap, HeadDims, LayerSpec
+from ..spec.model import DTYPES_DOC, FEATURE_MAPS, NAME_DOC, Conflict, FeatureMap, HeadDims
+from ..spec.parts import Part
 from ..spec.signature import Argument, Signature
 from .linear_attention import LinearAttention
 from .sliding_window import MAX_WINDOW
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
     from ..ir.program import Program
 
 
+WIDEST = 64
+"""The widest queries and keys, or features made of them by parts."""
+
+
 @dataclass(frozen=True)
 class WindowDims:
     """Widths of the window's own queries and keys."""
@@ -28,12 +35,13 @@ class WindowDims:
 
 
 @dataclass(frozen=True)
-class Hybrid(LayerSpec):
+class Hybrid(Featured):
     """o_i = (Σ_{i-j<W} e^(s_ij) v_j + Σ_{i-j>=W} A_ij v_j) / (the same sums without v + eps).
 
     s_ij is scale · q_i·k_j, and A_ij the weight that linear attention gives a key.  A key leaves the window
     and enters the state.  A window with `window_dims` has queries and keys of its own, of width D, and s_ij
-    is their product over √D whatever the scale.
+    is their product over √D whatever the scale.  With `parts`, q and k stand for the features that they make;
+    a window with `window_dims` sees queries and keys as they are given.
     """
 
     mixer: ClassVar[str] = "hybrid"
@@ -64,8 +72,11 @@ class Hybrid(LayerSpec):
         Tagged("kind", FEATURE_MAPS), "How a query and an older key become a weight."
     )
     head_dims: HeadDims = spec_field(
-        Record(HeadDims, {"qk": Integer(8, 64), "v": Integer(16, 256)}), "Widths of one head."
+        Record(HeadDims, {"qk": Integer(8, WIDEST), "v": Integer(16, 256)}), "Widths of one head."
     )
+    parts: tuple[Part, ...] = featured.parts_field()
+    key_parts: tuple[Part, ...] | None = featured.key_parts_field()
+    tied: bool = featured.tied_field()
     window_dims: WindowDims | None = spec_field(
         Record(WindowDims, {}, optional=True),
         "Widths of queries and keys that the window has for itself; null means those of the older keys.",
@@ -97,7 +108,7 @@ class Hybrid(LayerSpec):
 
     def default_scale(self) -> float:
         """The factor on q·k that is used when a call gives none."""
-        return self.scale if self.scale is not None else 1.0 / math.sqrt(self.head_dims.qk)
+        return self.scale if self.scale is not None else 1.0 / math.sqrt(self.core.head_dims.qk)
 
     @property
     def kept_dtype(self) -> str:
@@ -108,12 +119,12 @@ class Hybrid(LayerSpec):
         return "bfloat16" if dtype == "float16" else dtype
 
     def describe(self) -> str:
-        return f"softmax over {self.window} keys, {self.feature_map.weight} of older ones"
+        return f"softmax over {self.window} keys, {self.feature_map.weight}{self.after_parts} of older ones"
 
     def facts(self) -> dict[str, Any]:
         widths = {"qk": self.head_dims.qk, "v": self.head_dims.v, "window_qk": self.window_qk or 0}
         return {
-            "feature_map": self.feature_map.label,
+            "feature_map": f"{self.feature_map.label}{self.after_parts}",
             "window": self.window,
             "combine": self.combine,
         } | widths
@@ -128,6 +139,9 @@ class Hybrid(LayerSpec):
     def conflicts(cls, values: Mapping[str, Any]) -> Iterable[Conflict]:
         """Sums of weights of both signs have no logarithm, which is what is kept of them."""
         feature_map = values.get("feature_map")
+        yield from featured.conflicts(values, WIDEST, streams=False)
+        if featured.weights_of_one_sign(values):
+            return
         if isinstance(feature_map, FeatureMap) and (found := feature_map.signs()):
             message = f"a hybrid divides by {found.message}; choose a map of one sign, such as elu(x) + 1"
             yield Conflict(("feature_map", *found.path), message, found.grave)
@@ -146,16 +160,18 @@ class Hybrid(LayerSpec):
     @property
     def features(self) -> int:
         """Rows of the state."""
-        return self.feature_map.features(self.head_dims.qk)
+        return self.feature_map.features(self.core.head_dims.qk)
 
     @property
     def extents(self) -> dict[str, int]:
-        widths = {"QK": self.head_dims.qk, "VALUES": self.head_dims.v}
+        widths = {"QK": self.core.head_dims.qk, "VALUES": self.head_dims.v}
         if self.window_qk:
             widths |= {"WINDOW_QK": self.window_qk}
         return widths | {"FEATURES": self.features, "KEYS": self.window}
 
     def signature(self) -> Signature:
+        if self.has_parts:
+            return self.core.signature()
         qk, v, window, rows = self.head_dims.qk, self.head_dims.v, self.window, self.features
         own, has_own = self.window_qk or qk, self.window_qk is not None
 
@@ -227,12 +243,12 @@ class Hybrid(LayerSpec):
     def programs(self) -> tuple[Program, ...]:
         from ..lower import hybrid
 
-        return hybrid.programs(self)
+        return hybrid.programs(self.core)
 
     def passes(self, faster: Mapping[str, ForeignKernel]) -> tuple[Pass, ...]:
         from ..lower import hybrid_passes
 
-        return hybrid_passes.passes(self)
+        return hybrid_passes.passes(self.core)
 
 
 MIXER = Hybrid

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..dtypes import ACC, DTYPES, STATE
 from ..errors import ExpressionError
+from ..spec import featured
+from ..spec.featured import Featured
 from ..spec.fields import Choice, Choices, Flag, Integer, Name, Number, Record, Tagged, spec_field
 from ..spec.model import (
     DTYPES_DOC,
@@ -19,9 +21,9 @@ from ..spec.model import (
     Elementwise,
     FeatureMap,
     HeadDims,
-    LayerSpec,
     TaylorExp,
 )
+from ..spec.parts import Part
 from ..spec.signature import GROUPS, OF_KEYS, OF_QUERIES, OF_STATES, OF_VALUES, SEQUENCES, Argument, Signature
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ _REMEDY = (
 
 
 @dataclass(frozen=True)
-class LinearAttention(LayerSpec):
+class LinearAttention(Featured):
     """o_i = Σ_{j ≤ i} A_ij v_j / (Σ_{j ≤ i} A_ij + eps), or without the denominator.
 
     A `state_dtype` of two bytes halves what a step reads and writes; sums and the normaliser stay in float32.
@@ -74,6 +76,9 @@ class LinearAttention(LayerSpec):
     head_dims: HeadDims = spec_field(
         Record(HeadDims, {"qk": Integer(8, 256), "v": Integer(16, 256)}), "Widths of one head."
     )
+    parts: tuple[Part, ...] = featured.parts_field()
+    key_parts: tuple[Part, ...] | None = featured.key_parts_field()
+    tied: bool = featured.tied_field()
     normalize: bool = spec_field(Flag(), "Divide by the sum of the weights.", True)
     signed_weights: bool = spec_field(
         Flag(), "Divide by the sum of the weights also where weights of both signs can make it vanish.", False
@@ -100,7 +105,7 @@ class LinearAttention(LayerSpec):
         """The factor on q·k that is used when a call gives none."""
         if self.scale is not None:
             return self.scale
-        return 1.0 / math.sqrt(self.head_dims.qk) if isinstance(self.feature_map, TaylorExp) else 1.0
+        return 1.0 / math.sqrt(self.core.head_dims.qk) if isinstance(self.feature_map, TaylorExp) else 1.0
 
     @property
     def kept_dtype(self) -> str:
@@ -111,11 +116,12 @@ class LinearAttention(LayerSpec):
         return "bfloat16" if dtype == "float16" else dtype
 
     def describe(self) -> str:
-        return self.feature_map.weight
+        return f"{self.feature_map.weight}{self.after_parts}"
 
     def facts(self) -> dict[str, Any]:
         widths = {"qk": self.head_dims.qk, "v": self.head_dims.v}
-        return {"map": self.feature_map.label, "normalize": self.normalize, "decay": self.decay} | widths
+        label = f"{self.feature_map.label}{self.after_parts}"
+        return {"map": label, "normalize": self.normalize, "decay": self.decay} | widths
 
     @classmethod
     def template(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,11 +151,18 @@ class LinearAttention(LayerSpec):
         feature_map, widths = values.get("feature_map"), values.get("head_dims")
         if not isinstance(feature_map, FeatureMap):
             return
-        if isinstance(widths, HeadDims) and isinstance(widths.qk, int) and widths.qk > feature_map.widest:
+        has_parts = bool(values.get("parts") or values.get("key_parts"))
+        yield from featured.conflicts(values, feature_map.widest, streams=True)
+        if (
+            not has_parts
+            and isinstance(widths, HeadDims)
+            and isinstance(widths.qk, int)
+            and widths.qk > feature_map.widest
+        ):
             rows = feature_map.features(widths.qk)
             message = f"must be at most {feature_map.widest} for this map, whose state would have {rows} rows"
             yield Conflict(("head_dims", "qk"), message, True)
-        if not divides:
+        if not divides or featured.weights_of_one_sign(values):
             return
         if found := feature_map.signs():
             message = f"`normalize` divides by {found.message}; {_REMEDY}"
@@ -158,13 +171,15 @@ class LinearAttention(LayerSpec):
     @property
     def features(self) -> int:
         """Rows of the state."""
-        return self.feature_map.features(self.head_dims.qk)
+        return self.feature_map.features(self.core.head_dims.qk)
 
     @property
     def extents(self) -> dict[str, int]:
-        return {"QK": self.head_dims.qk, "VALUES": self.head_dims.v, "FEATURES": self.features}
+        return {"QK": self.core.head_dims.qk, "VALUES": self.head_dims.v, "FEATURES": self.features}
 
     def signature(self) -> Signature:
+        if self.has_parts:
+            return self.core.signature()
         qk, v, rows, normalize = self.head_dims.qk, self.head_dims.v, self.features, self.normalize
 
         def state(prefix: str, optional: bool = False, count: str = "N") -> tuple[Argument, ...]:
@@ -198,12 +213,12 @@ class LinearAttention(LayerSpec):
     def programs(self) -> tuple[Program, ...]:
         from ..lower import linear_attention
 
-        return linear_attention.programs(self)
+        return linear_attention.programs(self.core)
 
     def passes(self, faster: Mapping[str, ForeignKernel]) -> tuple[Pass, ...]:
         from ..lower import linear_attention_passes
 
-        return linear_attention_passes.passes(self, faster)
+        return linear_attention_passes.passes(self.core, faster)
 
 
 MIXER = LinearAttention

@@ -79,12 +79,25 @@ class Tagged:
     types: Mapping[str, type]
 
 
-Kind = Name | Integer | Number | Flag | Choice | Choices | Expression | Record | Tagged
+@dataclass(frozen=True)
+class Several:
+    """A list of `low` to `high` values of one kind.  `optional` allows null."""
+
+    item: Kind
+    low: int
+    high: int
+    optional: bool = False
 
 
-def spec_field(kind: Kind, doc: str, default: Any = MISSING) -> Any:
-    """A dataclass field of a spec: its kind, one line of documentation, and its default (none: required)."""
-    metadata = {"kind": kind, "doc": doc}
+Kind = Name | Integer | Number | Flag | Choice | Choices | Expression | Record | Tagged | Several
+
+
+def spec_field(kind: Kind, doc: str, default: Any = MISSING, quiet: bool = False) -> Any:
+    """A dataclass field of a spec: its kind, one line of documentation, and its default (none: required).
+
+    One that is `quiet` is not written out where it has its default.
+    """
+    metadata = {"kind": kind, "doc": doc, "quiet": quiet}
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
 
 
@@ -96,6 +109,10 @@ def kind_of(item: Field[Any]) -> Kind:
 def doc_of(item: Field[Any]) -> str:
     doc: str = item.metadata["doc"]
     return doc
+
+
+def is_quiet(item: Field[Any]) -> bool:
+    return bool(item.metadata["quiet"])
 
 
 def is_required(item: Field[Any]) -> bool:

@@ -12,7 +12,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from .fields import Expression, Integer, Record, Tagged, kind_of, spec_field, spec_fields
+from .fields import (
+    Choices,
+    Expression,
+    Integer,
+    Kind,
+    Record,
+    Several,
+    Tagged,
+    is_quiet,
+    kind_of,
+    spec_field,
+    spec_fields,
+)
 
 if TYPE_CHECKING:
     from ..ir.host import Pass
@@ -30,8 +42,8 @@ DTYPES_DOC = "Dtypes of the inputs that this layer serves."
 class Conflict:
     """What is wrong with the values of several fields, each of them right by itself."""
 
-    path: tuple[str, ...]
-    """The field to show it at."""
+    path: tuple[str | int, ...]
+    """The field to show it at, by keys and places in lists."""
     message: str
     grave: bool
     """Whether it is a fault; else it is worth a warning."""
@@ -135,6 +147,11 @@ class LayerSpec(ABC):
     dtypes: tuple[str, ...]
 
     @property
+    def core(self) -> LayerSpec:
+        """The layer that its operators are of: of features, where queries and keys become some first."""
+        return self
+
+    @property
     def kept_dtype(self) -> str:
         """The dtype of the state that a user holds between calls, where inputs are not float64."""
         return "float32"
@@ -183,42 +200,67 @@ class LayerSpec(ABC):
 
 
 def spec_to_dict(spec: LayerSpec) -> dict[str, Any]:
-    """The spec as plain data, in the order of a spec file.  A null that is the default is left out."""
+    """The spec as plain data, in the order of a spec file.
+
+    A null that is the default is left out, and so is the default of a quiet field.
+    """
     data: dict[str, Any] = {"name": spec.name, "mixer": spec.mixer}
     for name, item in spec_fields(type(spec)).items():
         value = getattr(spec, name)
-        match kind_of(item):
-            case Tagged(tag=tag):
-                data[name] = {tag: getattr(value, tag)} | _plain(value)
-            case Record() if value is not None:
-                data[name] = _plain(value)
-            case _ if isinstance(value, tuple):
-                data[name] = list(value)
-            case _ if value is not None or item.default is not None:
-                data[name] = value
+        if value != item.default or value is not None and not is_quiet(item):
+            data[name] = _plain(value, kind_of(item))
     return data
 
 
-def _plain(value: Any) -> dict[str, Any]:
-    return {inner: getattr(value, inner) for inner in spec_fields(type(value))}
+def _plain(value: Any, kind: Kind) -> Any:
+    """A value of a field as plain data."""
+    match kind:
+        case _ if value is None:
+            return None
+        case Tagged(tag=tag):
+            return {tag: getattr(value, tag)} | _fields(value)
+        case Record():
+            return _fields(value)
+        case Several(item=item):
+            return [_plain(x, item) for x in value]
+        case Choices():
+            return list(value)
+        case _:
+            return value
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    items = spec_fields(type(value)).items()
+    return {name: _plain(getattr(value, name), kind_of(item)) for name, item in items}
 
 
 def spec_from_dict(data: Mapping[str, Any]) -> LayerSpec:
     """The inverse of `spec_to_dict`.  It trusts `data`; text from a user goes through `load` instead."""
     from ..mixers import mixer
 
-    cls = mixer(data["mixer"])
-    values = {name: value for name, value in data.items() if name != "mixer"}
-    for name, item in spec_fields(cls).items():
-        match kind_of(item):
-            case Tagged(tag=tag, types=types) if name in values:
-                inner = dict(values[name])
-                values[name] = types[inner.pop(tag)](**inner)
-            case Record(type=record) if values.get(name) is not None:
-                values[name] = record(**values[name])
-            case _ if isinstance(values.get(name), list):
-                values[name] = tuple(values[name])
-    return cls(**values)
+    return _made(mixer(data["mixer"]), {name: value for name, value in data.items() if name != "mixer"})
+
+
+def _made(cls: type[Any], data: Mapping[str, Any]) -> Any:
+    items = spec_fields(cls)
+    return cls(**{name: _value(value, kind_of(items[name])) for name, value in data.items()})
+
+
+def _value(data: Any, kind: Kind) -> Any:
+    """The inverse of `_plain`."""
+    match kind:
+        case _ if data is None:
+            return None
+        case Tagged(tag=tag, types=types):
+            return _made(types[data[tag]], {name: value for name, value in data.items() if name != tag})
+        case Record(type=record):
+            return _made(record, data)
+        case Several(item=item):
+            return tuple(_value(x, item) for x in data)
+        case Choices():
+            return tuple(data)
+        case _:
+            return data
 
 
 _YAML_WORDS = frozenset({"yes", "no", "on", "off", "true", "false", "null"})
@@ -240,18 +282,35 @@ def yaml_scalar(value: bool | int | float | str | None) -> str:
 
 def dump_yaml(spec: LayerSpec) -> str:
     """The spec as the text of a spec file; loading it gives an equal spec."""
-    in_one_line = {
-        name for name, item in spec_fields(type(spec)).items() if isinstance(kind_of(item), Record)
-    }
+    kinds = {name: kind_of(item) for name, item in spec_fields(type(spec)).items()}
     lines = []
     for name, value in spec_to_dict(spec).items():
-        if isinstance(value, list):
-            lines.append(f"{name}: [{', '.join(map(yaml_scalar, value))}]")
-        elif name in in_one_line:
-            inner = ", ".join(f"{key}: {yaml_scalar(item)}" for key, item in value.items())
-            lines.append(f"{name}: {{{inner}}}")
-        elif isinstance(value, dict):
-            lines += [f"{name}:", *(f"  {inner}: {yaml_scalar(item)}" for inner, item in value.items())]
-        else:
-            lines.append(f"{name}: {yaml_scalar(value)}")
+        match kinds.get(name):
+            case Tagged():
+                lines += [f"{name}:", *(f"  {inner}: {yaml_scalar(item)}" for inner, item in value.items())]
+            case Several() if value is not None:
+                lines += [f"{name}:", *(f"  - {in_one_line(item)}" for item in value)]
+            case _:
+                lines.append(f"{name}: {in_one_line(value)}")
     return "\n".join(lines) + "\n"
+
+
+def in_one_line(value: Any) -> str:
+    """Plain data as YAML in a line."""
+    match value:
+        case dict():
+            return "{" + ", ".join(f"{key}: {_between(item)}" for key, item in value.items()) + "}"
+        case list() | tuple():
+            return "[" + ", ".join(map(_between, value)) + "]"
+        case _:
+            return yaml_scalar(value)
+
+
+def _between(value: Any) -> str:
+    """A value in a list or mapping of one line, where text may not have everything."""
+    if isinstance(value, str) and _MARKS.intersection(value):
+        return f'"{value}"'
+    return in_one_line(value)
+
+
+_MARKS = frozenset(",[]{}:#&*!|>%@`'")

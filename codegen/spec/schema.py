@@ -73,3 +73,6 @@ def _value(kind: k.Kind) -> dict[str, Any]:
                 for tag, cls in kind.types.items()
             ]
             return {"oneOf": options}
+        case k.Several():
+            items = {"type": "array", "items": _value(kind.item), "minItems": kind.low, "maxItems": kind.high}
+            return {"oneOf": [items, {"type": "null"}]} if kind.optional else items

@@ -6,9 +6,22 @@ import textwrap
 from typing import Any
 
 from ..mixers import mixers
-from .fields import Choice, Choices, Expression, Integer, Kind, Record, Tagged, doc_of, kind_of, spec_fields
+from .fields import (
+    Choice,
+    Choices,
+    Expression,
+    Integer,
+    Kind,
+    Record,
+    Several,
+    Tagged,
+    doc_of,
+    is_quiet,
+    kind_of,
+    spec_fields,
+)
 from .load import parse_spec
-from .model import LayerSpec, spec_to_dict, yaml_scalar
+from .model import LayerSpec, in_one_line, spec_to_dict, yaml_scalar
 from .schema import SCHEMA_FILE
 
 _LIST = "  #   "
@@ -48,6 +61,8 @@ def _quoted(value: Any) -> str:
 def _commented(data: dict[str, Any], cls: type[LayerSpec]) -> str:
     blocks = [f"# yaml-language-server: $schema={SCHEMA_FILE}\n# {cls.summary}"]
     for name, item in spec_fields(cls).items():
+        if is_quiet(item) and name not in data:
+            continue
         kind = kind_of(item)
         note = f"# {doc_of(item)}{_allowed(kind)}\n"
         match kind:
@@ -60,6 +75,8 @@ def _commented(data: dict[str, Any], cls: type[LayerSpec]) -> str:
                 text = f"{name}:\n{_tagged(kind, data[name])}"
             case Choices():
                 text = f"{name}: [{', '.join(data[name])}]"
+            case Several():
+                text = "\n".join([f"{name}:", *(f"  - {in_one_line(x)}" for x in data[name])])
             case _:
                 text = f"{name}: {yaml_scalar(data[name]) if name in data else 'null'}"
         blocks.append(note + text)

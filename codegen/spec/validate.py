@@ -17,10 +17,10 @@ from ..mixers import mixers
 from . import fields as k
 from .model import LayerSpec, yaml_scalar
 from .source import Mapping, Node, Scalar, Sequence
+from .words import clip, describe, dotted, join, unknown
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)", re.ASCII)
 _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?", re.ASCII)
-_MAX_SHOWN = 40
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class Validator:
     def layer(self, root: Node, stem: str | None) -> LayerSpec | None:
         """The layer of the document, or None if anything is wrong.  `stem`: the name that it must have."""
         if not isinstance(root, Mapping):
-            self._report(root, f"a spec is a mapping with at least `name` and `mixer`, not {_describe(root)}")
+            self._report(root, f"a spec is a mapping with at least `name` and `mixer`, not {describe(root)}")
             return None
         entries = self._entries(root, "")
         mixer, certain = self._kind(root, entries, "mixer", mixers(), "")
@@ -65,7 +65,7 @@ class Validator:
         for conflict in mixers()[mixer].conflicts(values):
             place = _inner_node(root, conflict.path)
             found = self.errors if conflict.grave else self.warnings
-            message = f"`{'.'.join(conflict.path)}`: {conflict.message}"
+            message = f"`{dotted(conflict.path)}`: {conflict.message}"
             found.append(SpecError(self.file, place.line, place.column, message))
         return values
 
@@ -80,14 +80,14 @@ class Validator:
         """
         value, certain = entries.get(tag), tag in entries
         if value is not None:
-            self._choice(value, tuple(kinds), _join(path, tag), nearest_kind)
+            self._choice(value, tuple(kinds), join(path, tag), nearest_kind)
         else:
             fields = {name for cls in kinds.values() for name in k.spec_fields(cls)}
             # A misspelt key is reported as such, once.
             misspelt = [key for key in entries if key not in fields and nearest_name(key, [tag])]
             value = entries[misspelt[0]] if misspelt else None
             if not misspelt:
-                self._report(node, f"`{_join(path, tag)}` is missing", tuple(kinds))
+                self._report(node, f"`{join(path, tag)}` is missing", tuple(kinds))
         text = value.text if isinstance(value, Scalar) else ""
         if meant := text if text in kinds else nearest_kind(text, kinds):
             return (meant,), certain
@@ -119,7 +119,7 @@ class Validator:
             elif owner in known:
                 self._report(node, f"`{key}` belongs under `{owner}`", known, f"{owner}.{key}")
             else:
-                self._report(node, _unknown(key, ""), known, nearest_name(key, known))
+                self._report(node, unknown(key, ""), known, nearest_name(key, known))
 
     # -- mappings -----------------------------------------------------------------------------------------
 
@@ -132,11 +132,9 @@ class Validator:
         lines: dict[str, int] = {}
         for key, value in node.items:
             if not isinstance(key, Scalar):
-                self._report(key, f"a key must be a word, not {_describe(key)}")
+                self._report(key, f"a key must be a word, not {describe(key)}")
             elif key.text in entries:
-                self._report(
-                    key, f"`{_join(path, key.text)}` is given twice, first in line {lines[key.text]}"
-                )
+                self._report(key, f"`{join(path, key.text)}` is given twice, first in line {lines[key.text]}")
             else:
                 entries[key.text] = value
                 lines[key.text] = key.line
@@ -150,11 +148,11 @@ class Validator:
         for name, item in k.spec_fields(record).items():
             if name in entries:
                 values[name] = self._value(
-                    entries[name], narrowed.get(name, k.kind_of(item)), _join(path, name)
+                    entries[name], narrowed.get(name, k.kind_of(item)), join(path, name)
                 )
             elif k.is_required(item) and not self._misspelt(name, record, entries):
                 doc = k.doc_of(item).rstrip(".")
-                self._report(node, f"`{_join(path, name)}` is missing: {doc[0].lower()}{doc[1:]}")
+                self._report(node, f"`{join(path, name)}` is missing: {doc[0].lower()}{doc[1:]}")
         return values
 
     def _misspelt(self, name: str, record: type, entries: Table[str, Node]) -> bool:
@@ -166,7 +164,7 @@ class Validator:
         """Report the keys of a mapping that are none of `known`."""
         for key, key_node in self._keys(node):
             if key not in known:
-                self._report(key_node, _unknown(key, path), known, nearest_name(key, known))
+                self._report(key_node, unknown(key, path), known, nearest_name(key, known))
 
     # -- values -------------------------------------------------------------------------------------------
 
@@ -191,16 +189,18 @@ class Validator:
                 return self._record(node, kind, path)
             case k.Tagged():
                 return self._tagged(node, kind, path)
+            case k.Several():
+                return self._several(node, kind, path)
 
     def _name(self, node: Node, path: str) -> Any:
         if not isinstance(node, Scalar):
             return self._wrong(node, path, "a name")
         if node.type != "str":
             remedy = "" if node.type == "null" else "; quote it"
-            return self._report(node, f"`{path}` must be text, not {_describe(node)}{remedy}")
+            return self._report(node, f"`{path}` must be text, not {describe(node)}{remedy}")
         problem = names.name_problem(node.text)
         if problem is not None:
-            shown = f"`{_clip(node.text)}` " if node.text else ""
+            shown = f"`{clip(node.text)}` " if node.text else ""
             return self._report(node, f"the {path} {shown}{problem}", (), names.suggest_name(node.text))
         return node.text
 
@@ -242,7 +242,7 @@ class Validator:
         ):
             meant = "true" if node.text.lower() in ("true", "yes", "on", "y") else "false"
         return self._report(
-            node, f"`{path}` must be true or false, not {_describe(node)}", ("true", "false"), meant
+            node, f"`{path}` must be true or false, not {describe(node)}", ("true", "false"), meant
         )
 
     def _choice(
@@ -255,10 +255,8 @@ class Validator:
         if isinstance(node, Scalar) and node.text in values:
             return node.text
         if not isinstance(node, Scalar):
-            return self._report(node, f"`{path}` cannot be {_describe(node)}", values)
-        return self._report(
-            node, f"`{path}` cannot be {_clip(node.text)}", values, nearest(node.text, values)
-        )
+            return self._report(node, f"`{path}` cannot be {describe(node)}", values)
+        return self._report(node, f"`{path}` cannot be {clip(node.text)}", values, nearest(node.text, values))
 
     def _choices(self, node: Node, values: tuple[str, ...], path: str) -> Any:
         if not isinstance(node, Sequence):
@@ -300,8 +298,7 @@ class Validator:
         entries = self._entries(node, path)
         self._unknown_keys(node, tuple(k.spec_fields(kind.type)), path)
         values = self._values(node, entries, kind.type, kind.kinds, path)
-        complete = all(name in values and values[name] is not BAD for name in k.spec_fields(kind.type))
-        return kind.type(**values) if complete else BAD
+        return kind.type(**values) if _is_complete(kind.type, values) else BAD
 
     def _tagged(self, node: Node, kind: k.Tagged, path: str) -> Any:
         if not isinstance(node, Mapping):
@@ -320,22 +317,39 @@ class Validator:
         )
         record = kind.types[types[0]]
         tag = entries.get(kind.tag)
-        complete = all(name in values and values[name] is not BAD for name in k.spec_fields(record))
         right = isinstance(tag, Scalar) and tag.text == types[0]
-        return record(**values) if complete and right else BAD
+        return record(**values) if right and _is_complete(record, values) else BAD
+
+    def _several(self, node: Node, kind: k.Several, path: str) -> Any:
+        if kind.optional and isinstance(node, Scalar) and node.type == "null":
+            return None
+        if not isinstance(node, Sequence):
+            return self._wrong(node, path, "a list" + (", or null" if kind.optional else ""))
+        if not kind.low <= len(node.items) <= kind.high:
+            return self._report(
+                node, f"`{path}` must list from {kind.low} to {kind.high}, not {len(node.items)}"
+            )
+        values = [self._value(item, kind.item, f"{path}[{i}]") for i, item in enumerate(node.items)]
+        return BAD if BAD in values else tuple(values)
 
     # -- reporting ----------------------------------------------------------------------------------------
 
     def _wrong(
         self, node: Node, path: str, expected: str, allowed: tuple[str, ...] = (), nearest: str | None = None
     ) -> _Bad:
-        return self._report(node, f"`{path}` must be {expected}, not {_describe(node)}", allowed, nearest)
+        return self._report(node, f"`{path}` must be {expected}, not {describe(node)}", allowed, nearest)
 
     def _report(
         self, node: Node, message: str, allowed: tuple[str, ...] = (), nearest: str | None = None
     ) -> _Bad:
         self.errors.append(SpecError(self.file, node.line, node.column, message, allowed, nearest))
         return BAD
+
+
+def _is_complete(record: type, values: Table[str, Any]) -> bool:
+    """Whether a dataclass can be made of these values."""
+    items = k.spec_fields(record).items()
+    return BAD not in values.values() and all(name in values or not k.is_required(x) for name, x in items)
 
 
 def _fields_of_all_mixers() -> dict[str, Any]:
@@ -345,10 +359,12 @@ def _fields_of_all_mixers() -> dict[str, Any]:
     return fields
 
 
-def _inner_node(node: Node, path: tuple[str, ...]) -> Node:
-    """The value at a path of keys."""
+def _inner_node(node: Node, path: tuple[str | int, ...]) -> Node:
+    """The value at a path of keys and of places in lists."""
     for name in path:
-        if isinstance(node, Mapping):
+        if isinstance(node, Sequence) and isinstance(name, int):
+            node = node.items[name]
+        elif isinstance(node, Mapping):
             node = next(value for key, value in node.items if isinstance(key, Scalar) and key.text == name)
     return node
 
@@ -364,32 +380,3 @@ def _inner_owner(key: str) -> str | None:
                     if key == tag or any(key in k.spec_fields(inner) for inner in types.values()):
                         return name
     return None
-
-
-def _unknown(key: str, path: str) -> str:
-    return f"unknown field `{_join(path, _clip(key))}`"
-
-
-def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key
-
-
-def _clip(text: str) -> str:
-    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
-
-
-def _describe(node: Node) -> str:
-    """What stands there, for a message."""
-    match node:
-        case Sequence():
-            return "a list"
-        case Mapping():
-            return "a mapping"
-        case Scalar(quoted=True):
-            return f"the text {_clip(node.text)!r}"
-        case Scalar(type="null"):
-            return "nothing" if node.text in ("", "~") else "null"
-        case Scalar(type="bool") if node.text.lower() not in ("true", "false"):
-            meaning = "true" if node.text.lower() in ("yes", "on") else "false"
-            return f"{node.text}, which YAML 1.1 reads as {meaning}"
-    return _clip(node.text) if node.text.isprintable() else repr(_clip(node.text))

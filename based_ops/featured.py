@@ -1,0 +1,335 @@
+"""Layers whose queries and keys become features, part by part, before their kernels mix them."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from based_ops.codegen.names import FEATURES
+
+from . import checks, packed
+from .errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    DeviceError,
+    DtypeError,
+    PlacementError,
+    ShapeError,
+    fail,
+)
+from .sharding import is_distributed
+from .state_base import named
+from .support.tiles import has_slots
+from .tracing import constant, is_traced, numbers
+from .variant import Variant
+
+if TYPE_CHECKING:
+    from based_ops.codegen.spec.featured import Side
+    from based_ops.codegen.spec.parts import Parameter
+
+    from .record import Record
+
+PARAMETERS = "parameters"
+Parameters = Mapping[str, Tensor]
+
+
+class FeaturedVariant(Variant):
+    """A compiled layer spec with `parts`.
+
+    Its calls are those of the same layer without parts, but that q and k [B,T,H,qk] go through the parts
+    first, and that calls, steps and `reference` take `parameters`, as `init_parameters` makes them.  `core`
+    is that layer: its q and k are features.
+
+    Parts are computed by PyTorch, in float32 or in float64 where that is given, but for learned projections,
+    which are multiplied in q's dtype; the features that enter the kernels have q's dtype.  Gradients flow to
+    learned parameters, and `torch.compile` makes one kernel of what lies between two products.
+    """
+
+    qk = constant("given_qk", "Width of a query and of a key, before its features.")
+
+    def __init__(self, record: Record, of: type[Variant]) -> None:
+        self.core: Any = of(record.core)
+        self.name, self.spec, self._record = record.name, record.layer, record
+        self.dtypes, self.unit = self.core.dtypes, self.core.unit
+        width = self.spec.head_dims.qk
+        numbers(self.name, {"given_qk": width})
+        inputs = (
+            replace(x, dims=(*x.dims[:3], width)) if x.name in ("q", "k") else x
+            for x in self.core.signature.inputs
+        )
+        self.signature = replace(self.core.signature, inputs=tuple(inputs))
+        self._sides: tuple[Side, Side] = self.spec.sides
+        self._turns = self.spec.turns
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever the layer of features has."""
+        if name.startswith("__") or name == "core":
+            raise AttributeError(name)
+        return getattr(self.core, name)
+
+    # Parameters
+
+    @functools.cached_property
+    def parameters(self) -> dict[str, Parameter]:
+        """What the parts read, by name: of queries, and of keys."""
+        return {x.name: x for side in self._sides for x in side.parameters}
+
+    def init_parameters(
+        self,
+        heads: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        kv_heads: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Parameters as training begins with them, for `heads` of q and, unless there are as many, of k.
+
+        Learned ones, which require gradients, are [H, ...].  Random ones are the same whenever they are made,
+        and in all heads.  `device` and `dtype` are PyTorch's defaults unless given.
+        """
+        checks.count("heads", heads, 1)
+        kv_heads = heads if kv_heads is None else kv_heads
+        checks.count("kv_heads", kv_heads, 1)
+        if kv_heads != heads and self.spec.tied:
+            fail(
+                ArgumentValueError, "kv_heads", kv_heads, f"{heads}: parameters of queries are those of keys"
+            )
+        found = {}
+        for side, count in zip(self._sides, (heads, kv_heads), strict=True):
+            for x in side.parameters:
+                shape = (count, *x.shape) if x.learned else x.shape
+                made = _started(x, shape).to(device=device, dtype=dtype or torch.get_default_dtype())
+                found[x.name] = made.requires_grad_(x.learned)
+        return found
+
+    def _check(self, parameters: Any, q: Tensor, k: Tensor) -> Parameters:
+        """The parameters, if they are those of this layer for so many heads."""
+        wanted = self.parameters
+        if parameters is None:
+            parameters = {}
+        if not isinstance(parameters, Mapping):
+            fail(ArgumentTypeError, PARAMETERS, type(parameters).__name__, "a dict of tensors by name")
+        for name in parameters:
+            if name not in wanted:
+                near = difflib.get_close_matches(str(name), wanted, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(wanted) or 'none'}"
+                fail(ArgumentValueError, PARAMETERS, repr(name), f"a parameter of {self.name}: {hint}")
+        for side, x in zip(self._sides, (q, k), strict=True):
+            for parameter in side.parameters:
+                if parameter.name not in parameters:
+                    what = f"given: {', '.join(wanted)}, as `init_parameters` makes them"
+                    fail(ArgumentValueError, PARAMETERS, f"no {parameter.name!r}", what)
+                _check_parameter(parameter, parameters[parameter.name], x)
+        return parameters
+
+    # Calls
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        g: Tensor | None = None,
+        scale: float | Tensor | None = None,
+        initial_state: Any = None,
+        output_final_state: bool = False,
+        cu_seqlens: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        state_indices: Tensor | None = None,
+        parameters: Parameters | None = None,
+        backend: str | None = None,
+        **more: Any,
+    ) -> tuple[Tensor, Any]:
+        """`(o, final_state)`, as of a layer without parts, see there; q and k are [B,T,H,qk].
+
+        `parameters` are [H, ...] for the heads of q and of k, by the names of `init_parameters`; missing,
+        unknown and misshapen ones are typed errors.
+        """
+        options = _given(cu_seqlens=cu_seqlens, attention_mask=attention_mask, state_indices=state_indices)
+        tokens, counts = self._places(q, cu_seqlens, attention_mask)
+        q, k = self._features(q, k, parameters, tokens)
+        options |= {"output_final_state": output_final_state, "backend": backend} | more
+        o, final = self.core(q, k, v, g, scale, initial_state, **options)
+        if self._turns is not None and final is not None:
+            if state_indices is None:
+                final = named(type(final)(*_turned(final, counts, self._turns.period)), self.name)
+            else:
+                _turn_slots(final, state_indices, counts, self._turns.period)
+        return o, final
+
+    def step(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        state: Any,
+        g: Tensor | None = None,
+        scale: float | Tensor | None = None,
+        backend: str | None = None,
+        state_indices: Tensor | None = None,
+        parameters: Parameters | None = None,
+        **more: Any,
+    ) -> Tensor:
+        """A few more tokens, T up to 16: o [B,T,H,v], with `state` updated in place; as of the call."""
+        tokens, counts = self._places(q, None, None)
+        length = q.shape[1] if isinstance(q, Tensor) and q.dim() == 4 else 0
+        q, k = self._features(q, k, parameters, tokens)
+        options = _given(state_indices=state_indices) | {"backend": backend} | more
+        o: Tensor = self.core.step(q, k, v, state, g, scale, **options)
+        if self._turns is not None and length:
+            if state_indices is None:
+                for part, new in zip(state, _turned(state, counts, self._turns.period), strict=True):
+                    if part is not None:
+                        part.copy_(new)
+            else:
+                _turn_slots(state, state_indices, counts, self._turns.period)
+        return o
+
+    def reference(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        g: Tensor | None = None,
+        scale: float | Tensor | None = None,
+        initial_state: Any = None,
+        output_final_state: bool = False,
+        cu_seqlens: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        parameters: Parameters | None = None,
+        **more: Any,
+    ) -> Any:
+        """Naive mathematics of the features in q's precision: o, or (o, final_state)."""
+        tokens, counts = self._places(q, cu_seqlens, attention_mask)
+        q, k = self._features(q, k, parameters, tokens)
+        options = _given(cu_seqlens=cu_seqlens, attention_mask=attention_mask) | more
+        found = self.core.reference(q, k, v, g, scale, initial_state, output_final_state, **options)
+        if self._turns is None or not output_final_state:
+            return found
+        o, final = found
+        return o, named(type(final)(*_turned(final, counts, self._turns.period)), self.name)
+
+    def init_state(self, *sizes: Any, **options: Any) -> Any:
+        """The state before the first token, as of a layer without parts."""
+        return self.core.init_state(*sizes, **options)
+
+    def state_bytes(self, *sizes: Any, **options: Any) -> int:
+        """Bytes of such a state."""
+        found: int = self.core.state_bytes(*sizes, **options)
+        return found
+
+    def products(self, length: int, begun: bool = False, final: bool = False) -> float:
+        """Those of the layer of features; projections are PyTorch's, which counts them by itself."""
+        found: float = self.core.products(length, begun, final)
+        return found
+
+    def _reference(self, tensors: Any, numbers: tuple[float, ...], initial_state: Any) -> tuple[Tensor, Any]:
+        found: tuple[Tensor, Any] = self.core._reference(tensors, numbers, initial_state)
+        return found
+
+    def _features(self, q: Any, k: Any, parameters: Any, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Features of queries and of keys."""
+        for name, x in (("q", q), ("k", k)):
+            if not isinstance(x, Tensor):
+                fail(ArgumentTypeError, name, type(x).__name__, "a torch.Tensor")
+            if is_distributed(x):
+                fail(PlacementError, name, "a DTensor", f"the part of each rank: {self.name} has parts")
+            checks.layout(name, x)
+            if x.dim() != 4 or x.shape[3] != self.qk:
+                fail(ShapeError, name, checks.sizes(x), f"of shape [B, T, H, {self.qk}] for {self.name}")
+            if x.dtype not in self.dtypes:
+                fail(DtypeError, name, str(x.dtype), f"one of {', '.join(map(str, self.dtypes))}")
+        given = self._check(parameters, q, k)
+        module = self._record.module(FEATURES)
+        return module.of_query(q, given, tokens), module.of_key(k, given, tokens)
+
+    def _places(self, q: Any, offsets: Any, mask: Any) -> tuple[Tensor | None, Any]:
+        """The number [B,T] of each token in its sequence, and how many each has; of layers with positions."""
+        if self._turns is None or not isinstance(q, Tensor) or q.dim() != 4:
+            return None, None
+        batch, length = q.shape[:2]
+        numbers = torch.arange(length, device=q.device).expand(batch, length)
+        if offsets is None and mask is None:
+            return numbers, torch.full((batch,), length, device=q.device)
+        sequences, _ = packed.places(offsets, mask, q, batch, length, is_traced())
+        start, stop = (x.contiguous() for x in sequences.long().unbind(1))
+        if mask is not None:
+            rows = torch.arange(batch, device=q.device) * length
+            return numbers - (start - rows).unsqueeze(1), stop - start
+        begun = torch.searchsorted(start, numbers[0].contiguous(), right=True) - 1
+        return numbers - start.index_select(0, begun.clamp(min=0)), stop - start
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _check_parameter(parameter: Parameter, given: Any, of: Tensor) -> None:
+    name = f"{PARAMETERS}[{parameter.name!r}]"
+    if not isinstance(given, Tensor):
+        fail(ArgumentTypeError, name, type(given).__name__, "a torch.Tensor")
+    shape = (of.shape[2], *parameter.shape) if parameter.learned else parameter.shape
+    if given.shape != shape:
+        fail(ShapeError, name, checks.sizes(given), f"of shape {list(shape)}")
+    if not given.is_floating_point():
+        fail(DtypeError, name, str(given.dtype), "a floating dtype")
+    if given.device != of.device:
+        fail(DeviceError, name, str(given.device), f"on the device of q and k, {of.device}")
+
+
+def _started(x: Parameter, shape: tuple[int, ...]) -> Tensor:
+    match x.start:
+        case "zeros":
+            return torch.zeros(shape)
+        case "ones":
+            return torch.ones(shape)
+        case "identity":
+            return torch.eye(*shape[-2:]).expand(shape).clone()
+        case "normal":
+            return torch.randn(shape) / math.sqrt(shape[-2])
+    return _orthogonal(shape[0], shape[1], x.seed or 0)
+
+
+def _orthogonal(width: int, count: int, seed: int) -> Tensor:
+    """`count` random columns of the lengths of Gaussian vectors, orthogonal within blocks of `width`."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    blocks = [torch.linalg.qr(drawn(width, width))[0] for _ in range(-(-count // width))]
+    return torch.cat(blocks, 1)[:, :count] * drawn(width, count).norm(dim=0)
+
+
+def _turned(parts: Any, counts: Tensor, period: int) -> list[Tensor | None]:
+    """Sums over keys, [N,H,2D,...], as those of a sequence that begins after `counts` [N] more tokens.
+
+    Their positions are then so much lower: cos and sin of a difference.
+    """
+    turned: list[Tensor | None] = []
+    for x in parts:
+        if x is None:
+            turned.append(None)
+            continue
+        angle = (counts.to(x.dtype) * (math.pi / 2 / period)).view(-1, *(1,) * (x.dim() - 1))
+        cos, sin = angle.cos(), angle.sin()
+        even, odd = x.chunk(2, dim=2)
+        turned.append(torch.cat([even * cos + odd * sin, odd * cos - even * sin], 2))
+    return turned
+
+
+def _turn_slots(pool: Any, indices: Tensor, counts: Tensor, period: int) -> None:
+    """The same in place, for the slots of a pool that indices name."""
+    there = has_slots(pool[0], indices, 1)
+    slots = indices.long().clamp(0, pool[0].shape[0] - 1)
+    taken = [None if x is None else x.index_select(0, slots) for x in pool]
+    for x, old, new in zip(pool, taken, _turned(taken, counts, period), strict=True):
+        if x is not None:  # a slot may be named by chance for -1: what is added there is 0
+            change = torch.where(there.view(-1, *(1,) * (x.dim() - 1)), new - old, 0.0)  # type: ignore[operator]
+            x.index_add_(0, slots, change)
