@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -66,7 +65,10 @@ class FeaturedVariant(Variant):
         )
         self.signature = replace(self.core.signature, inputs=tuple(inputs))
         self._sides: tuple[Side, Side] = self.spec.sides
+        self.parameters: dict[str, Parameter] = {x.name: x for side in self._sides for x in side.parameters}
+        """What the parts read, by name: of queries, and of keys."""
         self._turns = self.spec.turns
+        self._of = record.module(FEATURES)
 
     def __getattr__(self, name: str) -> Any:
         """Whatever the layer of features has."""
@@ -75,11 +77,6 @@ class FeaturedVariant(Variant):
         return getattr(self.core, name)
 
     # Parameters
-
-    @functools.cached_property
-    def parameters(self) -> dict[str, Parameter]:
-        """What the parts read, by name: of queries, and of keys."""
-        return {x.name: x for side in self._sides for x in side.parameters}
 
     def init_parameters(
         self,
@@ -206,8 +203,11 @@ class FeaturedVariant(Variant):
         **more: Any,
     ) -> Any:
         """Naive mathematics of the features in q's precision: o, or (o, final_state)."""
+        from .reference.parts import features
+
         tokens, counts = self._places(q, cu_seqlens, attention_mask)
-        q, k = self._features(q, k, parameters, tokens)
+        given = self._check_all(q, k, parameters)
+        q, k = (features(side, x, given, tokens) for side, x in zip(self._sides, (q, k), strict=True))
         options = _given(cu_seqlens=cu_seqlens, attention_mask=attention_mask) | more
         found = self.core.reference(q, k, v, g, scale, initial_state, output_final_state, **options)
         if self._turns is None or not output_final_state:
@@ -235,6 +235,11 @@ class FeaturedVariant(Variant):
 
     def _features(self, q: Any, k: Any, parameters: Any, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
         """Features of queries and of keys."""
+        given = self._check_all(q, k, parameters)
+        return self._of.of_query(q, given, tokens), self._of.of_key(k, given, tokens)
+
+    def _check_all(self, q: Any, k: Any, parameters: Any) -> Parameters:
+        """The parameters; raises typed errors unless they, q and k are what this layer takes."""
         for name, x in (("q", q), ("k", k)):
             if not isinstance(x, Tensor):
                 fail(ArgumentTypeError, name, type(x).__name__, "a torch.Tensor")
@@ -245,9 +250,7 @@ class FeaturedVariant(Variant):
                 fail(ShapeError, name, checks.sizes(x), f"of shape [B, T, H, {self.qk}] for {self.name}")
             if x.dtype not in self.dtypes:
                 fail(DtypeError, name, str(x.dtype), f"one of {', '.join(map(str, self.dtypes))}")
-        given = self._check(parameters, q, k)
-        module = self._record.module(FEATURES)
-        return module.of_query(q, given, tokens), module.of_key(k, given, tokens)
+        return self._check(parameters, q, k)
 
     def _places(self, q: Any, offsets: Any, mask: Any) -> tuple[Tensor | None, Any]:
         """The number [B,T] of each token in its sequence, and how many each has; of layers with positions."""

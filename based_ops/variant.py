@@ -53,7 +53,11 @@ class Variant(ABC):
     _other_dtype = ""
     """What to say besides where a state has another dtype than the inputs."""
 
+    core: Variant
+    """The layer whose kernels these are: itself, unless it makes features first (`FeaturedVariant`)."""
+
     def __init__(self, record: Record) -> None:
+        self.core = self
         spec = record.layer
         self.name = record.name
         self.spec = spec

@@ -107,10 +107,14 @@ def measure(
     seed: int = 0,
     passes: Sequence[str] = PASSES,
 ) -> Iterator[Measurement]:
-    """Every tensor of each of `passes` of every case, compared."""
+    """Every tensor of each of `passes` of every case, compared.
+
+    Of a layer with parts, whose kernels are those of its core, inputs are features already.
+    """
+    weighs, variant = domain(variant).draw, variant.core
     for number, case in enumerate(cases(backend, device) if over is None else over):
         generator = torch.Generator().manual_seed(seed + 1000 * number)
-        trial = _Trial(variant, backend, device, dtype, case, generator)
+        trial = _Trial(variant, backend, device, dtype, case, generator, weighs)
         for which in passes:
             with poisoned_memory(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", LayoutWarning)  # fewer tokens than heads are meant
@@ -147,10 +151,11 @@ class _Trial:
         dtype: torch.dtype,
         case: Case,
         generator: torch.Generator,
+        weighs: Callable[[Tensor], Tensor],
     ) -> None:
         self.variant, self.backend, self.device, self.dtype, self.case = variant, backend, device, dtype, case
         self.generator = generator
-        self.weighs = domain(variant).draw
+        self.weighs = weighs
         self.units = units(variant, case.heads, ODD_CHANNELS)
         self.inputs = self._inputs(case.length)
         self.state = None
@@ -301,6 +306,8 @@ def domain(variant: Variant) -> Domain:
     signs, normal numbers are drawn around a place at which most values have one; `strain` says what others
     do.  A map that is undefined somewhere is tried where it has values.
     """
+    if variant.core is not variant:
+        return POSITIVE if variant.spec.one_sign else domain(variant.core)
     spec: Any = variant.spec
     expression = getattr(getattr(spec, "feature_map", None), "expression", None)
     if expression is None:
@@ -335,6 +342,8 @@ def strain(variant: Variant, length: int = 256) -> float | None:
     Weights of one sign make means, which do not exceed 1.  None for a layer that does not divide by a sum of
     weights that can vanish.
     """
+    if variant.core is not variant:
+        return None if variant.spec.one_sign else strain(variant.core, length)
     spec: Any = variant.spec
     feature_map = getattr(spec, "feature_map", None)
     if feature_map is None or not spec.normalize or feature_map.signs() is None:

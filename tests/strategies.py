@@ -13,8 +13,10 @@ from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.mixers.short_conv import ShortConv
 from based_ops.codegen.mixers.sliding_window import MAX_WINDOW, SlidingWindow
 from based_ops.codegen.names import name_problem
+from based_ops.codegen.spec import parts
 from based_ops.codegen.spec.feature_map import canonical_text, parse
 from based_ops.codegen.spec.model import Elementwise, FeatureMap, HeadDims, LayerSpec, TaylorExp
+from based_ops.codegen.spec.parts import Part
 
 _SMOOTH = ("tanh", "sigmoid", "softplus", "silu", "gelu", "sin", "cos", "erf")
 _KINKED = ("relu", "elu", "abs")
@@ -179,6 +181,51 @@ def short_convs(activations: st.SearchStrategy[str] | None = None) -> st.SearchS
     )
 
 
+@st.composite
+def pipelines(
+    draw: st.DrawFn, width: int, widest: int = parts.WIDEST, single: bool = False
+) -> tuple[Part, ...]:
+    """Parts that suit `width` components, each other, and layers of up to `widest` features."""
+    texts = positive_expressions() | st.sampled_from(("relu(x)", "x**2", "exp(minimum(x, 1))"))
+    maps = texts.map(lambda text: parts.Mapped(canonical_text(parse(text))))
+    count = st.integers(8, max(8, widest // 2))
+    learned = st.builds(parts.Projection, features=count, bias=st.booleans())
+    random = st.builds(
+        parts.RandomProjection, features=count, seed=st.integers(0, 99), half_squares=st.booleans()
+    )
+    norms = st.sampled_from((parts.Softmax(), parts.Softmax(2), parts.L2Norm(), parts.LayerNorm(eps=1e-3)))
+    others = st.sampled_from(
+        (parts.Affine(), parts.Affine(bias=False), parts.Signs(), parts.RolledProducts(2))
+    )
+    found: list[Part] = []
+    for _ in range(draw(st.integers(0 if single else 1, 2 if single else 3))):
+        now = parts.width_after(found, width)
+        kinds = [learned, random, maps, norms, others]
+        if not single:
+            branch = pipelines(now, widest, single=True)
+            join = st.sampled_from(("concatenate", "add", "multiply"))
+            kinds.append(st.builds(parts.Branches, join=join, of=st.tuples(branch, branch)))
+        part = draw(st.one_of(kinds))
+        if not any(parts.problems((part,), now)) and part.width(now) <= widest:
+            found.append(part)
+    return tuple(found)
+
+
+@st.composite
+def with_parts(draw: st.DrawFn, max_qk: int = 40, max_v: int = 40, widest: int = 64) -> LinearAttention:
+    """Linear attention layers of features made by parts."""
+    plain = draw(linear_attentions(max_qk, max_v))
+    qk = plain.head_dims.qk
+    chosen = draw(pipelines(qk, min(widest, plain.feature_map.widest)))
+    keys = draw(st.none() | pipelines(qk, min(widest, plain.feature_map.widest)))
+    if keys is not None and parts.width_after(keys, qk) != parts.width_after(chosen, qk):
+        keys = None
+    tied = keys is None and draw(st.booleans())
+    if not chosen and not keys:
+        chosen = (parts.Affine(),)
+    return replace(plain, parts=chosen, key_parts=keys, tied=tied, signed_weights=True)
+
+
 def layer_specs() -> st.SearchStrategy[LayerSpec]:
     """Every spec that a file can hold."""
-    return linear_attentions() | sliding_windows() | short_convs() | hybrids()
+    return linear_attentions() | sliding_windows() | short_convs() | hybrids() | with_parts()

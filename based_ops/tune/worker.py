@@ -109,7 +109,7 @@ def _variant(task: Task) -> tuple[Variant, Record]:
     known = record(name)
     for plan, constants in task["plans"].items():
         known.module(task["backend"]).SCHEDULE[plan][dtype_named(task["dtype"])] = constants
-    variant = get(name)
+    variant = get(name).core
     variant._replays.forget()
     return variant, known
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
 from ..names import spec_file
-from ..spec.feature_map import gradient, parse, to_tree
 from ..spec.featured import Featured, Side
 from ..spec.parts import (
     Affine,
@@ -23,9 +23,11 @@ from ..spec.parts import (
     Softmax,
     width_after,
 )
-from ..spec.tree import Tree
 from .torch import FUNCTIONS
 from .writer import Writer
+
+if TYPE_CHECKING:
+    from ..spec.tree import Tree
 
 HELPERS = (
     "both_signs",
@@ -92,6 +94,8 @@ class _Maps:
     def write(self, expression: str) -> None:
         if expression in self.names:
             return
+        from ..spec.feature_map import gradient, parse, to_tree  # sympy takes a third of a second
+
         name = self.names[expression] = f"map_{len(self.names) + 1}"
         parsed = parse(expression)
         self._function(f"{name}(x)", f"{expression}.", to_tree(parsed))

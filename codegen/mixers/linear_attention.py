@@ -151,15 +151,10 @@ class LinearAttention(Featured):
         feature_map, widths = values.get("feature_map"), values.get("head_dims")
         if not isinstance(feature_map, FeatureMap):
             return
-        has_parts = bool(values.get("parts") or values.get("key_parts"))
         yield from featured.conflicts(values, feature_map.widest, streams=True)
-        if (
-            not has_parts
-            and isinstance(widths, HeadDims)
-            and isinstance(widths.qk, int)
-            and widths.qk > feature_map.widest
-        ):
-            rows = feature_map.features(widths.qk)
+        qk = widths.qk if isinstance(widths, HeadDims) and not featured.has_parts(values) else None
+        if isinstance(qk, int) and qk > feature_map.widest:
+            rows = feature_map.features(qk)
             message = f"must be at most {feature_map.widest} for this map, whose state would have {rows} rows"
             yield Conflict(("head_dims", "qk"), message, True)
         if not divides or featured.weights_of_one_sign(values):

@@ -19,9 +19,8 @@ SIDES = ("query", "key")
 
 def parts_field() -> Any:
     kind = Several(PIPELINE.item, 0, PIPELINE.high)
-    return spec_field(
-        kind, "What queries and keys go through, part by part, before `feature_map`.", (), quiet=True
-    )
+    doc = "What queries and keys go through, part by part, before `feature_map`."
+    return spec_field(kind, doc, (), quiet=True)
 
 
 def key_parts_field() -> Any:
@@ -67,6 +66,11 @@ class Featured(LayerSpec):
         dims = replace(self.head_dims, qk=width_after(self.parts, self.head_dims.qk))
         return replace(self, parts=(), key_parts=None, tied=False, head_dims=dims)  # type: ignore[type-var]
 
+    @property
+    def one_sign(self) -> bool:
+        """Whether its features cannot be negative, nor then its weights."""
+        return weights_of_one_sign({x: getattr(self, x) for x in ("parts", "key_parts", "feature_map")})
+
     @functools.cached_property
     def sides(self) -> tuple[Side, Side]:
         """What queries and what keys go through."""
@@ -101,7 +105,6 @@ def conflicts(values: Mapping[str, Any], widest: int, streams: bool) -> Iterable
     `streams`: whether its state can turn with positions.
     """
     dims, parts, keys = values.get("head_dims"), values.get("parts", ()), values.get("key_parts")
-    feature_map = values.get("feature_map")
     if not isinstance(dims, HeadDims) or not isinstance(dims.qk, int) or not isinstance(parts, tuple):
         return
     lists = {"parts": parts} | ({"key_parts": keys} if isinstance(keys, tuple) else {})
@@ -112,30 +115,36 @@ def conflicts(values: Mapping[str, Any], widest: int, streams: bool) -> Iterable
             yield Conflict((name, place), message, True)
     if wrong or not any(lists.values()):
         return
+    at = next(name for name, found in lists.items() if found)
     widths = {name: width_after(found, dims.qk) for name, found in lists.items()}
     if len(set(widths.values())) > 1:
         message = f"gives {widths['key_parts']} features, those of queries are {widths['parts']}"
         yield Conflict(("key_parts",), message, True)
     elif not 8 <= widths["parts"] <= widest:
-        yield Conflict(("parts",), f"gives {widths['parts']} features, must be from 8 to {widest}", True)
+        yield Conflict((at,), f"gives {widths['parts']} features, must be from 8 to {widest}", True)
     if values.get("tied") is True and len(lists) > 1:
         yield Conflict(("tied",), "parameters can be shared where queries and keys have the same parts", True)
     turning = [found[-1] if found and isinstance(found[-1], Positions) else None for found in lists.values()]
-    if any(turning) and not streams:
-        yield Conflict(("parts",), "a hybrid's state cannot turn with positions", True)
-    elif len(set(turning)) > 1:
+    if not any(turning):
+        return
+    if not streams:
+        yield Conflict((at,), "a hybrid's state cannot turn with positions", True)
+    if len(set(turning)) > 1:
         yield Conflict(("key_parts",), "positions of keys must be those of queries", True)
-    elif any(turning) and (
-        feature_map != Elementwise("x") or values.get("state_dtype", "float32") != "float32"
-    ):
-        message = (
-            "positions turn a state of float32 whose `feature_map` is `{kind: elementwise, expression: x}`"
-        )
-        yield Conflict(("parts", len(parts) - 1), message, True)
+    if values.get("feature_map") != Elementwise("x"):
+        message = "positions turn the features themselves: `feature_map: {kind: elementwise, expression: x}`"
+        yield Conflict((at,), message, True)
+    if values.get("state_dtype", "float32") != "float32":
+        yield Conflict(("state_dtype",), "positions turn the state with every token: float32 only", True)
+
+
+def has_parts(values: Mapping[str, Any]) -> bool:
+    """Whether a file gives any."""
+    return bool(values.get("parts") or values.get("key_parts"))
 
 
 def weights_of_one_sign(values: Mapping[str, Any]) -> bool:
-    """Whether parts make features that cannot be negative, of which a map of the product is not either."""
+    """Whether parts make features that cannot be negative, nor then what `feature_map` makes of them."""
     parts, keys, feature_map = values.get("parts", ()), values.get("key_parts"), values.get("feature_map")
     lists = [x for x in (parts, keys) if isinstance(x, tuple)]
     if not any(lists) or isinstance(feature_map, Elementwise) and feature_map.expression != "x":

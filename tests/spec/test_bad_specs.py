@@ -39,7 +39,8 @@ head_dims: {{qk: 16, v: 64}}
 
 
 LINEAR = (
-    "name, mixer, feature_map, head_dims, normalize, signed_weights, eps, scale, decay, state_dtype, dtypes"
+    "name, mixer, feature_map, head_dims, parts, key_parts, tied, normalize, signed_weights, eps, scale, "
+    "decay, state_dtype, dtypes"
 )
 WINDOW = "name, mixer, window, head_dims, scale, dtypes"
 HYBRID = """name: bad
@@ -51,6 +52,20 @@ head_dims: {{qk: 16, v: 64}}
 DTYPES = "bfloat16, float16, float32"
 FUNCTIONS = "exp, expm1, log, log1p, sqrt, abs, tanh, sigmoid, relu, elu, softplus, silu, gelu, sin, cos, erf, minimum, maximum"
 
+
+def with_parts(*parts: str, feature_map: str = "{kind: elementwise, expression: x}", more: str = "") -> str:
+    listed = "".join(f"  - {part}\n" for part in parts)
+    return f"""\
+name: bad
+mixer: linear_attention
+feature_map: {feature_map}
+head_dims: {{qk: 16, v: 64}}
+{more}normalize: false
+parts:
+{listed}"""
+
+
+KINDS = "projection, random_projection, affine, elementwise, softmax, l2_norm, layer_norm, signs, rolled_products, positions"
 REMEDY = "choose a map of one sign, such as elu(x) + 1, or `normalize: false`, or accept it: `signed_weights: true`"
 
 
@@ -536,6 +551,112 @@ BAD_SPECS = [
             "4:3: `feature_map.kind` is missing (allowed: taylor_exp, elementwise)",
             f"4:15: `feature_map.expression`: unknown function `reul` (allowed: {FUNCTIONS}; did you mean `relu`?)",
         ],
+    ),
+    (
+        "parts that are no list",
+        with_parts().replace("parts:\n", "parts: softmax\n"),
+        ["6:8: `parts` must be a list, not softmax"],
+    ),
+    (
+        "a part without a kind",
+        with_parts("softmax"),
+        [
+            f"7:5: `parts[0]` must be a mapping with a `kind`, not softmax (allowed: {KINDS}, branches; did you mean `{{kind: softmax}}`?)"
+        ],
+    ),
+    (
+        "an unknown part",
+        with_parts("{kind: softmux}", "{kind: signs}"),
+        [f"7:12: `parts[0].kind` cannot be softmux (allowed: {KINDS}, branches; did you mean `softmax`?)"],
+    ),
+    (
+        "a bad field of a part",
+        with_parts("{kind: signs}", "{kind: projection, features: 4, biass: true}"),
+        [
+            "8:34: `parts[1].features` must be a whole number from 8 to 256, not 4",
+            "8:37: unknown field `parts[1].biass` (allowed: kind, features, bias, start; did you mean `bias`?)",
+        ],
+    ),
+    (
+        "an identity of another width",
+        with_parts("{kind: projection, features: 32, start: identity}"),
+        ["7:5: `parts[0]`: an identity needs as many features after it as before it, 16; or `start: normal`"],
+    ),
+    (
+        "groups that do not divide",
+        with_parts("{kind: softmax, groups: 3}"),
+        ["7:5: `parts[0]`: 3 groups do not divide 16 features"],
+    ),
+    (
+        "too many features",
+        with_parts("{kind: rolled_products, rolls: 8}", "{kind: signs}", "{kind: signs}"),
+        ["9:5: `parts[2]`: gives 512 features, at most 256 are allowed"],
+    ),
+    (
+        "branches of several widths",
+        with_parts("{kind: branches, join: add, of: [[], [{kind: signs}]]}"),
+        ["7:5: `parts[0]`: branches of 16 and 32 features cannot be joined so"],
+    ),
+    (
+        "one branch",
+        with_parts("{kind: branches, join: add, of: [[]]}"),
+        ["7:37: `parts[0].of` must list from 2 to 8, not 1"],
+    ),
+    (
+        "branches in branches",
+        with_parts("{kind: branches, join: add, of: [[], [{kind: branches}]]}"),
+        [f"7:50: `parts[0].of[1][0].kind` cannot be branches (allowed: {KINDS})"],
+    ),
+    (
+        "features too many for the map",
+        with_parts("{kind: projection, features: 128}", feature_map="{kind: taylor_exp, order: 2}"),
+        ["7:3: `parts`: gives 128 features, must be from 8 to 64"],
+    ),
+    (
+        "keys of other features",
+        with_parts("{kind: signs}", more="key_parts: [{kind: softmax}]\n"),
+        ["5:12: `key_parts`: gives 16 features, those of queries are 32"],
+    ),
+    (
+        "tied parameters of other parts",
+        with_parts("{kind: affine}", more="tied: true\nkey_parts: [{kind: softmax}]\n"),
+        ["5:7: `tied`: parameters can be shared where queries and keys have the same parts"],
+    ),
+    (
+        "positions in the middle",
+        with_parts("{kind: positions, period: 9}", "{kind: softmax}"),
+        ["7:5: `parts[0]`: positions are the last part"],
+    ),
+    (
+        "positions under a map",
+        with_parts("{kind: positions, period: 9}", feature_map="{kind: elementwise, expression: x**2}"),
+        [
+            "7:3: `parts`: positions turn the features themselves: `feature_map: {kind: elementwise, expression: x}`"
+        ],
+    ),
+    (
+        "positions in a narrow state",
+        with_parts("{kind: positions, period: 9}", more="state_dtype: bfloat16\n"),
+        ["5:14: `state_dtype`: positions turn the state with every token: float32 only"],
+    ),
+    (
+        "positions of queries alone",
+        with_parts("{kind: positions, period: 9}", more="key_parts: [{kind: signs}]\n"),
+        ["5:12: `key_parts`: positions of keys must be those of queries"],
+    ),
+    (
+        "positions of a hybrid",
+        HYBRID.format("x")
+        + "parts:\n  - {kind: elementwise, expression: relu(x)}\n  - {kind: positions, period: 9}\n",
+        [
+            "4:46: `feature_map.expression`: a hybrid divides by sums of φ(q)·φ(k), but φ(-1) = -1 and φ(1) = 1; choose a map of one sign, such as elu(x) + 1",
+            "7:3: `parts`: a hybrid's state cannot turn with positions",
+        ],
+    ),
+    (
+        "features of both signs under a normaliser",
+        with_parts("{kind: layer_norm}").replace("normalize: false", "normalize: true"),
+        [f"3:46: {signed('φ(-1) = -1 and φ(1) = 1')}"],
     ),
     (
         "local attention",
