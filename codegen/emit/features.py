@@ -115,7 +115,9 @@ class _Printer:
     """An expression as text; what stands in it twice is computed once."""
 
     def __init__(self, w: Writer) -> None:
-        self.w, self.counts, self.known = w, dict[Tree, int](), dict[Tree, str]()
+        self.w = w
+        self.counts: dict[Tree, int] = {}
+        self.known: dict[Tree, str] = {}
 
     def text(self, tree: Tree) -> str:
         self._count(tree)
