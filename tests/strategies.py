@@ -195,7 +195,7 @@ def pipelines(
     )
     norms = st.sampled_from((parts.Softmax(), parts.Softmax(2), parts.L2Norm(), parts.LayerNorm(eps=1e-3)))
     others = st.sampled_from(
-        (parts.Affine(), parts.Affine(bias=False), parts.Signs(), parts.RolledProducts(2))
+        (parts.Affine(), parts.Affine(bias=False), parts.Signs(), parts.Products(2), parts.RolledProducts(2))
     )
     found: list[Part] = []
     for _ in range(draw(st.integers(0 if single else 1, 2 if single else 3))):

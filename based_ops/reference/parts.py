@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +66,15 @@ def _after(part: Any, x: Tensor, read: Iterator[Tensor], tokens: Tensor | None) 
             return from_mean / (from_mean.square().mean(-1, keepdim=True) + part.eps).sqrt()
         case "signs":
             return torch.cat([x, -x], -1)
+        case "products":
+            chosen = [*itertools.combinations_with_replacement(range(x.shape[-1]), part.order)]
+            often = [
+                math.factorial(part.order) / math.prod(map(math.factorial, Counter(c).values()))
+                for c in chosen
+            ]
+            return torch.stack(
+                [n**0.5 * x[..., list(c)].prod(-1) for n, c in zip(often, chosen, strict=True)], -1
+            )
         case "rolled_products":
             width = x.shape[-1]
             far = [(torch.arange(width, device=x.device) + r) % width for r in range(1, part.rolls + 1)]

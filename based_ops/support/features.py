@@ -5,6 +5,7 @@ All but a learned projection is computed in float32, or in float64 where that is
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -63,6 +64,19 @@ def both_signs(x: Tensor) -> Tensor:
     """[x, -x]."""
     x = wide(x)
     return torch.cat([x, -x], -1)
+
+
+def products(x: Tensor, order: int) -> Tensor:
+    """All products of `order` components, so weighted that products of these are powers of q·k."""
+    x = wide(x)
+    chosen = torch.combinations(torch.arange(x.shape[-1], device=x.device), order, with_replacement=True)
+    first, *others = chosen.unbind(1)
+    features, run, often = x.index_select(-1, first), torch.ones_like(first), torch.ones_like(first)
+    for i, (before, index) in enumerate(itertools.pairwise((first, *others)), 2):
+        features = features * x.index_select(-1, index)
+        run = torch.where(index == before, run + 1, 1)  # how many of the last are alike
+        often = often * i // run
+    return features * often.to(x.dtype).sqrt()
 
 
 def rolled_products(x: Tensor, rolls: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from ..spec.parts import (
     Mapped,
     Part,
     Positions,
+    Products,
     Projection,
     RandomProjection,
     RolledProducts,
@@ -34,6 +36,7 @@ HELPERS = (
     "l2_norm",
     "layer_norm",
     "mapped",
+    "products",
     "products_with_halves",
     "projected",
     "random_products",
@@ -72,7 +75,7 @@ def emit(spec: Featured) -> str:
         w.line("import torch")
         w.blank()
     for module, names in (("features", HELPERS), ("tiles", NUMBERS)):
-        if used := [name for name in names if f"{name}(" in text]:
+        if used := [name for name in names if re.search(rf"\b{name}\(", text)]:
             w.line(f"from based_ops.support.{module} import {', '.join(used)}")
     return w.text() + text
 
@@ -237,6 +240,8 @@ class _Function:
                 return f"layer_norm({x}, {eps!r})"
             case Signs():
                 return f"both_signs({x})"
+            case Products(order=order):
+                return f"products({x}, {order})"
             case RolledProducts(rolls=rolls):
                 return f"rolled_products({x}, {rolls})"
             case Positions(period=period):

@@ -6,6 +6,7 @@ parameters it has.  `emit/features.py` prints it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -194,6 +195,21 @@ class Signs(_Plain):
 
 
 @dataclass(frozen=True)
+class Products(_Plain):
+    """Every product of `order` components once, times the root of how often it occurs in (Σ x)^order.
+
+    The product of two such lists of features is (q·k)^order.  `feature_map: {kind: power}` computes the same
+    without features in memory; this is for what other parts follow.
+    """
+
+    kind: ClassVar[str] = "products"
+    order: int = spec_field(Integer(2, 3), "How many components are multiplied.")
+
+    def width(self, before: int) -> int:
+        return math.comb(before + self.order - 1, self.order)
+
+
+@dataclass(frozen=True)
 class RolledProducts(_Plain):
     """Products x_i x_{i+r} of components r = 1 … `rolls` apart, in a circle (DPFP, arXiv 2102.11174)."""
 
@@ -236,6 +252,7 @@ _SINGLE: dict[str, type[_Plain]] = {
         L2Norm,
         LayerNorm,
         Signs,
+        Products,
         RolledProducts,
         Positions,
     )

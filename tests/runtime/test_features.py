@@ -153,6 +153,15 @@ def test_random_features_estimate_exp() -> None:
     assert_close(products, products.diagonal().diag(), atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("order", [2, 3])
+def test_products_are_powers(order: int) -> None:
+    from based_ops.support.features import products
+
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 5, 7, dtype=F64).unbind(0)
+    assert_close((products(q, order) * products(k, order)).sum(-1), (q * k).sum(-1) ** order)
+
+
 # -- calls --------------------------------------------------------------------------------------------------
 
 

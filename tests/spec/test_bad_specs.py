@@ -65,7 +65,7 @@ parts:
 {listed}"""
 
 
-KINDS = "projection, random_projection, affine, elementwise, softmax, l2_norm, layer_norm, signs, rolled_products, positions"
+KINDS = "projection, random_projection, affine, elementwise, softmax, l2_norm, layer_norm, signs, products, rolled_products, positions"
 REMEDY = "choose a map of one sign, such as elu(x) + 1, or `normalize: false`, or accept it: `signed_weights: true`"
 
 
