@@ -1,6 +1,7 @@
 """What generated modules make features with: of queries or keys [B,T,H,D], token by token.
 
-All but a learned projection is computed in float32, or in float64 where that is given.
+All but learned projections is computed in float32, or in float64 where that is given.  What computes so inside,
+rounds its results once and keeps the dtype of what it gets; the others give float32.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ def wide(x: Tensor) -> Tensor:
 
 
 def projected(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """x W + b with a `weight` [H,D,F] and a `bias` [H,F] for each head, multiplied in `dtype`."""
-    y = wide(torch.einsum("bthd,hdf->bthf", x.to(dtype), weight.to(dtype)))
-    return y if bias is None else y + bias
+    """x W + b with a `weight` [H,D,F] and a `bias` [H,F] for each head, multiplied in `dtype`, rounded once."""
+    rows = x.to(dtype).permute(2, 0, 1, 3).flatten(1, 2)
+    weight = weight.to(dtype)
+    y = rows @ weight if bias is None else torch.baddbmm(bias.to(dtype).unsqueeze(1), rows, weight)
+    return y.unflatten(1, x.shape[:2]).permute(1, 2, 0, 3)
 
 
 def random_products(x: Tensor, random: Tensor) -> Tensor:
@@ -47,7 +50,7 @@ def scaled(x: Tensor, gain: Tensor, shift: Tensor | None) -> Tensor:
 
 def softmax(x: Tensor, groups: int) -> Tensor:
     """In each of several groups of neighbours."""
-    return wide(x).unflatten(-1, (groups, -1)).softmax(-1).flatten(-2)
+    return x.softmax(-1) if groups == 1 else x.unflatten(-1, (groups, -1)).softmax(-1).flatten(-2)
 
 
 def l2_norm(x: Tensor, eps: float) -> Tensor:
@@ -57,12 +60,11 @@ def l2_norm(x: Tensor, eps: float) -> Tensor:
 
 def layer_norm(x: Tensor, eps: float) -> Tensor:
     """Of mean 0 and variance 1 over the features."""
-    return functional.layer_norm(wide(x), x.shape[-1:], eps=eps)
+    return functional.layer_norm(x, x.shape[-1:], eps=eps)
 
 
 def both_signs(x: Tensor) -> Tensor:
     """[x, -x]."""
-    x = wide(x)
     return torch.cat([x, -x], -1)
 
 
