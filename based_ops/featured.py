@@ -256,17 +256,8 @@ class FeaturedVariant(Variant):
         """The number [B,T] of each token in its sequence, and how many each has; of layers with positions."""
         if self._turns is None or not isinstance(q, Tensor) or q.dim() != 4:
             return None, None
-        batch, length = q.shape[:2]
-        numbers = torch.arange(length, device=q.device).expand(batch, length)
-        if offsets is None and mask is None:
-            return numbers, torch.full((batch,), length, device=q.device)
-        sequences, _ = packed.places(offsets, mask, q, batch, length, is_traced())
-        start, stop = (x.contiguous() for x in sequences.long().unbind(1))
-        if mask is not None:
-            rows = torch.arange(batch, device=q.device) * length
-            return numbers - (start - rows).unsqueeze(1), stop - start
-        begun = torch.searchsorted(start, numbers[0].contiguous(), right=True) - 1
-        return numbers - start.index_select(0, begun.clamp(min=0)), stop - start
+        found = packed.numbers(offsets, mask, q, is_traced())
+        return found.number, found.counts
 
 
 def _given(**options: Any) -> dict[str, Any]:

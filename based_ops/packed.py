@@ -183,6 +183,33 @@ def places(
     return of_mask(mask), batch
 
 
+class Numbers(NamedTuple):
+    """Where the tokens of a call are in their sequences."""
+
+    number: Tensor
+    """Of each token [B,T], from 0."""
+    sequence: Tensor
+    """Which one it is of [B,T], or is near to if it is of none."""
+    counts: Tensor
+    """How many tokens each sequence has, [N]."""
+
+
+def numbers(offsets: Any, mask: Any, lead: Tensor, traced: bool) -> Numbers:
+    """Of the tokens of `lead` [B,T,...]: of one sequence a batch entry, or as offsets or a mask tell."""
+    batch, length = lead.shape[:2]
+    at = torch.arange(length, device=lead.device)
+    rows = torch.arange(batch, device=lead.device).unsqueeze(1)
+    number, sequence = at.expand(batch, length), rows.expand(batch, length)
+    if offsets is None and mask is None:
+        return Numbers(number, sequence, torch.full((batch,), length, device=lead.device))
+    found, _ = places(offsets, mask, lead, batch, length, traced)
+    start, stop = (x.contiguous() for x in found.long().unbind(1))
+    if mask is not None:
+        return Numbers(number - (start.unsqueeze(1) - rows * length), sequence, stop - start)
+    begun = (torch.searchsorted(start, at, right=True) - 1).clamp(min=0)
+    return Numbers((at - start.index_select(0, begun)).unsqueeze(0), begun.unsqueeze(0), stop - start)
+
+
 def reference(
     variant: Variant, tensors: Tensors, numbers: tuple[float, ...], initial_state: Any, sequences: Tensor
 ) -> tuple[Tensor, Any]:

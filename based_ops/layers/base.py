@@ -113,7 +113,7 @@ class AttentionLayer(nn.Module):
         return self.op.autocast_dtype(weight) or self.op.dtypes[0]
 
     def _options(self) -> dict[str, Any]:
-        """What calls of the variant take besides its inputs."""
+        """The parameters of the variant's parts, as its calls take them."""
         return (
             {"parameters": {name: getattr(self, name) for name in self._of_parts}} if self._of_parts else {}
         )

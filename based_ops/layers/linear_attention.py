@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,8 @@ from .base import AttentionLayer
 class LinearAttention(AttentionLayer):
     """Multi-head causal linear attention with the feature map of `variant`, without positions.
 
-    A layer takes no mask; calls of its variant do.  Zeros in x are zero keys, and those are no padding: all
-    maps with φ(0) ≠ 0, among them Taylor's and elu(x) + 1, give them a weight.  Padding before a sequence
-    changes its outputs; padding after it changes the state that is returned.
+    Zeros in x are zero keys, and those are no padding: all maps with φ(0) ≠ 0, among them Taylor's and
+    elu(x) + 1, give them a weight.  `attention_mask` says what is padding.
     """
 
     mixer = "linear_attention"
@@ -54,20 +53,36 @@ class LinearAttention(AttentionLayer):
         x: Tensor,
         state: LinearAttentionState | None = None,
         output_state: bool = False,
+        cu_seqlens: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         **foreign: NoReturn,
     ) -> tuple[Tensor, LinearAttentionState | None]:
-        """x [B,T,d_model] to (y of the same shape, the state after x or None unless `output_state`)."""
+        """x [B,T,d_model] to (y of the same shape, the state after x or None unless `output_state`).
+
+        `cu_seqlens` [N+1] or `attention_mask` [B,T] tell sequences apart, as in calls of the variant.
+        """
         if foreign:
             refuse(LinearAttention.forward, tuple(foreign))
-        options = {"initial_state": state, "output_final_state": output_state} | self._options()
+        options: dict[str, Any] = {"initial_state": state, "output_final_state": output_state}
+        options |= {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask} | self._options()
         o, final = self.op(*self._project(x), self._decays(x), **options)
         return self._leave(o), final
 
-    def step(self, x: Tensor, state: LinearAttentionState, **foreign: NoReturn) -> Tensor:
-        """Up to 16 tokens, [B,T,d_model] to the same shape; updates `state` in place.  Not differentiable."""
+    def step(
+        self,
+        x: Tensor,
+        state: LinearAttentionState,
+        state_indices: Tensor | None = None,
+        **foreign: NoReturn,
+    ) -> Tensor:
+        """Up to 16 tokens, [B,T,d_model] to the same shape; updates `state` in place.  Not differentiable.
+
+        With `state_indices`, int32 [B], `state` is a pool of which they name the slots, -1 none.
+        """
         if foreign:
             refuse(LinearAttention.step, tuple(foreign))
-        return self._leave(self.op.step(*self._project(x), state, self._decays(x), **self._options()))
+        options = {"state_indices": state_indices} | self._options()
+        return self._leave(self.op.step(*self._project(x), state, self._decays(x), **options))
 
     def _decays(self, x: Tensor) -> Tensor | None:
         if self.decay == "token":

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from .. import packed, slots
 from ..arguments import refuse
 from ..checks import state_part
 from ..errors import ShapeError, StateError, fail
 from ..heads import repeated
 from ..state import SlidingWindowState
+from ..tracing import is_traced
 from ..variant import Variant
 from .base import AttentionLayer
 from .rotary import rotate
 
 
 class SlidingWindowAttention(AttentionLayer):
-    """Multi-head causal attention over the window of `variant`, with rotary embedding of q and k.
-
-    A layer takes no mask, calls of its variant do: padding before a sequence is keys that it sees.
-    """
+    """Multi-head causal attention over the window of `variant`, with rotary embedding of q and k."""
 
     mixer = "sliding_window"
 
@@ -49,24 +48,48 @@ class SlidingWindowAttention(AttentionLayer):
         x: Tensor,
         state: SlidingWindowState | None = None,
         output_state: bool = False,
+        cu_seqlens: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         **foreign: NoReturn,
     ) -> tuple[Tensor, SlidingWindowState | None]:
-        """x [B,T,d_model] to (y of the same shape, the state after x or None unless `output_state`)."""
+        """x [B,T,d_model] to (y of the same shape, the state after x or None unless `output_state`).
+
+        `cu_seqlens` [N+1] or `attention_mask` [B,T] tell sequences apart, as in calls of the variant; the
+        positions of each begin at 0, or go on from its state.
+        """
         if foreign:
             refuse(SlidingWindowAttention.forward, tuple(foreign))
         q, k, v = self._project(x)
-        position = self._places(x, state)
+        if cu_seqlens is None and attention_mask is None:
+            position = self._places(x, state)
+        else:
+            position = self._apart(x, state, packed.numbers(cu_seqlens, attention_mask, x, is_traced()))
         q, k = self._rotated(q, k, position)
-        o, final = self.op(q, k, v, initial_state=state, output_final_state=output_state)
+        options: dict[str, Any] = {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
+        o, final = self.op(q, k, v, initial_state=state, output_final_state=output_state, **options)
         return self._leave(o), final
 
-    def step(self, x: Tensor, state: SlidingWindowState, **foreign: NoReturn) -> Tensor:
-        """Up to 16 tokens, [B,T,d_model] to the same shape; updates `state` in place.  Not differentiable."""
+    def step(
+        self,
+        x: Tensor,
+        state: SlidingWindowState,
+        state_indices: Tensor | None = None,
+        **foreign: NoReturn,
+    ) -> Tensor:
+        """Up to 16 tokens, [B,T,d_model] to the same shape; updates `state` in place.  Not differentiable.
+
+        With `state_indices`, int32 [B], `state` is a pool of which they name the slots, -1 none.
+        """
         if foreign:
             refuse(SlidingWindowAttention.step, tuple(foreign))
         q, k, v = self._project(x)
-        position = self._past(state, x) if x.shape[1] == 1 else self._places(x, state)
-        return self._leave(self.op.step(*self._rotated(q, k, position), v, state))
+        if state_indices is not None:
+            position = self._in_slots(x, state, state_indices)
+        else:
+            position = self._past(state, x) if x.shape[1] == 1 else self._places(x, state)
+        return self._leave(
+            self.op.step(*self._rotated(q, k, position), v, state, state_indices=state_indices)
+        )
 
     def _rotated(self, q: Tensor, k: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         """q and k at their positions, of which each head of keys has its own."""
@@ -78,10 +101,24 @@ class SlidingWindowAttention(AttentionLayer):
         position = torch.arange(x.shape[1], device=x.device).unsqueeze(-1)
         return position if state is None else position + self._past(state, x)
 
-    def _past(self, state: SlidingWindowState, x: Tensor) -> Tensor:
-        """How many tokens came before x, [B,1,kv_heads]."""
+    def _apart(self, x: Tensor, state: SlidingWindowState | None, at: packed.Numbers) -> Tensor:
+        """The positions of tokens of several sequences, [B,T,1] or after states [B,T,kv_heads]."""
+        position = at.number.unsqueeze(-1)
+        if state is None:
+            return position
+        past = self._past(state, x, at.counts.shape[0]).squeeze(1)
+        return position + past.index_select(0, at.sequence.flatten()).view(*at.sequence.shape, -1)
+
+    def _in_slots(self, x: Tensor, state: SlidingWindowState, indices: Tensor) -> Tensor:
+        """The positions of the tokens of x after states in slots, [B,T,kv_heads]; without one, of any."""
+        past = self._past(state, x, slots.count("state", state, indices, x, x.shape[0], is_traced()))
+        chosen = past.squeeze(1).index_select(0, indices.long().clamp(0, past.shape[0] - 1))
+        return self._places(x, None) + chosen.unsqueeze(1)
+
+    def _past(self, state: SlidingWindowState, x: Tensor, count: int | None = None) -> Tensor:
+        """How many tokens came before x, [B,1,kv_heads]; of `count` sequences if they are not a batch."""
         if not isinstance(state, SlidingWindowState):
             fail(StateError, "state", type(state).__name__, "a SlidingWindowState, as this layer returns it")
-        shape = (x.shape[0], self.kv_heads)
+        shape = (x.shape[0] if count is None else count, self.kv_heads)
         state_part("state", "position", state.position, shape, torch.int32, x, in_place=False)
         return state.position.unsqueeze(1)

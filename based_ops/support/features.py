@@ -1,7 +1,7 @@
 """What generated modules make features with: of queries or keys [B,T,H,D], token by token.
 
-All but learned projections is computed in float32, or in float64 where that is given.  What computes so inside,
-rounds its results once and keeps the dtype of what it gets; the others give float32.
+All but learned projections is computed in float32, or in float64 where that is given.  Functions of PyTorch
+that compute so inside round their results once, to the dtype of what they get; the others give float32.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def wide(x: Tensor) -> Tensor:
 
 
 def projected(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """x W + b with a `weight` [H,D,F] and a `bias` [H,F] for each head, multiplied in `dtype`, rounded once."""
+    """x W + b with a `weight` [H,D,F] and a `bias` [H,F] for each head, in `dtype`, rounded once."""
     rows = x.to(dtype).permute(2, 0, 1, 3).flatten(1, 2)
     weight = weight.to(dtype)
     y = rows @ weight if bias is None else torch.baddbmm(bias.to(dtype).unsqueeze(1), rows, weight)

@@ -192,7 +192,7 @@ def test_rotation_keeps_its_precision_far_out() -> None:
     ],
 )
 def test_zeros_are_padding_only_where_they_weigh_nothing(name: str, harmless: bool) -> None:
-    """As the docstrings say, until there are masks."""
+    """As the docstrings say: masks are for that."""
     op = based_ops.get(name)
     inputs = [torch.randn(1, 7, 2, width, dtype=torch.float64) for width in (op.qk, op.qk, op.v)]
     o, final = op(*inputs, output_final_state=True)
@@ -201,3 +201,55 @@ def test_zeros_are_padding_only_where_they_weigh_nothing(name: str, harmless: bo
     padded, padded_final = op(*(pad(x, (0, 0, 0, 0, 0, 3)) for x in inputs), output_final_state=True)
     assert_close(padded[:, :7], o)
     assert torch.allclose(padded_final[-1], final[-1]) == harmless
+
+
+@pytest.mark.parametrize(
+    "name", ["window16_d64", "pos_elu_qk64_v64", "retention_qk64_v64", "hedgehog_qk64_v64"]
+)
+@pytest.mark.parametrize("kv_heads", [2, 1])
+def test_sequences_of_several_lengths(name: str, kv_heads: int) -> None:
+    """Packed and padded sequences, in two pieces, are those by themselves; positions are each one's own."""
+    op = based_ops.get(name)
+    layer: Any = layer_of(op)(WIDTH, 2, op, dtype=torch.float64, kv_heads=kv_heads)  # type: ignore[misc]
+    ones, rest = (
+        [torch.randn(1, n, WIDTH, dtype=torch.float64) for n in lengths]
+        for lengths in ((23, 1, 9), (5, 18, 2))
+    )
+    with torch.no_grad():
+        alone = [layer(torch.cat(pair, 1))[0] for pair in zip(ones, rest, strict=True)]
+        first, states = layer(
+            torch.cat(ones, 1), output_state=True, cu_seqlens=torch.tensor([0, 23, 24, 33], dtype=torch.int32)
+        )
+        second, final = layer(
+            torch.cat(rest, 1), state=states, output_state=True, cu_seqlens=torch.tensor([0, 5, 23, 25])
+        )
+        mask = torch.zeros(3, 30, dtype=torch.int64)
+        padded = torch.full((3, 30, WIDTH), float("nan"), dtype=torch.float64)
+        for n, x in enumerate(rest):
+            mask[n, n : n + x.shape[1]] = 1
+            padded[n, n : n + x.shape[1]] = x[0]
+        padded_second, padded_final = layer(padded, state=states, output_state=True, attention_mask=mask)
+    for n, want in enumerate(alone):
+        cut = ones[n].shape[1]
+        place = slice([0, 23, 24][n], [23, 24, 33][n]), slice([0, 5, 23][n], [5, 23, 25][n])
+        assert_close(first[0, place[0]], want[0, :cut])
+        assert_close(second[0, place[1]], want[0, cut:])
+        assert_close(padded_second[n, n : n + rest[n].shape[1]], want[0, cut:])
+    for x, y in zip(final, padded_final, strict=True):
+        assert x is None or assert_close(x, y) is None
+
+
+@pytest.mark.parametrize("name", ["window16_d64", "taylor2_qk16_v64", "hedgehog_qk64_v64"])
+def test_steps_in_slots(name: str) -> None:
+    layer = layer_for(based_ops.get(name))
+    x = torch.randn(3, 40, WIDTH, dtype=torch.float64)
+    with torch.no_grad():
+        want = layer(x)[0]
+        _, first = layer(x[:, :20], output_state=True)
+        _, other = layer(x[:1, :7], output_state=True)
+        pool = type(first).cat([other, first])
+        indices = torch.tensor([2, -1, 1], dtype=torch.int32)
+        steps = [layer.step(x[[1, 0, 0], t : t + 4], pool, state_indices=indices) for t in range(20, 40, 4)]
+    got = torch.cat(steps, 1)
+    assert_close(got[0], want[1, 20:])
+    assert_close(got[2], want[0, 20:])
