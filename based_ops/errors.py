@@ -52,6 +52,10 @@ class DeviceError(BasedOpsError, ValueError):
     """Tensors that must share a device do not."""
 
 
+class CheckpointError(BasedOpsError, ValueError):
+    """A checkpoint cannot be read, or is of another model."""
+
+
 class StateError(BasedOpsError, ValueError):
     """A recurrent state does not fit the variant or the call."""
 

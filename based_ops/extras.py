@@ -14,6 +14,7 @@ _COMPILE = ("sympy", "yaml")
 EXTRAS = {
     "compile": _COMPILE,
     "tilelang": ("tilelang",),
+    "models": (*_COMPILE, "safetensors"),
     "cli": (*_COMPILE, "click", "rich"),
 }
 """The modules that an extra brings, as far as this library imports them."""

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,15 @@ def load(path: str | os.PathLike[str]) -> Variant:
     if not isinstance(path, (str, os.PathLike)):
         raise ArgumentTypeError(message("path", type(path).__name__, "the path of a spec file"))
     return _of_spec(load_file(Path(path)))
+
+
+def meaning(spec: LayerSpec) -> Variant:
+    """A variant that computes what `spec` says: a registered one, whatever its name, or one compiled now."""
+    for known in names():
+        if replace(record(known).layer, name=spec.name) == spec:
+            return get(known)
+    require("compile", "compiling a spec")
+    return _of_spec(spec)
 
 
 def pickled(name: str, spec: str) -> Variant:

@@ -39,16 +39,17 @@ def second_look(program: str) -> str:
     return f"{program}_second_look"
 
 
-def name_problem(name: str) -> str | None:
+def name_problem(name: str, hyphens: bool = False) -> str | None:
     """Why `name` cannot name a layer, or None when it can.
 
-    Names become Python identifiers, operator names and directory names, so nothing else passes.
+    Names become Python identifiers, operator names and directory names, so nothing else passes.  With
+    `hyphens` it is that of a file alone, and may have some.
     """
     if not name:
         return "is empty"
     if len(name) > MAX_NAME_LENGTH:
         return f"has {len(name)} characters; at most {MAX_NAME_LENGTH} are allowed"
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name.replace("-", "_") if hyphens else name):
         return f"must be {NAME_RULE}"
     if keyword.iskeyword(name):
         return "is a Python keyword"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -68,14 +68,23 @@ class Mamba2Mixer(nn.Module):
         self.out_proj = nn.Linear(inner, d_model, bias=False, device=device, dtype=dtype)
 
     def forward(
-        self, u: Tensor, state: Mamba2State | None = None, output_state: bool = False
+        self,
+        u: Tensor,
+        state: Mamba2State | None = None,
+        output_state: bool = False,
+        cu_seqlens: Tensor | None = None,
+        attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, Mamba2State | None]:
-        """u [B,T,d_model] to (y of the same shape, the state after u or None unless `output_state`)."""
+        """u [B,T,d_model] to (y of the same shape, the state after u or None unless `output_state`).
+
+        `cu_seqlens` [N+1] or `attention_mask` [B,T] tell sequences apart, as in calls of the variant.
+        """
         z, mixed, steps = self._enter(u)
         conv, ssm = state if state is not None else (None, None)
-        mixed, conv = self.conv(mixed, conv, output_state)
+        sequences: dict[str, Any] = {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
+        mixed, conv = self.conv(mixed, conv, output_state, None, cu_seqlens, attention_mask)
         x, (q, k, v, g) = self._operands(mixed, steps)
-        y, ssm = self.op(q, k, v, g, initial_state=ssm, output_final_state=output_state)
+        y, ssm = self.op(q, k, v, g, initial_state=ssm, output_final_state=output_state, **sequences)
         return self._leave(y, x, z), Mamba2State(conv, ssm) if output_state else None
 
     def step(self, u: Tensor, state: Mamba2State) -> Tensor:

@@ -270,10 +270,16 @@ class ShortConv(nn.Module):
         state: ShortConvState | None = None,
         output_state: bool = False,
         gate: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, ShortConvState | None]:
-        """x [B,T,d_model] to (y of the same shape, the state after x or None unless `output_state`)."""
+        """x [B,T,d_model] to (y of the same shape, the state after x or None unless `output_state`).
+
+        `cu_seqlens` [N+1] or `attention_mask` [B,T] tell sequences apart, as in calls of the variant.
+        """
         self._check(x)
-        return self.op(x, self.weight, self.bias, gate, state, output_state)
+        options: dict[str, Any] = {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
+        return self.op(x, self.weight, self.bias, gate, state, output_state, **options)
 
     def step(self, x: Tensor, state: ShortConvState, gate: Tensor | None = None) -> Tensor:
         """Up to 16 tokens, [B,T,d_model] to the same shape; updates `state` in place.  Not differentiable."""
@@ -322,11 +328,19 @@ class GatedShortConv(nn.Module):
         self.out_proj = nn.Linear(width, d_model, device=device, dtype=dtype)
 
     def forward(
-        self, x: Tensor, state: ShortConvState | None = None, output_state: bool = False
+        self,
+        x: Tensor,
+        state: ShortConvState | None = None,
+        output_state: bool = False,
+        cu_seqlens: Tensor | None = None,
+        attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, ShortConvState | None]:
-        """x [B,T,d_model] to (y of the same shape, the state after x or None unless `output_state`)."""
+        """x [B,T,d_model] to (y of the same shape, the state after x or None unless `output_state`).
+
+        `cu_seqlens` [N+1] or `attention_mask` [B,T] tell sequences apart, as in calls of the variant.
+        """
         u, gate = self.in_proj(x).chunk(2, dim=-1)
-        y, final = self.conv(u, state, output_state, gate)
+        y, final = self.conv(u, state, output_state, gate, cu_seqlens, attention_mask)
         return self.out_proj(y), final
 
     def step(self, x: Tensor, state: ShortConvState) -> Tensor:

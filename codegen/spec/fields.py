@@ -12,7 +12,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Name:
-    """The name of the layer."""
+    """The name of what a file describes, or of a layer.  With `hyphens` it is no name of an operator."""
+
+    hyphens: bool = False
 
 
 @dataclass(frozen=True)

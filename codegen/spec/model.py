@@ -218,9 +218,9 @@ def _plain(value: Any, kind: Kind) -> Any:
         case _ if value is None:
             return None
         case Tagged(tag=tag):
-            return {tag: getattr(value, tag)} | _fields(value)
+            return {tag: getattr(value, tag)} | plain_fields(value)
         case Record():
-            return _fields(value)
+            return plain_fields(value)
         case Several(item=item):
             return [_plain(x, item) for x in value]
         case Choices():
@@ -229,7 +229,8 @@ def _plain(value: Any, kind: Kind) -> Any:
             return value
 
 
-def _fields(value: Any) -> dict[str, Any]:
+def plain_fields(value: Any) -> dict[str, Any]:
+    """The fields of a spec's dataclass as plain data."""
     items = spec_fields(type(value)).items()
     return {name: _plain(getattr(value, name), kind_of(item)) for name, item in items}
 

@@ -54,14 +54,28 @@ class Validator:
         values = self._of_each(mixer, lambda self, name: self._layer_values(root, entries, name, stem))
         return None if self.errors else mixers()[mixer[0]](**values)
 
+    def document(self, root: Node, cls: type[T], stem: str | None) -> T | None:
+        """A document of one kind: the dataclass `cls` that it describes, or None if anything is wrong."""
+        if not isinstance(root, Mapping):
+            self._report(root, f"a spec is a mapping with at least `name`, not {describe(root)}")
+            return None
+        entries = self._entries(root, "")
+        self._unknown_keys(root, tuple(k.spec_fields(cls)), "")
+        values = self._values(root, entries, cls, {}, "")
+        self._same_name(entries, values, stem)
+        return None if self.errors else cls(**values)
+
+    def _same_name(self, entries: Table[str, Node], values: Table[str, Any], stem: str | None) -> None:
+        if stem is not None and "name" in entries and values["name"] not in (BAD, stem):
+            message = f"the name `{values['name']}` differs from the name of the file, `{stem}.yaml`"
+            self._report(entries["name"], message)
+
     def _layer_values(
         self, root: Mapping, entries: Table[str, Node], mixer: str, stem: str | None
     ) -> dict[str, Any]:
         """The values of the fields of a layer of one mixer."""
         values = self._values(root, entries, mixers()[mixer], {}, "")
-        if stem is not None and "name" in entries and values["name"] not in (BAD, stem):
-            message = f"the name `{values['name']}` differs from the name of the file, `{stem}.yaml`"
-            self._report(entries["name"], message)
+        self._same_name(entries, values, stem)
         for conflict in mixers()[mixer].conflicts(values):
             place = _inner_node(root, conflict.path)
             found = self.errors if conflict.grave else self.warnings
@@ -172,7 +186,7 @@ class Validator:
         """The value of one field, or BAD after reporting why it has none."""
         match kind:
             case k.Name():
-                return self._name(node, path)
+                return self._name(node, kind, path)
             case k.Integer():
                 return self._integer(node, kind, path)
             case k.Number():
@@ -192,13 +206,13 @@ class Validator:
             case k.Several():
                 return self._several(node, kind, path)
 
-    def _name(self, node: Node, path: str) -> Any:
+    def _name(self, node: Node, kind: k.Name, path: str) -> Any:
         if not isinstance(node, Scalar):
             return self._wrong(node, path, "a name")
         if node.type != "str":
             remedy = "" if node.type == "null" else "; quote it"
             return self._report(node, f"`{path}` must be text, not {describe(node)}{remedy}")
-        problem = names.name_problem(node.text)
+        problem = names.name_problem(node.text, kind.hyphens)
         if problem is not None:
             shown = f"`{clip(node.text)}` " if node.text else ""
             return self._report(node, f"the {path} {shown}{problem}", (), names.suggest_name(node.text))

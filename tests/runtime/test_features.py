@@ -523,3 +523,32 @@ def test_layers_without_parts_take_none(name: str) -> None:
     assert op.init_parameters(2) == {}
     with pytest.raises(errors.ArgumentValueError, match="^parameters: got 'a', must be left out"):
         op(None, None, None, parameters={"a": torch.ones(1)})
+
+
+@pytest.mark.parametrize(("batch", "length"), [(0, 3), (3, 0), (2, 1)])
+def test_few_tokens_or_none(op: FeaturedVariant, batch: int, length: int) -> None:
+    q, k, v = (torch.randn(batch, length, H, w, requires_grad=True) for w in (op.qk, op.qk, op.v))
+    p = parameters(op, dtype=torch.float32)
+    o, _ = op(q, k, v, parameters=p)
+    o.sum().backward()
+    assert o.shape == v.shape and q.grad is not None
+    assert all(x.grad is not None for x in p.values() if x.requires_grad)
+    with torch.no_grad():
+        assert op.step(q, k, v, op.init_state(batch, H), parameters=p).shape == v.shape
+
+
+def test_exported_with_free_sizes(op: FeaturedVariant) -> None:
+    layer = layers.LinearAttention(32, 2, op).eval()
+    free = {0: torch.export.Dim("batch", min=1, max=64), 1: torch.export.Dim("length", min=3, max=4096)}
+
+    class Model(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = layer(x)[0]
+            return y
+
+    model = Model()
+    model.layer = layer
+    with torch.no_grad():
+        program = torch.export.export(model, (torch.randn(2, 9, 32),), dynamic_shapes={"x": free})
+        x = torch.randn(3, 17, 32)
+        assert_close(program.module()(x), model(x))

@@ -1,0 +1,109 @@
+"""What a language model is stacked of: an MLP, and a block of a mixer and an MLP on a residual stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from .. import layers
+from . import spec
+from .attention import FullAttention
+
+
+class SwiGLU(nn.Module):
+    """fc2(a · silu(b)) with [a, b] = fc1(x) (arXiv 2002.05202), without biases."""
+
+    def __init__(self, d_model: int, inner: int, **made: Any) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(d_model, 2 * inner, bias=False, **made)
+        self.fc2 = nn.Linear(inner, d_model, bias=False, **made)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.fc1(x).chunk(2, dim=-1)
+        y: Tensor = self.fc2(a * silu(b))
+        return y
+
+
+class Block(nn.Module):
+    """x += mixer(norm1(x)); x += mlp(norm2(x)), with x in float32 (or float64) whatever the weights are."""
+
+    def __init__(self, model: spec.ModelSpec, mixer: spec.Mixer, **made: Any) -> None:
+        super().__init__()
+        self.norm1 = nn.RMSNorm(model.d_model, model.norm_eps, **made)
+        self.mixer = mixer_of(mixer, model.d_model, **made)
+        if model.mlp is not None:
+            self.norm2 = nn.RMSNorm(model.d_model, model.norm_eps, **made)
+            self.mlp: SwiGLU | None = SwiGLU(model.d_model, model.mlp.inner, **made)
+        else:
+            self.mlp = None
+
+    def forward(self, x: Tensor, state: Any, output_state: bool, **sequences: Any) -> tuple[Tensor, Any]:
+        """x [B,T,d_model] and the mixer's state, before and after."""
+        given = {name: value for name, value in sequences.items() if value is not None}
+        y, final = self.mixer(_normed(self.norm1, x), state, output_state, **given)
+        return self._finish(x + y), final
+
+    def step(self, x: Tensor, state: Any) -> Tensor:
+        """A few more tokens; `state` is updated in place."""
+        return self._finish(x + self.mixer.step(_normed(self.norm1, x), state))
+
+    def _finish(self, x: Tensor) -> Tensor:
+        return x if self.mlp is None else x + self.mlp(_normed(self.norm2, x))
+
+
+def _normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
+    """The residual stream as the weights want it; squares are summed in its own dtype."""
+    weight = norm.weight
+    y: Tensor = nn.functional.rms_norm(x, norm.normalized_shape, weight.to(x.dtype), norm.eps)
+    return y.to(weight.dtype)
+
+
+def mixer_of(mixer: spec.Mixer, d_model: int, **made: Any) -> Any:
+    """The module of a mixer: all have `forward`, `step`, `init_state` and `state_bytes`."""
+    match mixer:
+        case spec.GatedConv(variant=variant, expand=expand):
+            return layers.GatedShortConv(d_model, variant, expand, **made)
+        case spec.LinearAttention(variant=variant, heads=heads, kv_heads=kv_heads):
+            return layers.LinearAttention(d_model, heads, variant, kv_heads=kv_heads or None, **made)
+        case spec.SlidingWindow(variant=variant, heads=heads, kv_heads=kv_heads):
+            return layers.SlidingWindowAttention(d_model, heads, variant, kv_heads=kv_heads or None, **made)
+        case spec.Hybrid(variant=variant, heads=heads):
+            return layers.HybridAttention(d_model, heads, variant, **made)
+        case spec.Mamba2(variant=variant, conv=conv, expand=expand):
+            return layers.Mamba2Mixer(d_model, variant, conv, expand, **made)
+        case spec.Attention(heads=heads, kv_heads=kv_heads, rotary=rotary):
+            return FullAttention(d_model, heads, kv_heads or None, rotary, **made)
+
+
+def start(block: Block, deviation: float, blocks: int) -> None:
+    """Weights as training begins: normal, smaller where they end in the residual stream (Based's recipe)."""
+    for name, module in block.named_modules():
+        if isinstance(module, nn.Linear):
+            ends = name.endswith(("o_proj", "out_proj", "fc2"))
+            nn.init.normal_(module.weight, std=deviation / (2 * blocks) ** 0.5 if ends else deviation)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def moved(state: Any, change: Any) -> Any:
+    """A state with every tensor changed: of a layer's named tuple, of tuples of them, or None."""
+    if state is None or isinstance(state, Tensor):
+        return None if state is None else change(state)
+    if hasattr(state, "_fields"):
+        return type(state)(*(moved(part, change) for part in state))
+    return tuple(moved(part, change) for part in state)
+
+
+def bytes_of(state: Any) -> int:
+    """Bytes of all tensors of a state."""
+    total = 0
+
+    def count(x: Tensor) -> Tensor:
+        nonlocal total
+        total += x.nbytes
+        return x
+
+    moved(state, count)
+    return total

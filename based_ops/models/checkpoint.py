@@ -1,0 +1,131 @@
+"""Models on disk: a folder with model.yaml and model.safetensors, or one as the paper's code wrote it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..extras import require
+from . import published
+from .language_model import LanguageModel
+from .spec import ModelSpec, parse_spec
+
+SPEC, TENSORS = "model.yaml", "model.safetensors"
+
+
+def load(
+    folder: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> LanguageModel:
+    """The model of a folder of ours or of the paper's (`hazyresearch/based-*`, `attn-*`), in evaluation mode.
+
+    `dtype` is that of the checkpoint unless given.  Raises `CheckpointError`, which names the key or the
+    file, for what is missing, unknown, misshapen or damaged, and `SpecErrors` for a wrong model.yaml.
+    """
+    model, weights, _ = read(Path(folder))
+    dtype = dtype or weights["embedding.weight"].dtype
+    made = LanguageModel(model, device="meta", dtype=dtype)
+    _check(made, weights)
+    made.to_empty(device=device or "cpu")
+    _buffers_again(made, model, device, dtype)
+    made.load_state_dict({name: x.to(dtype) for name, x in weights.items()}, strict=False)
+    return made.eval()
+
+
+def save(model: LanguageModel, folder: str | Path) -> None:
+    """Writes a folder of ours; one that exists is replaced once all is written.  Raises `CheckpointError`."""
+    require("models", "saving a model", "safetensors")
+    write(model.spec, dict(model.state_dict()), Path(folder))
+
+
+def convert(folder: str | Path, out: str | Path) -> published.Report:
+    """Writes the paper's checkpoint of a folder as one of ours, and says what became of its keys."""
+    require("models", "converting a model", "safetensors")
+    model, weights, report = read(Path(folder))
+    _check(LanguageModel(model, device="meta"), weights)
+    write(model, weights, Path(out))
+    return report
+
+
+def read(folder: Path) -> tuple[ModelSpec, dict[str, Tensor], published.Report]:
+    """The spec of a folder's model, its weights by our names, and what became of other keys."""
+    if (folder / SPEC).is_file():
+        require("models", "reading a model", "safetensors")
+        from safetensors.torch import load_file
+
+        model = parse_spec((folder / SPEC).read_bytes(), str(folder / SPEC))
+        try:
+            return model, load_file(folder / TENSORS), published.Report()
+        except Exception as error:
+            raise CheckpointError(f"{folder / TENSORS}: cannot be read: {error}") from error
+    if published.is_published(folder):
+        return published.read(folder)
+    raise CheckpointError(
+        f"{folder}: no model: neither {SPEC} nor config.json with {' or '.join(published.WEIGHTS)}"
+    )
+
+
+def write(model: ModelSpec, weights: dict[str, Tensor], folder: Path) -> None:
+    """Writes spec and weights beside `folder`, and then gives them its name."""
+    from safetensors.torch import save_file
+
+    if folder.exists() and not (folder / SPEC).is_file() and any(folder.iterdir()):
+        raise CheckpointError(f"{folder}: exists, and is no model: name another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        kept = {n: x.contiguous() for n, x in weights.items() if not (model.tied and n == "head.weight")}
+        save_file(kept, place / TENSORS)
+        (place / SPEC).write_text(dump(model), encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(place, folder)
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+
+
+def dump(model: ModelSpec) -> str:
+    """The text of a model's spec file; reading it gives an equal spec."""
+    from based_ops.codegen.spec.model import in_one_line, plain_fields
+
+    lines = []
+    for name, value in plain_fields(model).items():
+        if name == "placement":
+            lines += [f"{name}:", *(f"  - {in_one_line(x)}" for x in value)] if value else []
+        else:
+            lines.append(f"{name}: {in_one_line(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _check(model: LanguageModel, weights: dict[str, Tensor]) -> None:
+    """Raises `CheckpointError` unless the weights are those of the model."""
+    wanted = {name: x for name, x in model.state_dict().items()}
+    if model.spec.tied and "head.weight" not in weights:
+        weights["head.weight"] = weights.get("embedding.weight", wanted["head.weight"])
+    kept = dict(model.named_parameters(remove_duplicate=False))
+    if missing := sorted(name for name in kept if name not in weights):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(f"{missing[0]}{more}: missing from the weights")
+    if unknown := sorted(name for name in weights if name not in wanted):
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise CheckpointError(f"{unknown[0]}{more}: of no layer of {model.spec.name}")
+    for name, x in weights.items():
+        if x.shape != wanted[name].shape:
+            got, want = list(x.shape), list(wanted[name].shape)
+            raise CheckpointError(f"{name}: got shape {got}, must be of shape {want}")
+
+
+def _buffers_again(model: LanguageModel, spec: ModelSpec, device: Any, dtype: Any) -> None:
+    """Buffers are no weights of a checkpoint: they are as a new model has them."""
+    if not any(True for _ in model.buffers()):
+        return
+    fresh = LanguageModel(spec, device=device, dtype=dtype)
+    for buffer, start in zip(model.buffers(), fresh.buffers(), strict=True):
+        buffer.copy_(start)

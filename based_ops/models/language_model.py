@@ -1,0 +1,133 @@
+"""The language model: tokens in, logits out, over states of constant size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import count, sizes
+from ..errors import ArgumentTypeError, ArgumentValueError, DtypeError, ShapeError, StateError, fail
+from ..tracing import is_traced
+from .attention import FullAttention
+from .blocks import Block, start
+from .spec import ModelSpec, load_spec
+
+ModelState = tuple[Any, ...]
+"""The state of each layer, in their order."""
+
+
+class LanguageModel(nn.Module):
+    """E[ids], blocks on a residual stream of float32, an RMSNorm, and logits by E (Based, arXiv 2402.18668).
+
+    `model` is a `ModelSpec`, or the name of a shipped one or a file, see `load_spec`.
+    """
+
+    DEVIATION = 0.02
+    """Of weights as training begins."""
+
+    def __init__(
+        self,
+        model: ModelSpec | str | Path,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.spec = spec = model if isinstance(model, ModelSpec) else load_spec(model)
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.embedding = nn.Embedding(spec.vocabulary, spec.d_model, **made)
+        self.blocks = nn.ModuleList(Block(spec, mixer, **made) for mixer in spec.mixers())
+        self.norm = nn.RMSNorm(spec.d_model, spec.norm_eps, **made)
+        self.head = nn.Linear(spec.d_model, spec.vocabulary, bias=False, **made)
+        if spec.tied:
+            self.head.weight = self.embedding.weight
+        nn.init.normal_(self.embedding.weight, std=self.DEVIATION)
+        nn.init.normal_(self.head.weight, std=self.DEVIATION)
+        for block in self.blocks:
+            start(block, self.DEVIATION, spec.layers)  # type: ignore[arg-type]
+
+    def forward(
+        self,
+        ids: Tensor,
+        state: ModelState | None = None,
+        output_state: bool = False,
+        cu_seqlens: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, ModelState | None]:
+        """Logits [B,T,vocabulary] of ids [B,T], and the state after them or None unless `output_state`.
+
+        `state` is that before them; `cu_seqlens` [N+1] packs sequences into a batch of 1, `attention_mask`
+        [B,T] says which tokens are no padding.  A model with full attention wants room for what follows:
+        begin with `init_state(batch, most)`.
+        """
+        x = self._enter(ids)
+        before = self._states(state)
+        after = []
+        sequences = {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
+        for block, part in zip(self.blocks, before, strict=True):
+            x, final = block(x, part, output_state, **sequences)
+            after.append(final)
+        return self._leave(x), tuple(after) if output_state else None
+
+    def step(self, ids: Tensor, state: ModelState) -> Tensor:
+        """Logits [B,T,vocabulary] of up to 16 more tokens; updates `state` in place.  Not differentiable."""
+        x = self._enter(ids)
+        for block, part in zip(self.blocks, self._states(state), strict=True):
+            x = block.step(x, part)  # type: ignore[operator]
+        return self._leave(x)
+
+    def init_state(self, batch: int, most: int = 2048) -> ModelState:
+        """The state before the first token of `batch` sequences; full attention keeps up to `most` tokens."""
+        count("batch", batch, 0)
+        return tuple(mixer.init_state(batch, *more) for mixer, more in self._mixers(most))
+
+    def state_bytes(self, batch: int, most: int = 2048) -> int:
+        """Bytes of such a state."""
+        return sum(mixer.state_bytes(batch, *more) for mixer, more in self._mixers(most))
+
+    def _mixers(self, most: int) -> Iterator[tuple[Any, tuple[int, ...]]]:
+        """The mixer of each block, and what its states depend on besides the batch."""
+        for block in self.blocks:
+            mixer: Any = block.mixer
+            yield mixer, (most,) if isinstance(mixer, FullAttention) else ()
+
+    def extra_repr(self) -> str:
+        return self.spec.name
+
+    def _states(self, state: Any) -> ModelState:
+        if state is None:
+            return (None,) * self.spec.layers
+        if not isinstance(state, tuple) or len(state) != self.spec.layers:
+            got = f"a tuple of {len(state)}" if isinstance(state, tuple) else type(state).__name__
+            fail(
+                StateError,
+                "state",
+                got,
+                f"the states of {self.spec.layers} layers, as `init_state` makes them",
+            )
+        return state
+
+    def _enter(self, ids: Tensor) -> Tensor:
+        """The residual stream of tokens."""
+        if not isinstance(ids, Tensor):
+            fail(ArgumentTypeError, "ids", type(ids).__name__, "a torch.Tensor of int32 or int64")
+        if ids.dtype not in (torch.int32, torch.int64):
+            fail(DtypeError, "ids", str(ids.dtype), "torch.int32 or torch.int64")
+        if ids.dim() != 2:
+            fail(ShapeError, "ids", sizes(ids), "of shape [B, T]")
+        if ids.device.type == "cpu" and ids.numel() and not is_traced():
+            least, most = int(ids.min()), int(ids.max())
+            if least < 0 or most >= self.spec.vocabulary:
+                what = f"from 0 to {self.spec.vocabulary - 1}, the tokens of {self.spec.name}"
+                fail(ArgumentValueError, "ids", least if least < 0 else most, what)
+        x: Tensor = self.embedding(ids)
+        return x if x.dtype == torch.float64 else x.float()
+
+    def _leave(self, x: Tensor) -> Tensor:
+        weight = self.norm.weight
+        y = nn.functional.rms_norm(x, self.norm.normalized_shape, weight.to(x.dtype), self.norm.eps)
+        logits: Tensor = self.head(y.to(weight.dtype))
+        return logits
