@@ -10,6 +10,7 @@ from .console import plain_warnings
 from .demo import demo
 from .doctor import doctor
 from .generate import generate
+from .models import models
 from .specs import list_specs, new, show
 from .tune import tune
 from .verify import verify
@@ -22,5 +23,5 @@ def main() -> None:
     click.get_current_context().with_resource(plain_warnings())
 
 
-for command in (generate, list_specs, show, new, verify, tune, bench, doctor, demo):
+for command in (generate, list_specs, show, new, verify, tune, bench, models, doctor, demo):
     main.add_command(command)

@@ -31,8 +31,9 @@ def load(
     model, weights, _ = read(Path(folder))
     dtype = dtype or weights["embedding.weight"].dtype
     made = LanguageModel(model, device="meta", dtype=dtype)
-    _check(made, weights)
+    check(made, weights)
     made.to_empty(device=device or "cpu")
+    made.tie()
     _buffers_again(made, model, device, dtype)
     made.load_state_dict({name: x.to(dtype) for name, x in weights.items()}, strict=False)
     return made.eval()
@@ -48,7 +49,7 @@ def convert(folder: str | Path, out: str | Path) -> published.Report:
     """Writes the paper's checkpoint of a folder as one of ours, and says what became of its keys."""
     require("models", "converting a model", "safetensors")
     model, weights, report = read(Path(folder))
-    _check(LanguageModel(model, device="meta"), weights)
+    check(LanguageModel(model, device="meta"), weights)
     write(model, weights, Path(out))
     return report
 
@@ -104,7 +105,7 @@ def dump(model: ModelSpec) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _check(model: LanguageModel, weights: dict[str, Tensor]) -> None:
+def check(model: LanguageModel, weights: dict[str, Tensor]) -> None:
     """Raises `CheckpointError` unless the weights are those of the model."""
     wanted = {name: x for name, x in model.state_dict().items()}
     if model.spec.tied and "head.weight" not in weights:

@@ -42,12 +42,16 @@ class LanguageModel(nn.Module):
         self.blocks = nn.ModuleList(Block(spec, mixer, **made) for mixer in spec.mixers())
         self.norm = nn.RMSNorm(spec.d_model, spec.norm_eps, **made)
         self.head = nn.Linear(spec.d_model, spec.vocabulary, bias=False, **made)
-        if spec.tied:
-            self.head.weight = self.embedding.weight
+        self.tie()
         nn.init.normal_(self.embedding.weight, std=self.DEVIATION)
         nn.init.normal_(self.head.weight, std=self.DEVIATION)
         for block in self.blocks:
             start(block, self.DEVIATION, spec.layers)  # type: ignore[arg-type]
+
+    def tie(self) -> None:
+        """Makes embedding and head one tensor, if the spec says so: after what gives each a new one."""
+        if self.spec.tied:
+            self.head.weight = self.embedding.weight
 
     def forward(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from based_ops.codegen.spec.fields import (
     spec_field,
 )
 
+from ..errors import CheckpointError
 from ..extras import require
 
 LAYERS = Integer(0, 1023)
@@ -142,10 +144,19 @@ def shipped() -> dict[str, Path]:
 def load_spec(path: str | Path) -> ModelSpec:
     """The spec of a file, or the shipped one of that name.
 
-    Raises `SpecErrors` with every fault and its place, and FileNotFoundError if there is no such file.
+    Raises `SpecErrors` with every fault and its place, and `CheckpointError` if there is no such file.
     """
-    found = shipped().get(str(path), Path(path))
-    return parse_spec(found.read_bytes(), str(found), found.stem)
+    known = shipped()
+    found = known.get(str(path), Path(path))
+    try:
+        text = found.read_bytes()
+    except OSError as error:
+        near = difflib.get_close_matches(str(path), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"shipped are {', '.join(known)}"
+        raise CheckpointError(
+            f"{path}: no shipped model, and no spec file: {error.strerror}; {hint}"
+        ) from error
+    return parse_spec(text, str(found), found.stem)
 
 
 def parse_spec(data: bytes | str, file: str = "<spec>", stem: str | None = None) -> ModelSpec:

@@ -1,0 +1,106 @@
+"""``based-ops models``: the language models, and checkpoints of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .console import Cell, document, fail, json_option, table
+
+
+@click.group()
+def models() -> None:
+    """Language models of these layers, and their checkpoints."""
+
+
+@models.command("list")
+@json_option
+def list_models(as_json: bool) -> None:
+    """List the models that have a spec."""
+    from based_ops.models.spec import load_spec, shipped
+
+    rows: list[tuple[Cell, ...]] = []
+    for name in shipped():
+        spec = load_spec(name)
+        rows.append((name, spec.d_model, spec.layers, spec.vocabulary, ", ".join(_mixers(spec))))
+    table(("name", "width", "layers", "vocabulary", "mixers"), rows, as_json)
+
+
+@models.command()
+@click.argument("model")
+@json_option
+def info(model: str, as_json: bool) -> None:
+    """Say what a MODEL is: a shipped one's name, a spec file, or the folder of a checkpoint."""
+    import torch
+
+    from based_ops.models import LanguageModel, checkpoint, load_spec, published
+    from based_ops.models.spec import shipped
+
+    path, report = Path(model), published.Report()
+    try:
+        if path.is_dir() and model not in shipped():
+            spec, weights, report = checkpoint.read(path)
+            checkpoint.check(LanguageModel(spec, device="meta"), weights)
+        else:
+            spec = load_spec(model)
+    except (ValueError, OSError) as error:
+        fail(str(error))
+    net = LanguageModel(spec, device="meta", dtype=torch.bfloat16)
+    found: dict[str, Any] = {
+        "name": spec.name,
+        "parameters": sum(x.numel() for x in net.parameters()),
+        "width": spec.d_model,
+        "layers": spec.layers,
+        "vocabulary": spec.vocabulary,
+        "mixers": list(_mixers(spec)),
+        "state bytes a sequence, bfloat16": net.state_bytes(1),
+        "keys without effect": report.without_effect,
+        "keys that nobody knows": report.unknown,
+        "tensors that are no weights": report.dropped,
+    }
+    if as_json:
+        document(found)
+        return
+    for name, value in found.items():
+        if isinstance(value, list):
+            value = ", ".join(value)
+        elif isinstance(value, int):
+            value = f"{value:,}"
+        if value:
+            click.echo(f"{name}: {value}")
+
+
+@models.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+def convert(folder: Path, out: Path) -> None:
+    """Write the paper's checkpoint in FOLDER as one of ours, OUT.
+
+    FOLDER has config.json and pytorch_model.bin, as `hazyresearch/based-360m` and its kin are published.
+    """
+    from based_ops.models import convert as converted
+
+    try:
+        report = converted(folder, out)
+    except (ValueError, OSError) as error:
+        fail(str(error))
+    for what, names in (
+        ("keys without effect", report.without_effect),
+        ("keys that nobody knows", report.unknown),
+        ("tensors that are no weights", report.dropped),
+    ):
+        if names:
+            click.echo(f"{what}: {', '.join(names)}")
+    click.echo(f"wrote {out}")
+
+
+def _mixers(spec: Any) -> dict[str, int]:
+    """The layers of each mixer, by what they are."""
+    counts: dict[str, int] = {}
+    for mixer in spec.mixers():
+        variant = getattr(mixer, "variant", None)
+        name = f"{mixer.kind} {variant}" if variant else mixer.kind
+        counts[name] = counts.get(name, 0) + 1
+    return {f"{count} {name}": count for name, count in counts.items()}

@@ -1,0 +1,35 @@
+"""The command line for models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from based_ops.cli import main
+from tests.models.test_published import BASED, weights, written
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(main, ["models", *arguments])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_list_and_info(tmp_path: Path) -> None:
+    assert "based-1b" in run("list")
+    rows = json.loads(run("list", "--json"))
+    assert {"based-360m", "transformer-1b", "mamba2-360m"} <= {row["name"] for row in rows}
+    assert "parameters: 1,349,531,904" in run("info", "based-1b")
+    folder = written(tmp_path / "published", BASED | {"surprise": 1}, weights(BASED))
+    found = json.loads(run("info", str(folder), "--json"))
+    assert found["keys that nobody knows"] == ["surprise"] and found["layers"] == 4
+
+
+def test_convert(tmp_path: Path) -> None:
+    folder = written(tmp_path / "published", BASED, weights(BASED))
+    assert "keys without effect: fixed_decay" in run("convert", str(folder), str(tmp_path / "out"))
+    assert "parameters: " in run("info", str(tmp_path / "out"))
+    assert "no model" in run("convert", str(tmp_path / "nowhere"), str(tmp_path / "x"), code=2)
+    assert "did you mean based-1b?" in run("info", "based-1B", code=2)

@@ -1,0 +1,175 @@
+"""Language models: a sequence, pieces, padding, packing and token by token agree; they train and compile."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from based_ops import errors
+from based_ops.models import LanguageModel, shipped
+from based_ops.models.blocks import bytes_of
+from based_ops.models.spec import load_spec
+
+TINY = [name for name in shipped() if name.endswith("tiny")]
+PACKING = [name for name in TINY if "hybrid" not in name]
+F64 = torch.float64
+LONG = torch.zeros(1, 17, dtype=torch.int64)
+
+
+def model(name: str, dtype: torch.dtype = F64) -> LanguageModel:
+    torch.manual_seed(0)
+    made = LanguageModel(name, dtype=dtype)
+    for x in made.parameters():  # so that a mixer matters beside the embedding
+        x.data.mul_(4.0) if x.dim() > 1 else None
+    return made
+
+
+@given(st.sampled_from(TINY), st.integers(2, 40), st.data())
+def test_pieces_and_steps_are_the_whole(name: str, length: int, data: st.DataObject) -> None:
+    net = model(name)
+    ids = torch.randint(256, (2, length))
+    with torch.no_grad():
+        want, nothing = net(ids)
+        assert nothing is None and want.shape == (2, length, 256)
+        state = net.init_state(2, length)
+        cuts = sorted(data.draw(st.sets(st.integers(1, length - 1), max_size=4)))
+        parts = []
+        for start, stop in zip([0, *cuts], [*cuts, length], strict=True):
+            piece = ids[:, start:stop]
+            if stop - start <= 16 and data.draw(st.booleans()):
+                parts.append(net.step(piece, state))
+            else:
+                logits, state = net(piece, state, output_state=True)
+                parts.append(logits)
+    assert_close(torch.cat(parts, 1), want)
+
+
+@pytest.mark.parametrize("name", PACKING)
+def test_sequences_of_several_lengths(name: str) -> None:
+    net = model(name)
+    lengths = (9, 1, 20)
+    sequences = [torch.randint(256, (1, n)) for n in lengths]
+    with torch.no_grad():
+        alone = [net(ids)[0] for ids in sequences]
+        packed, _ = net(torch.cat(sequences, 1), cu_seqlens=torch.tensor([0, 9, 10, 30]))
+        assert_close(packed, torch.cat(alone, 1))
+        mask = torch.zeros(3, 24, dtype=torch.bool)
+        padded = torch.randint(256, (3, 24))
+        for n, ids in enumerate(sequences):
+            mask[n, 24 - lengths[n] :] = True  # as for generation, in front
+            padded[n, 24 - lengths[n] :] = ids[0]
+        logits, state = net(padded, output_state=True, attention_mask=mask)
+        for n, want in enumerate(alone):
+            assert_close(logits[n, 24 - lengths[n] :], want[0])
+        if "transformer" in name:
+            return  # its cache has no room for more
+        more = torch.randint(256, (3, 3))
+        got = net.step(more, state)
+        for n, ids in enumerate(sequences):
+            whole = net(torch.cat([ids, more[n : n + 1]], 1))[0]
+            assert_close(got[n], whole[0, -3:])
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_it_learns(name: str) -> None:
+    torch.manual_seed(0)
+    net = LanguageModel(name)
+    ids = torch.randint(256, (4, 24))
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    losses = []
+    for _ in range(12):
+        logits, _ = net(ids[:, :-1])
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(x.grad is not None for x in net.parameters())
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_compiled(name: str) -> None:
+    net = model(name)
+    torch._dynamo.reset()
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    ids = torch.randint(256, (2, 12))
+    assert_close(compiled(ids)[0], net(ids)[0])
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_residual_stream_is_wide(name: str) -> None:
+    net = model(name, torch.bfloat16)
+    seen = []
+    net.norm.register_forward_hook(lambda *_: None)
+    for block in net.blocks:
+        block.register_forward_hook(lambda _, given, made: seen.append(made[0].dtype))
+    logits, _ = net(torch.randint(256, (1, 5)))
+    assert seen == [torch.float32] * len(net.blocks) and logits.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_state_bytes(name: str) -> None:
+    net = model(name, torch.float32)
+    assert bytes_of(net.init_state(3, 50)) == net.state_bytes(3, 50)
+
+
+def test_parameters_of_the_published() -> None:
+    sizes = {"based-360m": 362_655_744, "based-1b": 1_349_531_904}
+    for name, count in sizes.items():
+        assert sum(x.numel() for x in LanguageModel(name, device="meta").parameters()) == count
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "text"),
+    [
+        (lambda net: net([1]), errors.ArgumentTypeError, "^ids: got list"),
+        (lambda net: net(torch.zeros(1, 2)), errors.DtypeError, "^ids: got torch.float32"),
+        (lambda net: net(torch.zeros(3, dtype=torch.int64)), errors.ShapeError, r"^ids: got \(3,\)"),
+        (
+            lambda net: net(torch.tensor([[256]])),
+            errors.ArgumentValueError,
+            "^ids: got 256, must be from 0 to 255",
+        ),
+        (lambda net: net(torch.tensor([[-1]])), errors.ArgumentValueError, "^ids: got -1"),
+        (lambda net: net.step(torch.tensor([[1]]), (None,)), errors.StateError, "^state: got a tuple of 1"),
+        (
+            lambda net: net.step(torch.tensor([[1]]), LanguageModel("transformer-tiny").init_state(1)),
+            errors.StateError,
+            "^state: got a tuple of 2",
+        ),
+        (
+            lambda net: net.step(torch.zeros(1, 17, dtype=torch.int64), net.init_state(1)),
+            errors.ShapeError,
+            "17 tokens",
+        ),
+    ],
+)
+def test_bad_calls(bad, error, text) -> None:  # type: ignore[no-untyped-def]
+    with torch.no_grad(), pytest.raises(error, match=text):
+        bad(LanguageModel("based-tiny"))
+
+
+def test_a_cache_that_is_full() -> None:
+    net = LanguageModel("transformer-tiny")
+    with torch.no_grad():
+        state = net.init_state(1, 3)
+        net.step(torch.tensor([[1, 2]]), state)
+        with pytest.raises(errors.StateError, match="room for 3 tokens after 2"):
+            net.step(torch.tensor([[3, 4]]), state)
+
+
+def test_no_tokens() -> None:
+    net = LanguageModel("based-tiny")
+    logits, state = net(torch.zeros(2, 0, dtype=torch.int64), output_state=True)
+    assert logits.shape == (2, 0, 256) and len(state) == 4
+
+
+def test_specs_say_where_each_mixer_is() -> None:
+    kinds = [mixer.kind for mixer in load_spec("based-360m").mixers()]
+    assert [i for i, kind in enumerate(kinds) if kind == "linear_attention"] == [1, 6, 11, 16, 21]
+    assert [i for i, kind in enumerate(kinds) if kind == "sliding_window"] == [2, 7, 12, 17, 22]
+    assert kinds.count("gated_conv") == 17
