@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,13 +56,8 @@ class FeaturedVariant(Variant):
         self.core: Any = of(record.core)
         self.name, self.spec, self._record = record.name, record.layer, record
         self.dtypes, self.unit = self.core.dtypes, self.core.unit
-        width = self.spec.head_dims.qk
-        numbers(self.name, {"given_qk": width})
-        inputs = (
-            replace(x, dims=(*x.dims[:3], width)) if x.name in ("q", "k") else x
-            for x in self.core.signature.inputs
-        )
-        self.signature = replace(self.core.signature, inputs=tuple(inputs))
+        self.signature = self.core.signature  # of operators and of the tools that call them: of features
+        numbers(self.name, {"given_qk": self.spec.head_dims.qk})
         self._sides: tuple[Side, Side] = self.spec.sides
         self.parameters: dict[str, Parameter] = {x.name: x for side in self._sides for x in side.parameters}
         """What the parts read, by name: of queries, and of keys."""
@@ -228,6 +222,13 @@ class FeaturedVariant(Variant):
         """Those of the layer of features; projections are PyTorch's, which counts them by itself."""
         found: float = self.core.products(length, begun, final)
         return found
+
+    def _call(self, *arguments: Any, **options: Any) -> Any:
+        """Calls of the core, as tools make them: with features."""
+        return self.core._call(*arguments, **options)
+
+    def _step(self, *arguments: Any, **options: Any) -> Any:
+        return self.core._step(*arguments, **options)
 
     def _reference(self, tensors: Any, numbers: tuple[float, ...], initial_state: Any) -> tuple[Tensor, Any]:
         found: tuple[Tensor, Any] = self.core._reference(tensors, numbers, initial_state)
