@@ -65,11 +65,21 @@ class HybridAttention(AttentionLayer):
         o, final = self.op(*inputs, initial_state=state, output_final_state=output_state, **more)
         return self._leave(o), final
 
-    def step(self, x: Tensor, state: HybridState, **foreign: NoReturn) -> Tensor:
-        """Up to 16 tokens, [B,T,d_model] to the same shape; updates `state` in place.  Not differentiable."""
+    def step(
+        self,
+        x: Tensor,
+        state: HybridState,
+        state_indices: Tensor | None = None,
+        **foreign: NoReturn,
+    ) -> Tensor:
+        """Up to 16 tokens, [B,T,d_model] to the same shape; updates `state` in place.  Not differentiable.
+
+        With `state_indices`, int32 [B], `state` is a pool of which they name the slots, -1 none.
+        """
         if foreign:
             refuse(HybridAttention.step, tuple(foreign))
-        return self._leave(self.op.step(*self._project(x), state, **self._more(x)))
+        more = {"state_indices": state_indices} | self._more(x)
+        return self._leave(self.op.step(*self._project(x), state, **more))
 
     def _more(self, x: Tensor) -> dict[str, Any]:
         """The inputs of the variant besides q, k and v, and the parameters of its parts."""

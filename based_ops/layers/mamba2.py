@@ -87,11 +87,15 @@ class Mamba2Mixer(nn.Module):
         y, ssm = self.op(q, k, v, g, initial_state=ssm, output_final_state=output_state, **sequences)
         return self._leave(y, x, z), Mamba2State(conv, ssm) if output_state else None
 
-    def step(self, u: Tensor, state: Mamba2State) -> Tensor:
-        """One token, [B,1,d_model] to the same shape; updates `state` in place.  Not differentiable."""
+    def step(self, u: Tensor, state: Mamba2State, state_indices: Tensor | None = None) -> Tensor:
+        """Up to 16 tokens, [B,T,d_model] to the same shape; updates `state` in place.  Not differentiable.
+
+        With `state_indices`, int32 [B], `state` is a pool of which they name the slots, -1 none.
+        """
         z, mixed, steps = self._enter(u)
-        x, (q, k, v, g) = self._operands(self.conv.step(mixed, state.conv), steps)
-        return self._leave(self.op.step(q, k, v, state.ssm, g), x, z)
+        mixed = self.conv.step(mixed, state.conv, None, state_indices)
+        x, (q, k, v, g) = self._operands(mixed, steps)
+        return self._leave(self.op.step(q, k, v, state.ssm, g, state_indices=state_indices), x, z)
 
     def init_state(self, batch: int) -> Mamba2State:
         """The state before the first token, on the layer's device and for its dtype."""

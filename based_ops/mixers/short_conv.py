@@ -281,10 +281,19 @@ class ShortConv(nn.Module):
         options: dict[str, Any] = {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
         return self.op(x, self.weight, self.bias, gate, state, output_state, **options)
 
-    def step(self, x: Tensor, state: ShortConvState, gate: Tensor | None = None) -> Tensor:
-        """Up to 16 tokens, [B,T,d_model] to the same shape; updates `state` in place.  Not differentiable."""
+    def step(
+        self,
+        x: Tensor,
+        state: ShortConvState,
+        gate: Tensor | None = None,
+        state_indices: Tensor | None = None,
+    ) -> Tensor:
+        """Up to 16 tokens, [B,T,d_model] to the same shape; updates `state` in place.  Not differentiable.
+
+        With `state_indices`, int32 [B], `state` is a pool of which they name the slots, -1 none.
+        """
         self._check(x)
-        return self.op.step(x, state, self.weight, self.bias, gate)
+        return self.op.step(x, state, self.weight, self.bias, gate, state_indices=state_indices)
 
     def init_state(self, batch: int) -> ShortConvState:
         """The state before the first token, on the layer's device and for its dtype."""
@@ -343,10 +352,13 @@ class GatedShortConv(nn.Module):
         y, final = self.conv(u, state, output_state, gate, cu_seqlens, attention_mask)
         return self.out_proj(y), final
 
-    def step(self, x: Tensor, state: ShortConvState) -> Tensor:
-        """Up to 16 tokens, [B,T,d_model] to the same shape; updates `state` in place.  Not differentiable."""
+    def step(self, x: Tensor, state: ShortConvState, state_indices: Tensor | None = None) -> Tensor:
+        """Up to 16 tokens, [B,T,d_model] to the same shape; updates `state` in place.  Not differentiable.
+
+        With `state_indices`, int32 [B], `state` is a pool of which they name the slots, -1 none.
+        """
         u, gate = self.in_proj(x).chunk(2, dim=-1)
-        y: Tensor = self.out_proj(self.conv.step(u, state, gate))
+        y: Tensor = self.out_proj(self.conv.step(u, state, gate, state_indices))
         return y
 
     def init_state(self, batch: int) -> ShortConvState:

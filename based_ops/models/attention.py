@@ -91,9 +91,24 @@ class FullAttention(nn.Module):
             final = self._first_cache(k, v, at, attention_mask is not None)
         return self._leave(y), final
 
-    def step(self, x: Tensor, state: KeyValueCache) -> Tensor:
-        """A few more tokens, [B,T,d_model] to the same shape; `state` is extended in place."""
-        return self._extend(x, state)
+    def step(self, x: Tensor, state: KeyValueCache, state_indices: Tensor | None = None) -> Tensor:
+        """A few more tokens, [B,T,d_model] to the same shape; `state` is extended in place.
+
+        With `state_indices`, int32 [B], `state` is a pool of which they name the slots, -1 none; PyTorch
+        copies the caches out of it and back.
+        """
+        if state_indices is None:
+            return self._extend(x, state)
+        there = state_indices >= 0
+        slots = torch.where(there, state_indices, 0).long()
+        taken = KeyValueCache(*(part.index_select(0, slots) for part in state))
+        y = self._extend(x, taken)
+        for part, new in zip(state, taken, strict=True):
+            # Whoever has no slot writes into none: one more row, which is cut off again.
+            longer = torch.cat([part, part[:1]])
+            longer.index_copy_(0, torch.where(there, slots, part.shape[0]), new)
+            part.copy_(longer[:-1])
+        return torch.where(there[:, None, None], y, torch.zeros_like(y))
 
     def init_state(self, batch: int, most: int = 2048) -> KeyValueCache:
         """A cache without tokens and with room for `most`."""

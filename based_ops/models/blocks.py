@@ -45,9 +45,10 @@ class Block(nn.Module):
         y, final = self.mixer(_normed(self.norm1, x), state, output_state, **given)
         return self._finish(x + y), final
 
-    def step(self, x: Tensor, state: Any) -> Tensor:
-        """A few more tokens; `state` is updated in place."""
-        return self._finish(x + self.mixer.step(_normed(self.norm1, x), state))
+    def step(self, x: Tensor, state: Any, indices: Tensor | None) -> Tensor:
+        """A few more tokens; `state`, or the slots of a pool that indices name, is updated in place."""
+        options = {} if indices is None else {"state_indices": indices}
+        return self._finish(x + self.mixer.step(_normed(self.norm1, x), state, **options))
 
     def _finish(self, x: Tensor) -> Tensor:
         return x if self.mlp is None else x + self.mlp(_normed(self.norm2, x))

@@ -76,11 +76,15 @@ class LanguageModel(nn.Module):
             after.append(final)
         return self._leave(x), tuple(after) if output_state else None
 
-    def step(self, ids: Tensor, state: ModelState) -> Tensor:
-        """Logits [B,T,vocabulary] of up to 16 more tokens; updates `state` in place.  Not differentiable."""
+    def step(self, ids: Tensor, state: ModelState, state_indices: Tensor | None = None) -> Tensor:
+        """Logits [B,T,vocabulary] of up to 16 more tokens; updates `state` in place.  Not differentiable.
+
+        With `state_indices`, int32 [B], `state` is a pool of which they name the slots, -1 none: the state
+        that `init_state` makes for as many sequences as there are slots.
+        """
         x = self._enter(ids)
         for block, part in zip(self.blocks, self._states(state), strict=True):
-            x = block.step(x, part)  # type: ignore[operator]
+            x = block.step(x, part, state_indices)  # type: ignore[operator]
         return self._leave(x)
 
     def init_state(self, batch: int, most: int = 2048) -> ModelState:
@@ -97,6 +101,11 @@ class LanguageModel(nn.Module):
         for block in self.blocks:
             mixer: Any = block.mixer
             yield mixer, (most,) if isinstance(mixer, FullAttention) else ()
+
+    @property
+    def packs(self) -> bool:
+        """Whether a call can pack sequences and give their states: not with full attention's caches."""
+        return not any(isinstance(mixer, FullAttention) for mixer, _ in self._mixers(0))
 
     def extra_repr(self) -> str:
         return self.spec.name

@@ -1,0 +1,8 @@
+"""Generation with the language models: an engine for many requests, and how tokens are chosen."""
+
+from __future__ import annotations
+
+from .engine import Engine, Request
+from .sampling import Sampling
+
+__all__ = ["Engine", "Request", "Sampling"]
