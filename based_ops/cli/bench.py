@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .console import fail, table
+from .console import fail, growing_table, json_option, table
 from .files import replace_text
 from .places import checkout
 
@@ -117,6 +117,41 @@ def plots(result: Path, out: Path | None) -> None:
     _can_draw(out or result.parent)
     _show(report)
     _draw(report, out or result.parent)
+
+
+@bench.command(short_help="Language models: prompts, tokens a second, memory of states.")
+@click.option("--device", type=click.Choice(["cuda", "cpu"]), help="[default: cuda if there is one]")
+@click.option("--model", "models", multiple=True, help="A model or its spec file; may be repeated.")
+@click.option("--batch", "batches", type=click.IntRange(min=1), multiple=True, help="May be repeated.")
+@click.option("--prompt", "prompts", type=click.IntRange(min=1), multiple=True, help="May be repeated.")
+@click.option("--new", type=click.IntRange(min=1), default=32, show_default=True, help="Tokens to time.")
+@json_option
+def generate(
+    device: str | None,
+    models: tuple[str, ...],
+    batches: tuple[int, ...],
+    prompts: tuple[int, ...],
+    new: int,
+    as_json: bool,
+) -> None:
+    """Time prompts and the tokens after them, for language models with weights that are drawn.
+
+    Without options: on a CPU the tiny models, a minute; on a GPU Based and a Transformer of equal size.
+    """
+    import torch
+
+    from based_ops.benchmarks.generate import measure
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    small = device == "cpu"
+    names = [*models] or (["based-tiny", "transformer-tiny"] if small else ["based-1b", "transformer-1b"])
+    lengths = [*prompts] or ([32, 256, 2048] if small else [1024, 4096, 16384])
+    counts = [*batches] or ([4] if small else [1, 16, 128])
+    columns = ("model", "batch", "prompt", "prompt ms", "step ms", "limit ms", "tokens/s", "state MB")
+    with growing_table(columns, (16, 5, 6, 9, 7, 8, 8, 8), as_json) as add:
+        for line in measure(names, counts, lengths, new, device):
+            cells = line.row().values()
+            add([f"{x:.3g}" if isinstance(x, float) and not as_json else x for x in cells])
 
 
 @bench.command(short_help="Rewrite the tables of README.md from results.")
