@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from based_ops.models import LanguageModel
-from based_ops.models.blocks import bytes_of, moved
+from based_ops.models.blocks import bytes_of, over_tensors
 
 from .ops.measure import ceilings
 
@@ -82,14 +82,14 @@ def _line(model: LanguageModel, batch: int, prompt: int, new: int, rate: float) 
     step_ms = statistics.median(times)
     weights = sum(x.nbytes for x in model.parameters())
     held = bytes_of(state)
-    moved_bytes = held if not model.packs else 2 * held
+    carried = 2 * held if model.packs else held  # a cache is read, and one row of it written
     return Line(
         model.spec.name,
         batch,
         prompt,
         prompt_ms,
         step_ms,
-        (weights + moved_bytes) / rate,
+        (weights + carried) / rate,
         batch / step_ms * 1e3,
         held / 1e6,
     )
@@ -103,7 +103,7 @@ def _step(model: LanguageModel, token: Tensor, state: Any) -> Callable[[], objec
 
     if token.device.type != "cuda":
         return step
-    kept = moved(state, torch.clone)
+    kept = over_tensors(torch.clone, state)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -113,10 +113,7 @@ def _step(model: LanguageModel, token: Tensor, state: Any) -> Callable[[], objec
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    parts: list[Tensor] = []
-    moved(kept, lambda x: parts.append(x) or x)  # type: ignore[func-returns-value]
-    given = iter(parts)
-    moved(state, lambda x: x.copy_(next(given)))
+    over_tensors(Tensor.copy_, state, kept)  # what warming up has changed
     return graph.replay
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import ArgumentTypeError, ArgumentValueError, fail
 from ..models import LanguageModel
-from ..models.blocks import moved
+from ..models.blocks import over_tensors
 from .sampling import Sampling, chosen
 
 Decode = Callable[[list[int]], str]
@@ -174,18 +174,14 @@ class Engine:
     def _put(self, slots: list[int], states: Any) -> None:
         """Writes states into slots of the pool."""
         index = torch.tensor(slots, device=self.device)
-        parts: list[Tensor] = []
-        moved(states, lambda x: parts.append(x) or x)  # type: ignore[func-returns-value]
-        given = iter(parts)
 
-        def write(pool: Tensor) -> Tensor:
-            x = next(given)
+        def write(pool: Tensor, x: Tensor) -> Tensor:
             if x.shape[1:] == pool.shape[1:]:
                 return pool.index_copy_(0, index, x)
             pool[index, :, : x.shape[2]] = x  # a cache with room for more
             return pool
 
-        moved(self.pool, write)
+        over_tensors(write, self.pool, states)
 
     def _decode(self, slots: list[int]) -> None:
         size = 1 << (len(slots) - 1).bit_length()

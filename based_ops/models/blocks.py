@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -88,23 +89,24 @@ def start(block: Block, deviation: float, blocks: int) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def moved(state: Any, change: Any) -> Any:
-    """A state with every tensor changed: of a layer's named tuple, of tuples of them, or None."""
-    if state is None or isinstance(state, Tensor):
-        return None if state is None else change(state)
-    if hasattr(state, "_fields"):
-        return type(state)(*(moved(part, change) for part in state))
-    return tuple(moved(part, change) for part in state)
+def over_tensors(function: Callable[..., Tensor], *states: Any) -> Any:
+    """`function` of every tensor of a state, or of those that several states of a kind have in its place."""
+    first = states[0]
+    if first is None:
+        return None
+    if isinstance(first, Tensor):
+        return function(*states)
+    parts = [over_tensors(function, *each) for each in zip(*states, strict=True)]
+    return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
 
 
 def bytes_of(state: Any) -> int:
     """Bytes of all tensors of a state."""
-    total = 0
+    sizes: list[int] = []
 
     def count(x: Tensor) -> Tensor:
-        nonlocal total
-        total += x.nbytes
+        sizes.append(x.nbytes)
         return x
 
-    moved(state, count)
-    return total
+    over_tensors(count, state)
+    return sum(sizes)
