@@ -74,8 +74,6 @@ def triton_kernel(
     from triton.compiler import ASTSource
     from triton.experimental.gluon._runtime import GluonASTSource
 
-    from based_ops.codegen.ir.kernels import counts
-
     kernel = getattr(module, program)
     constants = dict(module.SCHEDULE[program][dtype])
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages") if name in constants}
@@ -88,7 +86,7 @@ def triton_kernel(
     constants = {n: p.default for n, p in defaults.items() if p.default is not p.empty} | constants
     types = _parameters(spec, lowered, dtype)
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
-    plain = {*counts(lowered), *lowered.scalars}
+    plain = {param.name for param in kernel.params if param.do_not_specialize} | {*lowered.scalars}
     if not strides_of_16:
         plain |= {name for name, kind in signature.items() if kind == "i32"}
     divisible = [name for name, kind in signature.items() if kind != "constexpr" and name not in plain]

@@ -114,6 +114,12 @@ class Operands:
         """Whether the operator updates tensors."""
         return any(entry is not None and entry.written for entry in self.entries)
 
+    @functools.cached_property
+    def written(self) -> slice:
+        """Where those stand, side by side."""
+        places = [place for place, x in self.tensors.items() if x.written]
+        return slice(places[0], places[-1] + 1)
+
 
 def operands(layer: LayerSpec) -> dict[str, Operands]:
     """What the operators of a layer take, by their passes."""

@@ -6,6 +6,7 @@ A mixer says what its operators take and give (`codegen.spec.signature`) and not
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from based_ops.codegen.names import PASSES
 from based_ops.codegen.spec.signature import Argument
 
+from . import slots
 from .admission import checked
 from .operands import Operands, dtype_of
 from .ops import Ops, below_autograd, call, derive, derive_backward, derive_step, launch
@@ -53,7 +55,10 @@ def _implementation(ops: Ops, which: str) -> Callable[..., Any]:
             x = passed[place]
             if x is not None:
                 passed[place] = x.contiguous()
-        return launch(getattr(kernels[kernel], which), arguments[taken.lead], passed)
+        function = getattr(kernels[kernel], which)
+        if taken.writes and passed[-1] is not None:
+            function = partial(slots.step, function, taken.written)
+        return launch(function, arguments[taken.lead], passed)
 
     return run
 

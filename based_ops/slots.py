@@ -7,7 +7,8 @@ for padding of a batch whose size is fixed, which changes nothing and whose outp
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -117,3 +118,41 @@ def end(pool: Any, indices: Tensor, final: Any) -> None:
     """Put the states after sequences into their slots."""
     pairs = [(x, new.to(x.dtype)) for x, new in zip(pool, final, strict=True) if x is not None]
     put_back([x for x, _ in pairs], indices, [new for _, new in pairs])
+
+
+VECTOR = 16
+"""Bytes that a thread reads at once, at most."""
+
+
+def in_place(pools: Iterable[Tensor | None]) -> bool:
+    """Whether kernels can step slots of pools where they are.
+
+    They read an entry in vectors, as long as divide what each head or channel has.  Their length decides the
+    order of sums, so it is the same for all pools: slots have to begin at such vectors, as those of dense
+    pools and of pages do.
+    """
+    for pool in pools:
+        if pool is None:
+            continue
+        whole, size = prod(pool.shape[2:]), pool.itemsize
+        vector = min(VECTOR, (whole & -whole) * size)
+        if vector > size and (pool.data_ptr() % VECTOR or pool.stride(0) * size % vector):
+            return False
+    return True
+
+
+def step(run: Callable[..., Tensor], where: slice, *arguments: Any) -> Tensor:
+    """`run(*arguments)`, a step whose pools stand `where`, and indices of slots, or None, last.
+
+    Slots that are not `in_place` are copied out and back.
+    """
+    pools, indices = arguments[where], arguments[-1]
+    if indices is None or in_place(pools):
+        return run(*arguments)
+    there = [pool for pool in pools if pool is not None]
+    taken = entries(there, indices)
+    left = iter(taken)
+    states = [pool if pool is None else next(left) for pool in pools]
+    output = run(*arguments[: where.start], *states, None)
+    put_back(there, indices, taken)
+    return torch.where(has_slots(there[0], indices, output.dim()), output, torch.zeros_like(output))

@@ -265,6 +265,7 @@ class Variant(ABC):
         kernel = dispatch.kernel(self.name, backend, lead.device, lead.dtype, facts is self)
         if batch == 0 or length == 0 or units == 0:
             return self._nothing(tensors).clone()
+        alone = alone and (indices is None or slots.in_place(state))
         if alone and recordable(kernel, self._given(tensors, indices), [tensors[i] for i in self._wide]):
             key = self._key(which, factor, backend, tensors)
             return self._first_step(key, kernel, numbers, state, (*tensors, indices))

@@ -48,7 +48,16 @@ from ..ir.rewrite import apart
 from .bounds import Bounds
 from .layer import ScheduledProgram
 from .triton_expression import cast_suffix, formula
-from .triton_parameters import parameters, pool_offset, product, stride_names, times
+from .triton_parameters import (
+    parameters,
+    pool_offset,
+    pool_stride,
+    pools,
+    product,
+    stride_names,
+    times,
+    vector_of,
+)
 from .writer import Writer
 
 
@@ -59,7 +68,7 @@ def emit_kernel(w: Writer, scheduled: ScheduledProgram) -> None:
         TritonKernel(w, scheduled, look).emit("noinline=True")
         w.blank(2)
     # Lengths and counts change from call to call; of rows it matters whether they are whole vectors.
-    sizes = str(list(counts(kernel))).replace("'", '"')
+    sizes = str([*counts(kernel), *map(pool_stride, pools(kernel))]).replace("'", '"')
     TritonKernel(w, scheduled, kernel, look).emit(f"do_not_specialize={sizes}")
 
 
@@ -182,19 +191,22 @@ class TritonKernel:
     def _find_slot(self, entry: str, indices: Tensor) -> None:
         """Where the program's entry is in each pool; without indices these are dense, and have no pool.
 
-        Then offsets are written as those of other tensors, which takes fewer registers than strides.
+        Then offsets are written as those of other tensors, which takes fewer registers than strides.  Either
+        way Triton learns of the same vectors: it lays tiles out by them, and so the order of sums.
         """
         w, language = self.w, self.language
-        pools = [tensor for tensor in self.program.tensors if tensor.slots]
         w.line(f"{HAS_SLOT} = True")
-        for pool in pools:
+        for pool in pools(self.program):
             w.line(f"{pool_offset(pool)} = {entry} * {product(pool.stored[1:])}")
         w.line(f"if {indices.optional}:")
         with w.indented():
             w.line(f"{SLOT} = {language}.load({indices.name} + {entry}).to({language}.int64)")
             w.line(f"{HAS_SLOT} = ({SLOT} >= 0) & ({SLOT} < slots)")
-            for pool in pools:
-                w.line(f"{pool_offset(pool)} = {SLOT} * {pool.name}_{stride_names(pool)[0]}")
+            for pool in pools(self.program):
+                offset = f"{SLOT} * {pool_stride(pool)}"
+                if vector := vector_of(pool):
+                    offset = f"{language}.multiple_of({offset}, {vector})"
+                w.line(f"{pool_offset(pool)} = {offset}")
 
     # Statements
 

@@ -29,6 +29,29 @@ def pool_offset(pool: Tensor) -> str:
     return f"{pool.name}_at"
 
 
+def pools(kernel: Kernel) -> list[Tensor]:
+    """The tensors of a kernel that may be pools."""
+    return [tensor for tensor in kernel.tensors if tensor.slots]
+
+
+def pool_stride(pool: Tensor) -> str:
+    """The name of how far apart a pool's slots lie."""
+    return f"{pool.name}_{stride_names(pool)[0]}"
+
+
+def vector_of(pool: Tensor) -> str:
+    """The elements of which slots begin at multiples, as a dense pool's do; "" if that says nothing.
+
+    As many as 16 bytes have, but no more than divide what each head or channel has: `based_ops.slots` copies
+    what lies elsewhere.
+    """
+    whole = prod(dim for dim in pool.dims if isinstance(dim, int))
+    shared = whole & -whole
+    if shared == 1:
+        return ""
+    return str(shared) if shared <= 4 else f"128 // {pool.name}.dtype.element_ty.primitive_bitwidth"
+
+
 def stride_names(tensor: Tensor) -> list[str]:
     """Names of the stride parameters, one a dimension whose stride calls choose."""
     return [str(dim).lower() for dim in tensor.free]

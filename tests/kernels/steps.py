@@ -9,6 +9,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from based_ops import slots
 from based_ops.codegen.spec.model import LayerSpec
 from based_ops.codegen.spec.signature import Argument
 from based_ops.operands import dtype_of
@@ -63,8 +64,9 @@ class Steps:
     def step(self, inputs: Tensors, state: Tensors, indices: Tensor | None = None) -> Tensor:
         """A step with factors of a half, which keep sums of weights of few tokens away from zero."""
         numbers = [0.5] * len(self.spec.signature().numbers)
-        output: Tensor = self.module.step(*inputs, *numbers, *state, indices)
-        return output
+        before = len(inputs) + len(numbers)
+        where = slice(before, before + len(state))
+        return slots.step(self.module.step, where, *inputs, *numbers, *state, indices)
 
     def one_by_one(self, inputs: Tensors, state: Tensors) -> Tensor:
         """The output of single steps."""

@@ -17,6 +17,7 @@ from based_ops import errors
 from based_ops.codegen.spec.signature import MOST_TOKENS
 from based_ops.inputs import draw, filled, tokens
 from based_ops.layers import GatedShortConv, LinearAttention, SlidingWindowAttention
+from based_ops.slots import in_place
 from based_ops.variant import Variant
 
 from .conftest import every_kind
@@ -186,6 +187,30 @@ def test_a_step_in_slots(layer: Variant) -> None:
 
 def inputs_of(variant: Variant) -> list[Any]:
     return [x for x in variant.signature.inputs if x.present]
+
+
+@pytest.mark.parametrize("called", ["function", "operator"])
+def test_slots_that_begin_anywhere(layer: Variant, called: str) -> None:
+    """Kernels read vectors of 16 bytes: slots that begin elsewhere are copied, and to the bit alike."""
+    pool, inputs, indices = pool_of(layer), drawn(layer, 2, 3), indexed(3, -1, 0)
+    odd = type(pool)(*(x if x is None else beside(x) for x in pool))
+    wide = [x for x in leaves(odd) if x[0, 0].numel() % 2 == 0]
+    assert in_place(pool) and in_place(odd) == (not wide)
+    want = layer._step(filled(layer, inputs), None, pool, None, indices)
+    if called == "function":
+        got = layer._step(filled(layer, inputs), None, odd, None, indices)
+    else:
+        op = getattr(torch.ops.based_ops, f"{layer.name}_step")
+        got = op(*filled(layer, inputs), *layer._numbers(layer, None), *odd, indices, "torch")
+    assert_close(got, want, **SAME)
+    assert_close(leaves(odd), leaves(pool), **SAME)
+
+
+def beside(x: Tensor) -> Tensor:
+    """The pool with an element beside each slot."""
+    memory = x.new_zeros(len(x), x[0].numel() + 1)
+    view = memory[:, 1:].view(x.shape)
+    return view.copy_(x)
 
 
 @pytest.mark.parametrize("final", [False, True])
