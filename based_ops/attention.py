@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from . import checks, packed, temperature
+from . import checks, invariance, packed, temperature
 from .arguments import refuse
 from .errors import ArgumentTypeError, ArgumentValueError, fail
 from .heads import multiple, repeated
@@ -55,6 +55,7 @@ class AttentionVariant(Variant):
         state_indices: Tensor | None = None,
         parameters: Mapping[str, Tensor] | None = None,
         backend: str | None = None,
+        batch_invariant: bool = False,
         **foreign: NoReturn,
     ) -> tuple[Tensor, Any]:
         """Causal attention over a sequence: `(o, final_state)`, with o [B,T,H,v] contiguous and of v's dtype.
@@ -88,6 +89,9 @@ class AttentionVariant(Variant):
         from slot `state_indices[b]`, and with `output_final_state` its final state goes there, in place; the
         pool is returned.  -1 names no slot: nothing changes, and the output is 0.  See `step`.  There are no
         gradients then (`GradientError`).
+
+        With `batch_invariant` a sequence has the same bits, gradients too, alone and in any batch, packed,
+        padded or neither; docs/tools.md says what that costs.
         """
         if foreign:
             refuse(AttentionVariant.__call__, tuple(foreign))
@@ -97,21 +101,15 @@ class AttentionVariant(Variant):
             options = {"initial_state": initial_state, "output_final_state": output_final_state}
             options |= {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
             options |= {"state_indices": state_indices, "backend": backend}
+            options |= {"batch_invariant": batch_invariant}
             return temperature.call(self, partial(self, k=k, v=v, g=g, **options), q, scale)
         tensors = self._inputs(q, k, v, g) if g is not None or self._decay_dims else (q, k, v)
+        given = (tensors, scale, initial_state, output_final_state, backend, state_indices)
+        if batch_invariant:
+            return invariance.call(self, *given, cu_seqlens, attention_mask)
         if cu_seqlens is not None or attention_mask is not None:
-            return packed.call(
-                self,
-                tensors,
-                scale,
-                initial_state,
-                output_final_state,
-                backend,
-                state_indices,
-                cu_seqlens,
-                attention_mask,
-            )
-        return self._call(tensors, scale, initial_state, output_final_state, backend, state_indices)
+            return packed.call(self, *given, cu_seqlens, attention_mask)
+        return self._call(*given)
 
     def step(
         self,
@@ -208,7 +206,13 @@ class AttentionVariant(Variant):
         if initial_state is not None:
             self._form.check("initial_state", initial_state, q, count, heads, is_traced())
         if places is not None:
-            o, final_state = packed.reference(self, tensors, numbers, initial_state, places)
+            o, final_state = packed.each(
+                self,
+                tensors,
+                initial_state,
+                places.tolist(),
+                lambda own, state: self._reference(tuple(own), numbers, state),
+            )
         else:
             o, final_state = self._reference(tensors, numbers, initial_state)
         return (o, named(final_state, self.name)) if output_final_state else o

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from based_ops.codegen.names import FEATURES
 
-from . import checks, packed
+from . import checks, invariance, packed
 from .errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -142,6 +142,9 @@ class FeaturedVariant(Variant):
         `parameters` are [H, ...] for the heads of q and of k, by the names of `init_parameters`; missing,
         unknown and misshapen ones are typed errors.
         """
+        if more.get(invariance.NAME):
+            what = f"False: {self.name} has parts, which PyTorch computes for the batch as a whole"
+            fail(ArgumentValueError, invariance.NAME, True, what)
         options = _given(cu_seqlens=cu_seqlens, attention_mask=attention_mask, state_indices=state_indices)
         tokens, counts = self._places(q, cu_seqlens, attention_mask)
         q, k = self._features(q, k, parameters, tokens)

@@ -8,6 +8,7 @@ copies nothing where tensors are dense.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -87,7 +88,7 @@ def call(
             tensors, units, variant._nothing(tensors), state, output_final_state, traced
         )
     else:
-        given = tensors if mask is None else _end_to_end(variant, tensors)
+        given = tensors if mask is None else end_to_end(variant, tensors)
         laid = variant._lay(given, initial_state, sequences)
         asked = (output_final_state,) if variant._asked else ()
         arguments = (*laid.tensors, *numbers, *laid.carried, *asked, kernel)
@@ -162,7 +163,7 @@ def chosen(there: Tensor, x: Tensor) -> Tensor:
     return torch.where(there.view(1, -1, *(1,) * (x.dim() - 2)), x, torch.zeros_like(x))
 
 
-def _end_to_end(variant: Variant, tensors: Tensors) -> Tensors:
+def end_to_end(variant: Variant, tensors: Tensors) -> Tensors:
     """A batch as one sequence of all tokens."""
     held = zip(variant.signature.inputs, tensors, strict=True)
     return tuple(
@@ -210,11 +211,18 @@ def numbers(offsets: Any, mask: Any, lead: Tensor, traced: bool) -> Numbers:
     return Numbers((at - start.index_select(0, begun)).unsqueeze(0), begun.unsqueeze(0), stop - start)
 
 
-def reference(
-    variant: Variant, tensors: Tensors, numbers: tuple[float, ...], initial_state: Any, sequences: Tensor
+def each(
+    variant: Variant,
+    tensors: Tensors,
+    initial_state: Any,
+    sequences: Iterable[tuple[int, int]],
+    run: Callable[[Sequence[Tensor | None], Any], tuple[Tensor, Any]],
 ) -> tuple[Tensor, Any]:
-    """The naive mathematics of each sequence by itself: outputs of all tokens, and final states."""
-    laid, outputs, finals = _end_to_end(variant, tensors), [], []
+    """Each sequence by itself: outputs of all tokens, and final states; `run` takes its inputs and its state.
+
+    `sequences` says where each begins and ends in all tokens laid end to end.
+    """
+    laid, outputs, finals = end_to_end(variant, tensors), [], []
     lead: Any = tensors[0]
     pieces = [(x, y.dims[:2] in TOKENS) for y, x in zip(variant.signature.inputs, laid, strict=True)]
     units = max(x.shape[2] for x, moves in pieces if moves and x is not None)  # heads may be in groups
@@ -225,18 +233,12 @@ def reference(
         return like.new_zeros(1, count, units, *like.shape[3:])
 
     done = 0
-    for n, (start, stop) in enumerate(sequences.tolist()):
+    for n, (start, stop) in enumerate(sequences):
         state = initial_state
         if state is not None:
             state = type(state)(*(x if x is None else x[n : n + 1] for x in state))
-        if start == stop:
-            parts = [x[:1, :0] if x is not None and moves else x for x, moves in pieces]
-            _, _, of_state = variant._check_inputs(variant, tuple(parts))
-            final = state or variant._form.zeros(1, of_state, like.device, like.dtype, False)
-            o = nothing(0)
-        else:
-            own = [x[:, start:stop] if x is not None and moves else x for x, moves in pieces]
-            o, final = variant._reference(tuple(own), numbers, state)
+        own = [x[:, start:stop] if x is not None and moves else x for x, moves in pieces]
+        o, final = run(own, state)
         outputs += [nothing(start - done), o]
         finals.append(final)
         done = stop

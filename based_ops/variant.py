@@ -49,6 +49,8 @@ class Variant(ABC):
     """Dtypes of inputs; float64 is computed on the torch backend only."""
     backward_products = 2.5
     """Operations of a backward pass over those of its forward: five products for each two of attention."""
+    alike_in_batches = False
+    """Whether kernels give several tokens the same bits in any batch, and packed, whatever plans say."""
     _state_type: Any
     _other_dtype = ""
     """What to say besides where a state has another dtype than the inputs."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from based_ops.codegen.dtypes import ACC, IO, STATE
 
-from .. import checks, temperature
+from .. import checks, invariance, temperature
 from ..arguments import refuse
 from ..attention import AttentionVariant
 from ..errors import ArgumentTypeError, fail
@@ -85,6 +85,7 @@ class HybridVariant(AttentionVariant):
         k_window: Tensor | None = None,
         window_factor: Tensor | None = None,
         linear_factor: Tensor | None = None,
+        batch_invariant: bool = False,
         **foreign: NoReturn,
     ) -> tuple[Tensor, Any]:
         """Causal attention over a sequence: `(o, final_state)`, as of all attention layers.
@@ -99,6 +100,9 @@ class HybridVariant(AttentionVariant):
 
         Gradients flow to all of these, and from the final state, once.  Sources: Based (arXiv 2402.18668) for
         windows and Taylor maps, LoLCATs (arXiv 2410.10254) for both under one normaliser.
+
+        With `batch_invariant` a sequence has the same bits, gradients too, alone and in any batch: sequences
+        are computed one after the other.
         """
         if foreign:
             refuse(HybridVariant.__call__, tuple(foreign))
@@ -112,9 +116,11 @@ class HybridVariant(AttentionVariant):
             options |= {"state_indices": state_indices, "backend": backend}
             options |= {"q_window": q_window, "k_window": k_window}
             options |= {"window_factor": window_factor, "linear_factor": linear_factor}
+            options |= {"batch_invariant": batch_invariant}
             return temperature.call(self, partial(self, k=k, v=v, g=g, **options), q, scale)
         tensors = self._all(q, k, v, g, (q_window, k_window, window_factor, linear_factor))
-        return self._call(tensors, scale, initial_state, output_final_state, backend, state_indices)
+        given = (tensors, scale, initial_state, output_final_state, backend, state_indices)
+        return invariance.call(self, *given) if batch_invariant else self._call(*given)
 
     def step(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from based_ops.codegen.dtypes import IO
 
-from .. import checks, packed
+from .. import checks, invariance, packed
 from ..arguments import refuse
 from ..errors import ArgumentTypeError, ShapeError, fail
 from ..registry import get
@@ -45,6 +45,7 @@ class ShortConvVariant(Variant):
         "; the state has the dtype of the call that made it: go on as you began, or convert it, "
         "`state.to(dtype)`"
     )
+    alike_in_batches = True
     backward_products = 3.0
     """The sums again, and gradients of inputs and taps."""
     width = constant("width", "Tokens that an output sees, its own included.")
@@ -64,6 +65,7 @@ class ShortConvVariant(Variant):
         attention_mask: Tensor | None = None,
         state_indices: Tensor | None = None,
         backend: str | None = None,
+        batch_invariant: bool = False,
         **foreign: NoReturn,
     ) -> tuple[Tensor, ShortConvState | None]:
         """The convolution of a sequence: `(y, final_state)`, with y [B,T,D] contiguous and of x's dtype.
@@ -82,23 +84,19 @@ class ShortConvVariant(Variant):
         `cu_seqlens`, int32 or int64 [N+1] on the device, packs N sequences into a batch of 1, and
         `attention_mask`, bool or 0 and 1, [B,T], says which tokens are no padding: as in calls of attention.
         Inputs are copied then, with room in front of each sequence.
+
+        With `batch_invariant` a sequence has the same bits, gradients too, alone and in any batch, packed,
+        padded or neither; docs/tools.md says what that costs.
         """
         if foreign:
             refuse(ShortConvVariant.__call__, tuple(foreign))
         tensors = (x, weight, bias, gate)
+        given = (tensors, None, initial_state, output_final_state, backend, state_indices)
+        if batch_invariant:
+            return invariance.call(self, *given, cu_seqlens, attention_mask)
         if cu_seqlens is not None or attention_mask is not None:
-            return packed.call(
-                self,
-                tensors,
-                None,
-                initial_state,
-                output_final_state,
-                backend,
-                state_indices,
-                cu_seqlens,
-                attention_mask,
-            )
-        return self._call(tensors, None, initial_state, output_final_state, backend, state_indices)
+            return packed.call(self, *given, cu_seqlens, attention_mask)
+        return self._call(*given)
 
     def step(
         self,
@@ -173,7 +171,13 @@ class ShortConvVariant(Variant):
         if initial_state is not None:
             self._form.check("initial_state", initial_state, x, count, channels, is_traced())
         if places is not None:
-            y, final = packed.reference(self, tensors, (), initial_state, places)
+            y, final = packed.each(
+                self,
+                tensors,
+                initial_state,
+                places.tolist(),
+                lambda own, state: self._reference(tuple(own), (), state),
+            )
         else:
             y, final = self._reference(tensors, (), initial_state)
         return (y, named(final, self.name)) if output_final_state else y

@@ -26,7 +26,8 @@ def short_conv(
     if initial_state is None:
         initial_state = x.new_zeros(x.shape[0], x.shape[2], before)
     inputs = torch.cat([initial_state.to(x.dtype), x.transpose(1, 2)], dim=2)
-    y = torch.einsum("bdtw,dw->btd", inputs.unfold(2, spec.width, 1), weight)
+    seen = torch.stack([inputs.narrow(2, j, x.shape[1]) for j in range(spec.width)], 3)
+    y = torch.einsum("bdtw,dw->btd", seen, weight)
     if bias is not None:
         y = y + bias
     if spec.activation is not None:
