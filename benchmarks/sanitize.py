@@ -1,0 +1,387 @@
+"""Every kernel under NVIDIA's compute-sanitizer: ``python -m based_ops.benchmarks.sanitize --minutes 60``.
+
+Each layer in each dtype is a process of its own under each tool (memcheck, racecheck, synccheck), in which
+every way to call its generated module runs once, on small ragged shapes: `FORMS`, and those of the launch
+plans that would need long sequences otherwise.  What is found stands in `results/sanitizer.json` after each
+process, with the machine, the versions and the date; a run that was out of time goes on with ``--resume``.
+Needs a GPU, and compute-sanitizer of the CUDA toolkit.  It has not been run yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+import based_ops
+from based_ops import slots
+from based_ops.benchmarks.ops.results import machine
+from based_ops.codegen.names import RECURRENCE
+from based_ops.codegen.spec.signature import OF_KEYS, OF_QUERIES, OF_VALUES, POOLED, SEQUENCES, Argument
+from based_ops.operands import dtype_of
+from based_ops.variant import Variant, dtype_named
+
+RESULTS = Path(__file__).resolve().parent / "results" / "sanitizer.json"
+TOOLS = ("memcheck", "racecheck", "synccheck")
+BACKENDS = ("triton", "tilelang")
+BATCH, UNITS, TOKENS, CUT = 2, 2, 70, 300
+"""A batch, heads (or channels, of which there are more), and tokens: few, and so many that plans cut them."""
+CHANNELS = 67
+EDGES = (0, 33, 33, 34, 70)
+"""Packed sequences: one of no token, and one of one."""
+POOL = (3, -1)
+"""Slots of the batch in a pool of five."""
+SECONDS = 900
+"""The longest that a process may take."""
+PLANS = {
+    "direct": {"LONGEST": 1 << 62, "TOKENS": 1 << 62},
+    "cut": {"LONGEST": 1, "SHORTEST": 1, "PROGRAMS": 10, "FEWEST": 1},
+}
+"""Constants of launch plans, of those that have programs: scores directly, and segments of few tokens."""
+KEPT_EVERY = {"direct": 1, "cut": 128}
+"""Tokens between the states that a backward pass keeps: each tile, or several."""
+GROUPS = {"queries": (4, 2, 2), "values": (2, 2, 4)}
+"""Heads of q, k and v."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to call a module."""
+
+    name: str
+    tokens: int = TOKENS
+    begun: bool = False
+    """From states to states."""
+    plans: str = ""
+    warpgroups: bool = True
+    packed: bool = False
+    groups: str = ""
+    step: bool = False
+    slots: bool = False
+
+
+FORMS = (
+    Form("short"),
+    Form("from states", begun=True),
+    Form("one token", tokens=1, begun=True),
+    *(
+        Form(f"{plans}{begun * ' from states'}{(not fast) * ' portable'}", CUT, begun, plans, fast)
+        for plans in PLANS
+        for begun in (False, True)
+        for fast in (True, False)
+    ),
+    Form("packed", packed=True),
+    Form("packed from states", packed=True, begun=True),
+    *(Form(f"shared {name}", groups=name) for name in ("values", "queries")),
+    Form("packed shared queries", packed=True, groups="queries"),
+    Form("step", tokens=1, step=True),
+    Form("steps", tokens=5, step=True),
+    Form("slots", tokens=2, step=True, slots=True),
+    Form("steps of shared queries", tokens=2, step=True, groups="queries"),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One process: a layer's module of one backend, with inputs of one dtype."""
+
+    backend: str
+    layer: str
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.layer} {self.backend} {self.dtype}"
+
+    @property
+    def op(self) -> Variant:
+        """The variant whose kernels these are: of a layer with parts, that of its features."""
+        op: Any = based_ops.get(self.layer)
+        return getattr(op, "core", op)
+
+    @property
+    def module(self) -> ModuleType:
+        return self.op._ops.record.module(self.backend)
+
+    @property
+    def forms(self) -> list[Form]:
+        """Those that the layer has."""
+        signature = self.op.signature
+        packs = SEQUENCES in signature.carried
+        return [x for x in FORMS if (packs or not x.packed) and (signature.groups or not x.groups)]
+
+
+def cases(backends: Sequence[str] = BACKENDS) -> list[Case]:
+    """All of them, one of each mixer's layers after the other."""
+    found = [
+        Case(backend, name, dtype)
+        for backend in backends
+        for name in based_ops.names()
+        for dtype in based_ops.get(name).spec.dtypes
+    ]
+    return [case for case in found if dtype_named(case.dtype) != torch.float64]
+
+
+# The calls
+
+
+def calls(case: Case, device: str, forms: Sequence[str] = ()) -> Iterator[tuple[Form, Callable[[], Any]]]:
+    """A call for each form, or for those named: forward and backward, or a step."""
+    for form in case.forms:
+        if not forms or form.name in forms:
+            yield form, _Call(case, form, device).run
+
+
+class _Call:
+    """One call of the functions of a generated module."""
+
+    def __init__(self, case: Case, form: Form, device: str) -> None:
+        self.case, self.form, self.device = case, form, device
+        self.signature, self.module = case.op.signature, case.module
+        units = UNITS if self.signature.unit == "H" else CHANNELS
+        heads: dict[str, int] = dict(self.signature.alike(units))
+        if form.groups:
+            q, k, v = GROUPS[form.groups]
+            most = max(q, v)
+            heads |= {OF_QUERIES: q, OF_KEYS: k, OF_VALUES: v, "H": most, "HS": max(k, v)}
+        batch = 1 if form.packed else BATCH
+        count = len(EDGES) - 1 if form.packed else batch
+        longer = form.tokens + getattr(case.op, "window", 0) * form.begun * (not form.packed)
+        self.sizes = heads | {"B": batch, "N": count, "T": form.tokens, "Tk": longer, POOLED: 5}
+
+    def run(self) -> None:
+        with ExitStack() as stack:
+            for name, plan in self.plans():
+                stack.enter_context(patch.dict(self.module.SCHEDULE[name], plan))
+            if not self.form.warpgroups and hasattr(self.module, "on_warpgroups"):
+                stack.enter_context(patch.object(self.module, "on_warpgroups", lambda *_: False))
+            if self.form.step:
+                self.step()
+            else:
+                self.pass_through()
+
+    def plans(self) -> Iterator[tuple[str, dict[torch.dtype, dict[str, int]]]]:
+        """The tables of launch plans, as the form wants them."""
+        dtype, tables = dtype_named(self.case.dtype), self.module.SCHEDULE
+        recurs = dtype in tables.get(RECURRENCE, {})
+        for name, table in tables.items() if self.form.plans else ():
+            part, constants = name.partition("_")[0], table.get(dtype, {})
+            if part not in ("forward", "backward") or "PROGRAMS" not in constants:
+                continue
+            wanted = PLANS[self.form.plans]
+            other = {key: wanted[key] for key in constants if key in wanted and (recurs or key != "LONGEST")}
+            if part == "backward" and "LENGTH" in constants:
+                other["LENGTH"] = KEPT_EVERY[self.form.plans]
+            yield name, {dtype: constants | other}
+
+    def pass_through(self) -> None:
+        signature, begun = self.signature, self.form.begun
+        inputs = [self.drawn(x) for x in signature.inputs]
+        numbers = [*signature.numbers.values()]
+        carried = [self.drawn(x) if begun and x != SEQUENCES else None for x in signature.carried]
+        if self.form.packed:
+            edges = torch.tensor(EDGES, dtype=torch.int32, device=self.device)
+            carried[-1] = torch.stack((edges[:-1], edges[1:]), 1)
+        asked = [begun] if signature.final else []
+        results = self.module.forward(*inputs, *numbers, *carried, *asked)
+        output, *others = results if isinstance(results, tuple) else (results,)
+        kept, final = others[: len(signature.kept)], others[len(signature.kept) :]
+        read = [output, *kept] if signature.keeps_output else kept
+        d_final = [torch.ones_like(x) if begun and x.numel() else None for x in final]
+        self.module.backward(torch.ones_like(output), *d_final, *inputs, *read, *numbers, *carried)
+
+    def step(self) -> None:
+        signature = self.signature
+        inputs = [self.drawn(x) for x in signature.stepped]
+        before = [*inputs, *signature.numbers.values()]
+        states = [self.drawn(x) for x in (signature.pools if self.form.slots else signature.state)]
+        indices = torch.tensor(POOL, dtype=torch.int32, device=self.device) if self.form.slots else None
+        where = slice(len(before), len(before) + len(states))
+        slots.step(self.module.step, where, *before, *states, indices)
+
+    def drawn(self, x: Argument) -> Tensor | None:
+        """Numbers for an argument: of the size of one, and decays of a half."""
+        if not x.present:
+            return None
+        shape = [self.sizes[dim] if isinstance(dim, str) else dim for dim in x.dims]
+        dtype = dtype_of(self.case.op.spec, x.dtype, dtype_named(self.case.dtype))
+        if not dtype.is_floating_point:
+            return torch.zeros(shape, dtype=dtype, device=self.device)
+        numbers = torch.rand(shape, device=self.device) + 0.5
+        return (-numbers if x.fades else numbers).to(dtype)
+
+
+def work(case: Case, forms: Sequence[str]) -> None:
+    """What a process does under a tool: all its calls, each of which is named before it runs."""
+    for form, run in calls(case, "cuda", forms):
+        print(f"form: {form.name}", flush=True)
+        run()
+        torch.cuda.synchronize()
+
+
+# The tools
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a tool said of a process: errors (or hazards), and in which forms; or why it says nothing."""
+
+    errors: int | None
+    forms: tuple[str, ...] = ()
+    failed: str = ""
+
+
+SUMMARY = re.compile(
+    r"^=+ (?:ERROR SUMMARY: (?P<errors>\d+) errors?|RACECHECK SUMMARY: (?P<hazards>\d+) hazards? displayed)",
+    re.MULTILINE,
+)
+REPORTED = re.compile(r"^=+ (?:Invalid |Error: |Warning: |Barrier error|Program hit|Uninitialized )")
+
+
+def parsed(text: str) -> Found:
+    """What the output of a process under compute-sanitizer says."""
+    summaries = [*SUMMARY.finditer(text)]
+    if not summaries:
+        lines = [line for line in text.splitlines() if line.strip()]
+        return Found(None, failed=f"no summary; it ended with: {lines[-1] if lines else 'nothing'}")
+    form, forms = "", list[str]()
+    for line in text.splitlines():
+        if line.startswith("form: "):
+            form = line.removeprefix("form: ")
+        elif REPORTED.match(line) and form not in forms:
+            forms.append(form)
+    raised = re.search(r"^Traceback .*?^(\w[\w.]*: .*?)$", text, re.MULTILINE | re.DOTALL)
+    count = sum(int(summary["errors"] or summary["hazards"] or 0) for summary in summaries)
+    return Found(count, tuple(forms), f"raised {raised[1]}" if raised else "")
+
+
+def sanitizer() -> str | None:
+    """Where compute-sanitizer is."""
+    beside = Path("/usr/local/cuda/bin/compute-sanitizer")
+    return shutil.which("compute-sanitizer") or (str(beside) if beside.exists() else None)
+
+
+def why_not() -> str | None:
+    """Why nothing can run here."""
+    if not torch.cuda.is_available():
+        return "PyTorch sees no CUDA device"
+    return None if sanitizer() else "no compute-sanitizer: it comes with the CUDA toolkit; put it on the PATH"
+
+
+def under(tool: str, case: Case, seconds: float) -> Found:
+    """Runs one process under a tool."""
+    command = [sanitizer() or "compute-sanitizer", "--tool", tool, "--print-limit", "20", sys.executable]
+    command += ["-m", "based_ops.benchmarks.sanitize", "--case", case.backend, case.layer, case.dtype]
+    # PyTorch keeps memory that was freed, in which an access past a tensor's end would be right.
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    run = subprocess.Popen(
+        command,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        output, _ = run.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(run.pid, signal.SIGKILL)  # with what the tool itself has started
+        run.communicate()
+        return Found(None, failed=f"took longer than {seconds:.0f} s")
+    found = parsed(output)
+    if run.returncode and not found.errors and not found.failed:
+        return Found(found.errors, found.forms, f"ended with {run.returncode}")
+    return found
+
+
+# The record
+
+
+def key(tool: str, case: Case) -> str:
+    return f"{tool} {case}"
+
+
+def read(about: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What an earlier run on this machine and of this code has found; nothing of another one."""
+    if not path.exists():
+        return {}
+    document = json.loads(path.read_text(encoding="utf-8"))
+    same = all(document["machine"].get(x) == about.get(x) for x in about if x != "date")
+    return dict(document["found"]) if same else {}
+
+
+def write(about: dict[str, Any], found: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"machine": about, "found": found}, indent=1) + "\n", encoding="utf-8")
+
+
+def table(found: dict[str, Any]) -> list[str]:
+    """A line for each process that found something or failed, and the sum of the others for each tool."""
+    lines = []
+    for tool in TOOLS:
+        mine = {name: x for name, x in found.items() if name.startswith(f"{tool} ")}
+        clean = [name for name, x in mine.items() if x["errors"] == 0 and not x["failed"]]
+        for name in (name for name in mine if name not in clean):
+            x = mine[name]
+            what = x["failed"] or f"{x['errors']} errors in {', '.join(x['forms']) or 'no form'}"
+            lines.append(f"{name}: {what}")
+        lines.append(f"{tool}: {len(clean)} of {len(mine)} processes without an error")
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=60.0, help="no process begins later")
+    parser.add_argument("--resume", action="store_true", help="keep what an earlier run has found")
+    parser.add_argument("--backend", choices=BACKENDS, action="append", help="all unless given")
+    parser.add_argument("--tool", choices=TOOLS, action="append", help="all unless given")
+    parser.add_argument("--only", default="", help="layers whose names hold this")
+    parser.add_argument("--case", nargs=3, metavar=("BACKEND", "LAYER", "DTYPE"), help="in this process")
+    parser.add_argument("--form", action="append", default=[], help="of a --case; all unless given")
+    given = parser.parse_args(arguments)
+    if given.case:
+        return work(Case(*given.case), given.form)
+    if reason := why_not():
+        parser.error(reason)
+    about = machine("cuda")
+    found = read(about, RESULTS) if given.resume else {}
+    end = time.monotonic() + 60 * given.minutes
+    chosen = [case for case in cases(given.backend or BACKENDS) if given.only in case.layer]
+    for case in chosen:
+        for tool in given.tool or TOOLS:
+            left = end - time.monotonic()
+            if key(tool, case) in found or left <= 0:
+                continue
+            result = under(tool, case, min(SECONDS, max(left, 60.0)))
+            found[key(tool, case)] = {
+                "errors": result.errors,
+                "forms": list(result.forms),
+                "failed": result.failed,
+            }
+            write(about, found, RESULTS)
+            print(f"{key(tool, case)}: {result.failed or f'{result.errors} errors'}", flush=True)
+    left_out = [
+        key(tool, case) for case in chosen for tool in given.tool or TOOLS if key(tool, case) not in found
+    ]
+    print("\n".join(table(found)))
+    if left_out:
+        print(f"not begun: {len(left_out)}; go on with --resume")
+
+
+if __name__ == "__main__":
+    main()

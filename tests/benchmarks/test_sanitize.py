@@ -1,0 +1,96 @@
+"""The script for compute-sanitizer: that it calls every kernel, and understands what the tools say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import based_ops
+from based_ops.benchmarks import sanitize
+from based_ops.benchmarks.sanitize import Case, Found, calls, cases, parsed
+
+OUTPUT = """\
+========= COMPUTE-SANITIZER
+form: short
+form: packed
+========= Invalid __global__ read of size 4 bytes
+=========     at token+0x1f0
+=========     by thread (3,0,0) in block (0,0,0)
+form: step
+========= ERROR SUMMARY: 2 errors
+"""
+
+
+def kernels(module: ModuleType, dtype: str) -> set[str]:
+    """Those that a generated module launches in a dtype: entries of its table that are no plans."""
+    triton = pytest.importorskip("triton")
+    jit, table = triton.runtime.JITFunction, module.SCHEDULE
+    names = {name for name in table if isinstance(getattr(module, name, None), jit)}
+    return {name for name in names if getattr(torch, dtype) in table[name]}
+
+
+@pytest.mark.parametrize("name", based_ops.names())
+def test_every_kernel_is_called(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its module's own host functions, which launch nothing here, as on a Hopper GPU."""
+    for case in (case for case in cases(["triton"]) if case.layer == name):
+        module, launched = case.module, set[str]()
+        if not kernels(module, case.dtype):
+            pytest.skip("under the interpreter there are no kernels to tell")
+        monkeypatch.setattr(module, "launch", lambda kernel, *_: launched.add(kernel.__name__))  # noqa: B023
+        if hasattr(module, "on_warpgroups"):
+            monkeypatch.setattr(module, "on_warpgroups", lambda *_: True)
+        for _, run in calls(case, "cpu"):
+            run()
+        assert launched == kernels(module, case.dtype), case
+
+
+def test_every_layer_backend_and_dtype_is_a_case() -> None:
+    found = {(case.backend, case.layer) for case in cases()}
+    assert found == {(backend, name) for backend in sanitize.BACKENDS for name in based_ops.names()}
+    assert Case("triton", "taylor2_qk16_v64", "bfloat16") in cases()
+
+
+def test_the_summary_is_read() -> None:
+    assert parsed(OUTPUT) == Found(2, ("packed",))
+    clean = "form: short\n========= ERROR SUMMARY: 0 errors\n"
+    assert parsed(clean) == Found(0)
+    one = "form: a\n========= Error: Race reported between Write access at k\n"
+    race = one + "========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)\n"
+    assert parsed(race) == Found(1, ("a",))
+    raised = (
+        "Traceback (most recent call last):\n  File x\nRuntimeError: no\n========= ERROR SUMMARY: 0 errors\n"
+    )
+    assert parsed(raised) == Found(0, (), "raised RuntimeError: no")
+    assert parsed("Killed\n") == Found(None, failed="no summary; it ended with: Killed")
+
+
+def test_a_run_goes_on_where_it_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    asked: list[str] = []
+
+    def under(tool: str, case: Case, seconds: float) -> Found:
+        asked.append(sanitize.key(tool, case))
+        return Found(0) if tool != "racecheck" else Found(3, ("packed",))
+
+    about = {"device": "none", "date": "2026-01-01"}
+    monkeypatch.setattr(sanitize, "under", under)
+    monkeypatch.setattr(sanitize, "why_not", lambda: None)
+    monkeypatch.setattr(sanitize, "machine", lambda device: about)
+    monkeypatch.setattr(sanitize, "RESULTS", tmp_path / "found.json")
+    run = ["--backend", "triton", "--only", "window16", "--tool", "racecheck"]
+    sanitize.main(run)
+    assert asked and len(set(asked)) == len(asked)
+    before = len(asked)
+    sanitize.main(["--backend", "triton", "--only", "window16", "--resume"])
+    assert len(asked) == 3 * before and len(set(asked)) == len(asked)
+    document = json.loads((tmp_path / "found.json").read_text())
+    assert document["machine"] == about and set(document["found"]) == set(asked)
+    out = capsys.readouterr().out
+    assert "3 errors in packed" in out and f"memcheck: {before} of {before} processes without an error" in out
+    about["device"] = "another"
+    sanitize.main(["--backend", "triton", "--only", "window16", "--minutes", "0", "--resume"])
+    assert f"not begun: {3 * before}" in capsys.readouterr().out
