@@ -9,6 +9,7 @@ the row sums are not counted.  Arithmetic is that of products, a multiplication 
   product with it, 2·2·F·V; or, for a short sequence, a product with each earlier token, 2·(D + V) each.  Its
   backward is 2.5 times as much: gradients of the features of q and of k and of v, and both states again.
 - A window of W: 2·(D + V) for each pair of tokens that see each other, its backward 2.5 times as much.
+- Heads that share keys and values share a state: of the products with one, half are updates.
 - A step reads and writes a linear attention's state; it reads a window's and writes one token of it.
 """
 
@@ -47,6 +48,8 @@ def _sequence(work: Work) -> Floor:
     output = _bytes(work, op.signature.output)
     count = inputs + output
     flops = work.rows * op.products(work.length)
+    if work.kv_heads and work.spec.mixer == "linear_attention":
+        flops *= (1 + work.kv_heads / work.heads) / 2
     if work.task == "training":
         count += inputs + output + inputs
         flops += op.backward_products * flops

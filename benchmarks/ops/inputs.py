@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from based_ops.inputs import draw, filled
+from based_ops.codegen.spec.signature import OF_KEYS, OF_STATES, OF_VALUES, Argument
+from based_ops.inputs import draw, filled, taken
 
 from .works import Work
 
+SHARED = (OF_KEYS, OF_VALUES, OF_STATES)
 PAST = 100
 """Tokens before an initial state; more than the window of a window that is measured by the step."""
 
@@ -41,7 +43,8 @@ def make(work: Work, device: str, seed: int = 0) -> Inputs:
         def normal(shape: Sequence[int]) -> Tensor:
             return torch.randn(tuple(shape), device=device, dtype=dtype)
 
-        return draw(op, work.batch, length, work.heads, normal, lambda x: x)
+        made = draw(op, work.batch, length, work.heads, normal, lambda x: x)
+        return tuple(_shared(work, kind, x) for kind, x in zip(taken(op), made, strict=True))
 
     training = work.task == "training"
     leaves = tuple(x.detach().requires_grad_(training) for x in drawn(work.length, work.torch_dtype))
@@ -55,6 +58,15 @@ def make(work: Work, device: str, seed: int = 0) -> Inputs:
         kept = op.init_state(work.batch, work.heads, device=device, dtype=work.torch_dtype)
         state = type(exact)(*(x if x is None else x.to(y.dtype) for x, y in zip(exact, kept, strict=True)))
     return Inputs(leaves, weight, state)
+
+
+def _shared(work: Work, kind: Argument, x: Tensor) -> Tensor:
+    """An input with as many heads as the work gives it."""
+    sizes = zip(kind.dims, work.shape(kind), strict=True)
+    for axis, size in enumerate(size if dim in SHARED else None for dim, size in sizes):
+        if size is not None and size != x.shape[axis]:
+            x = x.narrow(axis, 0, size).contiguous()
+    return x
 
 
 def another_state(inputs: Inputs) -> Inputs:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from based_ops.codegen.spec.signature import Argument
+from based_ops.codegen.spec.signature import OF_QUERIES, Argument
 from based_ops.dispatch import BACKENDS
 from based_ops.inputs import filled, taken, tokens
 from based_ops.tolerance import BACKWARD, FORWARD, errors
@@ -46,15 +47,33 @@ class Ours(Contender):
         if work.task == "step":
             q, k, v, *decays = inputs.leaves
             return lambda: (op.step(q, k, v, state, *decays, backend=by),)
-        given = filled(op, inputs.leaves)
+        given, options = _laid(work, filled(op, inputs.leaves))
+        options |= {"initial_state": state, "output_final_state": kept, "backend": by}
+        shape = work.shape(op.signature.output)
         if work.task == "forward":
-            return lambda: (op(*given, initial_state=state, output_final_state=kept, backend=by)[0],)
+            return lambda: (op(*given, **options)[0].view(shape),)
 
         def train() -> Results:
-            o, _ = op(*given, initial_state=state, output_final_state=kept, backend=by)
-            return torch.autograd.grad(o, inputs.leaves, inputs.weight)
+            o, _ = op(*given, **options)
+            return torch.autograd.grad(o.view(shape), inputs.leaves, inputs.weight)
 
         return train
+
+
+def _laid(work: Work, inputs: Sequence[Tensor | None]) -> tuple[Sequence[Tensor | None], dict[str, Any]]:
+    """The inputs of a call in the form of the work, and what else it is given."""
+    if work.form == "batch invariant":
+        return inputs, {"batch_invariant": True}
+    if work.form == "dense":
+        return inputs, {}
+    lead: Any = inputs[0]
+    numbers = torch.arange(work.batch + 1, dtype=torch.int32, device=lead.device)
+    moving = [x.dims[0] == "B" for x in work.op.signature.inputs]
+    packed = [
+        x.flatten(0, 1).unsqueeze(0) if has and x is not None else x
+        for x, has in zip(inputs, moving, strict=True)
+    ]
+    return packed, {"cu_seqlens": numbers * work.length}
 
 
 def backends() -> list[Ours]:
@@ -103,10 +122,12 @@ def fault(work: Work, results: Results, exact: Results) -> str | None:
 
 def _row(work: Work, kind: Argument, x: Tensor) -> Tensor:
     """What the last head or channel has of a tensor, in the last sequence if no two share an input."""
-    last = [*work.op.signature.alike(1)]
+    last = work.op.signature.alike(1)
+    if work.kv_heads:  # with all that share its keys and values
+        last |= dict.fromkeys(("H", OF_QUERIES), work.heads // work.kv_heads)
     if all("B" in argument.dims for argument in taken(work.op)):
-        last.append("B")
-    return x[tuple(slice(-1, None) if dim in last else slice(None) for dim in kind.dims)]
+        last["B"] = 1
+    return x[tuple(slice(-last[dim] if dim in last else None, None) for dim in kind.dims)]
 
 
 def _state_row(state: Any) -> Any:

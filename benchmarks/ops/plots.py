@@ -155,6 +155,7 @@ def _panel(report: Report, variant: str, task: str) -> tuple[str, list[Line]]:
         for line in report.lines
         if (line.work.variant, line.work.task, line.work.state, line.work.clock, line.work.dtype)
         == (variant, task, False, "device", usual)
+        and (line.work.form, line.work.kv_heads) == ("dense", 0)
         and line.times
     ]
     if not found:

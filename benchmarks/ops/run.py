@@ -198,11 +198,12 @@ def target_ms(line: Line, target: Target | None, lines: dict[Work, Line], ceilin
         return None if target is None else target.ms
     if target.copy_share is not None:
         return line.bytes / (target.copy_share * ceilings.copy_gb_s * 1e6)
-    other = lines.get(target.of) if target.of is not None else None
-    if other is None or other.own is None or target.times is None:
+    others = [lines[work] for work in target.of if work in lines]
+    owns = [other.own.ms for other in others if other.own is not None]
+    if not owns or len(owns) < len(target.of) or target.times is None:
         return None
-    scale = line.limit_ms / other.limit_ms if target.per_limit else 1.0
-    return target.times * other.own.ms * scale
+    scale = line.limit_ms / sum(other.limit_ms for other in others) if target.per_limit else 1.0
+    return target.times * sum(owns) * scale
 
 
 def _in_one_line(error: Exception) -> str:

@@ -21,7 +21,10 @@ from .results import Line, Report, Time, read
 
 DOCUMENTS = ("README.md",)
 BLOCK = re.compile(r"(<!-- from (\S+): based-ops bench tables -->\n).*?(<!-- end -->)", re.DOTALL)
-GROUPS = ("taylor", "training", "window", "maps", "widths", "decay", "wide", "convolution", "step")
+GROUPS = (
+    *("taylor", "training", "window", "maps", "widths", "decay", "wide", "convolution", "step"),
+    *("packed", "grouped", "hybrid", "batch invariant"),
+)
 """Groups that a document shows in full; of the others it shows the lines on which a peer is faster."""
 
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 import based_ops
-from based_ops.codegen.spec.signature import Argument
+from based_ops.codegen.spec.signature import OF_KEYS, OF_STATES, OF_VALUES, Argument
 from based_ops.variant import Variant, dtype_named
 
 ROOM = Path(__file__).resolve().parent.parent
@@ -21,6 +21,7 @@ SPECS = ROOM / "specs"
 TARGETS = ROOM / "targets.yaml"
 TASKS = ("forward", "training", "step")
 CLOCKS = ("device", "graph", "host")
+FORMS = ("dense", "packed", "batch invariant")
 HEADS = 16
 """Heads of a sweep's line, where it has so many rows."""
 
@@ -32,6 +33,9 @@ class Work:
     `task` is "forward", "training" (forward and backward) or "step".  `state`: from an initial to a final
     state.  `clock` is what is timed: "device" (the device's time for an eager call), "graph" (the same in a
     CUDA graph of many calls) or "host" (the time until the call returns).
+
+    `form`: a batch as it is, its sequences "packed" behind each other, or "batch invariant".  `kv_heads`: the
+    heads of k and v where they are shared, which lets a layer with decays have as many.
     """
 
     variant: str
@@ -42,9 +46,11 @@ class Work:
     dtype: str = "bfloat16"
     state: bool = False
     clock: str = "device"
+    form: str = "dense"
+    kv_heads: int = 0
 
     def __post_init__(self) -> None:
-        for field, allowed in (("task", TASKS), ("clock", CLOCKS)):
+        for field, allowed in (("task", TASKS), ("clock", CLOCKS), ("form", FORMS)):
             if getattr(self, field) not in allowed:
                 raise ValueError(
                     f"{field}: got {getattr(self, field)!r}, must be one of {', '.join(allowed)}"
@@ -69,6 +75,8 @@ class Work:
         """What a tensor of the layer's signature has in this call."""
         sizes = {"B": self.batch, "T": self.length, "Tk": self.length}
         sizes |= self.op.signature.alike(self.heads)
+        if self.kv_heads:
+            sizes |= dict.fromkeys((OF_KEYS, OF_VALUES, OF_STATES), self.kv_heads)
         return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in argument.dims)
 
     @property
@@ -77,6 +85,8 @@ class Work:
 
     def __str__(self) -> str:
         more = (", with states" if self.state else "") + ("" if self.clock == "device" else f", {self.clock}")
+        more += "" if self.form == "dense" else f", {self.form}"
+        more += f", {self.kv_heads} heads of k and v" if self.kv_heads else ""
         size = f"B{self.batch} H{self.heads} T{self.length}"
         return f"{self.variant} {self.task} {size} {self.dtype}{more}"
 
@@ -90,12 +100,12 @@ def _variant(name: str) -> Variant:
 
 @dataclass(frozen=True)
 class Target:
-    """A time to reach: `ms`; or `times` that of the line `of` (`per_limit`: each over its own limit); or the
-    time in which the least bytes pass at `copy_share` of the copy bandwidth."""
+    """A time to reach: `ms`; or `times` that of the lines `of` together (`per_limit`: each over its own
+    limit); or the time in which the least bytes pass at `copy_share` of the copy bandwidth."""
 
     ms: float | None = None
     times: float | None = None
-    of: Work | None = None
+    of: tuple[Work, ...] = ()
     per_limit: bool = False
     copy_share: float | None = None
 
@@ -125,7 +135,7 @@ def entries(device: str, sweep: bool = True, only: Sequence[str] = ()) -> list[E
     if unknown:
         raise ValueError(f"got {', '.join(unknown)}, must be among {', '.join(groups)}")
     chosen = [entry for entry in found.values() if not only or entry.group in only]
-    wanted = {entry.target.of for entry in chosen if entry.target and entry.target.of}
+    wanted = {work for entry in chosen if entry.target for work in entry.target.of}
     return [entry for work, entry in found.items() if entry in chosen or work in wanted]
 
 
@@ -155,9 +165,10 @@ def _target(work: Work, ms: float | None, at_most: dict[str, Any] | None) -> Tar
         return None
     if "copy_share" in at_most:
         return Target(copy_share=at_most["copy_share"])
+    others = at_most["of"] if isinstance(at_most["of"], list) else [at_most["of"]]
     return Target(
         times=at_most["times"],
-        of=replace(work, **at_most["of"]),
+        of=tuple(replace(work, **other) for other in others),
         per_limit=at_most.get("per") == "limit",
     )
 

@@ -32,6 +32,20 @@ WORKS = [
     Work("simple_gla_qk64_v64", "step", 2, 2, 1, "float32"),
     Work("conv3_silu", "forward", 2, 5, 70, "float32"),
     Work("conv3_silu_ungated", "training", 2, 5, 70, "float32"),
+    Work("hybrid_taylor2_qk16_v64_w64", "forward", 2, 2, 70, "float32"),
+    Work("hybrid_taylor2_qk16_v64_w64", "training", 1, 2, 70, "float32"),
+    *(
+        Work(name, task, 3, 2, 70, "float32", form="packed")
+        for name in ("taylor2_qk16_v64", "window64_d64", "simple_gla_qk64_v64", "retention_qk64_v64")
+        for task in ("forward", "training")
+    ),
+    Work("conv3_silu", "training", 2, 5, 70, "float32", form="packed"),
+    Work("taylor2_qk16_v64", "forward", 2, 4, 70, "float32", kv_heads=2),
+    Work("taylor2_qk16_v64", "training", 2, 4, 70, "float32", kv_heads=2),
+    Work("simple_gla_qk64_v64", "training", 2, 4, 70, "float32", kv_heads=1),
+    Work("window64_d64", "training", 2, 4, 70, "float32", kv_heads=2),
+    Work("taylor2_qk16_v64", "training", 2, 2, 70, "float32", form="batch invariant"),
+    Work("hybrid_taylor2_qk16_v64_w64", "forward", 2, 2, 70, "float32", form="batch invariant"),
 ]
 
 
@@ -109,7 +123,7 @@ def test_sdpa_gives_an_output_or_three_gradients() -> None:
 
 
 def test_convolutions_of_peers_are_ours() -> None:
-    work = WORKS[-1]
+    work = next(work for work in WORKS if work.variant == "conv3_silu_ungated")
     inputs = make(work, "cpu")
     got, exact = Conv1d().prepare(work, inputs)(), Ours("torch").prepare(work, inputs)()
     for x, y in zip(got, exact, strict=True):

@@ -24,9 +24,9 @@ def test_every_line_is_valid_and_stands_once(device: str) -> None:
     assert len(set(works)) == len(works) > 5
     for entry in found:
         assert floor(entry.work).bytes > 0
-        if entry.target and entry.target.of:
-            assert entry.target.of in works
-            assert entry.target.of != entry.work
+        for other in entry.target.of if entry.target else ():
+            assert other in works
+            assert other != entry.work
 
 
 def test_the_sweep_spans_the_lengths_and_rows() -> None:
@@ -96,6 +96,23 @@ def test_floor_of_a_convolution() -> None:
     assert floor(Work("conv3_silu", "training", 8, 3584, 4096)).bytes == 8 * tokens + 3 * taps
 
 
+def test_floor_of_shared_heads() -> None:
+    work = Work("taylor2_qk16_v64", "forward", 4, 16, 8192, kv_heads=4)
+    tokens = 4 * 8192
+    assert floor(work).bytes == tokens * 2 * (16 * (16 + 64) + 4 * (16 + 64))
+    assert floor(work).flops == tokens * 2 * 153 * 64 * (16 + 4)
+    packed = Work("taylor2_qk16_v64", "forward", 4, 16, 8192, form="packed")
+    assert floor(packed) == floor(Work("taylor2_qk16_v64", "forward", 4, 16, 8192))
+
+
+def test_floor_of_a_hybrid() -> None:
+    """Inputs and outputs once, where its parts by themselves read and write them twice."""
+    work = Work("hybrid_taylor2_qk16_v64_w64", "forward", 4, 16, 8192)
+    assert floor(work).bytes == 4 * 16 * 8192 * 320
+    window = Work("window64_qk16_v64", "forward", 4, 16, 8192)
+    assert floor(work).flops > floor(window).flops
+
+
 def test_floor_of_steps() -> None:
     linear = Work("taylor2_qk16_v64", "step", 128, 16, 1)
     assert floor(linear).bytes == 2048 * (2 * 153 * 65 * 4 + 320)
@@ -110,16 +127,26 @@ def test_targets_in_milliseconds() -> None:
     lines = {other: line(other, own=1.8, peer=3.0)}
     assert target_ms(measured, None, lines, ceilings) is None
     assert target_ms(measured, Target(ms=0.5), lines, ceilings) == 0.5
-    assert target_ms(measured, Target(times=1.1, of=other), lines, ceilings) == pytest.approx(1.98)
-    assert target_ms(measured, Target(times=1.1, of=other), {}, ceilings) is None
+    assert target_ms(measured, Target(times=1.1, of=(other,)), lines, ceilings) == pytest.approx(1.98)
+    assert target_ms(measured, Target(times=1.1, of=(other,)), {}, ceilings) is None
     # 1000 bytes at half of 1000 GB/s
     assert target_ms(measured, Target(copy_share=0.5), lines, ceilings) == pytest.approx(2e-6)
+
+
+def test_a_target_of_several_lines() -> None:
+    """A hybrid's is the sum of what its parts take."""
+    parts = Work("taylor2_qk16_v64", "forward", 16, 16, 8192), Work("window64_d64", "forward", 16, 16, 8192)
+    target, ceilings = Target(times=1.2, of=parts), Ceilings(1.0, 1.0, "bfloat16")
+    lines = {parts[0]: line(parts[0], own=2.0, peer=3.0)}
+    assert target_ms(line(TAYLOR, own=2.0, peer=3.0), target, lines, ceilings) is None
+    lines[parts[1]] = line(parts[1], own=0.5, peer=3.0)
+    assert target_ms(line(TAYLOR, own=2.0, peer=3.0), target, lines, ceilings) == pytest.approx(3.0)
 
 
 def test_a_target_per_limit_scales_with_the_limits() -> None:
     other = Work("taylor2_qk16_v64", "forward", 16, 16, 8192)
     measured = replace(line(TAYLOR, own=2.0, peer=3.0), limit_ms=3.0)
-    target = Target(times=1.3, of=other, per_limit=True)
+    target = Target(times=1.3, of=(other,), per_limit=True)
     lines = {other: line(other, own=2.0, peer=3.0)}
     assert target_ms(measured, target, lines, Ceilings(1.0, 1.0, "bfloat16")) == pytest.approx(
         1.3 * 2.0 * 3.0

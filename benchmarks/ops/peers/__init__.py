@@ -40,7 +40,8 @@ ON_CPU: tuple[Contender, ...] = (Sdpa("SDPA", None),)
 def peers(work: Work, device: str) -> list[Contender]:
     """The peers that a piece of work is compared with on a device."""
     every = ON_CPU if device == "cpu" else ON_CUDA
-    return [] if work.state or work.clock == "host" else [peer for peer in every if peer.takes(work)]
+    own = work.state or work.clock == "host" or work.form != "dense" or work.kv_heads
+    return [] if own else [peer for peer in every if peer.takes(work)]
 
 
 def too_long(peer: Contender, work: Work, device: str, matmul_tflop_s: float) -> str | None:
