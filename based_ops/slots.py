@@ -132,7 +132,7 @@ def in_place(pools: Iterable[Tensor | None]) -> bool:
     pools and of pages do.
     """
     for pool in pools:
-        if pool is None:
+        if pool is None or not (pool.data_ptr() | pool.stride(0) * pool.itemsize) % VECTOR:
             continue
         whole, size = prod(pool.shape[2:]), pool.itemsize
         vector = min(VECTOR, (whole & -whole) * size)

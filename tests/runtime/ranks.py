@@ -217,6 +217,12 @@ def slots(layer: Variant, mesh: Any) -> None:
         assert str(error).startswith("state_indices: "), str(error)
     else:
         raise AssertionError(f"{layer.name}: slots are not refused")
+    try:
+        invariance.call(layer, tuple(given), None, None, False, None)
+    except errors.PlacementError as error:
+        assert str(error).startswith("batch_invariant: got DTensors"), str(error)
+    else:
+        raise AssertionError(f"{layer.name}: batch_invariant is not refused")
     if SEQUENCES not in layer.signature.carried:
         return
     try:
