@@ -110,13 +110,20 @@ HYBRIDS = (
         37,
         TaylorExp(2),
         HeadDims(8, 17),
-        WindowDims(24),
+        window_dims=WindowDims(24),
         window_factor=True,
         linear_factor=True,
         eps=1e-3,
     ),
     Hybrid("hybrid_elu", 1, Elementwise("elu(x) + 1"), HeadDims(8, 112), linear_factor=True, scale=0.5),
-    Hybrid("hybrid_long", 64, Elementwise("exp(minimum(x, 1))"), HeadDims(16, 32), WindowDims(16), "sum"),
+    Hybrid(
+        "hybrid_long",
+        64,
+        Elementwise("exp(minimum(x, 1))"),
+        HeadDims(16, 32),
+        window_dims=WindowDims(16),
+        combine="sum",
+    ),
 )
 """Hybrids, likewise."""
 

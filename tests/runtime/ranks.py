@@ -21,7 +21,7 @@ from torch.distributed.tensor import (
 from torch.testing import assert_close
 
 import based_ops
-from based_ops import errors, ops
+from based_ops import errors, invariance, ops
 from based_ops.codegen.spec.signature import POOLED, SEQUENCES
 from based_ops.variant import Variant
 
