@@ -56,8 +56,8 @@ _INSTEAD = {
         "what a layer computes stands in its spec: compile one with `based_ops.load`"
     ),
     "batch_invariant batch_invariance": (
-        "calls of a variant take `batch_invariant`; the bits of steps never depend on their batch, unless the "
-        "torch backend serves, and a layer's projections are PyTorch's products"
+        "calls of a variant take `batch_invariant`; steps do without, unless the torch backend serves, and a "
+        "layer's projections are PyTorch's products"
     ),
     "chunk_size block_size mode deterministic num_stages num_warps": (
         "how a layer is computed follows from its schedule, see `based-ops tune`, and from `backend`"
