@@ -1,4 +1,5 @@
-"""Steps of pools add up as steps of states by themselves do: Triton lays their tiles out alike.
+"""Steps of pools, and of several tokens, add up as single steps of a state by itself do: Triton lays their
+tiles out alike.
 
 The order of a sum follows from how the tile that is summed lies in threads, and that from how long Triton
 takes vectors in memory to be.  The interpreter knows no threads, so kernels are compiled for Hopper.
@@ -26,10 +27,8 @@ LAYERS = (LINEAR[0], LINEAR[2], LINEAR[3], LINEAR[8], WINDOWS[0], WINDOWS[1], HY
 def test_sums_have_one_order(spec: LayerSpec, dtype: torch.dtype) -> None:
     pytest.importorskip("triton")
     module = build(spec, "triton")
-    alone, pooled = (
-        triton_kernel(spec, module, "token", dtype, **{**ONE_TOKEN, "SLOTS": slots})
-        for slots in (False, True)
-    )
+    alone = triton_kernel(spec, module, "token", dtype, **ONE_TOKEN)
+    pooled = triton_kernel(spec, module, "token", dtype, **(ONE_TOKEN | {"SLOTS": True, "SEVERAL": True}))
     assert sums(alone.asm["ttgir"]) == sums(pooled.asm["ttgir"]) != []
     # One kernel for all pools, whatever their strides are.
     general = {parameter.name for parameter in module.token.params if parameter.do_not_specialize}
