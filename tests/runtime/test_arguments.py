@@ -79,6 +79,8 @@ def test_no_argument_that_exists_is_refused(linear: Variant) -> None:
             "state",
             "output_state",
             "kv_heads",
+            "cu_seqlens",
+            "attention_mask",
         }
     assert linear(*qkv(linear), output_final_state=True)[1] is not None
 

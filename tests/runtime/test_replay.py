@@ -181,6 +181,17 @@ def test_the_second_call_is_replayed(
     assert not long_ones
 
 
+@pytest.mark.parametrize("name", ["identity_qk64_v64", "silu_qk64_v64", "square_qk64_v64"])
+def test_what_a_layer_lacks_is_no_reason(name: str, long_ones: list[str]) -> None:
+    """A layer that does not divide keeps no sums of weights: an empty tensor, which no kernel fills."""
+    call = dict(length=300, heads=2, dtype=BF16, layout="dense", scale=None, autocast=False)
+    function = run(based_ops.get(name), call | dict(mode=torch.enable_grad, step=False, trained=True))
+    function()
+    long_ones.clear()
+    function()
+    assert not long_ones
+
+
 def test_buffers_lie_apart(linear: Variant) -> None:
     inputs = qkv(linear, length=5000, dtype=BF16)
     linear(*inputs)
