@@ -271,7 +271,7 @@ def _complete(tensors: Sequence[Tensor], results: Sequence[Any], record: Record)
     """Whether launches alone make the results, of these tensors and of buffers that the pass allocated."""
     launched = _launched(record)
     given = {x.untyped_storage().data_ptr() for x in tensors}
-    made = [x for x in launched if all(x is not y for y in tensors)]
+    made = [x for x in launched if x.nbytes and all(x is not y for y in tensors)]
     return (
         all(known is not None for known, _, _ in record)
         and all(not x.nbytes or any(x is y for y in launched) for x in results)
