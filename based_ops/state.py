@@ -101,7 +101,11 @@ class LinearAttentionState(State, _Sums):
     - Taylor of order 1 has F = D + 1: Φ_f = k_f for f < D, and 1 last;
     - Taylor of order 2 has F = (D+1)(D+2)/2.  First D(D+1)/2 products, paired by rotation: Φ_f = k_a·k_c with
       a = f mod D and c = (a + f div D) mod D, so that the D squares come first.  Then the D components, and 1
-      last.
+      last;
+    - Taylor of order 3 has F = (D+1)(D+2)(D+3)/6.  Φ_f is a product of 3 components, where 1 counts as one
+      more, the last.  Their indices a ≥ b ≥ c are in lexicographic order: 000, 100, 110, 111, 200, ...  So
+      products of 3 real components come first, then those of 2, the D components, and 1 last;
+    - a power p has F = C(D+p-1, p), all products of p components in the same order.
 
     Weights of the series and the scale stand on the query's side: no row has them.
     """
@@ -120,10 +124,7 @@ class SlidingWindowState(State, _Rings):
 
 def feature_count(spec: LinearAttention) -> int:
     """Rows F of the state of a linear attention."""
-    width = spec.head_dims.qk
-    if spec.feature_map.kind == "elementwise":
-        return width
-    return width + 1 if spec.feature_map.order == 1 else (width + 1) * (width + 2) // 2
+    return spec.features
 
 
 def ring_to_linear(ring: Tensor, position: Tensor) -> Tensor:

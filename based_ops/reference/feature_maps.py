@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,9 @@ from ..extras import require
 if TYPE_CHECKING:
     from based_ops.codegen.mixers.hybrid import Hybrid
     from based_ops.codegen.mixers.linear_attention import LinearAttention
+    from based_ops.codegen.spec.model import Power, TaylorExp
 
+    Polynomial = TaylorExp | Power
     Mapped = LinearAttention | Hybrid
     """Layers whose weights are made by a feature map."""
 
@@ -86,29 +90,54 @@ def key_features(spec: Mapped, k: Tensor) -> Tensor:
     if spec.feature_map.kind == "elementwise":
         return elementwise(spec.feature_map.expression, k)
     with_one = torch.cat([k, torch.ones_like(k[..., :1])], dim=-1)
-    if spec.feature_map.order == 1:
-        return with_one
-    a, b = _pairs(spec, k.device)
-    return with_one[..., a] * with_one[..., b]
+    first, *others = _coordinates(spec.feature_map, k.shape[-1], k.device)
+    features = with_one[..., first]
+    for index in others:
+        features = features * with_one[..., index]
+    return features
 
 
 def query_features(spec: Mapped, q: Tensor, scale: float) -> Tensor:
     """Features of queries, with scale and weights: their dot product with `key_features` is A_ij."""
     if spec.feature_map.kind == "elementwise":
         return scale * elementwise(spec.feature_map.expression, q)
-    features = key_features(spec, scale * q)
-    if spec.feature_map.order == 1:
-        return features
-    a, b = _pairs(spec, q.device)
-    half = (a == b) & (a < q.shape[-1])
-    return torch.where(half, features / 2, features)
+    d = q.shape[-1]
+    indices = torch.stack(_coordinates(spec.feature_map, d, q.device))
+    # A component that a product has n times divides its weight by n!.
+    counts = (indices.unsqueeze(-1) == torch.arange(d, device=q.device)).sum(0)
+    factorials = [math.factorial(n) for n in range(len(indices) + 1)]
+    orders = torch.tensor(factorials, device=q.device, dtype=q.dtype)[counts].prod(-1)
+    whole = factorials[-1] if spec.feature_map.kind == "power" else 1
+    return key_features(spec, scale * q) * (whole / orders)
 
 
-def _pairs(spec: Mapped, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The two components of (x, 1) whose product is each feature: pairs of x by rotation, x itself, and 1."""
-    d = spec.head_dims.qk
-    f = torch.arange(d * (d + 1) // 2, device=device)
+def weight(feature_map: Polynomial, s: Tensor) -> Tensor:
+    """A_ij of s = scale · q_i·k_j."""
+    if feature_map.kind == "power":
+        return s**feature_map.degree
+    term = total = torch.ones_like(s)
+    for n in range(1, feature_map.order + 1):
+        term = term * s / n
+        total = total + term
+    return total
+
+
+def _coordinates(feature_map: Polynomial, d: int, device: torch.device) -> list[Tensor]:
+    """The components of (x, 1) whose product is each feature, [F] for each factor."""
+    if feature_map.kind == "power":
+        return _multisets(d, feature_map.degree, device)
     with_one = torch.arange(d + 1, device=device)
-    a = torch.cat([f % d, with_one])
-    b = torch.cat([(f % d + f // d) % d, torch.full_like(with_one, d)])
-    return a, b
+    if feature_map.order == 1:
+        return [with_one]
+    if feature_map.order == 2:  # pairs of x by rotation, x itself, and 1
+        f = torch.arange(d * (d + 1) // 2, device=device)
+        a = torch.cat([f % d, with_one])
+        b = torch.cat([(f % d + f // d) % d, torch.full_like(with_one, d)])
+        return [a, b]
+    return _multisets(d + 1, feature_map.order, device)
+
+
+def _multisets(coordinates: int, degree: int, device: torch.device) -> list[Tensor]:
+    """All choices of indices a ≥ b ≥ ..., in lexicographic order: a tensor for each of the indices."""
+    choices = itertools.combinations_with_replacement(range(coordinates), degree)
+    return list(torch.tensor(sorted(choice[::-1] for choice in choices), device=device).unbind(-1))

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from ..heads import multiple, repeated
 from ..state import LinearAttentionState
-from .feature_maps import elementwise, key_features, query_features
+from .feature_maps import elementwise, key_features, query_features, weight
 
 if TYPE_CHECKING:
     from based_ops.codegen.mixers.linear_attention import LinearAttention
@@ -23,8 +23,7 @@ def weights(spec: Mapped, q: Tensor, k: Tensor, scale: float) -> Tensor:
     if spec.feature_map.kind == "elementwise":
         q, k = elementwise(spec.feature_map.expression, q), elementwise(spec.feature_map.expression, k)
         return scale * torch.einsum("bihd,bjhd->bhij", q, k)
-    s = scale * torch.einsum("bihd,bjhd->bhij", q, k)
-    return 1 + s if spec.feature_map.order == 1 else 1 + s + s * s / 2
+    return weight(spec.feature_map, scale * torch.einsum("bihd,bjhd->bhij", q, k))
 
 
 LEAST = -1000.0

@@ -336,6 +336,8 @@ class _Function:
                 shape = infer(expr, self.types, self.program).shape
                 arguments = ", ".join(self._align(part, shape) for part in (condition, x, y))
                 return f"where({arguments}, acc)"
+            case Cast(x, dtype) if dtype == INDEX:
+                return f"{self.expr(x, TIGHT)}.long()"
             case Cast(x, dtype) if dtype in (IO, STATE) or infer(x, self.types, self.program).dtype in (
                 ACC,
                 OPERAND,

@@ -83,6 +83,8 @@ def formula(expr: Expr, outer: int = 0, language: str = "tl") -> str:
             return f"({inner})" if outer else inner
         case Cast(x, dtype) if dtype in (IO, STATE):
             return part(x, outer)  # a store converts to the tensor's own dtype
+        case Cast(x, dtype) if dtype == INDEX:
+            return f"{part(x, TIGHT)}.to({language}.int32)"
         case Cast(x, dtype):
             return f"{part(x, TIGHT)}{cast_suffix(dtype, language)}"
         case Dithered(x, dtype, token, value, place):

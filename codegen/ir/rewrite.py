@@ -59,7 +59,7 @@ def gather_by_product(program: Program, size: Callable[[str], int]) -> Program:
 
     def fills(value: Columns) -> bool:
         elements = known.elements(value.index)
-        return elements is None or max(elements) >= value.extent
+        return value.fill != 0.0 and (elements is None or max(elements) >= value.extent)
 
     def rewrite(stmt: Stmt) -> tuple[Stmt, ...]:
         if not isinstance(stmt, Let):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .nodes import Binary, Const, Expr, Let, Span, Var, Where
+from .nodes import INDEX, Binary, Cast, Const, Expand, Expr, Let, Span, Sum, Var, Where
 from .program import Program
 
 OPERATIONS: dict[str, Callable[[int, int], int | bool]] = {
@@ -60,5 +60,23 @@ class Known:
                 length = max(len(chooser), len(yes), len(no))
                 rows = zip(*(part * (length // len(part)) for part in (chooser, yes, no)), strict=True)
                 return [a if choice else c for choice, a, c in rows]
+            case Cast(x, dtype) if dtype == INDEX:
+                return self.elements(x)
+            case Sum(Var(name), 1) if meaning := self._values.get(name):
+                matrix = self._rows(meaning)
+                return None if matrix is None else [sum(row) for row in matrix]
+            case _:
+                return None
+
+    def _rows(self, expr: Expr) -> list[list[int]] | None:
+        """The same of a matrix: its rows."""
+        match expr:
+            case Cast(x, _):
+                return self._rows(x)
+            case Binary(op, Expand(x, 1), Expand(y, 0)) if op in OPERATIONS:
+                left, right = self.elements(x), self.elements(y)
+                if left is None or right is None:
+                    return None
+                return [[int(OPERATIONS[op](a, c)) for c in right] for a in left]
             case _:
                 return None

@@ -60,6 +60,12 @@ class FeatureMap(Protocol):
     block: str
     """The constant that says how many of them a program handles at a time."""
 
+    constants: tuple[str, ...]
+    """`block`, and what `select` takes beside it."""
+
+    selected: tuple[str, ...]
+    """The names of the tiles that `select` introduces."""
+
     def load(
         self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...], sequence: Sequence
     ) -> tuple[Var, Var]:
@@ -81,30 +87,33 @@ class FeatureMap(Protocol):
     def slope(self, product: Expr, scale: Expr = SCALE) -> Expr:
         """The derivative of `kernel` by the product."""
 
-    def select(self, b: Builder, f: Var, suffix: str = "") -> tuple[Var, ...]:
-        """Index tiles that name, for each feature of the block `f`, the columns it is made of."""
+    def select(self, b: Builder, f: Var, suffix: str = "", alone: bool = False) -> Selection:
+        """Index tiles that name, for each feature of the block `f`, the columns it is made of.
 
-    def weights(self, b: Builder, f: Var) -> Var:
+        `alone`: f is one feature, and so they are numbers.
+        """
+
+    def weights(self, b: Builder, f: Var, selection: Selection) -> Var:
         """The query-side weight of each feature of the block `f`, a vector; 0 past the last feature."""
 
-    def weight(self, f: Var) -> Expr:
+    def weight(self, f: Var, selection: Selection) -> Expr:
         """The same as an expression of any features `f`; past the last it may be anything."""
 
-    def fixed_weights(self, b: Builder, f: Var) -> Var | None:
+    def fixed_weights(self, b: Builder, f: Var, selection: Selection) -> Var | None:
         """`weights` for a scale of 1; None if all of them are 1."""
 
     def features(
-        self, b: Builder, name: str, operand: Var, selection: tuple[Var, ...], weight: Var | None = None
+        self, b: Builder, name: str, operand: Var, selection: Selection, weight: Var | None = None
     ) -> Var:
         """Features of every row, ``[rows, block]``, times `weight` where it is given."""
 
-    def across(self, b: Builder, operand: Var, selection: tuple[Var, ...]) -> Across:
+    def across(self, b: Builder, operand: Var, selection: Selection) -> Across:
         """Unweighted features of every row, as they enter sums over rows."""
 
     def constant(self, f: Var) -> Expr | None:
         """Which features are 1 even of a row that is 0, as past the end of a sequence; None if none."""
 
-    def adjoint(self, b: Builder, gradient: Var, operand: Var, selection: tuple[Var, ...], into: Var) -> None:
+    def adjoint(self, b: Builder, gradient: Var, operand: Var, selection: Selection, into: Var) -> None:
         """Add to `into` the gradient by the operand, given the gradient by its (unweighted) features.
 
         The program's index tile ``d`` names the operand's columns.
@@ -114,7 +123,7 @@ class FeatureMap(Protocol):
         """The gradient by the tile as loaded, given the gradient by the operand."""
 
     def row_features(
-        self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...], f: Var, selection: tuple[Var, ...]
+        self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...], f: Var, selection: Selection
     ) -> Var:
         """Features of one row, a vector ``[block]``; `index` names the row, features past the last are 0."""
 

@@ -131,7 +131,8 @@ def step(layer: Layer) -> Program:
         *in_slots(state),
         layer.values("o", strided=False),
     )
-    bounds = {"VALUES": layer.v} | ({"QK": layer.qk} if memory.size == "QK" else {})
+    constants = layer.features.constants
+    bounds = {"VALUES": layer.v} | ({"QK": layer.qk} if "QK" in constants else {})
     return Program(
         "token",
         "Tokens one after the other: the state is updated in place and read.",
@@ -140,7 +141,7 @@ def step(layer: Layer) -> Program:
         ("B", "T", "H", POOLED),
         ("scale",),
         FLAGS,
-        (memory.size, "VALUES"),
+        (*constants, "VALUES"),
         b.body,
         bounds,
         frozenset({TOKEN}),

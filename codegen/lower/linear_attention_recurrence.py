@@ -29,7 +29,7 @@ def recurrence(layer: Layer) -> Program:
     before = layer.segment_states("SEGMENTED")
     with b.blocks("f0", features.rows, memory.size, memory.tiles) as f0:
         block = memory.block(f0)
-        weight = features.fixed_weights(b, block.f)
+        weight = features.fixed_weights(b, block.f, block.selection)
         state = memory.zeros(block.f)
         with b.when("INITIAL"):
             state.restore(initial, "_initial")

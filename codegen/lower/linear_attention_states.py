@@ -33,7 +33,7 @@ class _States:
         b.let("u", Span(Var("value_block") * "VALUES", "VALUES"))
         b.let("d", Span(wrap(0), "QK"))
         self.block = Block(f, layer.features.select(b, f))
-        self.weight = layer.features.weights(b, f) if of_queries else None
+        self.weight = layer.features.weights(b, f, self.block.selection) if of_queries else None
 
     def zeros(self, suffix: str = "") -> State:
         """No tokens yet."""

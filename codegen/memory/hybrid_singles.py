@@ -40,7 +40,7 @@ class Singles(sums_singles.Singles):
             lse = b.let("lse_own", Load("lse", (B, H, t), ACC, fill=UNREACHED))
             with self._states() as (f, selection, state, _):
                 features = self.features.column_features(b, "P_one", "q", (B, t, H), f, selection)
-                weighted = b.let("P_weighted", features * self.features.weight(f))
+                weighted = b.let("P_weighted", features * self.features.weight(f, selection))
                 b.add(far, column(weighted) * row(state))
             with b.loop("j_one", self.chunk.first, self.chunk.stop) as j:
                 value = b.let("v_one", Load("v", (B, j, H, u), ACC))
@@ -68,7 +68,7 @@ class Singles(sums_singles.Singles):
                 by_feature = self._products_of_gradients(state)
                 assert z is not None
                 b.add(by_feature, e * z)
-                b.set(by_feature, by_feature * self.features.weight(f))
+                b.set(by_feature, by_feature * self.features.weight(f, selection))
                 self.features.column_adjoint(b, by_feature, "q", (B, t, H), f, selection, far)
             with b.loop("j_one", self.chunk.first, self.chunk.stop) as j:
                 value = b.let("v_one", Load("v", (B, j, H, u), ACC))

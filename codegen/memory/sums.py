@@ -130,7 +130,7 @@ class Sums(Fading):
     @property
     def tiles(self) -> tuple[str, ...]:
         """What a block of features has of its own, where a state is kept in several."""
-        names = ("f", "first", "second", "weight", "S")
+        names = ("f", *self.features.selected, "weight", "S")
         return (*names, "z") if self.normalizer else names
 
     def zeros(self, f: Var, suffix: str = "") -> State:
@@ -187,7 +187,7 @@ class Sums(Fading):
     def weighted(self, queries: Var, block: Block) -> Var:
         """The query-side features of a tile: the map's own times their weights."""
         plain = self.features.features(self.b, "P_plain", queries, block.selection)
-        weight = self.features.weights(self.b, block.f)
+        weight = self.features.weights(self.b, block.f, block.selection)
         return self.b.let("P", plain * row(weight))
 
     def read(self, answer: Answer, features: Var, state: State | Stored) -> None:
@@ -280,7 +280,7 @@ class Sums(Fading):
         Here and below `owed` gets the sums of dA A over a token's pairs, which its weights owe to G.
         """
         b = self.b
-        weight = self.features.weights(b, block.f)
+        weight = self.features.weights(b, block.f, block.selection)
         by_feature = b.let("dP", Dot(gradients.g, Transpose(state.operand())))
         if e := gradients.read_e(b):
             b.add(by_feature, column(e) * row(state.normalizer()))

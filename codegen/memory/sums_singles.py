@@ -67,7 +67,7 @@ class Singles:
             n = b.let("n_own", Full(("CHUNK",), 0.0))
             with self._states() as (f, selection, state, z):
                 plain = self.features.column_features(b, "P_one", "q", (B, t, H), f, selection)
-                weighted = b.let("P_weighted", plain * self.features.weight(f))
+                weighted = b.let("P_weighted", plain * self.features.weight(f, selection))
                 b.add(out, column(weighted) * row(state))
                 if z:
                     b.add(n, weighted * z)
@@ -97,7 +97,7 @@ class Singles:
                 by_feature = self._products_of_gradients(state)
                 if z and e:
                     b.add(by_feature, e * z)
-                b.set(by_feature, by_feature * self.features.weight(f))
+                b.set(by_feature, by_feature * self.features.weight(f, selection))
                 self.features.column_adjoint(b, by_feature, "q", (B, t, H), f, selection, dq)
             self._fade_since_segment(dq)
             with b.loop("j_one", self.chunk.first, self.end) as j:
@@ -217,7 +217,7 @@ class Singles:
         """A loop over the features, one at a time: its index and selection, its row of S, and z."""
         b, index = self.b, (B, H, self.chunk.segment.number)
         with b.when("STATEFUL"), b.loop("f_one", 0, self.features.rows) as f:
-            selection = self.features.select(b, f, "_one")
+            selection = self.features.select(b, f, "_one", alone=True)
             state, *normalizer = self.chunk.kept
             sums = b.let("S_one", Load(state.name, (*index, f, self.u), ACC))
             z = [b.let("z_one", Load(tensor.name, (*index, f), ACC)) for tensor in normalizer]

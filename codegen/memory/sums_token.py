@@ -52,7 +52,7 @@ class Token:
         came = self.entering
         name, tensor, index = ("entering", came.keys, came.index) if came else ("key", "k", self.row)
         keys = self._existing(features.row_features(b, name, tensor, index, block.f, block.selection))
-        weight = features.weights(b, block.f)
+        weight = features.weights(b, block.f, block.selection)
         plain = features.row_features(b, "query", "q", self.row, block.f, block.selection)
         state = Part(b, Var("S"), (block.f, self.memory.u))
         state.load(self.kept.tensors[0], (), "")

@@ -22,8 +22,8 @@ class Walk:
     def __init__(self, memory: Sums, first: Var, stop: Var, sources: Sources) -> None:
         self.memory, self.b, self.features = memory, memory.b, memory.features
         self.first, self.stop = first, stop
-        b, names = self.b, ("f_row", "first_row", "second_row", "S_row", "z_row")
-        self.tiles = names if memory.normalizer else names[:-1]
+        b = self.b
+        self.tiles = tuple(f"{name}_row" for name in memory.tiles if name != "weight")
         with self._blocks() as f0:
             f = b.let("f_row", Span(f0, memory.size))
             self.block = Block(f, self.features.select(b, f, "_row"))
@@ -61,7 +61,7 @@ class Walk:
                 by_feature = b.let("dP_row", Sum(b.let("S_read", self.state.sums * row(gradient)), 1))
                 if e:
                     b.add(by_feature, self.state.normalizer() * e)
-                b.set(by_feature, by_feature * self.features.weight(self.block.f))
+                b.set(by_feature, by_feature * self.features.weight(self.block.f, self.block.selection))
                 self._adjoint(by_feature, "q", t, dq)
             b.store("dq", (B, t, H, d), Cast(self.features.leave(loaded, dq), IO))
 
@@ -107,7 +107,7 @@ class Walk:
 
     def _weighted(self, t: Var) -> Var:
         plain = self._row("query_row", "q", t)
-        return self.b.let("query_weighted", plain * self.features.weight(self.block.f))
+        return self.b.let("query_weighted", plain * self.features.weight(self.block.f, self.block.selection))
 
     def _row(self, name: str, tensor: str, t: Var) -> Var:
         """Features of one token."""

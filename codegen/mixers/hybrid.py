@@ -11,7 +11,7 @@ from ..dtypes import ACC, DTYPES, STATE
 from ..spec import featured
 from ..spec.featured import Featured
 from ..spec.fields import Choice, Choices, Flag, Integer, Name, Number, Record, Tagged, spec_field
-from ..spec.model import DTYPES_DOC, FEATURE_MAPS, NAME_DOC, Conflict, FeatureMap, HeadDims
+from ..spec.model import DTYPES_DOC, FEATURE_MAPS, NAME_DOC, Conflict, FeatureMap, HeadDims, too_wide
 from ..spec.parts import Part
 from ..spec.signature import Argument, Signature
 from .linear_attention import LinearAttention
@@ -131,18 +131,20 @@ class Hybrid(Featured):
 
     @classmethod
     def template(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """`feature_map` is ``taylor2`` (the default) or an expression in x, as of linear attention."""
+        """`feature_map` is what linear attention takes."""
         fields = LinearAttention.template(given)
         return {"window": given.get("window", 64)} | {x: fields[x] for x in ("feature_map", "head_dims")}
 
     @classmethod
     def conflicts(cls, values: Mapping[str, Any]) -> Iterable[Conflict]:
-        """Sums of weights of both signs have no logarithm, which is what is kept of them."""
-        feature_map = values.get("feature_map")
-        yield from featured.conflicts(values, WIDEST, streams=False)
-        if featured.weights_of_one_sign(values):
+        """Too wide a state; weights of both signs, of whose sum no logarithm could be kept."""
+        feature_map, widths = values.get("feature_map"), values.get("head_dims")
+        if not isinstance(feature_map, FeatureMap):
             return
-        if isinstance(feature_map, FeatureMap) and (found := feature_map.signs()):
+        yield from featured.conflicts(values, min(WIDEST, feature_map.widest), streams=False)
+        if isinstance(widths, HeadDims) and not featured.has_parts(values):
+            yield from too_wide(feature_map, widths.qk)
+        if not featured.weights_of_one_sign(values) and (found := feature_map.signs()):
             message = f"a hybrid divides by {found.message}; choose a map of one sign, such as elu(x) + 1"
             yield Conflict(("feature_map", *found.path), message, found.grave)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..dtypes import ACC, DTYPES, STATE
@@ -21,7 +21,9 @@ from ..spec.model import (
     Elementwise,
     FeatureMap,
     HeadDims,
+    Power,
     TaylorExp,
+    too_wide,
 )
 from ..spec.parts import Part
 from ..spec.signature import GROUPS, OF_KEYS, OF_QUERIES, OF_STATES, OF_VALUES, SEQUENCES, Argument, Signature
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
     from ..ir.kernels import ForeignKernel
     from ..ir.program import Program
 
-_TAYLOR = re.compile(r"taylor([0-9]+)", re.ASCII)
+_POLYNOMIAL = re.compile(r"(taylor|power)([0-9]+)", re.ASCII)
+_POLYNOMIALS: dict[str, type[TaylorExp | Power]] = {"taylor": TaylorExp, "power": Power}
+"""By their names in `template`, which a number follows."""
 _REMEDY = (
     "choose a map of one sign, such as elu(x) + 1, or `normalize: false`, "
     "or accept it: `signed_weights: true`"
@@ -86,7 +90,7 @@ class LinearAttention(Featured):
     eps: float = spec_field(Number(0.0, 1.0), "Added to the sum of the weights before the division.", 1e-6)
     scale: float | None = spec_field(
         Number(0.0, 1e6, above=True, optional=True),
-        "Factor on q·k; null means 1/sqrt(qk) for taylor_exp and 1 for elementwise.",
+        "Factor on q·k; null means 1/sqrt(qk) for taylor_exp and power, and 1 for elementwise.",
         None,
     )
     decay: str = spec_field(
@@ -105,7 +109,7 @@ class LinearAttention(Featured):
         """The factor on q·k that is used when a call gives none."""
         if self.scale is not None:
             return self.scale
-        return 1.0 / math.sqrt(self.core.head_dims.qk) if isinstance(self.feature_map, TaylorExp) else 1.0
+        return 1.0 if isinstance(self.feature_map, Elementwise) else 1.0 / math.sqrt(self.core.head_dims.qk)
 
     @property
     def kept_dtype(self) -> str:
@@ -125,20 +129,20 @@ class LinearAttention(Featured):
 
     @classmethod
     def template(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """`feature_map` is ``taylor1``, ``taylor2`` (the default) or an expression in x.
+        """`feature_map` is ``taylor2`` (the default), another order, ``power2``, ... or an expression in x.
 
         Where weights have both signs, the layer does not normalise unless `signed_weights` is given.
         """
         text = given.get("feature_map", "taylor2")
-        taylor = _TAYLOR.fullmatch(text.strip())
-        if taylor:
-            feature_map: dict[str, Any] = {"kind": "taylor_exp", "order": int(taylor[1])}
-        else:
-            feature_map = {"kind": "elementwise", "expression": text}
-        widths = {"qk": given.get("qk", 16 if taylor else 64), "v": given.get("v", 64)}
-        fields: dict[str, Any] = {"feature_map": feature_map, "head_dims": widths}
+        named = _POLYNOMIAL.fullmatch(text.strip())
+        feature_map = _POLYNOMIALS[named[1]](int(named[2])) if named else Elementwise(text)
+        qk = 64 if named is None else 16 if feature_map.widest >= 16 else 8
+        fields: dict[str, Any] = {
+            "feature_map": {"kind": feature_map.kind, **asdict(feature_map)},
+            "head_dims": {"qk": given.get("qk", qk), "v": given.get("v", 64)},
+        }
         try:
-            signs = (TaylorExp(int(taylor[1])) if taylor else Elementwise(text)).signs()
+            signs = feature_map.signs()
         except ExpressionError:  # which is told with its place when the spec is read
             signs = None
         refused = signs is not None and signs.grave and not given.get("signed_weights")
@@ -152,11 +156,8 @@ class LinearAttention(Featured):
         if not isinstance(feature_map, FeatureMap):
             return
         yield from featured.conflicts(values, feature_map.widest, streams=True)
-        qk = widths.qk if isinstance(widths, HeadDims) and not featured.has_parts(values) else None
-        if isinstance(qk, int) and qk > feature_map.widest:
-            rows = feature_map.features(qk)
-            message = f"must be at most {feature_map.widest} for this map, whose state would have {rows} rows"
-            yield Conflict(("head_dims", "qk"), message, True)
+        if isinstance(widths, HeadDims) and not featured.has_parts(values):
+            yield from too_wide(feature_map, widths.qk)
         if not divides or featured.weights_of_one_sign(values):
             return
         if found := feature_map.signs():

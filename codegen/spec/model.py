@@ -8,8 +8,9 @@ asked.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import comb
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from .fields import (
@@ -57,18 +58,28 @@ class HeadDims:
     v: int = spec_field(Integer(16, 256), V_DOC)
 
 
+WIDEST = 64
+"""The most components that queries and keys of a polynomial may have."""
+MOST_ROWS = 2145
+"""The most rows of a polynomial's state: those that the second order has of as many components."""
+RAISED = ("", "", "²", "³", "⁴")
+
+
 @dataclass(frozen=True)
 class TaylorExp:
     """A_ij = Σ_{n ≤ order} (scale·q_i·k_j)ⁿ / n!, the start of the series of exp."""
 
     kind: ClassVar[Literal["taylor_exp"]] = "taylor_exp"
-    widest: ClassVar[int] = 64
-    """The most components that queries and keys may have: the state grows with their square."""
-    order: int = spec_field(Integer(1, 2), "Highest power of q·k that is kept.")
+    order: int = spec_field(Integer(1, 3), "Highest power of q·k that is kept.")
 
     def features(self, qk: int) -> int:
-        """Features of a key: of order 2 the symmetric square of (k, 1)."""
-        return qk + 1 if self.order == 1 else (qk + 1) * (qk + 2) // 2
+        """Features of a key: the symmetric power of (k, 1)."""
+        return comb(qk + self.order, self.order)
+
+    @property
+    def widest(self) -> int:
+        """The most components that queries and keys may have: the state grows with their power."""
+        return _widest(self.features)
 
     @property
     def label(self) -> str:
@@ -78,13 +89,49 @@ class TaylorExp:
     @property
     def weight(self) -> str:
         """What a key weighs for a query, as a formula; s is the scale."""
-        return "1 + s·q·k" if self.order == 1 else "1 + s·q·k + (s·q·k)²/2"
+        return " + ".join(("1", "s·q·k", "(s·q·k)²/2", "(s·q·k)³/6")[: self.order + 1])
 
     def signs(self) -> Conflict | None:
         """Why the sum of weights can vanish, if it can.  Of order 2 no weight is below 1/2."""
-        if self.order != 1:
+        if self.order % 2 == 0:
             return None
-        return Conflict(("order",), "sums of 1 + scale·q·k, which is negative where scale·q·k < -1", True)
+        below = "-1" if self.order == 1 else "-1.6"
+        what = f"a series of odd order, which is negative where scale·q·k < {below}"
+        return Conflict(("order",), f"sums of {what}", True)
+
+
+@dataclass(frozen=True)
+class Power:
+    """A_ij = (scale·q_i·k_j)^degree."""
+
+    kind: ClassVar[Literal["power"]] = "power"
+    degree: int = spec_field(Integer(2, 4), "The power to which q·k is raised.")
+
+    def features(self, qk: int) -> int:
+        """Features of a key: its symmetric power."""
+        return comb(qk + self.degree - 1, self.degree)
+
+    @property
+    def widest(self) -> int:
+        """The most components that queries and keys may have: the state grows with their power."""
+        return _widest(self.features)
+
+    @property
+    def label(self) -> str:
+        """One word for it, as in `facts`."""
+        return f"power{self.degree}"
+
+    @property
+    def weight(self) -> str:
+        """What a key weighs for a query, as a formula; s is the scale."""
+        return f"(s·q·k){RAISED[self.degree]}"
+
+    def signs(self) -> Conflict | None:
+        """Why the sum of weights can vanish, if it can.  An even power is 0 only where q·k is."""
+        if self.degree % 2 == 0:
+            return None
+        what = "an odd power of scale·q·k, which is negative where q·k is"
+        return Conflict(("degree",), f"sums of {what}", True)
 
 
 @dataclass(frozen=True)
@@ -121,8 +168,21 @@ class Elementwise:
         return Conflict(("expression",), f"sums of φ(q)·φ(k), but {found.shown}", found.grave)
 
 
-FeatureMap = TaylorExp | Elementwise
-FEATURE_MAPS: dict[str, type[FeatureMap]] = {cls.kind: cls for cls in (TaylorExp, Elementwise)}
+FeatureMap = TaylorExp | Power | Elementwise
+FEATURE_MAPS: dict[str, type[FeatureMap]] = {cls.kind: cls for cls in (TaylorExp, Power, Elementwise)}
+
+
+def _widest(features: Callable[[int], int]) -> int:
+    """The most components of which a polynomial has no more features than `MOST_ROWS`."""
+    return max(qk for qk in range(WIDEST + 1) if features(qk) <= MOST_ROWS)
+
+
+def too_wide(feature_map: FeatureMap, qk: int) -> Iterable[Conflict]:
+    """What is wrong with a map of queries and keys of that many components."""
+    if qk > feature_map.widest:
+        rows = feature_map.features(qk)
+        message = f"must be at most {feature_map.widest} for this map, whose state would have {rows} rows"
+        yield Conflict(("head_dims", "qk"), message, True)
 
 
 class LayerSpec(ABC):
