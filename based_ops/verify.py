@@ -304,14 +304,17 @@ def domain(variant: Variant) -> Domain:
 
     A layer that divides by a sum of weights is so only where weights do not cancel.  If its map has both
     signs, normal numbers are drawn around a place at which most values have one; `strain` says what others
-    do.  A map that is undefined somewhere is tried where it has values.
+    do.  A map that is undefined somewhere is tried where it has values.  A power is the smaller, against the
+    products of components that its state sums to it, the nearer a query and a key are to a right angle.
     """
     if variant.core is not variant:
         return POSITIVE if variant.spec.one_sign else domain(variant.core)
     spec: Any = variant.spec
-    expression = getattr(getattr(spec, "feature_map", None), "expression", None)
+    feature_map = getattr(spec, "feature_map", None)
+    expression = getattr(feature_map, "expression", None)
     if expression is None:
-        return NARROW
+        is_power = feature_map is not None and feature_map.kind == "power"
+        return POSITIVE if is_power and spec.normalize else NARROW
     from .reference import elementwise
 
     points = torch.linspace(-6, 6, 601, dtype=torch.float64)

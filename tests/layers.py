@@ -21,7 +21,7 @@ from based_ops.codegen.mixers.sliding_window import SlidingWindow
 from based_ops.codegen.schedule import orders
 from based_ops.codegen.schedule.choose import choose
 from based_ops.codegen.schedule.model import Schedule
-from based_ops.codegen.spec.model import Elementwise, HeadDims, LayerSpec, TaylorExp
+from based_ops.codegen.spec.model import Elementwise, HeadDims, LayerSpec, Power, TaylorExp
 
 Sizes = tuple[tuple[str, int], ...]
 """Tile sizes that replace a schedule's own, by a constant's name or by ``program.CONSTANT``."""
@@ -81,6 +81,10 @@ LINEAR = (
     LinearAttention("broadest", Elementwise("x**2"), HeadDims(250, 128), normalize=False, scale=0.1),
     LinearAttention("taylor2_fading", TaylorExp(2), HeadDims(8, 17), decay="token"),
     LinearAttention("retention", Elementwise("x"), HeadDims(20, 40), normalize=False, decay="head"),
+    LinearAttention("taylor3", TaylorExp(3), HeadDims(8, 24), signed_weights=True),
+    LinearAttention("power2", Power(2), HeadDims(9, 17), eps=0.5, decay="token"),
+    LinearAttention("power3", Power(3), HeadDims(8, 64), normalize=False, state_dtype="bfloat16"),
+    LinearAttention("power4", Power(4), HeadDims(8, 16), normalize=False),
 )
 """Linear attention of every kind, with odd widths, for backends on which compiling takes seconds."""
 
@@ -116,6 +120,7 @@ HYBRIDS = (
         eps=1e-3,
     ),
     Hybrid("hybrid_elu", 1, Elementwise("elu(x) + 1"), HeadDims(8, 112), linear_factor=True, scale=0.5),
+    Hybrid("hybrid_power", 16, Power(2), HeadDims(9, 16), eps=1e-3),
     Hybrid(
         "hybrid_long",
         64,

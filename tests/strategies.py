@@ -15,9 +15,19 @@ from based_ops.codegen.mixers.sliding_window import MAX_WINDOW, SlidingWindow
 from based_ops.codegen.names import name_problem
 from based_ops.codegen.spec import parts
 from based_ops.codegen.spec.feature_map import canonical_text, parse
-from based_ops.codegen.spec.model import Elementwise, FeatureMap, HeadDims, LayerSpec, TaylorExp
+from based_ops.codegen.spec.model import (
+    Elementwise,
+    FeatureMap,
+    HeadDims,
+    LayerSpec,
+    Power,
+    TaylorExp,
+    too_wide,
+)
 from based_ops.codegen.spec.parts import Part
 
+POLYNOMIALS = (*(TaylorExp(order) for order in (1, 2, 3)), *(Power(degree) for degree in (2, 3, 4)))
+"""Every feature map that is one."""
 _SMOOTH = ("tanh", "sigmoid", "softplus", "silu", "gelu", "sin", "cos", "erf")
 _KINKED = ("relu", "elu", "abs")
 
@@ -104,8 +114,7 @@ def scales() -> st.SearchStrategy[float | None]:
 def linear_attentions(max_qk: int = 256, max_v: int = 256) -> st.SearchStrategy[LinearAttention]:
     """Linear attention layers of any feature map; narrower ones for tests that run them."""
     elementwise = expressions(3).map(lambda text: Elementwise(canonical_text(parse(text))))
-    taylor = st.builds(TaylorExp, order=st.integers(1, 2))
-    pairs = [(taylor, min(max_qk, TaylorExp.widest)), (elementwise, max_qk)]
+    pairs = [(st.just(x), min(max_qk, x.widest)) for x in POLYNOMIALS] + [(elementwise, max_qk)]
     drawn = st.one_of(_linear_attentions(maps, widest, max_v) for maps, widest in pairs)
     # What divides by sums that can vanish must say so.
     return drawn.map(
@@ -152,7 +161,7 @@ def hybrids(max_window: int = MAX_WINDOW, max_qk: int = 64, max_v: int = 256) ->
         Hybrid,
         name=layer_names(),
         window=st.integers(1, max_window),
-        feature_map=st.just(TaylorExp(2)) | elementwise,
+        feature_map=st.sampled_from((TaylorExp(2), Power(2), Power(4))) | elementwise,
         head_dims=st.builds(HeadDims, qk=st.integers(8, max_qk), v=st.integers(16, max_v)),
         window_dims=st.none() | st.builds(WindowDims, qk=st.integers(8, 2 * max_qk)),
         combine=st.sampled_from(("normalizer", "sum")),
@@ -163,8 +172,10 @@ def hybrids(max_window: int = MAX_WINDOW, max_qk: int = 64, max_v: int = 256) ->
         state_dtype=st.sampled_from(("float32", "bfloat16", "float16")),
         dtypes=dtype_sets(),
     )
-    # What divides by sums that can vanish is no hybrid.
-    return drawn.filter(lambda spec: not spec.feature_map.signs())
+    # What divides by sums that can vanish is no hybrid, nor what has too large a state.
+    return drawn.filter(
+        lambda spec: not spec.feature_map.signs() and not [*too_wide(spec.feature_map, spec.head_dims.qk)]
+    )
 
 
 def short_convs(activations: st.SearchStrategy[str] | None = None) -> st.SearchStrategy[ShortConv]:

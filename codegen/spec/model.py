@@ -95,9 +95,8 @@ class TaylorExp:
         """Why the sum of weights can vanish, if it can.  Of order 2 no weight is below 1/2."""
         if self.order % 2 == 0:
             return None
-        below = "-1" if self.order == 1 else "-1.6"
-        what = f"a series of odd order, which is negative where scale·q·k < {below}"
-        return Conflict(("order",), f"sums of {what}", True)
+        what, below = ("1 + scale·q·k", "-1") if self.order == 1 else ("a third order of exp(scale·q·k)", "-1.6")
+        return Conflict(("order",), f"sums of {what}, which is negative where scale·q·k < {below}", True)
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ class Power:
         """Why the sum of weights can vanish, if it can.  An even power is 0 only where q·k is."""
         if self.degree % 2 == 0:
             return None
-        what = "an odd power of scale·q·k, which is negative where q·k is"
+        what = "an odd power of scale·q·k, which is negative where that is"
         return Conflict(("degree",), f"sums of {what}", True)
 
 

@@ -66,7 +66,7 @@ def laid_out(values: Tensor, layout: str) -> Tensor:
 def calls(draw: st.DrawFn, runner: Runner, spec: LayerSpec, dtype: torch.dtype, most: int = 5000) -> Call:
     """A call of `spec`; its scale keeps q·k small, as training does."""
     factor = draw(st.sampled_from((1.0, 0.37)))
-    scaled = spec.mixer == "sliding_window" or spec.feature_map.kind == "taylor_exp"
+    scaled = spec.mixer == "sliding_window" or spec.feature_map.kind != "elementwise"
     return Call(
         batch=draw(st.integers(1, 2 if runner.interpreted else 3)),
         heads=draw(st.integers(1, 2 if runner.interpreted else 3)),

@@ -25,6 +25,11 @@ def taylor(order: int, scale: float) -> Callable[[Array, Array], float]:
     return lambda q, k: sum((scale * float(q @ k)) ** n / math.factorial(n) for n in range(order + 1))
 
 
+def power(degree: int, scale: float) -> Callable[[Array, Array], float]:
+    """The same of (scale · q·k) to a power."""
+    return lambda q, k: (scale * float(q @ k)) ** degree
+
+
 def mapped(text: str, scale: float) -> Callable[[Array, Array], float]:
     """The weight of one query and one key under an elementwise map."""
     return lambda q, k: scale * float(MAPS[text](q) @ MAPS[text](k))

@@ -18,7 +18,7 @@ from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.mixers.sliding_window import SlidingWindow
 from based_ops.codegen.schedule.model import HOST_C
 from based_ops.codegen.spec.feature_map import canonical_text, parse
-from based_ops.codegen.spec.model import Elementwise, HeadDims, LayerSpec, TaylorExp
+from based_ops.codegen.spec.model import Elementwise, HeadDims, LayerSpec, Power, TaylorExp
 from tests.layers import FORMS, HYBRID_FORMS, HYBRIDS, LINEAR, WINDOW_FORMS, WINDOWS, Sizes, build
 from tests.strategies import expressions, positive_expressions
 
@@ -154,7 +154,7 @@ def runners() -> list[object]:
 
 
 def head_dims(most_qk: int = 64) -> st.SearchStrategy[HeadDims]:
-    widths_qk = st.integers(8, most_qk) | st.sampled_from((8, 16, 32, 64))
+    widths_qk = st.integers(8, most_qk) | st.sampled_from([n for n in (8, 16, 32, 64) if n <= most_qk])
     widths_v = st.integers(16, 80) | st.sampled_from((16, 64, 112, 128, 256))
     return st.builds(HeadDims, qk=widths_qk, v=widths_v)
 
@@ -186,6 +186,13 @@ def any_linear_attention() -> st.SearchStrategy[LinearAttention]:
             normalize=st.just(False),
             **common,
             feature_map=taylor | elementwise(expressions(3)),
+        ),
+        st.builds(
+            LinearAttention,
+            name=st.just("polynomial"),
+            normalize=st.just(False),
+            **common | {"head_dims": head_dims(10)},
+            feature_map=st.sampled_from((TaylorExp(3), Power(2), Power(3))),
         ),
     )
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from based_ops.codegen.spec.model import Elementwise, TaylorExp
+from based_ops.codegen.spec.model import Elementwise, Power, TaylorExp
 from based_ops.state import LinearAttentionState, feature_count
 from tests.kernels import naive
 from tests.kernels.inputs import calls
@@ -232,11 +232,13 @@ def _weight(layer: Layer) -> object:
     match layer.spec.feature_map:
         case TaylorExp(order=order):
             return naive.taylor(order, layer.call.scale)
+        case Power(degree=degree):
+            return naive.power(degree, layer.call.scale)
         case Elementwise(expression=text):
             return naive.mapped(text, layer.call.scale)
 
 
 def test_state_rows() -> None:
-    """The state of the second-order map is the packed symmetric one."""
-    rows = [153, 45, 153, 20, 55, 25, 64, 8, 325, 128, 250, 45, 20]
+    """The state of a polynomial is the packed symmetric one."""
+    rows = [153, 45, 153, 20, 55, 25, 64, 8, 325, 128, 250, 45, 20, 165, 45, 120, 330]
     assert [feature_count(spec) for spec in LINEAR] == rows

@@ -73,6 +73,10 @@ def signed(shown: str) -> str:
     return f"`feature_map.expression`: `normalize` divides by sums of φ(q)·φ(k), but {shown}; {REMEDY}"
 
 
+def divides(field: str, by: str) -> str:
+    return f"`feature_map.{field}`: `normalize` divides by sums of {by}; {REMEDY}"
+
+
 BAD_SPECS = [
     ("empty file", "", ["1:1: the file is empty; a spec is a mapping with at least `name` and `mixer`"]),
     (
@@ -103,22 +107,59 @@ BAD_SPECS = [
             "feature_map: {kind: taylor_exp, order: 2}", "feature_map: {kind: taylor-exp, order: 2}"
         ),
         [
-            "3:21: `feature_map.kind` cannot be taylor-exp (allowed: taylor_exp, elementwise; did you mean `taylor_exp`?)"
+            "3:21: `feature_map.kind` cannot be taylor-exp (allowed: taylor_exp, power, elementwise; did you mean `taylor_exp`?)"
         ],
     ),
     (
         "feature map as a word",
         TAYLOR.replace("feature_map: {kind: taylor_exp, order: 2}", "feature_map: taylor_exp"),
         [
-            "3:14: `feature_map` must be a mapping with a `kind`, not taylor_exp (allowed: taylor_exp, elementwise; did you mean `{kind: taylor_exp}`?)"
+            "3:14: `feature_map` must be a mapping with a `kind`, not taylor_exp (allowed: taylor_exp, power, elementwise; did you mean `{kind: taylor_exp}`?)"
         ],
     ),
     (
-        "order 3",
+        "order 4",
         TAYLOR.replace(
-            "feature_map: {kind: taylor_exp, order: 2}", "feature_map: {kind: taylor_exp, order: 3}"
+            "feature_map: {kind: taylor_exp, order: 2}", "feature_map: {kind: taylor_exp, order: 4}"
         ),
-        ["3:40: `feature_map.order` must be a whole number from 1 to 2, not 3"],
+        ["3:40: `feature_map.order` must be a whole number from 1 to 3, not 4"],
+    ),
+    (
+        "degree 1",
+        TAYLOR.replace("{kind: taylor_exp, order: 2}", "{kind: power, degree: 1}"),
+        ["3:36: `feature_map.degree` must be a whole number from 2 to 4, not 1"],
+    ),
+    (
+        "a power with an order",
+        TAYLOR.replace("{kind: taylor_exp, order: 2}", "{kind: power, order: 2}"),
+        [
+            "3:14: `feature_map.degree` is missing: the power to which q·k is raised",
+            "3:28: unknown field `feature_map.order` (allowed: kind, degree)",
+        ],
+    ),
+    (
+        "the third order of both signs",
+        TAYLOR.replace("order: 2", "order: 3"),
+        [f"3:40: {divides('order', 'a third order of exp(scale·q·k), which is negative where scale·q·k < -1.6')}"],
+    ),
+    (
+        "an odd power",
+        TAYLOR.replace("{kind: taylor_exp, order: 2}", "{kind: power, degree: 3}"),
+        [f"3:36: {divides('degree', 'an odd power of scale·q·k, which is negative where that is')}"],
+    ),
+    (
+        "the third order of wide queries",
+        TAYLOR.replace("order: 2", "order: 3").replace("qk: 16", "qk: 22") + "normalize: false\n",
+        [
+            "4:17: `head_dims.qk`: must be at most 21 for this map, whose state would have 2300 rows",
+        ],
+    ),
+    (
+        "a fourth power of wide queries",
+        TAYLOR.replace("{kind: taylor_exp, order: 2}", "{kind: power, degree: 4}"),
+        [
+            "4:17: `head_dims.qk`: must be at most 13 for this map, whose state would have 3876 rows",
+        ],
     ),
     (
         "qk 4",
@@ -347,10 +388,10 @@ BAD_SPECS = [
     ("a list as a key", TAYLOR + "? [a]\n: 1\n", ["5:3: a key must be a word, not a list"]),
     (
         "several faults",
-        TAYLOR.replace("order: 2", "order: 3").replace("qk: 16", "qk: 4")
+        TAYLOR.replace("order: 2", "order: 4").replace("qk: 16", "qk: 4")
         + "eps: -1\ndtypes: [bf16]\nfoo: 1\n",
         [
-            "3:40: `feature_map.order` must be a whole number from 1 to 2, not 3",
+            "3:40: `feature_map.order` must be a whole number from 1 to 3, not 4",
             "4:17: `head_dims.qk` must be a whole number from 8 to 256, not 4",
             "5:6: `eps` must be a number from 0 to 1, not -1",
             f"6:10: `dtypes` cannot be bf16 (allowed: {DTYPES}; did you mean `bfloat16`?)",
@@ -432,7 +473,7 @@ BAD_SPECS = [
         "kind misspelt",
         elementwise("x").replace("elementwise", "elementwize"),
         [
-            "4:9: `feature_map.kind` cannot be elementwize (allowed: taylor_exp, elementwise; did you mean `elementwise`?)"
+            "4:9: `feature_map.kind` cannot be elementwize (allowed: taylor_exp, power, elementwise; did you mean `elementwise`?)"
         ],
     ),
     (
@@ -493,13 +534,13 @@ BAD_SPECS = [
     ),
     (
         "mixer and others misspelt",
-        "name: Bad\nmixer: linear-attention\nfeature_map: {kind: taylor_ex, order: 3}\n"
+        "name: Bad\nmixer: linear-attention\nfeature_map: {kind: taylor_ex, order: 4}\n"
         "head_dims: {qk: 300, w: 64}\ndtype: [float32]\nwindow: 3\n",
         [
             "1:7: the name `Bad` must be lower-case ASCII letters, digits and underscores, starting with a letter (did you mean `bad`?)",
             "2:8: `mixer` cannot be linear-attention (allowed: <mixers>; did you mean `linear_attention`?)",
-            "3:21: `feature_map.kind` cannot be taylor_ex (allowed: taylor_exp, elementwise; did you mean `taylor_exp`?)",
-            "3:39: `feature_map.order` must be a whole number from 1 to 2, not 3",
+            "3:21: `feature_map.kind` cannot be taylor_ex (allowed: taylor_exp, power, elementwise; did you mean `taylor_exp`?)",
+            "3:39: `feature_map.order` must be a whole number from 1 to 3, not 4",
             "4:12: `head_dims.v` is missing: width of a value",
             "4:17: `head_dims.qk` must be a whole number from 8 to 256, not 300",
             "4:22: unknown field `head_dims.w` (allowed: qk, v)",
@@ -528,10 +569,10 @@ BAD_SPECS = [
     ),
     (
         "a key misspelt beside other faults",
-        TAYLOR.replace("mixer:", "mixr:").replace("order: 2", "order: 3").replace("v: 64", "v: 0"),
+        TAYLOR.replace("mixer:", "mixr:").replace("order: 2", "order: 4").replace("v: 64", "v: 0"),
         [
             "2:1: unknown field `mixr` (allowed: <fields>; did you mean `mixer`?)",
-            "3:40: `feature_map.order` must be a whole number from 1 to 2, not 3",
+            "3:40: `feature_map.order` must be a whole number from 1 to 3, not 4",
             "4:24: `head_dims.v` must be a whole number from 16 to 256, not 0",
         ],
     ),
@@ -539,16 +580,16 @@ BAD_SPECS = [
         "kind unknown beside other faults",
         TAYLOR.replace("kind: taylor_exp, order: 2", "kind: rbf, order: 7, width: 2"),
         [
-            "3:21: `feature_map.kind` cannot be rbf (allowed: taylor_exp, elementwise)",
-            "3:33: `feature_map.order` must be a whole number from 1 to 2, not 7",
-            "3:36: unknown field `feature_map.width` (allowed: kind, order, expression)",
+            "3:21: `feature_map.kind` cannot be rbf (allowed: taylor_exp, power, elementwise)",
+            "3:33: `feature_map.order` must be a whole number from 1 to 3, not 7",
+            "3:36: unknown field `feature_map.width` (allowed: kind, order, degree, expression)",
         ],
     ),
     (
         "kind left out",
         elementwise("reul(x)").replace("  kind: elementwise\n", ""),
         [
-            "4:3: `feature_map.kind` is missing (allowed: taylor_exp, elementwise)",
+            "4:3: `feature_map.kind` is missing (allowed: taylor_exp, power, elementwise)",
             f"4:15: `feature_map.expression`: unknown function `reul` (allowed: {FUNCTIONS}; did you mean `relu`?)",
         ],
     ),

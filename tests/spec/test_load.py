@@ -19,6 +19,7 @@ from based_ops.codegen.spec.load import load_dir, load_file, parse_spec
 from based_ops.codegen.spec.model import (
     HeadDims,
     LayerSpec,
+    Power,
     TaylorExp,
     dump_yaml,
     spec_from_dict,
@@ -85,6 +86,7 @@ def test_an_expression_is_kept_in_canonical_form() -> None:
     ("spec", "scale"),
     [
         (TAYLOR, 0.25),
+        (LinearAttention("p", Power(2), HeadDims(16, 64)), 0.25),
         (SlidingWindow("w", 4, HeadDims(64, 64)), 0.125),
         (LinearAttention("s", TaylorExp(1), HeadDims(16, 64), scale=2.0), 2.0),
         (SlidingWindow("w", 4, HeadDims(64, 64), scale=3.0), 3.0),
@@ -117,6 +119,7 @@ def test_shipped_specs() -> None:
         "mamba2_qk64_v64",
         "performer_qk64_v64",
         "pos_elu_qk64_v64",
+        "power2_qk16_v64",
         "relu_qk64_v64",
         "retention_qk64_v64",
         "sigmoid_qk64_v64",
@@ -129,6 +132,8 @@ def test_shipped_specs() -> None:
         "taylor2_qk16_v112",
         "taylor2_qk16_v128",
         "taylor2_qk16_v64",
+        "taylor3_qk16_v64",
+        "taylor3_qk8_v64",
         "window128_d64",
         "window16_d64",
         "window256_d64",

@@ -18,7 +18,7 @@ from based_ops.codegen.mixers import mixers
 from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.mixers.sliding_window import SlidingWindow
 from based_ops.codegen.spec.load import parse_spec
-from based_ops.codegen.spec.model import HeadDims, LayerSpec, TaylorExp, spec_to_dict
+from based_ops.codegen.spec.model import HeadDims, LayerSpec, Power, TaylorExp, spec_to_dict
 from based_ops.codegen.spec.schema import SCHEMA_FILE, schema_text
 from based_ops.codegen.spec.template import new_spec_text
 from tests.spec.test_bad_specs import BAD_SPECS
@@ -59,6 +59,10 @@ BEYOND_A_SCHEMA = (
     "window 1:30",
     "order 1 with a normaliser",
     "a Taylor map of wide queries",
+    "the third order of both signs",
+    "an odd power",
+    "the third order of wide queries",
+    "a fourth power of wide queries",
 )
 
 
@@ -81,6 +85,13 @@ def test_new_specs_load() -> None:
     assert parse_spec(new_spec_text("a", feature_map="taylor1", qk=8, v=16)) == LinearAttention(
         "a", TaylorExp(1), HeadDims(8, 16), normalize=False
     )
+    assert parse_spec(new_spec_text("a", feature_map="taylor3")) == LinearAttention(
+        "a", TaylorExp(3), HeadDims(16, 64), normalize=False
+    )
+    assert parse_spec(new_spec_text("a", feature_map="power2")) == LinearAttention(
+        "a", Power(2), HeadDims(16, 64)
+    )
+    assert parse_spec(new_spec_text("a", feature_map="power4")).head_dims == HeadDims(8, 64)
     spec = parse_spec(new_spec_text("a", feature_map="1 + elu(x)"))
     assert spec_to_dict(spec)["feature_map"] == {"kind": "elementwise", "expression": "elu(x) + 1"}
     assert spec.head_dims == HeadDims(64, 64)
@@ -89,7 +100,7 @@ def test_new_specs_load() -> None:
     )
 
 
-@given(layer_names(), st.sampled_from(list(mixers())), st.sampled_from(["taylor2", "x**2", "x"]))
+@given(layer_names(), st.sampled_from(list(mixers())), st.sampled_from(["taylor2", "power4", "x**2", "x"]))
 def test_new_specs_explain_every_field(name: str, mixer: str, feature_map: str) -> None:
     if mixer == "hybrid" and feature_map == "x":
         feature_map = "exp(x)"  # a hybrid takes no map of both signs
@@ -105,11 +116,11 @@ def test_new_specs_explain_every_field(name: str, mixer: str, feature_map: str) 
 
 def test_a_new_spec_that_cannot_be_is_refused() -> None:
     with pytest.raises(SpecErrors) as caught:
-        new_spec_text("my-layer", feature_map="taylor3", qk=4)
+        new_spec_text("my-layer", feature_map="taylor4", qk=4)
     assert str(caught.value).splitlines() == [
         "my-layer.yaml:1:7: the name `my-layer` must be lower-case ASCII letters, digits and underscores, "
         "starting with a letter (did you mean `my_layer`?)",
-        "my-layer.yaml:5:10: `feature_map.order` must be a whole number from 1 to 2, not 3",
+        "my-layer.yaml:5:10: `feature_map.order` must be a whole number from 1 to 3, not 4",
         "my-layer.yaml:7:7: `head_dims.qk` must be a whole number from 8 to 256, not 4",
     ]
 
