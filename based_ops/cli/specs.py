@@ -120,9 +120,12 @@ def _schedules(lowered: Lowered, as_json: bool) -> None:
     "--map",
     "feature_map",
     metavar="MAP",
-    help="Of a linear attention: taylor1, taylor2 or an expression such as 'elu(x) + 1'.  [default: taylor2]",
+    help="Of a linear attention: taylor1 to 3, power2 to 4, or an expression such as 'elu(x) + 1'.  "
+    "[default: taylor2]",
 )
-@click.option("--qk", type=int, help="Width of queries and keys.  [default: 16 for Taylor maps, else 64]")
+@click.option(
+    "--qk", type=int, help="Width of queries and keys.  [default: 64 for expressions, else 16 or 8]"
+)
 @click.option("--v", type=int, help="Width of values.  [default: 64]")
 @click.option("--window", type=int, help="Keys that a query of a sliding window sees.  [default: 64]")
 @click.option(

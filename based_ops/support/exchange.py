@@ -251,7 +251,7 @@ def features_back_rest(upper, x, parts, LAYOUT: gl.constexpr, PAIR: gl.constexpr
     return here + exchanged(there_1, 1, 1) + exchanged(there_2, 2, 1) + exchanged(there_3, 3, 1)
 
 
-# Where a column's sums stand in the state that users see (`Taylor` in codegen/lower/feature_maps.py): first
+# Where a column's sums stand in the state that users see (`Rotations` in codegen/lower/monomials.py): first
 # the products of D columns by rotation, then the columns, then the constant.  Columns of x past D are 0, and
 # their sums stand nowhere.
 

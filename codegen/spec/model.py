@@ -95,7 +95,9 @@ class TaylorExp:
         """Why the sum of weights can vanish, if it can.  Of order 2 no weight is below 1/2."""
         if self.order % 2 == 0:
             return None
-        what, below = ("1 + scale·q·k", "-1") if self.order == 1 else ("a third order of exp(scale·q·k)", "-1.6")
+        what, below = (
+            ("1 + scale·q·k", "-1") if self.order == 1 else ("a third order of exp(scale·q·k)", "-1.6")
+        )
         return Conflict(("order",), f"sums of {what}, which is negative where scale·q·k < {below}", True)
 
 

@@ -28,6 +28,7 @@ from tests.kernels.runners import interpreting
         "test_packed",
         "test_steps",
         "test_groups",
+        "test_monomials",
     ],
 )
 def test_triton_under_its_interpreter(module: str) -> None:

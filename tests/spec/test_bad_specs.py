@@ -140,7 +140,9 @@ BAD_SPECS = [
     (
         "the third order of both signs",
         TAYLOR.replace("order: 2", "order: 3"),
-        [f"3:40: {divides('order', 'a third order of exp(scale·q·k), which is negative where scale·q·k < -1.6')}"],
+        [
+            f"3:40: {divides('order', 'a third order of exp(scale·q·k), which is negative where scale·q·k < -1.6')}"
+        ],
     ),
     (
         "an odd power",
