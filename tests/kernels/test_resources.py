@@ -12,6 +12,7 @@ import importlib.util
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ import yaml
 
 from based_ops.aot import Resources, compile_tilelang, compile_triton
 from based_ops.codegen import pipeline
+from based_ops.codegen.names import RECURRENCE
+from based_ops.codegen.schedule.legal import ALL_TOKENS, DIRECT
 from based_ops.record import record as record_of
 from tests.conftest import SPECS
 from tests.kernels.runners import interpreting
@@ -67,6 +70,8 @@ def test_kernels_keep_to_their_budgets(
     compile_one = compile_triton if backend == "triton" else compile_tilelang
     kernels = [program.name for program in pipeline.kernels(pipeline.lower(spec), backend)]
     served = [name for name in kernels if dtype in module.SCHEDULE[name]]
+    if never_recurs(module, dtype):
+        served.remove(RECURRENCE)
     found = {
         program: compile_one(spec, module, program, dtype, GROUPED=program in OF_GROUPS, **DENSE)
         for program in served
@@ -88,6 +93,15 @@ def test_kernels_keep_to_their_budgets(
         if any(value > budget[program][what] for what, value in asdict(resources).items())
     }
     assert not over, f"{over}; if that is intended: pytest {__file__} --update-budgets"
+
+
+def never_recurs(module: ModuleType, dtype: torch.dtype) -> bool:
+    """Whether a layer has a recurrence that its plan never chooses: registers do not hold so many rows.
+
+    Its blocks are written out, and compiling them takes minutes.
+    """
+    plan = module.SCHEDULE.get("forward", {}).get(dtype, {})
+    return dtype in module.SCHEDULE.get(RECURRENCE, {}) and all(plan.get(x) == ALL_TOKENS for x in DIRECT)
 
 
 @pytest.mark.skipif(interpreting(), reason="under the interpreter nothing is compiled")
