@@ -10,7 +10,7 @@ from torch import Tensor
 
 from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.mixers.sliding_window import SlidingWindow
-from based_ops.codegen.spec.model import Elementwise, HeadDims, TaylorExp
+from based_ops.codegen.spec.model import Elementwise, HeadDims, Power, TaylorExp
 from tests.kernels.runners import interpreting
 from tests.layers import build
 
@@ -21,6 +21,9 @@ LINEAR = (
     LinearAttention("taylor2", TaylorExp(2), DIMS),
     LinearAttention("taylor1", TaylorExp(1), DIMS, normalize=False),
     LinearAttention("elementwise", Elementwise("elu(x) + 1"), DIMS, eps=0.1),
+    LinearAttention("taylor3", TaylorExp(3), DIMS, signed_weights=True),
+    LinearAttention("power2", Power(2), DIMS, eps=0.1),
+    LinearAttention("power3", Power(3), DIMS, normalize=False),
 )
 TILES = (("CHUNK", 2), ("KEYS", 2), ("QUERIES", 2), ("SEGMENT", 2), ("LENGTH", 4), ("FEATURES", 11))
 
