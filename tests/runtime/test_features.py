@@ -82,6 +82,14 @@ def _t2r(q: Tensor, k: Tensor, p: Parameters, h: int, apart: int) -> Tensor:
     return phi_q @ (k @ p["key_weight"][h] + p["key_bias"][h]).clamp(min=0)
 
 
+def _rebased(q: Tensor, k: Tensor, p: Parameters, h: int, apart: int) -> Tensor:
+    def features(x: Tensor, side: str) -> Tensor:
+        normed = (x - x.mean()) / (x.var(unbiased=False) + 1e-5).sqrt()
+        return p[f"{side}_gain"][h] * normed + p[f"{side}_shift"][h]
+
+    return (features(q, "query") @ features(k, "key")) ** 2
+
+
 def _dpfp(q: Tensor, k: Tensor, p: Parameters, h: int, apart: int) -> Tensor:
     def features(x: Tensor) -> Tensor:
         r = [max(float(v), 0.0) for v in (*x, *(-x))]
@@ -114,6 +122,7 @@ def _cosformer(q: Tensor, k: Tensor, p: Parameters, h: int, apart: int) -> Tenso
 PAPERS: dict[str, Weight] = {
     "hedgehog_qk64_v64": _hedgehog(separate=False),
     "hedgehog_separate_qk64_v64": _hedgehog(separate=True),
+    "rebased_qk16_v64": _rebased,
     "t2r_qk64_v64": _t2r,
     "dpfp_qk64_v64": _dpfp,
     "performer_qk64_v64": _performer,
@@ -505,7 +514,7 @@ def test_bad_parameters(case: str) -> None:
 def test_bad_inputs(op: FeaturedVariant) -> None:
     q, k, v = inputs(op)
     p = parameters(op)
-    with pytest.raises(errors.ShapeError, match=r"^q: got .* must be of shape \[B, T, H, 64\]"):
+    with pytest.raises(errors.ShapeError, match=rf"^q: got .* must be of shape \[B, T, H, {op.qk}\]"):
         op(q[..., 1:], k, v, parameters=p)
     with pytest.raises(errors.ArgumentTypeError, match="^k: got list"):
         op(q, [k], v, parameters=p)
