@@ -64,9 +64,10 @@ def hybrid(
             for at in places
         ]
     )
-    top = scores.detach().amax(0)
-    if spec.combine == "normalizer":
-        top = top.clamp(min=0)
+    top = scores.amax(0)  # it cancels, unless it rescales the window alone
+    if spec.rescale == "shared":
+        top = top.detach()
+        top = top.clamp(min=0) if spec.combine == "normalizer" else top
     near = (scores - top).exp()
     o = sum(p.unsqueeze(-1) * v[:, at] for p, at in zip(near, places, strict=True))
     n = near.sum(0)
@@ -83,7 +84,7 @@ def hybrid(
     if spec.combine == "sum":
         o = a * (o / n) + c * (older_o / (older_n + spec.eps))
     else:
-        share = (-top).exp().unsqueeze(-1)
+        share = 1.0 if spec.rescale == "window" else (-top).exp().unsqueeze(-1)
         o = (a * o + share * (c * older_o)) / (a * n + share * (c * older_n + spec.eps))
 
     phi_k = key_features(spec, old_k) * old_v[..., -1:]

@@ -127,7 +127,7 @@ def step(layer: Layer) -> Program:
         sums = memory.begin_row(token)
         query = b.let("query_row", Load(window.q, (B, t, H, window.d), ACC))
         softmax = b.let("softmax_row", ring.read(query, sums))
-        out = b.let("o_of_token", memory.finish_row(softmax, token))
+        out = b.let("o_of_token", memory.finish_row(softmax, sums, token))
         b.store("o", (B, t, H, u), Cast(answered(b, out), IO))
         ring.store()
         if window.own:  # the ring has stored the window's key

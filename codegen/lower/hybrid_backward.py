@@ -55,16 +55,24 @@ def query_gradients(layer: Layer) -> Program:
     b.comment("The keys of the windows.")
     near = memory.near("dQ_near")
     oldest = window.oldest(t, first)
-    begins = maximum(youngest + 1, 0)
-    with b.loop("i0", begins, KEYS.until(place + "CHUNK"), "KEYS") as i0:
+    begins, ends = maximum(youngest + 1, 0), KEYS.until(place + "CHUNK")
+    highest = memory.highest()
+    with b.loop("i0", begins, ends, "KEYS") as i0:
         i = b.let("i", KEYS.tile(i0, "KEYS"))
         visible = (row(i) <= column(window.place(t))) & (row(i) >= column(oldest))
         near_keys = window.load_keys("_near", i)
-        window.pair_by_query("_near", gradients.window, near_keys, visible, near, of_factors.window)
-    memory.store_owed(owed, t)
+        of_window = gradients.window, near_keys, visible, near, of_factors.window
+        products, visible = window.pair_by_query("_near", *of_window)
+        if highest:
+            highest.look(products, visible, t, i)
+    if highest and owed.window:
+        b.comment("What the highest keys are owed for the whole window.")
+        with b.loop("i0", begins, ends, "KEYS") as i0:
+            highest.take(owed.window, near, t, b.let("i", KEYS.tile(i0, "KEYS")))
+    memory.store_owed(owed, t, highest)
     memory.leave("dq", t, queries.loaded, dq, near)
     with second_look(b, doubt_of(b, dq, near)):
-        layer.again_by_query(b).query_gradients()
+        layer.again_by_query(b, stored=True).query_gradients()
     tensors = (
         layer.queries("q"),
         layer.queries("k"),
@@ -78,6 +86,7 @@ def query_gradients(layer: Layer) -> Program:
         layer.gradients(),
         *layer.row_sums("e"),
         DELTA,
+        *layer.highest(),
         *layer.owed(),
         *states,
         *layer.gradients_of("dq", ROWS),
@@ -98,7 +107,7 @@ def query_gradients(layer: Layer) -> Program:
 def key_gradients(layer: Layer) -> Program:
     """dk and dv of one chunk of keys."""
     b = Builder()
-    memory = layer.both(b)
+    memory = layer.both(b, stored=True)
     older, window = memory.older, memory.window
     begin = KEYS.token(Var("chunk") * "CHUNK")
     j = b.let("j", KEYS.tile(begin, "CHUNK"))
@@ -135,7 +144,8 @@ def key_gradients(layer: Layer) -> Program:
         i = b.let("i", QUERIES.tile(i0, "QUERIES"))
         at = window.place(i)
         visible = (row(at) >= column(j)) & (row(at) <= column(newest))
-        window.pair_by_key("_near", plain, memory.queries(i, "near"), visible, near, dv)
+        shift = memory.shift("near", i, row(at) - column(j), by_key=True)
+        window.pair_by_key("_near", plain, memory.queries(i, "near"), visible, near, dv, shift)
     with b.when(PADDED):
         memory.select("exists", j >= first, dk, near, dv)
     memory.leave("dk", j, keys.loaded, dk, near)
@@ -148,12 +158,13 @@ def key_gradients(layer: Layer) -> Program:
         layer.values("v"),
         *layer.own(),
         layer.values("do"),
-        *layer.factors(),
+        *layer.factors(stored=True),
         Tensor("lse", NUMBERS, ACC),
         FIRST,
         layer.gradients(),
         *layer.row_sums("e"),
         DELTA,
+        *layer.highest(),
         *states,
         *layer.gradients_of("dk", KEY_ROWS),
         layer.values("dv", strided=False),

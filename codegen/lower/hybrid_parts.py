@@ -13,10 +13,11 @@ from dataclasses import replace
 from ..ir.build import Builder
 from ..ir.nodes import ACC, INDEX, IO, Expr, Span, Var, cdiv, maximum, minimum, wrap
 from ..ir.program import Axis, Program, Tensor
-from ..memory.hybrid import GIVEN, Older, Recent
+from ..memory.hybrid import GIVEN, WINDOW_FACTOR, Older, Recent
 from ..memory.hybrid import Hybrid as Memory
 from ..memory.hybrid_added import Added
 from ..memory.hybrid_singles import Singles
+from ..memory.hybrid_windowed import AGE, SHIFT, Windowed
 from ..memory.sums_singles import Chunk
 from ..mixers.hybrid import Hybrid
 from . import linear_attention_parts
@@ -31,6 +32,10 @@ PADDED = "PADDED"
 FIRST = Tensor(Recent.first, ("B", "H"), INDEX, optional=PADDED)
 
 
+BY_GRADIENTS = (WINDOW_FACTOR,)
+"""The factors that gradients need besides what queries have stored."""
+
+
 class Layer(linear_attention_parts.Layer):
     """The widths of one layer, and the pieces that several of its programs need."""
 
@@ -42,7 +47,8 @@ class Layer(linear_attention_parts.Layer):
     def __init__(self, spec: Hybrid, features: FeatureMap) -> None:
         super().__init__(spec, features)
         self.window, self.state_dtype = spec.window, spec.state_dtype
-        self.adds, self.names, self.own_qk = spec.combine == "sum", spec.factors, spec.window_qk
+        self.adds, self.windowed = spec.combine == "sum", spec.rescale == "window"
+        self.names, self.own_qk = spec.factors, spec.window_qk
         self.older = Sequence("Tk", end=maximum(KEYS.stop - spec.window, 0))
         """The keys that leave a window."""
         before = spec.window - (KEYS.stop - QUERIES.stop)
@@ -72,18 +78,26 @@ class Layer(linear_attention_parts.Layer):
         gradient = Tensor(name, (*rows, self.qk), IO)
         return (gradient, Tensor(f"{name}_window", (*rows, self.own_qk), IO)) if self.own_qk else (gradient,)
 
-    def factors(self) -> tuple[Tensor, ...]:
-        """Those that a call may give."""
-        return tuple(Tensor(name, ("H",), ACC, optional=GIVEN[name]) for name in self.names)
+    def factors(self, stored: bool = False) -> tuple[Tensor, ...]:
+        """Those that a call may give; `stored`: of a program that finds what queries have stored."""
+        names = (name for name in self.names if name in BY_GRADIENTS or not stored)
+        return tuple(Tensor(name, ("H",), ACC, optional=GIVEN[name]) for name in names)
 
     def owed(self) -> tuple[Tensor, ...]:
         """What they are owed by each query."""
         rows = linear_attention_parts.NUMBERS
         return tuple(Tensor(f"{name}_rows", rows, ACC, optional=GIVEN[name]) for name in self.names)
 
+    def highest(self) -> tuple[Tensor, ...]:
+        """What the highest key of each query is owed for its window, and which it is."""
+        numbers = linear_attention_parts.NUMBERS
+        return tuple(Tensor(name, numbers, ACC) for name in (SHIFT, AGE)) if self.windowed else ()
+
     def results(self) -> tuple[Tensor, ...]:
         """What a forward pass keeps of each query besides o."""
         lse = Tensor("lse", linear_attention_parts.NUMBERS, ACC)
+        if self.windowed:
+            return (lse, *self.row_sums("n"))
         if not self.adds:
             return (lse,)
         parts = (self.values(name, strided=False) for name in ("o_window", "o_linear"))
@@ -141,24 +155,27 @@ class Layer(linear_attention_parts.Layer):
     def recent(self, b: Builder) -> Recent:
         return Recent(b, self.window, QUERIES, KEYS, self.own_qk)
 
-    def both(self, b: Builder) -> Memory:
-        """The memory of a program over chunks, of which all keys are loaded."""
+    def both(self, b: Builder, stored: bool = False) -> Memory:
+        """The memory of a program over chunks, of which all keys are loaded; see `factors`."""
         older = Older(b, self.features, KEYS, QUERIES, self.spec.eps)
-        return self._together(b, older)
+        return self._together(b, older, tuple(factor.name for factor in self.factors(stored)))
 
     def stepped(self, b: Builder) -> Memory:
         """The memory of a step."""
-        return self._together(b, self.memory(b))
+        return self._together(b, self.memory(b), self.names)
 
-    def _together(self, b: Builder, older: Older) -> Memory:
-        return (Added if self.adds else Memory)(b, older, self.recent(b), self.names)
+    def _together(self, b: Builder, older: Older, names: tuple[str, ...]) -> Memory:
+        memory = Added if self.adds else Windowed if self.windowed else Memory
+        return memory(b, older, self.recent(b), names)
 
     # Second looks: what they need is introduced anew, as of linear attention.
 
-    def again_by_query(self, b: Builder, first_value: Expr = linear_attention_parts.FIRST) -> Singles:
+    def again_by_query(
+        self, b: Builder, first_value: Expr = linear_attention_parts.FIRST, stored: bool = False
+    ) -> Singles:
         """The rows of a program over chunks of queries."""
         self.columns(b, first_value)
-        memory, first = self.both(b), self.recent(b).first_key()
+        memory, first = self.both(b, stored), self.recent(b).first_key()
         begin = QUERIES.token(Var("chunk") * "CHUNK")
         length = self.segment_length(b)
         segment = self.segment_of(b, memory.youngest(begin), length)
@@ -169,7 +186,7 @@ class Layer(linear_attention_parts.Layer):
     def again_by_key(self, b: Builder) -> Singles:
         """The rows of a program over chunks of keys."""
         self.columns(b)
-        memory, first = self.both(b), self.recent(b).first_key()
+        memory, first = self.both(b, stored=True), self.recent(b).first_key()
         begin = KEYS.token(Var("chunk") * "CHUNK")
         length = self.segment_length(b)
         segment = self.segment_of(b, begin, length)

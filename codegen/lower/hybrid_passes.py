@@ -21,9 +21,11 @@ from ..ir.host import (
 from ..ir.kernels import INTEGER, NUMBER, TRUTH, LaunchPlan
 from ..ir.nodes import ACC, IO, OPERAND, Comment
 from ..memory.hybrid import GIVEN, Recent
+from ..memory.hybrid_windowed import AGE, SHIFT
 from ..mixers.hybrid import Hybrid
 from . import steps
 from .feature_maps import feature_map
+from .hybrid_parts import BY_GRADIENTS
 from .linear_attention_passes import BACKWARD_PLAN
 from .state_steps import NEVER, SPLIT, StateSteps
 
@@ -55,13 +57,17 @@ class _Layer(StateSteps):
     def __init__(self, spec: Hybrid) -> None:
         super().__init__(feature_map(spec).rows, spec.head_dims.v, "H", normalize=True)
         self.qk, self.window = spec.head_dims.qk, spec.window
-        self.names, self.adds = spec.factors, spec.combine == "sum"
+        self.names, self.adds, self.windowed = spec.factors, spec.combine == "sum", spec.rescale == "window"
         factors = (Parameter(name, when=Present(name)) for name in self.names)
         self.own_qk = spec.window_qk
         own = tuple(Parameter(name) for name in ("q_window", "k_window")) if self.own_qk else ()
         self.inputs = (*INPUTS, *own, *factors)
         self.given: dict[str, Operand] = {GIVEN[name]: Present(name) for name in self.names}
-        self.read = PADDED | self.given | self.state("", "segment_")
+        states = PADDED | self.state("", "segment_")
+        self.read = states | self.given
+        self.read_by_key = states | {
+            GIVEN[name]: Present(name) for name in self.names if name in BY_GRADIENTS
+        }
 
     def forward(self) -> Pass:
         running = STATEFUL | FINAL
@@ -98,6 +104,7 @@ class _Layer(StateSteps):
             allocate("g", ("B", "T", "H", self.v), OPERAND),
             allocate("e", ("B", "H", "T"), ACC),
             allocate("delta_rows", ("B", "H", "T"), ACC),
+            *(allocate(x, ("B", "H", "T"), ACC) for x in (SHIFT, AGE) if self.windowed),
             *(allocate(f"{x}_rows", ("B", "H", "T"), ACC, Present(x)) for x in self.names),
             launch("query_gradients", self.read | {"STATEFUL": STATEFUL}),
             Comment("The keys' side needs the mirrored state: the sum over the queries of later segments."),
@@ -118,7 +125,7 @@ class _Layer(StateSteps):
                 | {"INITIAL": has_final & ~SPLIT, "TOTAL": HAS_INITIAL & ~SPLIT},
                 MIRRORED,
             ),
-            launch("key_gradients", self.read | {"STATEFUL": MIRRORED}),
+            launch("key_gradients", self.read_by_key | {"STATEFUL": MIRRORED}),
             *(allocate(f"d_{x}", ("H",), ACC, Present(x)) for x in self.names),
             *(
                 launch("factor_gradients", {"owed_rows": f"{x}_rows", "gradient": f"d_{x}"}, Present(x))
@@ -227,8 +234,9 @@ class _Layer(StateSteps):
     def kept(self) -> tuple[Allocate, ...]:
         """What a forward pass keeps of each query besides o."""
         numbers, rows = ("B", "H", "T"), ("B", "T", "H", self.v)
-        lse = allocate("lse", numbers, ACC)
+        lse, n = allocate("lse", numbers, ACC), allocate("n", numbers, ACC)
+        if self.windowed:
+            return (lse, n)
         if not self.adds:
             return (lse,)
-        parts = (allocate(name, rows, IO) for name in ("o_window", "o_linear"))
-        return (lse, allocate("n", numbers, ACC), *parts)
+        return (lse, n, *(allocate(name, rows, IO) for name in ("o_window", "o_linear")))

@@ -15,7 +15,7 @@ from . import sums_singles
 from .hybrid import Hybrid
 from .states import B, H
 from .sums_singles import Chunk
-from .window import LOG2_E, UNREACHED
+from .window import LOG2_E, UNREACHED, shifted
 
 
 class Singles(sums_singles.Singles):
@@ -82,7 +82,8 @@ class Singles(sums_singles.Singles):
                 probabilities = self._probabilities(plain, near_key, lse)
                 do = b.let("do_own", both.exact_do("do_exact", t))
                 by_weight = b.let("do_products", Sum(b.let("do_terms", do * row(value)), 1))
-                by_score = b.let("dS_one", probabilities * (by_weight - delta))
+                shift = both.shift("own", t, self.window.place(t) - j)
+                by_score = b.let("dS_one", shifted(probabilities * (by_weight - delta), shift))
                 self._add_selected(near, b.let("near_one", self._is_near(t, j)), by_score, near_key)
             both.leave("dq", t, loaded, far, near)
 
@@ -124,7 +125,8 @@ class Singles(sums_singles.Singles):
                 self._add_selected(dv, visible, probabilities, do)
                 by_weight = b.let("do_products", Sum(b.let("do_terms", values * row(do)), 1))
                 delta = b.let("delta_one", Load("delta_rows", (B, H, i), ACC))
-                by_score = b.let("dS_one", probabilities * (by_weight - delta))
+                shift = both.shift("one", i, self.window.place(i) - j)
+                by_score = b.let("dS_one", shifted(probabilities * (by_weight - delta), shift))
                 self._add_selected(near, visible, by_score, near_query)
             both.leave("dk", j, loaded, far, near)
             b.store("dv", (B, j, H, u), Cast(dv, IO))

@@ -41,7 +41,8 @@ class Hybrid(Featured):
     s_ij is scale · q_i·k_j, and A_ij the weight that linear attention gives a key.  A key leaves the window
     and enters the state.  A window with `window_dims` has queries and keys of its own, of width D, and s_ij
     is their product over √D whatever the scale.  With `parts`, q and k stand for the features that they make;
-    a window with `window_dims` sees queries and keys as they are given.
+    a window with `window_dims` sees queries and keys as they are given.  Where the window alone is rescaled,
+    as by LoLCATs (arXiv 2410.10254), e^(s_ij - m_i) stands for e^(s_ij), m_i being the highest in the window.
     """
 
     mixer: ClassVar[str] = "hybrid"
@@ -50,6 +51,7 @@ class Hybrid(Featured):
         "feature_map": str,
         "window": int,
         "combine": str,
+        "rescale": str,
         "qk": int,
         "v": int,
         "window_qk": int,
@@ -86,6 +88,11 @@ class Hybrid(Featured):
         Choice(("normalizer", "sum")),
         "Whether both parts share one normaliser, or each has its own and they are added.",
         "normalizer",
+    )
+    rescale: str = spec_field(
+        Choice(("shared", "window")),
+        "Whether the highest score in a window rescales both parts, or the window alone.",
+        "shared",
     )
     window_factor: bool = spec_field(
         Flag(), "Whether calls may give a factor on the window's weights, one a head.", False
@@ -127,6 +134,7 @@ class Hybrid(Featured):
             "feature_map": f"{self.feature_map.label}{self.after_parts}",
             "window": self.window,
             "combine": self.combine,
+            "rescale": self.rescale,
         } | widths
 
     @classmethod
@@ -137,7 +145,12 @@ class Hybrid(Featured):
 
     @classmethod
     def conflicts(cls, values: Mapping[str, Any]) -> Iterable[Conflict]:
-        """Too wide a state; weights of both signs, of whose sum no logarithm could be kept."""
+        """Too wide a state; weights of both signs, of whose sum no logarithm could be kept; and a rescaling of
+        parts that have sums of their own.
+        """
+        if values.get("rescale") == "window" and values.get("combine") == "sum":
+            message = "a window that is added has a normaliser of its own, which no rescaling changes"
+            yield Conflict(("rescale",), f"{message}; choose combine: normalizer, or leave rescale out", True)
         feature_map, widths = values.get("feature_map"), values.get("head_dims")
         if not isinstance(feature_map, FeatureMap):
             return
@@ -232,6 +245,8 @@ class Hybrid(Featured):
     def _kept(self) -> tuple[Argument, ...]:
         """What a forward pass keeps for the backward one besides o, or instead of it."""
         lse = Argument("lse", ("B", "H", "T"), "logarithms of sums of weights", ACC)
+        if self.rescale == "window":
+            return (lse, Argument("n", ("B", "H", "T"), "sums of weights", ACC))
         if self.combine == "normalizer":
             return (lse,)
         rows = ("B", "T", "H", self.head_dims.v)

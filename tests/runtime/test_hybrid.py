@@ -21,7 +21,7 @@ window: 5
 feature_map: {{kind: taylor_exp, order: 2}}
 head_dims: {{qk: 8, v: 16}}
 window_dims: {{qk: 12}}
-combine: {combine}
+{forms}
 window_factor: true
 linear_factor: true
 dtypes: [float32]
@@ -29,10 +29,13 @@ dtypes: [float32]
 BATCH, LENGTH, HEADS = 2, 13, 3
 
 
-@pytest.fixture(scope="module", params=["normalizer", "sum"])
+FORMS = {"shared": "combine: normalizer", "added": "combine: sum", "windowed": "rescale: window"}
+
+
+@pytest.fixture(scope="module", params=list(FORMS))
 def hybrid(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Variant:
     path: Path = tmp_path_factory.mktemp("specs") / f"full_{request.param}.yaml"
-    path.write_text(SPEC.format(name=path.stem, combine=request.param), encoding="utf-8")
+    path.write_text(SPEC.format(name=path.stem, forms=FORMS[request.param]), encoding="utf-8")
     return based_ops.load(path)
 
 
@@ -123,6 +126,38 @@ def test_the_layer_learns_them(hybrid: Variant) -> None:
         _, state = layer(x[:, :7], output_state=True)
         steps = torch.cat([layer.step(x[:, t : t + 1], state) for t in range(7, LENGTH)], 1)
     assert_close(steps, want[:, 7:])
+
+
+@pytest.fixture(scope="module")
+def lolcats(tmp_path_factory: pytest.TempPathFactory) -> Variant:
+    path = tmp_path_factory.mktemp("specs") / "lolcats.yaml"
+    spec = SPEC.format(name="lolcats", forms="rescale: window\neps: 0")
+    path.write_text(spec.replace("kind: taylor_exp, order: 2", "kind: elementwise, expression: exp(x)"))
+    return based_ops.load(path)
+
+
+def quadratic(given: dict[str, Tensor]) -> Tensor:
+    """LoLCATs' hybrid in the terms of its paper (arXiv 2410.10254), over all pairs of tokens at once."""
+    tokens = torch.arange(LENGTH)
+    older = tokens[:, None] - tokens >= 5
+    scores = torch.einsum("bihd,bjhd->bhij", given["q_window"], given["k_window"]) * 12**-0.5
+    scores = scores.masked_fill(older | (tokens > tokens[:, None]), float("-inf"))
+    near = given["window_factor"][:, None, None] * (scores - scores.amax(-1, keepdim=True)).exp()
+    far = torch.einsum("bihd,bjhd->bhij", given["q"].exp(), given["k"].exp()) * older
+    far = given["linear_factor"][:, None, None] * far
+    o = torch.einsum("bhij,bjhd->bihd", near + far, given["v"])
+    return o / (near + far).sum(-1).mT.unsqueeze(-1)
+
+
+def test_lolcats_with_its_gradients(lolcats: Variant) -> None:
+    """The highest score does not cancel, so it has a gradient too."""
+    given = inputs()
+    want, leaves = quadratic(given), list(given.values())
+    weights = torch.randn_like(want)
+    wanted = torch.autograd.grad((want * weights).sum(), leaves)
+    for o in (lolcats(**given, scale=1.0)[0], lolcats.reference(**given, scale=1.0)):
+        assert_close(o, want)
+        assert_close(torch.autograd.grad((o * weights).sum(), leaves), wanted)
 
 
 def test_no_factor_at_all_leaves_the_other_part(hybrid: Variant) -> None:
