@@ -124,7 +124,7 @@ HYBRIDS = (
         16,
         Elementwise("exp(minimum(x, 1))"),
         HeadDims(16, 40),
-        WindowDims(24),
+        window_dims=WindowDims(24),
         rescale="window",
         window_factor=True,
         linear_factor=True,
