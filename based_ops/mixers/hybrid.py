@@ -15,6 +15,7 @@ from .. import checks, invariance, temperature
 from ..arguments import refuse
 from ..attention import AttentionVariant
 from ..errors import ArgumentTypeError, fail
+from ..heads import multiple, repeated
 from ..state import first_valid, linear_to_ring, ring_of_start, ring_to_linear, storable
 from ..state_base import State, named
 from ..tracing import constant, is_traced
@@ -90,11 +91,13 @@ class HybridVariant(AttentionVariant):
     ) -> tuple[Tensor, Any]:
         """Causal attention over a sequence: `(o, final_state)`, as of all attention layers.
 
-        A layer with `window_dims` takes q_window and k_window, [B,T,H,D], for the scores of its window, and q
-        and k for older keys alone; `scale` is a factor on the latter, and D**-0.5 on the former.
+        A layer with `window_dims` takes q_window and k_window, [B,T,H,D] with the heads of q and of k, for the
+        scores of its window, and q and k for older keys alone; `scale` is a factor on the latter, and D**-0.5
+        on the former.
 
-        `window_factor` and `linear_factor`, [H] in float32 (others are cast to it), multiply the weights in
-        the window and those of older keys, if the spec says that calls may give them; 1 where one does not.
+        `window_factor` and `linear_factor`, [H] in float32 (others are cast to it) with the heads of the
+        output, multiply the weights in the window and those of older keys, if the spec says that calls may
+        give them; 1 where one does not.
         Under one normaliser a factor below 0 is an error on a CPU, and not looked for elsewhere, and one
         below 1e-30 counts as that.  Where the parts are added, they may have any sign.
 
@@ -222,19 +225,21 @@ class HybridVariant(AttentionVariant):
     def _check_inputs(self, facts: Any, tensors: Tensors, most: int | None = None) -> tuple[int, int, int]:
         q, k, v, *more = tensors
         batch, length, heads = checks.qkv(facts, q, k, v, most)  # type: ignore[arg-type]
-        checks.equal_heads(facts, q, k, v)  # type: ignore[arg-type]
+        every = multiple((q.shape[2], heads))  # type: ignore[union-attr]
         for argument, x in zip(self._more, more, strict=True):
+            name = argument.name
             if argument.multiplies:
-                checks.factor(facts, argument.name, x, q, self._least, facts is self)  # type: ignore[arg-type]
+                checks.factor(facts, name, x, q, every, self._least, facts is self)  # type: ignore[arg-type]
             else:
-                checks.like_queries(facts, argument.name, x, q, argument.dims[-1])  # type: ignore[arg-type]
+                like = q if name == "q_window" else k
+                checks.as_many(facts, name, x, q, like, argument.dims[-1])  # type: ignore[arg-type]
         if most is None and facts is not self and 1 < length < heads:  # in traced code it would be a guard
             checks.warn_of_layout(self.name, length, heads)
         return batch, length, heads
 
     def _enter(self, tensors: Tensors, state: HybridState) -> tuple[Tensors, Tensors]:
         """Keys and values of the window go in front of those of the call; slots without a token are 0."""
-        q, k, v, *more = tensors
+        q, k, v, *more = self._of_state(tensors)
         past = state.position.contiguous()
         start = first_valid(past, self.window)
         slots = torch.arange(self.window, device=past.device)
@@ -249,10 +254,18 @@ class HybridVariant(AttentionVariant):
         tensors = q, longer(state.k, k), longer(state.v, v), *more
         return tensors, (start, state.state, state.normalizer)
 
+    def _of_state(self, tensors: Tensors) -> Tensors:
+        """The same, whose keys and values have the heads of a state, which has pairs of both."""
+        q, k, v, *more = tensors
+        heads = multiple((k.shape[2], v.shape[2]))  # type: ignore[union-attr]
+        if self._has_own:
+            more[1] = repeated(more[1], heads)  # type: ignore[arg-type]
+        return q, repeated(k, heads), repeated(v, heads), *more  # type: ignore[arg-type]
+
     def _leave(
         self, tensors: Tensors, final: Sequence[Tensor], initial_state: HybridState | None, length: int
     ) -> HybridState:
-        _, k, v, *more = tensors
+        _, k, v, *more = self._of_state(tensors)
         kept: list[Any] = [k, v, *more[1:2]] if self._has_own else [k, v]
         if initial_state is None:
             batch, _, heads, _ = kept[0].shape

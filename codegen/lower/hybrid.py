@@ -10,7 +10,7 @@ are in the windows of some.  The tiles of W keys around the edge are among both.
 from __future__ import annotations
 
 from ..ir.build import Builder
-from ..ir.heads import MEMBER
+from ..ir.heads import members
 from ..ir.nodes import ACC, INDEX, IO, Cast, Load, Var, cdiv, column, maximum, row
 from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import SOFTMAX, TOKEN
@@ -20,7 +20,8 @@ from ..memory.states import B, H
 from ..memory.sums_token import Token
 from ..mixers.hybrid import Hybrid
 from .feature_maps import feature_map
-from .hybrid_backward import factor_gradients, key_gradients, query_gradients
+from .groups import group_sums, over_queries, over_states
+from .hybrid_backward import DELTA, factor_gradients, key_gradients, query_gradients
 from .hybrid_parts import FIRST, QUERIES, Layer
 from .linear_attention_parts import BATCH_AXES, CHUNK_AXIS, ROWS
 from .linear_attention_states import running_states, segment_sums
@@ -32,25 +33,28 @@ from .steps import FLAGS, POOLED, answered, in_slots, one_by_one
 def programs(spec: Hybrid) -> tuple[Program, ...]:
     """Every kernel of the layer, in the order in which they run."""
     layer = Layer(spec, feature_map(spec))
+    of_states = (FIRST.name, *(tensor.name for tensor in layer.segment_states()))
+    of_outputs = ("lse", DELTA.name, *(tensor.name for tensor in (*layer.highest(), *layer.factors())))
     return (
-        segment_sums(layer, "states", of_queries=False),
+        over_states(segment_sums(layer, "states", of_queries=False)),
         prefix(layer, "prefix", reverse=False),
-        running_states(layer, "states_before", of_queries=False, total=True),
-        outputs(layer),
-        query_gradients(layer),
-        segment_sums(layer, "query_states", of_queries=True),
+        over_states(running_states(layer, "states_before", of_queries=False, total=True)),
+        over_queries(outputs(layer), *of_states),
+        over_queries(query_gradients(layer), *of_states),
+        over_states(segment_sums(layer, "query_states", of_queries=True)),
         prefix(layer, "suffix", reverse=True),
-        running_states(layer, "states_after", of_queries=True),
-        key_gradients(layer),
+        over_states(running_states(layer, "states_after", of_queries=True)),
+        over_states(key_gradients(layer), *of_outputs),
         *((factor_gradients(),) if layer.names else ()),
-        step(layer),
+        group_sums(),
+        over_states(step(layer), *of_outputs),
     )
 
 
 def outputs(layer: Layer) -> Program:
     """o and lse of one chunk of queries."""
     b = Builder()
-    memory = layer.both(b)
+    memory = layer.both_by_query(b)
     older, window = memory.older, memory.window
     begin = QUERIES.token(Var("chunk") * "CHUNK")
     t = b.let("t", QUERIES.tile(begin, "CHUNK"))
@@ -117,8 +121,8 @@ def step(layer: Layer) -> Program:
     memory, state = layer.stepped(b), layer.user_states("")
     older = memory.older
     narrow = layer.state_dtype if layer.state_dtype != "float32" else None
-    with one_by_one(b, QUERIES) as t:
-        b.let(MEMBER, 0)  # heads are not in groups
+    with one_by_one(b, QUERIES) as t, members(b):
+        memory.weigh()
         window = memory.window
         ring = Ring(b, layer.window, t, window.k, window.d)
         token = Token(older, state, t, narrow, entering=ring.leaving())

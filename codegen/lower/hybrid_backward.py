@@ -8,6 +8,7 @@ those that have it in their window.
 from __future__ import annotations
 
 from ..ir.build import Builder
+from ..ir.heads import members
 from ..ir.nodes import ACC, IO, Cast, Full, Load, Sum, Var, cdiv, column, maximum, row
 from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import GRADIENTS, ROW_SUMS, SCANS
@@ -24,7 +25,7 @@ DELTA = Tensor("delta_rows", NUMBERS, ACC)
 def query_gradients(layer: Layer) -> Program:
     """dq of one chunk of queries; and g, e and delta."""
     b = Builder()
-    memory = layer.both(b)
+    memory = layer.both_by_query(b)
     older, window = memory.older, memory.window
     begin = QUERIES.token(Var("chunk") * "CHUNK")
     t = b.let("t", QUERIES.tile(begin, "CHUNK"))
@@ -127,25 +128,27 @@ def key_gradients(layer: Layer) -> Program:
             older.read_by_key(dk, dv, keys.mapped, values, block, mirrored)
         b.comment("Keys that leave no window are in no state.")
         memory.select("entered", j < layer.older.stop, dk, dv)
-    b.comment("Queries of this segment whose window the keys have left, directly.")
     late = layer.late
-    stop = late.until(late.token(segment * length + length))
-    with b.loop("t0", late.token(begin), stop, "QUERIES") as t0:
-        t = b.let("t", QUERIES.tile(t0, "QUERIES"))
-        queries, gradients = older.queries(t), older.gradients(t)
-        seen = memory.left_by_key(j, t, first)
-        older.pair_by_key(dk, dv, keys.mapped, values, queries, gradients, seen)
-    b.comment("Queries that have the keys in their window.")
+    last = late.until(late.token(segment * length + length))
     near = memory.near("dK_near")
     newest = window.newest(j, first)
-    plain = Keys(keys.plain, values)
-    stop = QUERIES.until(memory.last_query(begin + "CHUNK"))
-    with b.loop("i0", maximum(window.query_at(begin), 0), stop, "QUERIES") as i0:
-        i = b.let("i", QUERIES.tile(i0, "QUERIES"))
-        at = window.place(i)
-        visible = (row(at) >= column(j)) & (row(at) <= column(newest))
-        shift = memory.shift("near", i, row(at) - column(j), by_key=True)
-        window.pair_by_key("_near", plain, memory.queries(i, "near"), visible, near, dv, shift)
+    with members(b):
+        memory.weigh()
+        b.comment("Queries of this segment whose window the keys have left, directly.")
+        with b.loop("t0", late.token(begin), last, "QUERIES") as t0:
+            t = b.let("t", QUERIES.tile(t0, "QUERIES"))
+            queries, gradients = older.queries(t), older.gradients(t)
+            seen = memory.left_by_key(j, t, first)
+            older.pair_by_key(dk, dv, keys.mapped, values, queries, gradients, seen)
+        b.comment("Queries that have the keys in their window.")
+        plain = Keys(keys.plain, values)
+        stop = QUERIES.until(memory.last_query(begin + "CHUNK"))
+        with b.loop("i0", maximum(window.query_at(begin), 0), stop, "QUERIES") as i0:
+            i = b.let("i", QUERIES.tile(i0, "QUERIES"))
+            at = window.place(i)
+            visible = (row(at) >= column(j)) & (row(at) <= column(newest))
+            shift = memory.shift("near", i, row(at) - column(j), by_key=True)
+            window.pair_by_key("_near", plain, memory.queries(i, "near"), visible, near, dv, shift)
     with b.when(PADDED):
         memory.select("exists", j >= first, dk, near, dv)
     memory.leave("dk", j, keys.loaded, dk, near)

@@ -42,7 +42,6 @@ class Layer(linear_attention_parts.Layer):
     packs = False
 
     sizes = ("B", "T", "Tk", "H", "segments")
-    in_groups = False
 
     def __init__(self, spec: Hybrid, features: FeatureMap) -> None:
         super().__init__(spec, features)
@@ -160,6 +159,12 @@ class Layer(linear_attention_parts.Layer):
         older = Older(b, self.features, KEYS, QUERIES, self.spec.eps)
         return self._together(b, older, tuple(factor.name for factor in self.factors(stored)))
 
+    def both_by_query(self, b: Builder, stored: bool = False) -> Memory:
+        """The same of a program over queries, each of which has factors of its own head."""
+        memory = self.both(b, stored)
+        memory.weigh()
+        return memory
+
     def stepped(self, b: Builder) -> Memory:
         """The memory of a step."""
         return self._together(b, self.memory(b), self.names)
@@ -175,7 +180,7 @@ class Layer(linear_attention_parts.Layer):
     ) -> Singles:
         """The rows of a program over chunks of queries."""
         self.columns(b, first_value)
-        memory, first = self.both(b, stored), self.recent(b).first_key()
+        memory, first = self.both_by_query(b, stored), self.recent(b).first_key()
         begin = QUERIES.token(Var("chunk") * "CHUNK")
         length = self.segment_length(b)
         segment = self.segment_of(b, memory.youngest(begin), length)

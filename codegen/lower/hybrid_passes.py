@@ -5,14 +5,13 @@ from __future__ import annotations
 from ..ir.host import (
     Allocate,
     Bind,
-    Extent,
+    Launch,
     Name,
     Operand,
     Parameter,
     Pass,
     Plan,
     Present,
-    ReadSizes,
     Steps,
     Value,
     allocate,
@@ -23,26 +22,26 @@ from ..ir.nodes import ACC, IO, OPERAND, Comment
 from ..memory.hybrid import GIVEN, Recent
 from ..memory.hybrid_windowed import AGE, SHIFT
 from ..mixers.hybrid import Hybrid
-from . import steps
+from . import groups, steps
 from .feature_maps import feature_map
+from .groups import OVER_GROUPS, OVER_STATES, SIZES, STATES, of_each, summed
 from .hybrid_parts import BY_GRADIENTS
 from .linear_attention_passes import BACKWARD_PLAN
+from .sliding_window_passes import TOKENS_OF_KEYS
 from .state_steps import NEVER, SPLIT, StateSteps
 
 RING_START = Recent.first
 STATEFUL, MIRRORED = Name("stateful"), Name("mirrored")
 HAS_INITIAL = Name("has_initial")
 FINAL = Name("output_final_state")
-SIZES = ReadSizes("q", ("B", "T", "H", None))
-KEYS = Extent("k", 1)
 INPUTS = (Parameter("q"), Parameter("k"), Parameter("v"))
 SCALE = Parameter("scale", NUMBER)
 FIRST = Parameter(RING_START, when=Present(RING_START))
 INITIAL = tuple(
     Parameter(f"initial_{part}", when=Present("initial_state")) for part in ("state", "normalizer")
 )
-PADDED: dict[str, Operand] = {"Tk": KEYS, "PADDED": Present(RING_START)}
-BY_SEGMENT, BY_SPAN = ("B", "H", "segments"), ("B", "H", "spans")
+PADDED: dict[str, Operand] = {"PADDED": Present(RING_START)}
+BY_SEGMENT, BY_SPAN = ("B", STATES, "segments"), ("B", STATES, "spans")
 
 
 def passes(spec: Hybrid) -> tuple[Pass, ...]:
@@ -55,7 +54,7 @@ class _Layer(StateSteps):
     """The extents of one layer's buffers, and the steps that its passes share."""
 
     def __init__(self, spec: Hybrid) -> None:
-        super().__init__(feature_map(spec).rows, spec.head_dims.v, "H", normalize=True)
+        super().__init__(feature_map(spec).rows, spec.head_dims.v, STATES, normalize=True)
         self.qk, self.window = spec.head_dims.qk, spec.window
         self.names, self.adds, self.windowed = spec.factors, spec.combine == "sum", spec.rescale == "window"
         factors = (Parameter(name, when=Present(name)) for name in self.names)
@@ -72,7 +71,8 @@ class _Layer(StateSteps):
     def forward(self) -> Pass:
         running = STATEFUL | FINAL
         body: Steps = (
-            SIZES,
+            *SIZES,
+            TOKENS_OF_KEYS,
             *self.plan("forward"),
             Bind({"running": running}),
             Bind({"split": Name("running") & (Name("spans") > 1)}),
@@ -93,25 +93,26 @@ class _Layer(StateSteps):
 
     def backward(self) -> Pass:
         has_final = Present("d_final_state")
+        gradients = self.gradients()
+        by_query = {x.name: of_each(x.name) for x, _ in gradients if x.name.startswith("dq")}
+        by_key = {x.name: of_each(x.name) for x, _ in gradients if x.name not in by_query}
         body: Steps = (
-            SIZES,
+            *SIZES,
+            TOKENS_OF_KEYS,
             *self.plan("backward"),
             Bind({"mirrored": STATEFUL | has_final}),
             Bind({"split": MIRRORED & (Name("spans") > 1)}),
             *self.states(STATEFUL, None, room=MIRRORED),
-            allocate("dq", ("B", "T", "H", self.qk), IO),
-            *self.own_gradients(),
+            *self.buffers(gradients),
             allocate("g", ("B", "T", "H", self.v), OPERAND),
             allocate("e", ("B", "H", "T"), ACC),
             allocate("delta_rows", ("B", "H", "T"), ACC),
             *(allocate(x, ("B", "H", "T"), ACC) for x in (SHIFT, AGE) if self.windowed),
             *(allocate(f"{x}_rows", ("B", "H", "T"), ACC, Present(x)) for x in self.names),
-            launch("query_gradients", self.read | {"STATEFUL": STATEFUL}),
+            launch("query_gradients", self.read | by_query | {"STATEFUL": STATEFUL}),
             Comment("The keys' side needs the mirrored state: the sum over the queries of later segments."),
-            allocate("dk", ("B", KEYS, "H", self.qk), IO),
-            allocate("dv", ("B", KEYS, "H", self.v), IO),
             *self.user_states("d_initial_", HAS_INITIAL),
-            launch("query_states", {"Tk": KEYS, "segments": "spans"}, SPLIT),
+            launch("query_states", OVER_GROUPS | {"segments": "spans"}, SPLIT),
             launch(
                 "suffix",
                 self.over_spans("d_final_", "d_initial_") | {"INITIAL": has_final, "TOTAL": HAS_INITIAL},
@@ -119,13 +120,14 @@ class _Layer(StateSteps):
             ),
             launch(
                 "states_after",
-                {"Tk": KEYS}
+                OVER_GROUPS
                 | self.walk("d_final_")
                 | self.state("total_", "d_initial_")
                 | {"INITIAL": has_final & ~SPLIT, "TOTAL": HAS_INITIAL & ~SPLIT},
                 MIRRORED,
             ),
-            launch("key_gradients", self.read_by_key | {"STATEFUL": MIRRORED}),
+            launch("key_gradients", OVER_GROUPS | self.read_by_key | by_key | {"STATEFUL": MIRRORED}),
+            *(sums for _, sums in gradients),
             *(allocate(f"d_{x}", ("H",), ACC, Present(x)) for x in self.names),
             *(
                 launch("factor_gradients", {"owed_rows": f"{x}_rows", "gradient": f"d_{x}"}, Present(x))
@@ -151,7 +153,7 @@ class _Layer(StateSteps):
                 "dq",
                 "dk",
                 "dv",
-                *(x.name for x in self.own_gradients()),
+                *(("dq_window", "dk_window") if self.own_qk else ()),
                 *(f"d_{x}" for x in self.names),
                 "d_initial_state",
                 "d_initial_normalizer",
@@ -159,14 +161,15 @@ class _Layer(StateSteps):
         )
 
     def step(self) -> Pass:
-        rings = tuple(Parameter(name) for name in ("ring_k", "ring_v", "position"))
+        ring = steps.pool("ring_k", STATES, self.window, self.qk)
         return Pass(
             "step",
             "Tokens one after the other; the ring and the state are updated in place.",
             (
                 *self.inputs,
                 SCALE,
-                *rings,
+                ring,
+                *(Parameter(name) for name in ("ring_v", "position")),
                 Parameter("state"),
                 Parameter("normalizer"),
                 Parameter("ring_k_window"),
@@ -174,9 +177,9 @@ class _Layer(StateSteps):
             ),
             "q",
             (
-                SIZES,
+                *SIZES,
                 allocate("o", ("B", "T", "H", self.v), IO),
-                steps.launch_step("ring_k", self.given),
+                steps.launch_step("ring_k", OVER_GROUPS | self.given),
             ),
             ("o",),
         )
@@ -189,7 +192,7 @@ class _Layer(StateSteps):
         results = {"segments": INTEGER, "long": TRUTH, "spans": INTEGER}
         several = (Name("segments") > 1) & (Name("T") > self.window)
         return (
-            Plan(results, plan, (Name("T"), Name("B") * "H")),
+            Plan(results, plan, (Name("T"), Name("B") * STATES)),
             Bind({"has_initial": Present("initial_state")}),
             Bind({"stateful": several | HAS_INITIAL}),
         )
@@ -203,7 +206,7 @@ class _Layer(StateSteps):
         return (
             *self.segment_sums(BY_SPAN, SPLIT),
             *self.segment_states("span_", BY_SPAN, SPLIT),
-            launch("states", PADDED | {"segments": "spans"}, SPLIT),
+            launch("states", PADDED | OVER_STATES | {"segments": "spans"}, SPLIT),
             launch(
                 "prefix",
                 self.over_spans("initial_", final) | {"INITIAL": HAS_INITIAL, "TOTAL": asked},
@@ -213,6 +216,7 @@ class _Layer(StateSteps):
             launch(
                 "states_before",
                 PADDED
+                | OVER_STATES
                 | self.walk("initial_")
                 | self.state("total_", final)
                 | {"INITIAL": HAS_INITIAL & ~SPLIT, "TOTAL": asked & ~SPLIT},
@@ -222,14 +226,31 @@ class _Layer(StateSteps):
 
     # Buffers
 
-    def own_gradients(self) -> tuple[Allocate, ...]:
-        """Of the queries and keys that the window has for itself."""
-        if not self.own_qk:
-            return ()
-        return (
-            allocate("dq_window", ("B", "T", "H", self.own_qk), IO),
-            allocate("dk_window", ("B", KEYS, "H", self.own_qk), IO),
+    def gradients(self) -> tuple[tuple[Allocate, Launch], ...]:
+        """Those of inputs with tokens, and their sums over groups of heads."""
+        queries, keys = ("B", "T"), ("B", "Tk")
+        own = (
+            (
+                summed("dq_window", queries, "H", groups.QUERIES, self.own_qk),
+                summed("dk_window", keys, STATES, groups.KEYS, self.own_qk),
+            )
+            if self.own_qk
+            else ()
         )
+        return (
+            summed("dq", queries, "H", groups.QUERIES, self.qk),
+            summed("dk", keys, STATES, groups.KEYS, self.qk),
+            summed("dv", keys, STATES, groups.VALUES, self.v),
+            *own,
+        )
+
+    def buffers(self, gradients: tuple[tuple[Allocate, Launch], ...]) -> Steps:
+        """Gradients of each head, and those of groups."""
+        each = (
+            allocate(of_each(x.name), (*x.shape[:2], sums.arguments[groups.EVERY], x.shape[3]), IO)
+            for x, sums in gradients
+        )
+        return (*each, *(x for x, _ in gradients))
 
     def kept(self) -> tuple[Allocate, ...]:
         """What a forward pass keeps of each query besides o."""

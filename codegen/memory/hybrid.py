@@ -181,9 +181,10 @@ class Owed:
 class Hybrid:
     """The memory of one program, whose index tiles `d` and `u` are the columns of keys and of values.
 
-    `names` are the factors that the layer has.
+    `names` are the factors that the layer has; `weigh` loads them.
     """
 
+    factors: Factors
     least: float | None = SMALLEST
     apart = False
     """Whether each part has a sum of its own."""
@@ -191,8 +192,11 @@ class Hybrid:
     def __init__(self, b: Builder, older: Older, recent: Recent, names: tuple[str, ...]) -> None:
         self.b, self.older, self.window = b, older, recent
         self.d, self.u, self.names = older.d, older.u, names
-        self.factors = Factors.load(b, names, self.least)
-        recent.logits = self.logits()
+
+    def weigh(self) -> None:
+        """Find the factors of the head of a program, or of a member of its group, before they are needed."""
+        self.factors = Factors.load(self.b, self.names, self.least)
+        self.window.logits = self.logits()
 
     def logits(self) -> window.Logits:
         """The window's weights, with their factor."""

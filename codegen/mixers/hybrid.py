@@ -13,7 +13,15 @@ from ..spec.featured import Featured
 from ..spec.fields import Choice, Choices, Flag, Integer, Name, Number, Record, Tagged, spec_field
 from ..spec.model import DTYPES_DOC, FEATURE_MAPS, NAME_DOC, Conflict, FeatureMap, HeadDims, too_wide
 from ..spec.parts import Part
-from ..spec.signature import Argument, Signature
+from ..spec.signature import (
+    GROUPS,
+    OF_KEYS,
+    OF_QUERIES,
+    OF_STATES,
+    OF_VALUES,
+    Argument,
+    Signature,
+)
 from .linear_attention import LinearAttention
 from .sliding_window import MAX_WINDOW
 
@@ -193,20 +201,22 @@ class Hybrid(Featured):
         def sums(prefix: str, optional: bool = False) -> tuple[Argument, ...]:
             of_values, of_keys = "Σ_j Φ(k_j) v_jᵀ over the keys that have left", "Σ_j Φ(k_j) over the same"
             return (
-                Argument(f"{prefix}state", ("B", "H", rows, v), of_values, STATE, optional),
-                Argument(f"{prefix}normalizer", ("B", "H", rows), of_keys, ACC, optional),
+                Argument(f"{prefix}state", ("B", OF_STATES, rows, v), of_values, STATE, optional),
+                Argument(f"{prefix}normalizer", ("B", OF_STATES, rows), of_keys, ACC, optional),
             )
 
         # Keys and values of an initial state are put in front of the call's own: Tk tokens.
         return Signature(
             inputs=(
-                Argument("q", ("B", "T", "H", qk), "queries", weighs=True),
-                Argument("k", ("B", "Tk", "H", qk), "keys", weighs=True),
-                Argument("v", ("B", "Tk", "H", v), "values"),
+                Argument("q", ("B", "T", OF_QUERIES, qk), "queries", weighs=True),
+                Argument("k", ("B", "Tk", OF_KEYS, qk), "keys", weighs=True),
+                Argument("v", ("B", "Tk", OF_VALUES, v), "values"),
                 *(
                     (
-                        Argument("q_window", ("B", "T", "H", own), "queries of the window", weighs=True),
-                        Argument("k_window", ("B", "Tk", "H", own), "keys of the window", weighs=True),
+                        Argument(
+                            "q_window", ("B", "T", OF_QUERIES, own), "queries of the window", weighs=True
+                        ),
+                        Argument("k_window", ("B", "Tk", OF_KEYS, own), "keys of the window", weighs=True),
                     )
                     if has_own
                     else ()
@@ -218,13 +228,13 @@ class Hybrid(Featured):
             ),
             output=Argument("o", ("B", "T", "H", v), "means of the values of all keys"),
             state=(
-                Argument("ring_k", ("B", "H", window, qk), "the last keys; position p lies at p mod W"),
-                Argument("ring_v", ("B", "H", window, v), "the last values"),
-                Argument("position", ("B", "H"), "tokens seen", "int32", differentiable=False),
+                Argument("ring_k", ("B", OF_STATES, window, qk), "the last keys; position p lies at p mod W"),
+                Argument("ring_v", ("B", OF_STATES, window, v), "the last values"),
+                Argument("position", ("B", OF_STATES), "tokens seen", "int32", differentiable=False),
                 *sums(""),
                 Argument(
                     "ring_k_window",
-                    ("B", "H", window, own),
+                    ("B", OF_STATES, window, own),
                     "the last keys of a window that has its own",
                     present=has_own,
                 ),
@@ -232,7 +242,12 @@ class Hybrid(Featured):
             numbers={"scale": self.default_scale()},
             carried=(
                 Argument(
-                    "ring_start", ("B", "H"), "the first key that exists", "int32", True, differentiable=False
+                    "ring_start",
+                    ("B", OF_STATES),
+                    "the first key that exists",
+                    "int32",
+                    True,
+                    differentiable=False,
                 ),
                 *sums("initial_", optional=True),
             ),
@@ -240,6 +255,7 @@ class Hybrid(Featured):
             final=sums("final_"),
             keeps_output=self.combine == "normalizer",
             longer={"Tk": "T"},
+            groups=GROUPS,
         )
 
     def _kept(self) -> tuple[Argument, ...]:

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from based_ops.support.host import backward_plan, cdiv, operand_dtype
+from based_ops.support.host import backward_plan, cdiv, lcm, operand_dtype
 from based_ops.support.triton import launch, operand
 
 SCHEDULE = {
@@ -116,6 +116,11 @@ SCHEDULE = {
             OPERAND=operand(tl.float32), num_warps=4, num_stages=2,
         ),
     },
+    "group_sums": {
+        torch.bfloat16: dict(CHUNK=32, CHANNELS=128, num_warps=4, num_stages=1),
+        torch.float16: dict(CHUNK=32, CHANNELS=128, num_warps=4, num_stages=1),
+        torch.float32: dict(CHUNK=32, CHANNELS=128, num_warps=4, num_stages=1),
+    },
     "token": {
         torch.bfloat16: dict(FEATURES=32, KEYS=32, QK=16, VALUES=64, num_warps=4, num_stages=2),
         torch.float16: dict(FEATURES=32, KEYS=32, QK=16, VALUES=64, num_warps=4, num_stages=2),
@@ -134,10 +139,10 @@ SCHEDULE = {
 }
 
 
-@triton.jit(do_not_specialize=["B", "T", "Tk", "H", "segments"])
+@triton.jit(do_not_specialize=["B", "T", "Tk", "H", "segments", "HK", "HV"])
 def states(
-    k, v, ring_start, sums, normalizer_sums, k_b, k_tk, k_h, v_b, v_tk, v_h, B, T, Tk, H, segments,
-    PADDED: tl.constexpr, SEGMENT: tl.constexpr, CHUNK: tl.constexpr, QK: tl.constexpr,
+    k, v, ring_start, sums, normalizer_sums, k_b, k_tk, k_h, v_b, v_tk, v_h, B, T, Tk, H, segments, HK, HV,
+    PADDED: tl.constexpr, GROUPED: tl.constexpr, SEGMENT: tl.constexpr, CHUNK: tl.constexpr, QK: tl.constexpr,
     FEATURES: tl.constexpr, VALUES: tl.constexpr, OPERAND: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
 ):
     """The sum of outer products of the keys and values of each segment."""
@@ -151,6 +156,8 @@ def states(
     h = (program % H).to(tl.int64)
     program = program // H
     b = program.to(tl.int64)
+    head_k = h // (H // HK) if GROUPED else h
+    head_v = h // (H // HV) if GROUPED else h
     first_key = 0
     if PADDED:
         first_key = tl.load(ring_start + b * H + h)
@@ -166,12 +173,13 @@ def states(
         t = t0 + tl.arange(0, CHUNK)
         kept = tl.where((t < tl.maximum(Tk - 64, 0)) & (t >= first_key), 1.0, 0.0)
         X = tl.load(
-            k + b * k_b + tl.cast(t0, tl.int64) * k_tk + h * k_h
+            k + b * k_b + tl.cast(t0, tl.int64) * k_tk + head_k * k_h
             + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * k_tk + tl.arange(0, QK)[None, :]),
             mask=(t < Tk)[:, None] & (t < tl.maximum(Tk - 64, 0))[:, None], other=0.0,
         ).to(OPERAND)
         Y = tl.load(
-            v + b * v_b + tl.cast(t0, tl.int64) * v_tk + h * v_h + tl.cast(value_block * VALUES, tl.int64)
+            v + b * v_b + tl.cast(t0, tl.int64) * v_tk + head_v * v_h
+            + tl.cast(value_block * VALUES, tl.int64)
             + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * v_tk + tl.arange(0, VALUES)[None, :]),
             mask=(t < Tk)[:, None] & (t < tl.maximum(Tk - 64, 0))[:, None], other=0.0,
         ).to(OPERAND)
@@ -263,13 +271,13 @@ def prefix(
         )
 
 
-@triton.jit(do_not_specialize=["B", "T", "Tk", "H", "segments", "spans"])
+@triton.jit(do_not_specialize=["B", "T", "Tk", "H", "segments", "spans", "HK", "HV"])
 def states_before(
     k, v, ring_start, initial_state, initial_normalizer, start_state, start_normalizer, state, normalizer,
-    total_state, total_normalizer, k_b, k_tk, k_h, v_b, v_tk, v_h, B, T, Tk, H, segments, spans,
+    total_state, total_normalizer, k_b, k_tk, k_h, v_b, v_tk, v_h, B, T, Tk, H, segments, spans, HK, HV,
     INITIAL: tl.constexpr, SEGMENTED: tl.constexpr, TOTAL: tl.constexpr, LONG: tl.constexpr,
-    PADDED: tl.constexpr, SEGMENT: tl.constexpr, QK: tl.constexpr, FEATURES: tl.constexpr,
-    VALUES: tl.constexpr, OPERAND: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
+    PADDED: tl.constexpr, GROUPED: tl.constexpr, SEGMENT: tl.constexpr, QK: tl.constexpr,
+    FEATURES: tl.constexpr, VALUES: tl.constexpr, OPERAND: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
 ):
     """The state before each segment."""
     program = tl.program_id(0)
@@ -282,6 +290,8 @@ def states_before(
     h = (program % H).to(tl.int64)
     program = program // H
     b = program.to(tl.int64)
+    head_k = h // (H // HK) if GROUPED else h
+    head_v = h // (H // HV) if GROUPED else h
     first_key = 0
     if PADDED:
         first_key = tl.load(ring_start + b * H + h)
@@ -347,12 +357,12 @@ def states_before(
         t = i * SEGMENT + tl.arange(0, SEGMENT)
         kept = tl.where((t < tl.maximum(Tk - 64, 0)) & (t >= first_key), 1.0, 0.0)
         X = tl.load(
-            k + b * k_b + tl.cast(i * SEGMENT, tl.int64) * k_tk + h * k_h
+            k + b * k_b + tl.cast(i * SEGMENT, tl.int64) * k_tk + head_k * k_h
             + (tl.cast(tl.arange(0, SEGMENT), OFFSET)[:, None] * k_tk + tl.arange(0, QK)[None, :]),
             mask=(t < Tk)[:, None] & (t < tl.maximum(Tk - 64, 0))[:, None], other=0.0,
         ).to(OPERAND)
         Y = tl.load(
-            v + b * v_b + tl.cast(i * SEGMENT, tl.int64) * v_tk + h * v_h
+            v + b * v_b + tl.cast(i * SEGMENT, tl.int64) * v_tk + head_v * v_h
             + tl.cast(value_block * VALUES, tl.int64)
             + (tl.cast(tl.arange(0, SEGMENT), OFFSET)[:, None] * v_tk + tl.arange(0, VALUES)[None, :]),
             mask=(t < Tk)[:, None] & (t < tl.maximum(Tk - 64, 0))[:, None], other=0.0,
@@ -386,9 +396,9 @@ def states_before(
 @triton.jit(noinline=True)
 def outputs_second_look(
     q, k, v, ring_start, state, normalizer, o, lse, q_b, q_t, q_h, k_b, k_tk, k_h, v_b, v_tk, v_h, B, T, Tk,
-    H, segments, scale, STATEFUL: tl.constexpr, PADDED: tl.constexpr, SEGMENT: tl.constexpr,
-    CHUNK: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr, QK: tl.constexpr, FEATURES: tl.constexpr,
-    VALUES: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
+    H, segments, scale, HQ, HK, HV, HS, STATEFUL: tl.constexpr, PADDED: tl.constexpr, GROUPED: tl.constexpr,
+    SEGMENT: tl.constexpr, CHUNK: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr, QK: tl.constexpr,
+    FEATURES: tl.constexpr, VALUES: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
 ):
     """The rows again, by selects."""
     scale = tl.cast(scale, tl.float32)  # compilers of callers may pass 64 bits
@@ -400,9 +410,14 @@ def outputs_second_look(
     h = (program % H).to(tl.int64)
     program = program // H
     b = program.to(tl.int64)
+    HS = HS if GROUPED else H
+    head_q_own = h // (H // HQ) if GROUPED else h
+    head_k_own = h // (H // HK) if GROUPED else h
+    head_v_own = h // (H // HV) if GROUPED else h
+    head_s_own = h // (H // HS) if GROUPED else h
     first_key = 0
     if PADDED:
-        first_key = tl.load(ring_start + b * H + h)
+        first_key = tl.load(ring_start + b * HS + head_s_own)
     length = tl.maximum(tl.cdiv(tl.cdiv(tl.maximum(Tk - 64, 0), SEGMENT), segments), 1) * SEGMENT
     segment = (
         tl.minimum(tl.maximum(chunk * CHUNK + (Tk - T) - 64, 0), tl.maximum(tl.maximum(Tk - 64, 0) - 1, 0))
@@ -412,7 +427,7 @@ def outputs_second_look(
     t_own = chunk * CHUNK + tl.arange(0, CHUNK)
     doubt_rows = 0.0
     v_edge = tl.load(
-        v + b * v_b + tl.cast(chunk * CHUNK + (Tk - T), tl.int64) * v_tk + h * v_h
+        v + b * v_b + tl.cast(chunk * CHUNK + (Tk - T), tl.int64) * v_tk + head_v_own * v_h
         + tl.cast(value_block * VALUES, tl.int64) + tl.arange(0, VALUES)
     ).to(tl.float32)
     v_sums = v_edge * 0.0
@@ -422,7 +437,8 @@ def outputs_second_look(
     ):
         t_rows = t_tile + tl.arange(0, ROWS)
         v_rows = tl.load(
-            v + b * v_b + tl.cast(t_tile, tl.int64) * v_tk + h * v_h + tl.cast(value_block * VALUES, tl.int64)
+            v + b * v_b + tl.cast(t_tile, tl.int64) * v_tk + head_v_own * v_h
+            + tl.cast(value_block * VALUES, tl.int64)
             + (tl.cast(tl.arange(0, ROWS), OFFSET)[:, None] * v_tk + tl.arange(0, VALUES)[None, :]),
             mask=(t_rows < Tk)[:, None], other=0.0,
         ).to(tl.float32)
@@ -432,12 +448,12 @@ def outputs_second_look(
     doubt_rows += tl.sum(v_spoils, 0)
     if doubt_rows != 0.0:  # NaN
         q_own = tl.load(
-            q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + h * q_h
+            q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + head_q_own * q_h
             + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
             mask=(t_own < T)[:, None], other=0.0,
         ).to(tl.float32)
         plain_own = tl.load(
-            q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + h * q_h
+            q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + head_q_own * q_h
             + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
             mask=(t_own < T)[:, None], other=0.0,
         ).to(tl.float32)
@@ -452,16 +468,17 @@ def outputs_second_look(
                 first_one = tl.where(f_one < 136, f_one % 16, f_one - 136)
                 second_one = tl.where(f_one < 136, (f_one % 16 + f_one // 16) % 16, 16)
                 S_one = tl.load(
-                    state + b * H * segments * 9792 + h * segments * 9792 + tl.cast(segment, OFFSET) * 9792
-                    + f_one * 64 + tl.cast(value_block * VALUES, tl.int64) + tl.arange(0, VALUES)
+                    state + b * HS * segments * 9792 + head_s_own * segments * 9792
+                    + tl.cast(segment, OFFSET) * 9792 + f_one * 64 + tl.cast(value_block * VALUES, tl.int64)
+                    + tl.arange(0, VALUES)
                 ).to(tl.float32)
                 P_one_first_one = tl.load(
-                    q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + h * q_h + tl.minimum(first_one, 15)
-                    + tl.cast(tl.arange(0, CHUNK), OFFSET) * q_t,
+                    q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + head_q_own * q_h
+                    + tl.minimum(first_one, 15) + tl.cast(tl.arange(0, CHUNK), OFFSET) * q_t,
                     mask=(t_own < T), other=0.0,
                 ).to(tl.float32)
                 P_one_second_one = tl.load(
-                    q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + h * q_h
+                    q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + head_q_own * q_h
                     + tl.minimum(second_one, 15) + tl.cast(tl.arange(0, CHUNK), OFFSET) * q_t,
                     mask=(t_own < T), other=0.0,
                 ).to(tl.float32)
@@ -479,11 +496,11 @@ def outputs_second_look(
                 far_own += P_weighted[:, None] * S_one[None, :]
         for j_one in range(segment * length, stop_token, 1):
             v_one = tl.load(
-                v + b * v_b + tl.cast(j_one, tl.int64) * v_tk + h * v_h
+                v + b * v_b + tl.cast(j_one, tl.int64) * v_tk + head_v_own * v_h
                 + tl.cast(value_block * VALUES, tl.int64) + tl.arange(0, VALUES)
             ).to(tl.float32)
             k_one = tl.load(
-                k + b * k_b + tl.cast(j_one, tl.int64) * k_tk + h * k_h + tl.arange(0, QK)
+                k + b * k_b + tl.cast(j_one, tl.int64) * k_tk + head_k_own * k_h + tl.arange(0, QK)
             ).to(tl.float32)
             terms_one = q_own * k_one[None, :]
             products_one = tl.sum(terms_one, 1)
@@ -491,7 +508,7 @@ def outputs_second_look(
             far_one = (j_one <= t_own + (Tk - T) - 64) & (j_one >= first_key)
             far_own += tl.where(far_one[:, None], A_one[:, None] * v_one[None, :], 0.0)
             key_one = tl.load(
-                k + b * k_b + tl.cast(j_one, tl.int64) * k_tk + h * k_h + tl.arange(0, QK)
+                k + b * k_b + tl.cast(j_one, tl.int64) * k_tk + head_k_own * k_h + tl.arange(0, QK)
             ).to(tl.float32)
             near_terms = plain_own * key_one[None, :]
             near_products = tl.sum(near_terms, 1)
@@ -511,12 +528,12 @@ def outputs_second_look(
         )
 
 
-@triton.jit(do_not_specialize=["B", "T", "Tk", "H", "segments"])
+@triton.jit(do_not_specialize=["B", "T", "Tk", "H", "segments", "HQ", "HK", "HV", "HS"])
 def outputs(
     q, k, v, ring_start, state, normalizer, o, lse, q_b, q_t, q_h, k_b, k_tk, k_h, v_b, v_tk, v_h, B, T, Tk,
-    H, segments, scale, STATEFUL: tl.constexpr, PADDED: tl.constexpr, SEGMENT: tl.constexpr,
-    CHUNK: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr, QK: tl.constexpr, FEATURES: tl.constexpr,
-    VALUES: tl.constexpr, OPERAND: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
+    H, segments, scale, HQ, HK, HV, HS, STATEFUL: tl.constexpr, PADDED: tl.constexpr, GROUPED: tl.constexpr,
+    SEGMENT: tl.constexpr, CHUNK: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr, QK: tl.constexpr,
+    FEATURES: tl.constexpr, VALUES: tl.constexpr, OPERAND: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
 ):
     """The outputs of one chunk of queries."""
     scale = tl.cast(scale, tl.float32)  # compilers of callers may pass 64 bits
@@ -528,16 +545,21 @@ def outputs(
     h = (program % H).to(tl.int64)
     program = program // H
     b = program.to(tl.int64)
+    HS = HS if GROUPED else H
+    head_q = h // (H // HQ) if GROUPED else h
+    head_k = h // (H // HK) if GROUPED else h
+    head_v = h // (H // HV) if GROUPED else h
+    head_s = h // (H // HS) if GROUPED else h
     t = chunk * CHUNK + tl.arange(0, CHUNK)
     first_key = 0
     if PADDED:
-        first_key = tl.load(ring_start + b * H + h)
+        first_key = tl.load(ring_start + b * HS + head_s)
     start = chunk * CHUNK + (Tk - T)
     youngest = chunk * CHUNK + (Tk - T) - 64
     length = tl.maximum(tl.cdiv(tl.cdiv(tl.maximum(Tk - 64, 0), SEGMENT), segments), 1) * SEGMENT
     segment = tl.minimum(tl.maximum(youngest, 0), tl.maximum(tl.maximum(Tk - 64, 0) - 1, 0)) // length
     Q = tl.load(
-        q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + h * q_h
+        q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + head_q * q_h
         + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
         mask=(t < T)[:, None], other=0.0,
     ).to(OPERAND)
@@ -564,15 +586,15 @@ def outputs(
             P = P_plain * weight[None, :]
             P_operand = P.to(OPERAND)
             S = tl.load(
-                state + b * H * segments * 9792 + h * segments * 9792 + tl.cast(segment, OFFSET) * 9792
+                state + b * HS * segments * 9792 + head_s * segments * 9792 + tl.cast(segment, OFFSET) * 9792
                 + tl.cast(f0, tl.int64) * 64 + tl.cast(value_block * VALUES, tl.int64)
                 + (tl.arange(0, FEATURES)[:, None] * 64 + tl.arange(0, VALUES)[None, :]),
                 mask=(f < 153)[:, None], other=0.0,
             ).to(OPERAND)
             O = tl.dot(P_operand, S, O, input_precision="ieee")
             z = tl.load(
-                normalizer + b * H * segments * 153 + h * segments * 153 + tl.cast(segment, OFFSET) * 153
-                + tl.cast(f0, tl.int64) + tl.arange(0, FEATURES),
+                normalizer + b * HS * segments * 153 + head_s * segments * 153
+                + tl.cast(segment, OFFSET) * 153 + tl.cast(f0, tl.int64) + tl.arange(0, FEATURES),
                 mask=(f < 153), other=0.0,
             ).to(tl.float32)
             z = tl.sum(z[:, None], 1)
@@ -582,12 +604,13 @@ def outputs(
     for j0 in range(segment * length, tl.minimum(youngest + CHUNK, tl.maximum(Tk - 64, 0)), KEYS):
         j = j0 + tl.arange(0, KEYS)
         K = tl.load(
-            k + b * k_b + tl.cast(j0, tl.int64) * k_tk + h * k_h
+            k + b * k_b + tl.cast(j0, tl.int64) * k_tk + head_k * k_h
             + (tl.cast(tl.arange(0, KEYS), OFFSET)[:, None] * k_tk + tl.arange(0, QK)[None, :]),
             mask=(j < Tk)[:, None], other=0.0,
         ).to(OPERAND)
         Y = tl.load(
-            v + b * v_b + tl.cast(j0, tl.int64) * v_tk + h * v_h + tl.cast(value_block * VALUES, tl.int64)
+            v + b * v_b + tl.cast(j0, tl.int64) * v_tk + head_v * v_h
+            + tl.cast(value_block * VALUES, tl.int64)
             + (tl.cast(tl.arange(0, KEYS), OFFSET)[:, None] * v_tk + tl.arange(0, VALUES)[None, :]),
             mask=(j < Tk)[:, None], other=0.0,
         ).to(OPERAND)
@@ -605,12 +628,13 @@ def outputs(
     for i0 in range(tl.maximum(youngest + 1, 0), tl.minimum(start + CHUNK, Tk), KEYS):
         i = i0 + tl.arange(0, KEYS)
         K_near = tl.load(
-            k + b * k_b + tl.cast(i0, tl.int64) * k_tk + h * k_h
+            k + b * k_b + tl.cast(i0, tl.int64) * k_tk + head_k * k_h
             + (tl.cast(tl.arange(0, KEYS), OFFSET)[:, None] * k_tk + tl.arange(0, QK)[None, :]),
             mask=(i < Tk)[:, None], other=0.0,
         ).to(OPERAND)
         Y_near = tl.load(
-            v + b * v_b + tl.cast(i0, tl.int64) * v_tk + h * v_h + tl.cast(value_block * VALUES, tl.int64)
+            v + b * v_b + tl.cast(i0, tl.int64) * v_tk + head_v * v_h
+            + tl.cast(value_block * VALUES, tl.int64)
             + (tl.cast(tl.arange(0, KEYS), OFFSET)[:, None] * v_tk + tl.arange(0, VALUES)[None, :]),
             mask=(i < Tk)[:, None], other=0.0,
         ).to(OPERAND)
@@ -644,7 +668,8 @@ def outputs(
         tl.debug_barrier()  # other threads have written what is written again
         outputs_second_look(
             q, k, v, ring_start, state, normalizer, o, lse, q_b, q_t, q_h, k_b, k_tk, k_h, v_b, v_tk, v_h, B,
-            T, Tk, H, segments, scale, STATEFUL, PADDED, SEGMENT, CHUNK, KEYS, ROWS, QK, FEATURES, VALUES,
+            T, Tk, H, segments, scale, HQ if GROUPED else 1, HK if GROUPED else 1, HV if GROUPED else 1,
+            HS if GROUPED else 1, STATEFUL, PADDED, GROUPED, SEGMENT, CHUNK, KEYS, ROWS, QK, FEATURES, VALUES,
             OFFSET,
         )
 
@@ -652,9 +677,10 @@ def outputs(
 @triton.jit(noinline=True)
 def query_gradients_second_look(
     q, k, v, do, o, lse, ring_start, g, e, delta_rows, state, normalizer, dq, q_b, q_t, q_h, k_b, k_tk, k_h,
-    v_b, v_tk, v_h, do_b, do_t, do_h, B, T, Tk, H, segments, scale, STATEFUL: tl.constexpr,
-    PADDED: tl.constexpr, SEGMENT: tl.constexpr, CHUNK: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr,
-    QK: tl.constexpr, FEATURES: tl.constexpr, VALUES: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
+    v_b, v_tk, v_h, do_b, do_t, do_h, B, T, Tk, H, segments, scale, HQ, HK, HV, HS, STATEFUL: tl.constexpr,
+    PADDED: tl.constexpr, GROUPED: tl.constexpr, SEGMENT: tl.constexpr, CHUNK: tl.constexpr,
+    KEYS: tl.constexpr, ROWS: tl.constexpr, QK: tl.constexpr, FEATURES: tl.constexpr, VALUES: tl.constexpr,
+    OFFSET: tl.constexpr = tl.int32,
 ):
     """The rows again, by selects."""
     scale = tl.cast(scale, tl.float32)  # compilers of callers may pass 64 bits
@@ -664,10 +690,15 @@ def query_gradients_second_look(
     h = (program % H).to(tl.int64)
     program = program // H
     b = program.to(tl.int64)
+    HS = HS if GROUPED else H
+    head_q_own = h // (H // HQ) if GROUPED else h
+    head_k_own = h // (H // HK) if GROUPED else h
+    head_v_own = h // (H // HV) if GROUPED else h
+    head_s_own = h // (H // HS) if GROUPED else h
     d = tl.arange(0, QK)
     first_key = 0
     if PADDED:
-        first_key = tl.load(ring_start + b * H + h)
+        first_key = tl.load(ring_start + b * HS + head_s_own)
     length = tl.maximum(tl.cdiv(tl.cdiv(tl.maximum(Tk - 64, 0), SEGMENT), segments), 1) * SEGMENT
     segment = (
         tl.minimum(tl.maximum(chunk * CHUNK + (Tk - T) - 64, 0), tl.maximum(tl.maximum(Tk - 64, 0) - 1, 0))
@@ -677,7 +708,7 @@ def query_gradients_second_look(
     t_own = chunk * CHUNK + tl.arange(0, CHUNK)
     doubt_rows = 0.0
     k_edge = tl.load(
-        k + b * k_b + tl.cast(chunk * CHUNK + (Tk - T), tl.int64) * k_tk + h * k_h + tl.arange(0, QK)
+        k + b * k_b + tl.cast(chunk * CHUNK + (Tk - T), tl.int64) * k_tk + head_k_own * k_h + tl.arange(0, QK)
     ).to(tl.float32)
     k_sums = k_edge * 0.0
     k_nothing_at_edge = k_edge * 0.0
@@ -686,7 +717,7 @@ def query_gradients_second_look(
     ):
         t_rows = t_tile + tl.arange(0, ROWS)
         k_rows = tl.load(
-            k + b * k_b + tl.cast(t_tile, tl.int64) * k_tk + h * k_h
+            k + b * k_b + tl.cast(t_tile, tl.int64) * k_tk + head_k_own * k_h
             + (tl.cast(tl.arange(0, ROWS), OFFSET)[:, None] * k_tk + tl.arange(0, QK)[None, :]),
             mask=(t_rows < Tk)[:, None], other=0.0,
         ).to(tl.float32)
@@ -696,12 +727,12 @@ def query_gradients_second_look(
     doubt_rows += tl.sum(k_spoils, 0)
     if doubt_rows != 0.0:  # NaN
         q_own = tl.load(
-            q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + h * q_h
+            q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + head_q_own * q_h
             + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
             mask=(t_own < T)[:, None], other=0.0,
         ).to(tl.float32)
         plain_own = tl.load(
-            q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + h * q_h
+            q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + head_q_own * q_h
             + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
             mask=(t_own < T)[:, None], other=0.0,
         ).to(tl.float32)
@@ -724,12 +755,12 @@ def query_gradients_second_look(
                 first_one = tl.where(f_one < 136, f_one % 16, f_one - 136)
                 second_one = tl.where(f_one < 136, (f_one % 16 + f_one // 16) % 16, 16)
                 S_one = tl.load(
-                    state + b * H * segments * 9792 + h * segments * 9792 + tl.cast(segment, OFFSET) * 9792
-                    + f_one * 64 + tl.arange(0, VALUES)
+                    state + b * HS * segments * 9792 + head_s_own * segments * 9792
+                    + tl.cast(segment, OFFSET) * 9792 + f_one * 64 + tl.arange(0, VALUES)
                 ).to(tl.float32)
                 z_one = tl.load(
-                    normalizer + b * H * segments * 153 + h * segments * 153 + tl.cast(segment, OFFSET) * 153
-                    + f_one
+                    normalizer + b * HS * segments * 153 + head_s_own * segments * 153
+                    + tl.cast(segment, OFFSET) * 153 + f_one
                 ).to(tl.float32)
                 g_own = tl.load(
                     g + b * T * H * 64 + tl.cast(chunk * CHUNK, tl.int64) * H * 64 + h * 64
@@ -749,13 +780,13 @@ def query_gradients_second_look(
                     )
                 )
                 other_second_one = tl.load(
-                    q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + h * q_h
+                    q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + head_q_own * q_h
                     + tl.minimum(second_one, 15) + tl.cast(tl.arange(0, CHUNK), OFFSET) * q_t,
                     mask=(t_own < T), other=0.0,
                 ).to(tl.float32)
                 other_first_one = tl.load(
-                    q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + h * q_h + tl.minimum(first_one, 15)
-                    + tl.cast(tl.arange(0, CHUNK), OFFSET) * q_t,
+                    q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + head_q_own * q_h
+                    + tl.minimum(first_one, 15) + tl.cast(tl.arange(0, CHUNK), OFFSET) * q_t,
                     mask=(t_own < T), other=0.0,
                 ).to(tl.float32)
                 far_own += tl.where(
@@ -768,10 +799,10 @@ def query_gradients_second_look(
                 )
         for j_one in range(segment * length, stop_token, 1):
             v_one = tl.load(
-                v + b * v_b + tl.cast(j_one, tl.int64) * v_tk + h * v_h + tl.arange(0, VALUES)
+                v + b * v_b + tl.cast(j_one, tl.int64) * v_tk + head_v_own * v_h + tl.arange(0, VALUES)
             ).to(tl.float32)
             k_one = tl.load(
-                k + b * k_b + tl.cast(j_one, tl.int64) * k_tk + h * k_h + tl.arange(0, QK)
+                k + b * k_b + tl.cast(j_one, tl.int64) * k_tk + head_k_own * k_h + tl.arange(0, QK)
             ).to(tl.float32)
             g_own = tl.load(
                 g + b * T * H * 64 + tl.cast(chunk * CHUNK, tl.int64) * H * 64 + h * 64
@@ -787,7 +818,7 @@ def query_gradients_second_look(
             far_one = (j_one <= t_own + (Tk - T) - 64) & (j_one >= first_key)
             far_own += tl.where(far_one[:, None], dR_one[:, None] * k_one[None, :], 0.0)
             key_one = tl.load(
-                k + b * k_b + tl.cast(j_one, tl.int64) * k_tk + h * k_h + tl.arange(0, QK)
+                k + b * k_b + tl.cast(j_one, tl.int64) * k_tk + head_k_own * k_h + tl.arange(0, QK)
             ).to(tl.float32)
             near_terms = plain_own * key_one[None, :]
             near_products = tl.sum(near_terms, 1)
@@ -809,13 +840,13 @@ def query_gradients_second_look(
         )
 
 
-@triton.jit(do_not_specialize=["B", "T", "Tk", "H", "segments"])
+@triton.jit(do_not_specialize=["B", "T", "Tk", "H", "segments", "HQ", "HK", "HV", "HS"])
 def query_gradients(
     q, k, v, do, o, lse, ring_start, g, e, delta_rows, state, normalizer, dq, q_b, q_t, q_h, k_b, k_tk, k_h,
-    v_b, v_tk, v_h, do_b, do_t, do_h, B, T, Tk, H, segments, scale, STATEFUL: tl.constexpr,
-    PADDED: tl.constexpr, SEGMENT: tl.constexpr, CHUNK: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr,
-    QK: tl.constexpr, FEATURES: tl.constexpr, VALUES: tl.constexpr, OPERAND: tl.constexpr,
-    OFFSET: tl.constexpr = tl.int32,
+    v_b, v_tk, v_h, do_b, do_t, do_h, B, T, Tk, H, segments, scale, HQ, HK, HV, HS, STATEFUL: tl.constexpr,
+    PADDED: tl.constexpr, GROUPED: tl.constexpr, SEGMENT: tl.constexpr, CHUNK: tl.constexpr,
+    KEYS: tl.constexpr, ROWS: tl.constexpr, QK: tl.constexpr, FEATURES: tl.constexpr, VALUES: tl.constexpr,
+    OPERAND: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
 ):
     """The gradient of one chunk of queries."""
     scale = tl.cast(scale, tl.float32)  # compilers of callers may pass 64 bits
@@ -825,17 +856,22 @@ def query_gradients(
     h = (program % H).to(tl.int64)
     program = program // H
     b = program.to(tl.int64)
+    HS = HS if GROUPED else H
+    head_q = h // (H // HQ) if GROUPED else h
+    head_k = h // (H // HK) if GROUPED else h
+    head_v = h // (H // HV) if GROUPED else h
+    head_s = h // (H // HS) if GROUPED else h
     t = chunk * CHUNK + tl.arange(0, CHUNK)
     d = tl.arange(0, QK)
     first_key = 0
     if PADDED:
-        first_key = tl.load(ring_start + b * H + h)
+        first_key = tl.load(ring_start + b * HS + head_s)
     start = chunk * CHUNK + (Tk - T)
     youngest = chunk * CHUNK + (Tk - T) - 64
     length = tl.maximum(tl.cdiv(tl.cdiv(tl.maximum(Tk - 64, 0), SEGMENT), segments), 1) * SEGMENT
     segment = tl.minimum(tl.maximum(youngest, 0), tl.maximum(tl.maximum(Tk - 64, 0) - 1, 0)) // length
     Q = tl.load(
-        q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + h * q_h
+        q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + head_q * q_h
         + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
         mask=(t < T)[:, None], other=0.0,
     ).to(OPERAND)
@@ -884,15 +920,15 @@ def query_gradients(
                 0.0,
             )
             S = tl.load(
-                state + b * H * segments * 9792 + h * segments * 9792 + tl.cast(segment, OFFSET) * 9792
+                state + b * HS * segments * 9792 + head_s * segments * 9792 + tl.cast(segment, OFFSET) * 9792
                 + tl.cast(f0, tl.int64) * 64
                 + (tl.arange(0, FEATURES)[:, None] * 64 + tl.arange(0, VALUES)[None, :]),
                 mask=(f < 153)[:, None], other=0.0,
             ).to(OPERAND)
             dP = tl.dot(G, tl.trans(S), input_precision="ieee")
             z = tl.load(
-                normalizer + b * H * segments * 153 + h * segments * 153 + tl.cast(segment, OFFSET) * 153
-                + tl.cast(f0, tl.int64) + tl.arange(0, FEATURES),
+                normalizer + b * HS * segments * 153 + head_s * segments * 153
+                + tl.cast(segment, OFFSET) * 153 + tl.cast(f0, tl.int64) + tl.arange(0, FEATURES),
                 mask=(f < 153), other=0.0,
             ).to(tl.float32)
             z = tl.sum(z[:, None], 1)
@@ -914,12 +950,12 @@ def query_gradients(
     for j0 in range(segment * length, tl.minimum(youngest + CHUNK, tl.maximum(Tk - 64, 0)), KEYS):
         j = j0 + tl.arange(0, KEYS)
         K = tl.load(
-            k + b * k_b + tl.cast(j0, tl.int64) * k_tk + h * k_h
+            k + b * k_b + tl.cast(j0, tl.int64) * k_tk + head_k * k_h
             + (tl.cast(tl.arange(0, KEYS), OFFSET)[:, None] * k_tk + tl.arange(0, QK)[None, :]),
             mask=(j < Tk)[:, None], other=0.0,
         ).to(OPERAND)
         Y = tl.load(
-            v + b * v_b + tl.cast(j0, tl.int64) * v_tk + h * v_h
+            v + b * v_b + tl.cast(j0, tl.int64) * v_tk + head_v * v_h
             + (tl.cast(tl.arange(0, KEYS), OFFSET)[:, None] * v_tk + tl.arange(0, VALUES)[None, :]),
             mask=(j < Tk)[:, None], other=0.0,
         ).to(OPERAND)
@@ -935,12 +971,12 @@ def query_gradients(
     for i0 in range(tl.maximum(youngest + 1, 0), tl.minimum(start + CHUNK, Tk), KEYS):
         i = i0 + tl.arange(0, KEYS)
         K_near = tl.load(
-            k + b * k_b + tl.cast(i0, tl.int64) * k_tk + h * k_h
+            k + b * k_b + tl.cast(i0, tl.int64) * k_tk + head_k * k_h
             + (tl.cast(tl.arange(0, KEYS), OFFSET)[:, None] * k_tk + tl.arange(0, QK)[None, :]),
             mask=(i < Tk)[:, None], other=0.0,
         ).to(OPERAND)
         Y_near = tl.load(
-            v + b * v_b + tl.cast(i0, tl.int64) * v_tk + h * v_h
+            v + b * v_b + tl.cast(i0, tl.int64) * v_tk + head_v * v_h
             + (tl.cast(tl.arange(0, KEYS), OFFSET)[:, None] * v_tk + tl.arange(0, VALUES)[None, :]),
             mask=(i < Tk)[:, None], other=0.0,
         ).to(OPERAND)
@@ -967,16 +1003,17 @@ def query_gradients(
         tl.debug_barrier()  # other threads have written what is written again
         query_gradients_second_look(
             q, k, v, do, o, lse, ring_start, g, e, delta_rows, state, normalizer, dq, q_b, q_t, q_h, k_b,
-            k_tk, k_h, v_b, v_tk, v_h, do_b, do_t, do_h, B, T, Tk, H, segments, scale, STATEFUL, PADDED,
+            k_tk, k_h, v_b, v_tk, v_h, do_b, do_t, do_h, B, T, Tk, H, segments, scale, HQ if GROUPED else 1,
+            HK if GROUPED else 1, HV if GROUPED else 1, HS if GROUPED else 1, STATEFUL, PADDED, GROUPED,
             SEGMENT, CHUNK, KEYS, ROWS, QK, FEATURES, VALUES, OFFSET,
         )
 
 
-@triton.jit(do_not_specialize=["B", "T", "Tk", "H", "segments"])
+@triton.jit(do_not_specialize=["B", "T", "Tk", "H", "segments", "HQ", "HO"])
 def query_states(
-    q, g, e, sums, normalizer_sums, q_b, q_t, q_h, B, T, Tk, H, segments, scale, SEGMENT: tl.constexpr,
-    CHUNK: tl.constexpr, QK: tl.constexpr, FEATURES: tl.constexpr, VALUES: tl.constexpr,
-    OPERAND: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
+    q, g, e, sums, normalizer_sums, q_b, q_t, q_h, B, T, Tk, H, segments, scale, HQ, HO,
+    GROUPED: tl.constexpr, SEGMENT: tl.constexpr, CHUNK: tl.constexpr, QK: tl.constexpr,
+    FEATURES: tl.constexpr, VALUES: tl.constexpr, OPERAND: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
 ):
     """The sum of outer products of the queries and their output gradients of each segment."""
     scale = tl.cast(scale, tl.float32)  # compilers of callers may pass 64 bits
@@ -990,6 +1027,7 @@ def query_states(
     h = (program % H).to(tl.int64)
     program = program // H
     b = program.to(tl.int64)
+    HO = HO if GROUPED else H
     f = feature_block * FEATURES + tl.arange(0, FEATURES)
     first = tl.where(f < 136, f % 16, f - 136)
     onto_first = (first[:, None] == tl.arange(0, QK)[None, :]).to(OPERAND)
@@ -1002,35 +1040,39 @@ def query_states(
     S = tl.full((FEATURES, VALUES), 0.0, tl.float32)
     z = tl.full((FEATURES,), 0.0, tl.float32)
     length = tl.maximum(tl.cdiv(tl.cdiv(tl.maximum(Tk - 64, 0), SEGMENT), segments), 1) * SEGMENT
-    for t0 in range(
-        tl.minimum(64 - (Tk - T), T) + segment * length,
-        tl.minimum(tl.minimum(64 - (Tk - T), T) + segment * length + length, T), CHUNK,
-    ):
-        t = t0 + tl.arange(0, CHUNK)
-        X = tl.load(
-            q + b * q_b + tl.cast(t0, tl.int64) * q_t + h * q_h
-            + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
-            mask=(t < T)[:, None], other=0.0,
-        ).to(OPERAND)
-        G = tl.load(
-            g + b * T * H * 64 + tl.cast(t0, tl.int64) * H * 64 + h * 64
-            + tl.cast(value_block * VALUES, tl.int64)
-            + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * H * 64 + tl.arange(0, VALUES)[None, :]),
-            mask=(t < T)[:, None], other=0.0,
-        ).to(OPERAND)
-        XT_first = tl.dot(onto_first, tl.trans(X), input_precision="ieee")
-        XT_first += tl.where(first >= 16, 1.0, 0.0)[:, None]
-        XT_second = tl.dot(onto_second, tl.trans(X), input_precision="ieee")
-        XT_second += tl.where(second >= 16, 1.0, 0.0)[:, None]
-        F = XT_first.to(tl.float32) * XT_second.to(tl.float32)
-        F_operand = F.to(OPERAND)
-        S = tl.dot(F_operand, G, S, input_precision="ieee")
-        E = tl.load(
-            e + b * H * T + h * T + tl.cast(t0, tl.int64) + tl.arange(0, CHUNK), mask=(t < T), other=0.0,
-        ).to(tl.float32)
-        E = tl.sum(E[:, None], 1)
-        F_e = F * E[None, :]
-        z += tl.sum(F_e, 1)
+    for member in range(0, HO // H if GROUPED else 1, 1):
+        head_q = (h * (HO // H) + member) // (HO // HQ) if GROUPED else h
+        head_o = (h * (HO // H) + member) // (HO // HO) if GROUPED else h
+        for t0 in range(
+            tl.minimum(64 - (Tk - T), T) + segment * length,
+            tl.minimum(tl.minimum(64 - (Tk - T), T) + segment * length + length, T), CHUNK,
+        ):
+            t = t0 + tl.arange(0, CHUNK)
+            X = tl.load(
+                q + b * q_b + tl.cast(t0, tl.int64) * q_t + head_q * q_h
+                + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
+                mask=(t < T)[:, None], other=0.0,
+            ).to(OPERAND)
+            G = tl.load(
+                g + b * T * HO * 64 + tl.cast(t0, tl.int64) * HO * 64 + head_o * 64
+                + tl.cast(value_block * VALUES, tl.int64)
+                + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * HO * 64 + tl.arange(0, VALUES)[None, :]),
+                mask=(t < T)[:, None], other=0.0,
+            ).to(OPERAND)
+            XT_first = tl.dot(onto_first, tl.trans(X), input_precision="ieee")
+            XT_first += tl.where(first >= 16, 1.0, 0.0)[:, None]
+            XT_second = tl.dot(onto_second, tl.trans(X), input_precision="ieee")
+            XT_second += tl.where(second >= 16, 1.0, 0.0)[:, None]
+            F = XT_first.to(tl.float32) * XT_second.to(tl.float32)
+            F_operand = F.to(OPERAND)
+            S = tl.dot(F_operand, G, S, input_precision="ieee")
+            E = tl.load(
+                e + b * HO * T + head_o * T + tl.cast(t0, tl.int64) + tl.arange(0, CHUNK), mask=(t < T),
+                other=0.0,
+            ).to(tl.float32)
+            E = tl.sum(E[:, None], 1)
+            F_e = F * E[None, :]
+            z += tl.sum(F_e, 1)
     S = S * weight[:, None]
     z = z * weight
     tl.store(
@@ -1112,12 +1154,13 @@ def suffix(
         )
 
 
-@triton.jit(do_not_specialize=["B", "T", "Tk", "H", "segments", "spans"])
+@triton.jit(do_not_specialize=["B", "T", "Tk", "H", "segments", "spans", "HQ", "HO"])
 def states_after(
     q, g, e, initial_state, initial_normalizer, start_state, start_normalizer, state, normalizer, total_state,
-    total_normalizer, q_b, q_t, q_h, B, T, Tk, H, segments, spans, scale, INITIAL: tl.constexpr,
-    SEGMENTED: tl.constexpr, TOTAL: tl.constexpr, LONG: tl.constexpr, SEGMENT: tl.constexpr, QK: tl.constexpr,
-    FEATURES: tl.constexpr, VALUES: tl.constexpr, OPERAND: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
+    total_normalizer, q_b, q_t, q_h, B, T, Tk, H, segments, spans, scale, HQ, HO, INITIAL: tl.constexpr,
+    SEGMENTED: tl.constexpr, TOTAL: tl.constexpr, LONG: tl.constexpr, GROUPED: tl.constexpr,
+    SEGMENT: tl.constexpr, QK: tl.constexpr, FEATURES: tl.constexpr, VALUES: tl.constexpr,
+    OPERAND: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
 ):
     """The state after each segment."""
     scale = tl.cast(scale, tl.float32)  # compilers of callers may pass 64 bits
@@ -1131,6 +1174,7 @@ def states_after(
     h = (program % H).to(tl.int64)
     program = program // H
     b = program.to(tl.int64)
+    HO = HO if GROUPED else H
     f = feature_block * FEATURES + tl.arange(0, FEATURES)
     first = tl.where(f < 136, f % 16, f - 136)
     onto_first = (first[:, None] == tl.arange(0, QK)[None, :]).to(OPERAND)
@@ -1197,33 +1241,38 @@ def states_after(
         )
         S_added = tl.full((FEATURES, VALUES), 0.0, tl.float32)
         z_added = tl.full((FEATURES,), 0.0, tl.float32)
-        t = tl.minimum(64 - (Tk - T), T) + tile * SEGMENT + tl.arange(0, SEGMENT)
-        X = tl.load(
-            q + b * q_b + tl.cast(tl.minimum(64 - (Tk - T), T) + tile * SEGMENT, tl.int64) * q_t + h * q_h
-            + (tl.cast(tl.arange(0, SEGMENT), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
-            mask=(t < T)[:, None], other=0.0,
-        ).to(OPERAND)
-        G = tl.load(
-            g + b * T * H * 64 + tl.cast(tl.minimum(64 - (Tk - T), T) + tile * SEGMENT, tl.int64) * H * 64
-            + h * 64 + tl.cast(value_block * VALUES, tl.int64)
-            + (tl.cast(tl.arange(0, SEGMENT), OFFSET)[:, None] * H * 64 + tl.arange(0, VALUES)[None, :]),
-            mask=(t < T)[:, None], other=0.0,
-        ).to(OPERAND)
-        XT_first = tl.dot(onto_first, tl.trans(X), input_precision="ieee")
-        XT_first += tl.where(first >= 16, 1.0, 0.0)[:, None]
-        XT_second = tl.dot(onto_second, tl.trans(X), input_precision="ieee")
-        XT_second += tl.where(second >= 16, 1.0, 0.0)[:, None]
-        F = XT_first.to(tl.float32) * XT_second.to(tl.float32)
-        F_operand = F.to(OPERAND)
-        S_added = tl.dot(F_operand, G, S_added, input_precision="ieee")
-        E = tl.load(
-            e + b * H * T + h * T + tl.cast(tl.minimum(64 - (Tk - T), T) + tile * SEGMENT, tl.int64)
-            + tl.arange(0, SEGMENT),
-            mask=(t < T), other=0.0,
-        ).to(tl.float32)
-        E = tl.sum(E[:, None], 1)
-        F_e = F * E[None, :]
-        z_added += tl.sum(F_e, 1)
+        for member in range(0, HO // H if GROUPED else 1, 1):
+            head_q = (h * (HO // H) + member) // (HO // HQ) if GROUPED else h
+            head_o = (h * (HO // H) + member) // (HO // HO) if GROUPED else h
+            t = tl.minimum(64 - (Tk - T), T) + tile * SEGMENT + tl.arange(0, SEGMENT)
+            X = tl.load(
+                q + b * q_b + tl.cast(tl.minimum(64 - (Tk - T), T) + tile * SEGMENT, tl.int64) * q_t
+                + head_q * q_h
+                + (tl.cast(tl.arange(0, SEGMENT), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
+                mask=(t < T)[:, None], other=0.0,
+            ).to(OPERAND)
+            G = tl.load(
+                g + b * T * HO * 64
+                + tl.cast(tl.minimum(64 - (Tk - T), T) + tile * SEGMENT, tl.int64) * HO * 64 + head_o * 64
+                + tl.cast(value_block * VALUES, tl.int64)
+                + (tl.cast(tl.arange(0, SEGMENT), OFFSET)[:, None] * HO * 64 + tl.arange(0, VALUES)[None, :]),
+                mask=(t < T)[:, None], other=0.0,
+            ).to(OPERAND)
+            XT_first = tl.dot(onto_first, tl.trans(X), input_precision="ieee")
+            XT_first += tl.where(first >= 16, 1.0, 0.0)[:, None]
+            XT_second = tl.dot(onto_second, tl.trans(X), input_precision="ieee")
+            XT_second += tl.where(second >= 16, 1.0, 0.0)[:, None]
+            F = XT_first.to(tl.float32) * XT_second.to(tl.float32)
+            F_operand = F.to(OPERAND)
+            S_added = tl.dot(F_operand, G, S_added, input_precision="ieee")
+            E = tl.load(
+                e + b * HO * T + head_o * T + tl.cast(tl.minimum(64 - (Tk - T), T) + tile * SEGMENT, tl.int64)
+                + tl.arange(0, SEGMENT),
+                mask=(t < T), other=0.0,
+            ).to(tl.float32)
+            E = tl.sum(E[:, None], 1)
+            F_e = F * E[None, :]
+            z_added += tl.sum(F_e, 1)
         S_added = S_added * weight[:, None]
         z_added = z_added * weight
         S += S_added
@@ -1245,9 +1294,9 @@ def states_after(
 @triton.jit(noinline=True)
 def key_gradients_second_look(
     q, k, v, do, lse, ring_start, g, e, delta_rows, state, normalizer, dk, dv, q_b, q_t, q_h, k_b, k_tk, k_h,
-    v_b, v_tk, v_h, do_b, do_t, do_h, B, T, Tk, H, segments, scale, STATEFUL: tl.constexpr,
-    PADDED: tl.constexpr, SEGMENT: tl.constexpr, CHUNK: tl.constexpr, QUERIES: tl.constexpr,
-    ROWS: tl.constexpr, QK: tl.constexpr, FEATURES: tl.constexpr, VALUES: tl.constexpr,
+    v_b, v_tk, v_h, do_b, do_t, do_h, B, T, Tk, H, segments, scale, HK, HV, HQ, HO, STATEFUL: tl.constexpr,
+    PADDED: tl.constexpr, GROUPED: tl.constexpr, SEGMENT: tl.constexpr, CHUNK: tl.constexpr,
+    QUERIES: tl.constexpr, ROWS: tl.constexpr, QK: tl.constexpr, FEATURES: tl.constexpr, VALUES: tl.constexpr,
     OFFSET: tl.constexpr = tl.int32,
 ):
     """The rows again, by selects."""
@@ -1258,6 +1307,9 @@ def key_gradients_second_look(
     h = (program % H).to(tl.int64)
     program = program // H
     b = program.to(tl.int64)
+    HO = HO if GROUPED else H
+    head_k_own = h // (H // HK) if GROUPED else h
+    head_v_own = h // (H // HV) if GROUPED else h
     d = tl.arange(0, QK)
     first_key = 0
     if PADDED:
@@ -1268,67 +1320,70 @@ def key_gradients_second_look(
     stop_token = tl.maximum(late_token, tl.minimum(chunk * CHUNK + CHUNK - (Tk - T) + 63, T))
     t_own = chunk * CHUNK + tl.arange(0, CHUNK)
     doubt_rows = 0.0
-    q_edge = tl.load(
-        q + b * q_b
-        + tl.cast(
-            tl.maximum(tl.maximum(tl.minimum(chunk * CHUNK + CHUNK, Tk) - (Tk - T), 0) - 1, 0), tl.int64,
-        )
-        * q_t
-        + h * q_h + tl.arange(0, QK)
-    ).to(tl.float32)
-    q_sums = q_edge * 0.0
-    q_nothing_at_edge = q_edge * 0.0
-    for t_tile in range(
-        tl.maximum(chunk * CHUNK - (Tk - T), 0),
-        tl.maximum(tl.minimum(chunk * CHUNK + CHUNK, Tk) - (Tk - T), 0), ROWS,
-    ):
-        t_rows = t_tile + tl.arange(0, ROWS)
-        q_rows = tl.load(
-            q + b * q_b + tl.cast(t_tile, tl.int64) * q_t + h * q_h
-            + (tl.cast(tl.arange(0, ROWS), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
-            mask=(t_rows < T)[:, None], other=0.0,
+    for member in range(0, HO // H if GROUPED else 1, 1):
+        head_q_own = (h * (HO // H) + member) // (HO // HQ) if GROUPED else h
+        head_o_own = (h * (HO // H) + member) // (HO // HO) if GROUPED else h
+        q_edge = tl.load(
+            q + b * q_b
+            + tl.cast(
+                tl.maximum(tl.maximum(tl.minimum(chunk * CHUNK + CHUNK, Tk) - (Tk - T), 0) - 1, 0), tl.int64,
+            )
+            * q_t
+            + head_q_own * q_h + tl.arange(0, QK)
         ).to(tl.float32)
-        q_nothing = q_rows * 0.0
-        q_sums += tl.sum(q_nothing, 0)
-    q_spoils = tl.where(q_nothing_at_edge == 0.0, q_sums, 0.0)
-    doubt_rows += tl.sum(q_spoils, 0)
-    do_edge = tl.load(
-        do + b * do_b
-        + tl.cast(
-            tl.maximum(tl.maximum(tl.minimum(chunk * CHUNK + CHUNK, Tk) - (Tk - T), 0) - 1, 0), tl.int64,
-        )
-        * do_t
-        + h * do_h + tl.arange(0, VALUES)
-    ).to(tl.float32)
-    do_sums = do_edge * 0.0
-    do_nothing_at_edge = do_edge * 0.0
-    for t_tile in range(
-        tl.maximum(chunk * CHUNK - (Tk - T), 0),
-        tl.maximum(tl.minimum(chunk * CHUNK + CHUNK, Tk) - (Tk - T), 0), ROWS,
-    ):
-        t_rows = t_tile + tl.arange(0, ROWS)
-        do_rows = tl.load(
-            do + b * do_b + tl.cast(t_tile, tl.int64) * do_t + h * do_h
-            + (tl.cast(tl.arange(0, ROWS), OFFSET)[:, None] * do_t + tl.arange(0, VALUES)[None, :]),
-            mask=(t_rows < T)[:, None], other=0.0,
+        q_sums = q_edge * 0.0
+        q_nothing_at_edge = q_edge * 0.0
+        for t_tile in range(
+            tl.maximum(chunk * CHUNK - (Tk - T), 0),
+            tl.maximum(tl.minimum(chunk * CHUNK + CHUNK, Tk) - (Tk - T), 0), ROWS,
+        ):
+            t_rows = t_tile + tl.arange(0, ROWS)
+            q_rows = tl.load(
+                q + b * q_b + tl.cast(t_tile, tl.int64) * q_t + head_q_own * q_h
+                + (tl.cast(tl.arange(0, ROWS), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
+                mask=(t_rows < T)[:, None], other=0.0,
+            ).to(tl.float32)
+            q_nothing = q_rows * 0.0
+            q_sums += tl.sum(q_nothing, 0)
+        q_spoils = tl.where(q_nothing_at_edge == 0.0, q_sums, 0.0)
+        doubt_rows += tl.sum(q_spoils, 0)
+        do_edge = tl.load(
+            do + b * do_b
+            + tl.cast(
+                tl.maximum(tl.maximum(tl.minimum(chunk * CHUNK + CHUNK, Tk) - (Tk - T), 0) - 1, 0), tl.int64,
+            )
+            * do_t
+            + head_o_own * do_h + tl.arange(0, VALUES)
         ).to(tl.float32)
-        do_nothing = do_rows * 0.0
-        do_sums += tl.sum(do_nothing, 0)
-    do_spoils = tl.where(do_nothing_at_edge == 0.0, do_sums, 0.0)
-    doubt_rows += tl.sum(do_spoils, 0)
+        do_sums = do_edge * 0.0
+        do_nothing_at_edge = do_edge * 0.0
+        for t_tile in range(
+            tl.maximum(chunk * CHUNK - (Tk - T), 0),
+            tl.maximum(tl.minimum(chunk * CHUNK + CHUNK, Tk) - (Tk - T), 0), ROWS,
+        ):
+            t_rows = t_tile + tl.arange(0, ROWS)
+            do_rows = tl.load(
+                do + b * do_b + tl.cast(t_tile, tl.int64) * do_t + head_o_own * do_h
+                + (tl.cast(tl.arange(0, ROWS), OFFSET)[:, None] * do_t + tl.arange(0, VALUES)[None, :]),
+                mask=(t_rows < T)[:, None], other=0.0,
+            ).to(tl.float32)
+            do_nothing = do_rows * 0.0
+            do_sums += tl.sum(do_nothing, 0)
+        do_spoils = tl.where(do_nothing_at_edge == 0.0, do_sums, 0.0)
+        doubt_rows += tl.sum(do_spoils, 0)
     if doubt_rows != 0.0:  # NaN
         k_own = tl.load(
-            k + b * k_b + tl.cast(chunk * CHUNK, tl.int64) * k_tk + h * k_h
+            k + b * k_b + tl.cast(chunk * CHUNK, tl.int64) * k_tk + head_k_own * k_h
             + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * k_tk + tl.arange(0, QK)[None, :]),
             mask=(t_own < Tk)[:, None], other=0.0,
         ).to(tl.float32)
         plain_own = tl.load(
-            k + b * k_b + tl.cast(chunk * CHUNK, tl.int64) * k_tk + h * k_h
+            k + b * k_b + tl.cast(chunk * CHUNK, tl.int64) * k_tk + head_k_own * k_h
             + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * k_tk + tl.arange(0, QK)[None, :]),
             mask=(t_own < Tk)[:, None], other=0.0,
         ).to(tl.float32)
         v_own = tl.load(
-            v + b * v_b + tl.cast(chunk * CHUNK, tl.int64) * v_tk + h * v_h
+            v + b * v_b + tl.cast(chunk * CHUNK, tl.int64) * v_tk + head_v_own * v_h
             + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * v_tk + tl.arange(0, VALUES)[None, :]),
             mask=(t_own < Tk)[:, None], other=0.0,
         ).to(tl.float32)
@@ -1348,12 +1403,12 @@ def key_gradients_second_look(
                     + f_one
                 ).to(tl.float32)
                 P_one_first_one = tl.load(
-                    k + b * k_b + tl.cast(chunk * CHUNK, tl.int64) * k_tk + h * k_h
+                    k + b * k_b + tl.cast(chunk * CHUNK, tl.int64) * k_tk + head_k_own * k_h
                     + tl.minimum(first_one, 15) + tl.cast(tl.arange(0, CHUNK), OFFSET) * k_tk,
                     mask=(t_own < Tk), other=0.0,
                 ).to(tl.float32)
                 P_one_second_one = tl.load(
-                    k + b * k_b + tl.cast(chunk * CHUNK, tl.int64) * k_tk + h * k_h
+                    k + b * k_b + tl.cast(chunk * CHUNK, tl.int64) * k_tk + head_k_own * k_h
                     + tl.minimum(second_one, 15) + tl.cast(tl.arange(0, CHUNK), OFFSET) * k_tk,
                     mask=(t_own < Tk), other=0.0,
                 ).to(tl.float32)
@@ -1366,12 +1421,12 @@ def key_gradients_second_look(
                 dP_one = tl.sum(S_products, 1)
                 dP_one += z_one
                 other_second_one = tl.load(
-                    k + b * k_b + tl.cast(chunk * CHUNK, tl.int64) * k_tk + h * k_h
+                    k + b * k_b + tl.cast(chunk * CHUNK, tl.int64) * k_tk + head_k_own * k_h
                     + tl.minimum(second_one, 15) + tl.cast(tl.arange(0, CHUNK), OFFSET) * k_tk,
                     mask=(t_own < Tk), other=0.0,
                 ).to(tl.float32)
                 other_first_one = tl.load(
-                    k + b * k_b + tl.cast(chunk * CHUNK, tl.int64) * k_tk + h * k_h
+                    k + b * k_b + tl.cast(chunk * CHUNK, tl.int64) * k_tk + head_k_own * k_h
                     + tl.minimum(first_one, 15) + tl.cast(tl.arange(0, CHUNK), OFFSET) * k_tk,
                     mask=(t_own < Tk), other=0.0,
                 ).to(tl.float32)
@@ -1386,41 +1441,49 @@ def key_gradients_second_look(
         entered = (t_own < tl.maximum(Tk - 64, 0)) & (t_own >= first_key)
         far_own = tl.where(entered[:, None], far_own, 0.0)
         dv_own = tl.where(entered[:, None], dv_own, 0.0)
-        for i_one in range(tl.maximum(chunk * CHUNK - (Tk - T), 0), stop_token, 1):
-            q_one = tl.load(
-                q + b * q_b + tl.cast(i_one, tl.int64) * q_t + h * q_h + tl.arange(0, QK)
-            ).to(tl.float32)
-            g_one = tl.load(
-                g + b * T * H * 64 + tl.cast(i_one, tl.int64) * H * 64 + h * 64 + tl.arange(0, VALUES)
-            ).to(tl.float32)
-            terms_one = k_own * q_one[None, :]
-            products_one = tl.sum(terms_one, 1)
-            far_one = ((t_own <= i_one + (Tk - T) - 64) & (t_own >= first_key)) & (i_one < late_token)
-            A_one = 1.0 + scale * products_one * (1.0 + 0.5 * (scale * products_one))
-            dv_own += tl.where(far_one[:, None], A_one[:, None] * g_one[None, :], 0.0)
-            v_products = v_own * g_one[None, :]
-            dA_one = tl.sum(v_products, 1)
-            e_one = tl.load(e + b * H * T + h * T + i_one).to(tl.float32)
-            dA_one += e_one
-            dR_one = dA_one * (scale * (1.0 + scale * products_one))
-            far_own += tl.where(far_one[:, None], dR_one[:, None] * q_one[None, :], 0.0)
-            query_one = tl.load(
-                q + b * q_b + tl.cast(i_one, tl.int64) * q_t + h * q_h + tl.arange(0, QK)
-            ).to(tl.float32)
-            lse_one = tl.load(lse + b * H * T + h * T + i_one).to(tl.float32)
-            near_terms = plain_own * query_one[None, :]
-            near_products = tl.sum(near_terms, 1)
-            probability = tl.exp2(near_products * (scale * 1.4426950408889634) - lse_one * 1.4426950408889634)
-            do_one_exact = tl.load(
-                do + b * do_b + tl.cast(i_one, tl.int64) * do_t + h * do_h + tl.arange(0, VALUES)
-            ).to(tl.float32)
-            near_one = ((t_own <= i_one + (Tk - T)) & (t_own > i_one + (Tk - T) - 64)) & (t_own >= first_key)
-            dv_own += tl.where(near_one[:, None], probability[:, None] * do_one_exact[None, :], 0.0)
-            do_terms = v_own * do_one_exact[None, :]
-            do_products = tl.sum(do_terms, 1)
-            delta_one = tl.load(delta_rows + b * H * T + h * T + i_one).to(tl.float32)
-            dS_one = probability * (do_products - delta_one)
-            near_own += tl.where(near_one[:, None], dS_one[:, None] * query_one[None, :], 0.0)
+        for member in range(0, HO // H if GROUPED else 1, 1):
+            head_q_own = (h * (HO // H) + member) // (HO // HQ) if GROUPED else h
+            head_o_own = (h * (HO // H) + member) // (HO // HO) if GROUPED else h
+            for i_one in range(tl.maximum(chunk * CHUNK - (Tk - T), 0), stop_token, 1):
+                q_one = tl.load(
+                    q + b * q_b + tl.cast(i_one, tl.int64) * q_t + head_q_own * q_h + tl.arange(0, QK)
+                ).to(tl.float32)
+                g_one = tl.load(
+                    g + b * T * HO * 64 + tl.cast(i_one, tl.int64) * HO * 64 + head_o_own * 64
+                    + tl.arange(0, VALUES)
+                ).to(tl.float32)
+                terms_one = k_own * q_one[None, :]
+                products_one = tl.sum(terms_one, 1)
+                far_one = ((t_own <= i_one + (Tk - T) - 64) & (t_own >= first_key)) & (i_one < late_token)
+                A_one = 1.0 + scale * products_one * (1.0 + 0.5 * (scale * products_one))
+                dv_own += tl.where(far_one[:, None], A_one[:, None] * g_one[None, :], 0.0)
+                v_products = v_own * g_one[None, :]
+                dA_one = tl.sum(v_products, 1)
+                e_one = tl.load(e + b * HO * T + head_o_own * T + i_one).to(tl.float32)
+                dA_one += e_one
+                dR_one = dA_one * (scale * (1.0 + scale * products_one))
+                far_own += tl.where(far_one[:, None], dR_one[:, None] * q_one[None, :], 0.0)
+                query_one = tl.load(
+                    q + b * q_b + tl.cast(i_one, tl.int64) * q_t + head_q_own * q_h + tl.arange(0, QK)
+                ).to(tl.float32)
+                lse_one = tl.load(lse + b * HO * T + head_o_own * T + i_one).to(tl.float32)
+                near_terms = plain_own * query_one[None, :]
+                near_products = tl.sum(near_terms, 1)
+                probability = tl.exp2(
+                    near_products * (scale * 1.4426950408889634) - lse_one * 1.4426950408889634
+                )
+                do_one_exact = tl.load(
+                    do + b * do_b + tl.cast(i_one, tl.int64) * do_t + head_o_own * do_h + tl.arange(0, VALUES)
+                ).to(tl.float32)
+                near_one = (
+                    ((t_own <= i_one + (Tk - T)) & (t_own > i_one + (Tk - T) - 64)) & (t_own >= first_key)
+                )
+                dv_own += tl.where(near_one[:, None], probability[:, None] * do_one_exact[None, :], 0.0)
+                do_terms = v_own * do_one_exact[None, :]
+                do_products = tl.sum(do_terms, 1)
+                delta_one = tl.load(delta_rows + b * HO * T + head_o_own * T + i_one).to(tl.float32)
+                dS_one = probability * (do_products - delta_one)
+                near_own += tl.where(near_one[:, None], dS_one[:, None] * query_one[None, :], 0.0)
         tl.store(
             dk + b * Tk * H * 16 + tl.cast(chunk * CHUNK, tl.int64) * H * 16 + h * 16
             + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * H * 16 + tl.arange(0, QK)[None, :]),
@@ -1433,13 +1496,13 @@ def key_gradients_second_look(
         )
 
 
-@triton.jit(do_not_specialize=["B", "T", "Tk", "H", "segments"])
+@triton.jit(do_not_specialize=["B", "T", "Tk", "H", "segments", "HK", "HV", "HQ", "HO"])
 def key_gradients(
     q, k, v, do, lse, ring_start, g, e, delta_rows, state, normalizer, dk, dv, q_b, q_t, q_h, k_b, k_tk, k_h,
-    v_b, v_tk, v_h, do_b, do_t, do_h, B, T, Tk, H, segments, scale, STATEFUL: tl.constexpr,
-    PADDED: tl.constexpr, SEGMENT: tl.constexpr, CHUNK: tl.constexpr, QUERIES: tl.constexpr,
-    ROWS: tl.constexpr, QK: tl.constexpr, FEATURES: tl.constexpr, VALUES: tl.constexpr, OPERAND: tl.constexpr,
-    OFFSET: tl.constexpr = tl.int32,
+    v_b, v_tk, v_h, do_b, do_t, do_h, B, T, Tk, H, segments, scale, HK, HV, HQ, HO, STATEFUL: tl.constexpr,
+    PADDED: tl.constexpr, GROUPED: tl.constexpr, SEGMENT: tl.constexpr, CHUNK: tl.constexpr,
+    QUERIES: tl.constexpr, ROWS: tl.constexpr, QK: tl.constexpr, FEATURES: tl.constexpr, VALUES: tl.constexpr,
+    OPERAND: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
 ):
     """The gradients of one chunk of keys and values."""
     scale = tl.cast(scale, tl.float32)  # compilers of callers may pass 64 bits
@@ -1449,6 +1512,9 @@ def key_gradients(
     h = (program % H).to(tl.int64)
     program = program // H
     b = program.to(tl.int64)
+    HO = HO if GROUPED else H
+    head_k = h // (H // HK) if GROUPED else h
+    head_v = h // (H // HV) if GROUPED else h
     j = chunk * CHUNK + tl.arange(0, CHUNK)
     d = tl.arange(0, QK)
     first_key = 0
@@ -1457,12 +1523,12 @@ def key_gradients(
     length = tl.maximum(tl.cdiv(tl.cdiv(tl.maximum(Tk - 64, 0), SEGMENT), segments), 1) * SEGMENT
     segment = tl.minimum(tl.maximum(chunk * CHUNK, 0), tl.maximum(tl.maximum(Tk - 64, 0) - 1, 0)) // length
     K = tl.load(
-        k + b * k_b + tl.cast(chunk * CHUNK, tl.int64) * k_tk + h * k_h
+        k + b * k_b + tl.cast(chunk * CHUNK, tl.int64) * k_tk + head_k * k_h
         + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * k_tk + tl.arange(0, QK)[None, :]),
         mask=(j < Tk)[:, None], other=0.0,
     ).to(OPERAND)
     Y = tl.load(
-        v + b * v_b + tl.cast(chunk * CHUNK, tl.int64) * v_tk + h * v_h
+        v + b * v_b + tl.cast(chunk * CHUNK, tl.int64) * v_tk + head_v * v_h
         + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * v_tk + tl.arange(0, VALUES)[None, :]),
         mask=(j < Tk)[:, None], other=0.0,
     ).to(OPERAND)
@@ -1513,78 +1579,84 @@ def key_gradients(
         entered = j < tl.maximum(Tk - 64, 0)
         dK = tl.where(entered[:, None], dK, 0.0)
         dV = tl.where(entered[:, None], dV, 0.0)
-    # Queries of this segment whose window the keys have left, directly.
-    for t0 in range(
-        tl.minimum(64 - (Tk - T), T) + chunk * CHUNK,
-        tl.minimum(tl.minimum(64 - (Tk - T), T) + (segment * length + length), T), QUERIES,
-    ):
-        t = t0 + tl.arange(0, QUERIES)
-        Q = tl.load(
-            q + b * q_b + tl.cast(t0, tl.int64) * q_t + h * q_h
-            + (tl.cast(tl.arange(0, QUERIES), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
-            mask=(t < T)[:, None], other=0.0,
-        ).to(OPERAND)
-        G = tl.load(
-            g + b * T * H * 64 + tl.cast(t0, tl.int64) * H * 64 + h * 64
-            + (tl.cast(tl.arange(0, QUERIES), OFFSET)[:, None] * H * 64 + tl.arange(0, VALUES)[None, :]),
-            mask=(t < T)[:, None], other=0.0,
-        ).to(OPERAND)
-        R = tl.dot(K, tl.trans(Q), input_precision="ieee")
-        seen = (j[:, None] <= (t + (Tk - T) - 64)[None, :]) & (j[:, None] >= first_key)
-        A = tl.where(seen, 1.0 + scale * R * (1.0 + 0.5 * (scale * R)), 0.0).to(OPERAND)
-        dV = tl.dot(A, G, dV, input_precision="ieee")
-        dA = tl.dot(Y, tl.trans(G), input_precision="ieee")
-        E = tl.load(
-            e + b * H * T + h * T + tl.cast(t0, tl.int64) + tl.arange(0, QUERIES), mask=(t < T), other=0.0,
-        ).to(tl.float32)
-        E = tl.sum(E[:, None], 1)
-        dA += E[None, :]
-        dR = tl.where(seen, dA * (scale * (1.0 + scale * R)), 0.0).to(OPERAND)
-        dK = tl.dot(dR, Q, dK, input_precision="ieee")
-    # Queries that have the keys in their window.
     dK_near = tl.full((CHUNK, QK), 0.0, tl.float32)
     newest = tl.where(j >= first_key, j + 63, -1)
-    for i0 in range(
-        tl.maximum(chunk * CHUNK - (Tk - T), 0), tl.minimum(chunk * CHUNK + CHUNK - (Tk - T) + 63, T),
-        QUERIES,
-    ):
-        i = i0 + tl.arange(0, QUERIES)
-        Q_near = tl.load(
-            q + b * q_b + tl.cast(i0, tl.int64) * q_t + h * q_h
-            + (tl.cast(tl.arange(0, QUERIES), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
-            mask=(i < T)[:, None], other=0.0,
-        ).to(OPERAND)
-        delta_near = tl.load(
-            delta_rows + b * H * T + h * T + tl.cast(i0, tl.int64) + tl.arange(0, QUERIES), mask=(i < T),
-            other=0.0,
-        ).to(tl.float32)
-        delta_near = tl.sum(delta_near[:, None], 1)
-        dO_near = tl.load(
-            do + b * do_b + tl.cast(i0, tl.int64) * do_t + h * do_h
-            + (tl.cast(tl.arange(0, QUERIES), OFFSET)[:, None] * do_t + tl.arange(0, VALUES)[None, :]),
-            mask=(i < T)[:, None], other=0.0,
-        ).to(OPERAND)
-        lse_near = tl.load(
-            lse + b * H * T + h * T + tl.cast(i0, tl.int64) + tl.arange(0, QUERIES), mask=(i < T),
-            other=1e+30,
-        ).to(tl.float32)
-        lse_near = tl.sum(lse_near[:, None], 1)
-        R_by_key_near = tl.dot(K, tl.trans(Q_near), input_precision="ieee")
-        visible_by_key_near = (
-            ((i + (Tk - T))[None, :] >= j[:, None]) & ((i + (Tk - T))[None, :] <= newest[:, None])
-        )
-        P_by_key_near = tl.where(
-            visible_by_key_near,
-            tl.exp2(R_by_key_near * (scale * 1.4426950408889634) - lse_near[None, :] * 1.4426950408889634),
-            0.0,
-        )
-        P_operand_near = P_by_key_near.to(OPERAND)
-        dV = tl.dot(P_operand_near, dO_near, dV, input_precision="ieee")
-        dP_by_key_near = tl.dot(Y, tl.trans(dO_near), input_precision="ieee")
-        dR_by_key_near = tl.where(
-            visible_by_key_near, P_by_key_near * (dP_by_key_near - delta_near[None, :]), 0.0,
-        ).to(OPERAND)
-        dK_near = tl.dot(dR_by_key_near, Q_near, dK_near, input_precision="ieee")
+    for member in range(0, HO // H if GROUPED else 1, 1):
+        head_q = (h * (HO // H) + member) // (HO // HQ) if GROUPED else h
+        head_o = (h * (HO // H) + member) // (HO // HO) if GROUPED else h
+        # Queries of this segment whose window the keys have left, directly.
+        for t0 in range(
+            tl.minimum(64 - (Tk - T), T) + chunk * CHUNK,
+            tl.minimum(tl.minimum(64 - (Tk - T), T) + (segment * length + length), T), QUERIES,
+        ):
+            t = t0 + tl.arange(0, QUERIES)
+            Q = tl.load(
+                q + b * q_b + tl.cast(t0, tl.int64) * q_t + head_q * q_h
+                + (tl.cast(tl.arange(0, QUERIES), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
+                mask=(t < T)[:, None], other=0.0,
+            ).to(OPERAND)
+            G = tl.load(
+                g + b * T * HO * 64 + tl.cast(t0, tl.int64) * HO * 64 + head_o * 64
+                + (tl.cast(tl.arange(0, QUERIES), OFFSET)[:, None] * HO * 64 + tl.arange(0, VALUES)[None, :]),
+                mask=(t < T)[:, None], other=0.0,
+            ).to(OPERAND)
+            R = tl.dot(K, tl.trans(Q), input_precision="ieee")
+            seen = (j[:, None] <= (t + (Tk - T) - 64)[None, :]) & (j[:, None] >= first_key)
+            A = tl.where(seen, 1.0 + scale * R * (1.0 + 0.5 * (scale * R)), 0.0).to(OPERAND)
+            dV = tl.dot(A, G, dV, input_precision="ieee")
+            dA = tl.dot(Y, tl.trans(G), input_precision="ieee")
+            E = tl.load(
+                e + b * HO * T + head_o * T + tl.cast(t0, tl.int64) + tl.arange(0, QUERIES), mask=(t < T),
+                other=0.0,
+            ).to(tl.float32)
+            E = tl.sum(E[:, None], 1)
+            dA += E[None, :]
+            dR = tl.where(seen, dA * (scale * (1.0 + scale * R)), 0.0).to(OPERAND)
+            dK = tl.dot(dR, Q, dK, input_precision="ieee")
+        # Queries that have the keys in their window.
+        for i0 in range(
+            tl.maximum(chunk * CHUNK - (Tk - T), 0), tl.minimum(chunk * CHUNK + CHUNK - (Tk - T) + 63, T),
+            QUERIES,
+        ):
+            i = i0 + tl.arange(0, QUERIES)
+            Q_near = tl.load(
+                q + b * q_b + tl.cast(i0, tl.int64) * q_t + head_q * q_h
+                + (tl.cast(tl.arange(0, QUERIES), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
+                mask=(i < T)[:, None], other=0.0,
+            ).to(OPERAND)
+            delta_near = tl.load(
+                delta_rows + b * HO * T + head_o * T + tl.cast(i0, tl.int64) + tl.arange(0, QUERIES),
+                mask=(i < T), other=0.0,
+            ).to(tl.float32)
+            delta_near = tl.sum(delta_near[:, None], 1)
+            dO_near = tl.load(
+                do + b * do_b + tl.cast(i0, tl.int64) * do_t + head_o * do_h
+                + (tl.cast(tl.arange(0, QUERIES), OFFSET)[:, None] * do_t + tl.arange(0, VALUES)[None, :]),
+                mask=(i < T)[:, None], other=0.0,
+            ).to(OPERAND)
+            lse_near = tl.load(
+                lse + b * HO * T + head_o * T + tl.cast(i0, tl.int64) + tl.arange(0, QUERIES), mask=(i < T),
+                other=1e+30,
+            ).to(tl.float32)
+            lse_near = tl.sum(lse_near[:, None], 1)
+            R_by_key_near = tl.dot(K, tl.trans(Q_near), input_precision="ieee")
+            visible_by_key_near = (
+                ((i + (Tk - T))[None, :] >= j[:, None]) & ((i + (Tk - T))[None, :] <= newest[:, None])
+            )
+            P_by_key_near = tl.where(
+                visible_by_key_near,
+                tl.exp2(
+                    R_by_key_near * (scale * 1.4426950408889634) - lse_near[None, :] * 1.4426950408889634
+                ),
+                0.0,
+            )
+            P_operand_near = P_by_key_near.to(OPERAND)
+            dV = tl.dot(P_operand_near, dO_near, dV, input_precision="ieee")
+            dP_by_key_near = tl.dot(Y, tl.trans(dO_near), input_precision="ieee")
+            dR_by_key_near = tl.where(
+                visible_by_key_near, P_by_key_near * (dP_by_key_near - delta_near[None, :]), 0.0,
+            ).to(OPERAND)
+            dK_near = tl.dot(dR_by_key_near, Q_near, dK_near, input_precision="ieee")
     if PADDED:
         exists = j >= first_key
         dK = tl.where(exists[:, None], dK, 0.0)
@@ -1611,7 +1683,8 @@ def key_gradients(
         tl.debug_barrier()  # other threads have written what is written again
         key_gradients_second_look(
             q, k, v, do, lse, ring_start, g, e, delta_rows, state, normalizer, dk, dv, q_b, q_t, q_h, k_b,
-            k_tk, k_h, v_b, v_tk, v_h, do_b, do_t, do_h, B, T, Tk, H, segments, scale, STATEFUL, PADDED,
+            k_tk, k_h, v_b, v_tk, v_h, do_b, do_t, do_h, B, T, Tk, H, segments, scale, HK if GROUPED else 1,
+            HV if GROUPED else 1, HQ if GROUPED else 1, HO if GROUPED else 1, STATEFUL, PADDED, GROUPED,
             SEGMENT, CHUNK, QUERIES, ROWS, QK, FEATURES, VALUES, OFFSET,
         )
 
@@ -1621,9 +1694,9 @@ def key_gradients(
 )
 def token(
     q, k, v, ring_k, ring_v, position, state, normalizer, state_indices, o, q_b, q_t, q_h, k_b, k_t, k_h, v_b,
-    v_t, v_h, ring_k_b, ring_v_b, position_b, state_b, normalizer_b, B, T, H, slots, scale,
-    SEVERAL: tl.constexpr, SLOTS: tl.constexpr, FEATURES: tl.constexpr, KEYS: tl.constexpr, QK: tl.constexpr,
-    VALUES: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
+    v_t, v_h, ring_k_b, ring_v_b, position_b, state_b, normalizer_b, B, T, H, slots, scale, HK, HV, HQ, HO,
+    SEVERAL: tl.constexpr, SLOTS: tl.constexpr, GROUPED: tl.constexpr, FEATURES: tl.constexpr,
+    KEYS: tl.constexpr, QK: tl.constexpr, VALUES: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
 ):
     """Tokens one after the other: each enters the ring, whose oldest enters the state, and reads both."""
     scale = tl.cast(scale, tl.float32)  # compilers of callers may pass 64 bits
@@ -1631,6 +1704,7 @@ def token(
     h = (program % H).to(tl.int64)
     program = program // H
     b = program.to(tl.int64)
+    HO = HO if GROUPED else H
     has_slot = True
     ring_k_at = b * H * 1024
     ring_v_at = b * H * 4096
@@ -1645,167 +1719,189 @@ def token(
         position_at = slot_in_pool * position_b
         state_at = tl.multiple_of(slot_in_pool * state_b, 128 // state.dtype.element_ty.primitive_bitwidth)
         normalizer_at = slot_in_pool * normalizer_b
+    head_k = h // (H // HK) if GROUPED else h
+    head_v = h // (H // HV) if GROUPED else h
     for t in range(0, T if SEVERAL else 1, 1):
-        member = 0
-        key = tl.load(k + b * k_b + tl.cast(t, tl.int64) * k_t + h * k_h + tl.arange(0, QK)).to(tl.float32)
-        value = tl.load(
-            v + b * v_b + tl.cast(t, tl.int64) * v_t + h * v_h + tl.arange(0, VALUES)
-        ).to(tl.float32)
-        tokens = tl.load(position + position_at + h, mask=has_slot, other=0)
-        place = tokens - tl.where(member > 0, 1, 0)
-        slot = place % 64
-        y = tl.load(
-            ring_v + ring_v_at + h * 4096 + slot * 64 + tl.arange(0, VALUES), mask=has_slot, other=0.0,
-        ).to(tl.float32)
-        y = tl.where(place >= 64, y, 0.0)
-        out = tl.full((VALUES,), 0.0, tl.float32)
-        products = tl.full((FEATURES,), 0.0, tl.float32)
-        for f0 in range(0, 153, FEATURES):
-            f = f0 + tl.arange(0, FEATURES)
-            first = tl.where(f < 136, f % 16, f - 136)
-            second = tl.where(f < 136, (f % 16 + f // 16) % 16, 16)
-            entering_first = tl.load(
-                ring_k + ring_k_at + h * 1024 + slot * 16 + first, mask=has_slot & (first < 16), other=1.0,
+        for member in range(0, HO // H if GROUPED else 1, 1):
+            head_q = (h * (HO // H) + member) // (HO // HQ) if GROUPED else h
+            head_o = (h * (HO // H) + member) // (HO // HO) if GROUPED else h
+            key = tl.load(
+                k + b * k_b + tl.cast(t, tl.int64) * k_t + head_k * k_h + tl.arange(0, QK)
             ).to(tl.float32)
-            entering_second = tl.load(
-                ring_k + ring_k_at + h * 1024 + slot * 16 + second, mask=has_slot & (second < 16), other=1.0,
+            value = tl.load(
+                v + b * v_b + tl.cast(t, tl.int64) * v_t + head_v * v_h + tl.arange(0, VALUES)
             ).to(tl.float32)
-            entering = tl.where(f < 153, entering_first * entering_second, 0.0)
-            entering = tl.where(place >= 64, entering, 0.0)
-            weight = tl.where(
-                f < 153,
-                tl.where(f < 136, scale * scale * tl.where(f < 16, 0.5, 1.0), tl.where(f < 152, scale, 1.0)),
-                0.0,
-            )
-            query_first = tl.load(
-                q + b * q_b + tl.cast(t, tl.int64) * q_t + h * q_h + first, mask=(first < 16), other=1.0,
+            tokens = tl.load(position + position_at + h, mask=has_slot, other=0)
+            place = tokens - tl.where(member > 0, 1, 0)
+            slot = place % 64
+            y = tl.load(
+                ring_v + ring_v_at + h * 4096 + slot * 64 + tl.arange(0, VALUES), mask=has_slot, other=0.0,
             ).to(tl.float32)
-            query_second = tl.load(
-                q + b * q_b + tl.cast(t, tl.int64) * q_t + h * q_h + second, mask=(second < 16), other=1.0,
+            y = tl.where(place >= 64, y, 0.0)
+            out = tl.full((VALUES,), 0.0, tl.float32)
+            products = tl.full((FEATURES,), 0.0, tl.float32)
+            for f0 in range(0, 153, FEATURES):
+                f = f0 + tl.arange(0, FEATURES)
+                first = tl.where(f < 136, f % 16, f - 136)
+                second = tl.where(f < 136, (f % 16 + f // 16) % 16, 16)
+                entering_first = tl.load(
+                    ring_k + ring_k_at + h * 1024 + slot * 16 + first, mask=has_slot & (first < 16),
+                    other=1.0,
+                ).to(tl.float32)
+                entering_second = tl.load(
+                    ring_k + ring_k_at + h * 1024 + slot * 16 + second, mask=has_slot & (second < 16),
+                    other=1.0,
+                ).to(tl.float32)
+                entering = tl.where(f < 153, entering_first * entering_second, 0.0)
+                entering = tl.where(place >= 64, entering, 0.0)
+                weight = tl.where(
+                    f < 153,
+                    tl.where(
+                        f < 136, scale * scale * tl.where(f < 16, 0.5, 1.0), tl.where(f < 152, scale, 1.0),
+                    ),
+                    0.0,
+                )
+                query_first = tl.load(
+                    q + b * q_b + tl.cast(t, tl.int64) * q_t + head_q * q_h + first, mask=(first < 16),
+                    other=1.0,
+                ).to(tl.float32)
+                query_second = tl.load(
+                    q + b * q_b + tl.cast(t, tl.int64) * q_t + head_q * q_h + second, mask=(second < 16),
+                    other=1.0,
+                ).to(tl.float32)
+                query = tl.where(f < 153, query_first * query_second, 0.0)
+                S = tl.load(
+                    state + state_at + h * 9792 + tl.cast(f0, tl.int64) * 64
+                    + (tl.arange(0, FEATURES)[:, None] * 64 + tl.arange(0, VALUES)[None, :]),
+                    mask=has_slot & (f < 153)[:, None], other=0.0,
+                ).to(tl.float32)
+                S += tl.where(member == 0, entering[:, None] * y[None, :], 0.0)
+                tl.store(
+                    state + state_at + h * 9792 + tl.cast(f0, tl.int64) * 64
+                    + (tl.arange(0, FEATURES)[:, None] * 64 + tl.arange(0, VALUES)[None, :]),
+                    S, mask=has_slot & (f < 153)[:, None],
+                )
+                weighted_query = query * weight
+                read = weighted_query[:, None] * S
+                out += tl.sum(read, 0)
+                z = tl.load(
+                    normalizer + normalizer_at + h * 153 + tl.cast(f0, tl.int64) + tl.arange(0, FEATURES),
+                    mask=has_slot & (f < 153), other=0.0,
+                ).to(tl.float32)
+                z += tl.where(member == 0, entering, 0.0)
+                tl.debug_barrier()  # every warp has read what is now overwritten
+                tl.store(
+                    normalizer + normalizer_at + h * 153 + tl.cast(f0, tl.int64) + tl.arange(0, FEATURES), z,
+                    mask=has_slot & (f < 153),
+                )
+                products += weighted_query * z
+            N = tl.sum(products, 0)
+            total_row = N + 1e-06
+            top_row = 0.0
+            query_row = tl.load(
+                q + b * q_b + tl.cast(t, tl.int64) * q_t + head_q * q_h + tl.arange(0, QK)
             ).to(tl.float32)
-            query = tl.where(f < 153, query_first * query_second, 0.0)
-            S = tl.load(
-                state + state_at + h * 9792 + tl.cast(f0, tl.int64) * 64
-                + (tl.arange(0, FEATURES)[:, None] * 64 + tl.arange(0, VALUES)[None, :]),
-                mask=has_slot & (f < 153)[:, None], other=0.0,
-            ).to(tl.float32)
-            S += tl.where(member == 0, entering[:, None] * y[None, :], 0.0)
+            for j0 in range(0, 64, KEYS):
+                j = j0 + tl.arange(0, KEYS)
+                old_K = tl.load(
+                    ring_k + ring_k_at + h * 1024 + tl.cast(j0, tl.int64) * 16
+                    + (tl.arange(0, KEYS)[:, None] * 16 + tl.arange(0, QK)[None, :]),
+                    mask=has_slot, other=0.0,
+                ).to(tl.float32)
+                old_Y = tl.load(
+                    ring_v + ring_v_at + h * 4096 + tl.cast(j0, tl.int64) * 64
+                    + (tl.arange(0, KEYS)[:, None] * 64 + tl.arange(0, VALUES)[None, :]),
+                    mask=has_slot, other=0.0,
+                ).to(tl.float32)
+                # The new token's slot is read from registers, not from the memory that is about to change.
+                K = tl.where((j == slot)[:, None], key[None, :], old_K)
+                Y = tl.where((j == slot)[:, None], value[None, :], old_Y)
+                seen = (j <= place) & (j < 64)
+                terms_row = K * query_row[None, :]
+                R_row = tl.sum(terms_row, 1)
+                scores_row = tl.where(seen, R_row * (scale * 1.4426950408889634), -3e+38)
+                tile_top_row = tl.max(scores_row, 0)
+                new_top_row = tl.maximum(top_row, tile_top_row)
+                P_row = tl.exp2(scores_row - new_top_row)
+                correction_row = tl.exp2(top_row - new_top_row)
+                tile_total_row = tl.sum(P_row, 0)
+                total_row = total_row * correction_row + tile_total_row
+                weighted_row = P_row[:, None] * Y
+                tile_o_row = tl.sum(weighted_row, 0)
+                out = out * correction_row + tile_o_row
+                top_row = new_top_row
+            softmax_row = out / total_row
+            o_of_token = softmax_row
+            if SLOTS:
+                o_of_token = tl.where(has_slot, o_of_token, 0.0)
             tl.store(
-                state + state_at + h * 9792 + tl.cast(f0, tl.int64) * 64
-                + (tl.arange(0, FEATURES)[:, None] * 64 + tl.arange(0, VALUES)[None, :]),
-                S, mask=has_slot & (f < 153)[:, None],
+                o + b * T * HO * 64 + tl.cast(t, tl.int64) * HO * 64 + head_o * 64 + tl.arange(0, VALUES),
+                o_of_token,
             )
-            weighted_query = query * weight
-            read = weighted_query[:, None] * S
-            out += tl.sum(read, 0)
-            z = tl.load(
-                normalizer + normalizer_at + h * 153 + tl.cast(f0, tl.int64) + tl.arange(0, FEATURES),
-                mask=has_slot & (f < 153), other=0.0,
-            ).to(tl.float32)
-            z += tl.where(member == 0, entering, 0.0)
             tl.debug_barrier()  # every warp has read what is now overwritten
-            tl.store(
-                normalizer + normalizer_at + h * 153 + tl.cast(f0, tl.int64) + tl.arange(0, FEATURES), z,
-                mask=has_slot & (f < 153),
-            )
-            products += weighted_query * z
-        N = tl.sum(products, 0)
-        total_row = N + 1e-06
-        top_row = 0.0
-        query_row = tl.load(
-            q + b * q_b + tl.cast(t, tl.int64) * q_t + h * q_h + tl.arange(0, QK)
-        ).to(tl.float32)
-        for j0 in range(0, 64, KEYS):
-            j = j0 + tl.arange(0, KEYS)
-            old_K = tl.load(
-                ring_k + ring_k_at + h * 1024 + tl.cast(j0, tl.int64) * 16
-                + (tl.arange(0, KEYS)[:, None] * 16 + tl.arange(0, QK)[None, :]),
-                mask=has_slot, other=0.0,
-            ).to(tl.float32)
-            old_Y = tl.load(
-                ring_v + ring_v_at + h * 4096 + tl.cast(j0, tl.int64) * 64
-                + (tl.arange(0, KEYS)[:, None] * 64 + tl.arange(0, VALUES)[None, :]),
-                mask=has_slot, other=0.0,
-            ).to(tl.float32)
-            # The new token's slot is read from registers, not from the memory that is about to change.
-            K = tl.where((j == slot)[:, None], key[None, :], old_K)
-            Y = tl.where((j == slot)[:, None], value[None, :], old_Y)
-            seen = (j <= place) & (j < 64)
-            terms_row = K * query_row[None, :]
-            R_row = tl.sum(terms_row, 1)
-            scores_row = tl.where(seen, R_row * (scale * 1.4426950408889634), -3e+38)
-            tile_top_row = tl.max(scores_row, 0)
-            new_top_row = tl.maximum(top_row, tile_top_row)
-            P_row = tl.exp2(scores_row - new_top_row)
-            correction_row = tl.exp2(top_row - new_top_row)
-            tile_total_row = tl.sum(P_row, 0)
-            total_row = total_row * correction_row + tile_total_row
-            weighted_row = P_row[:, None] * Y
-            tile_o_row = tl.sum(weighted_row, 0)
-            out = out * correction_row + tile_o_row
-            top_row = new_top_row
-        softmax_row = out / total_row
-        o_of_token = softmax_row
-        if SLOTS:
-            o_of_token = tl.where(has_slot, o_of_token, 0.0)
-        tl.store(
-            o + b * T * H * 64 + tl.cast(t, tl.int64) * H * 64 + h * 64 + tl.arange(0, VALUES), o_of_token,
-        )
-        tl.debug_barrier()  # every warp has read what is now overwritten
-        tl.store(ring_v + ring_v_at + h * 4096 + slot * 64 + tl.arange(0, VALUES), value, mask=has_slot)
-        tl.store(ring_k + ring_k_at + h * 1024 + slot * 16 + tl.arange(0, QK), key, mask=has_slot)
-        tl.debug_barrier()  # every warp has read what is now overwritten
-        tl.store(position + position_at + h, place + 1, mask=has_slot)
+            tl.store(ring_v + ring_v_at + h * 4096 + slot * 64 + tl.arange(0, VALUES), value, mask=has_slot)
+            tl.store(ring_k + ring_k_at + h * 1024 + slot * 16 + tl.arange(0, QK), key, mask=has_slot)
+            tl.debug_barrier()  # every warp has read what is now overwritten
+            tl.store(position + position_at + h, place + 1, mask=has_slot)
+            if GROUPED:
+                tl.debug_barrier()  # the next round reads what this one has stored
         if SEVERAL:
             tl.debug_barrier()  # the next round reads what this one has stored
 
 
 def forward(q, k, v, scale, ring_start, initial_state, initial_normalizer, output_final_state):
     """Outputs, logarithms of the sums of weights, and the state of the keys that have left."""
-    B, T, H, _ = q.shape
-    segments, long, spans = backward_plan(T, B * H, **SCHEDULE["forward"][q.dtype])
+    B, T, HQ, _ = q.shape
+    HK, HV = k.shape[2], v.shape[2]
+    GROUPED = not (HQ == HK and HQ == HV)
+    H, HS = (lcm(HQ, HK, HV), lcm(HK, HV)) if GROUPED else (HQ, HQ)
+    _, Tk, _, _ = k.shape
+    segments, long, spans = backward_plan(T, B * HS, **SCHEDULE["forward"][q.dtype])
     has_initial = initial_state is not None
     stateful = segments > 1 and T > 64 or has_initial
     running = stateful or output_final_state
     split = running and spans > 1
     o = q.new_empty(B, T, H, 64)
     lse = q.new_empty(B, H, T, dtype=torch.float32)
-    final_state = q.new_empty((B, H, 153, 64) if output_final_state else 0, dtype=torch.float32)
-    final_normalizer = q.new_empty((B, H, 153) if output_final_state else 0, dtype=torch.float32)
+    final_state = q.new_empty((B, HS, 153, 64) if output_final_state else 0, dtype=torch.float32)
+    final_normalizer = q.new_empty((B, HS, 153) if output_final_state else 0, dtype=torch.float32)
     sums = normalizer_sums = span_state = span_normalizer = None
     if split:
-        sums = q.new_empty(B, H, spans, 153, 64, dtype=torch.float32)
-        normalizer_sums = q.new_empty(B, H, spans, 153, dtype=torch.float32)
-        span_state = q.new_empty(B, H, spans, 153, 64, dtype=operand_dtype(q))
-        span_normalizer = q.new_empty(B, H, spans, 153, dtype=torch.float32)
+        sums = q.new_empty(B, HS, spans, 153, 64, dtype=torch.float32)
+        normalizer_sums = q.new_empty(B, HS, spans, 153, dtype=torch.float32)
+        span_state = q.new_empty(B, HS, spans, 153, 64, dtype=operand_dtype(q))
+        span_normalizer = q.new_empty(B, HS, spans, 153, dtype=torch.float32)
         launch(
-            states, lambda c: (B * H * spans * cdiv(153, c["FEATURES"]) * cdiv(64, c["VALUES"]),),
+            states, lambda c: (B * HS * spans * cdiv(153, c["FEATURES"]) * cdiv(64, c["VALUES"]),),
             (k, v, ring_start, sums, normalizer_sums),
-            (*k.stride()[:-1], *v.stride()[:-1], B, T, k.shape[1], H, spans, ring_start is not None),
+            (
+                *k.stride()[:-1], *v.stride()[:-1], B, T, Tk, HS, spans, HK, HV, ring_start is not None,
+                GROUPED,
+            ),
             SCHEDULE["states"][q.dtype],
         )
         launch(
-            prefix, lambda c: (B * H * cdiv(153, c["FEATURES"]),),
+            prefix, lambda c: (B * HS * cdiv(153, c["FEATURES"]),),
             (
                 initial_state, initial_normalizer, sums, normalizer_sums, span_state, span_normalizer,
                 final_state, final_normalizer,
             ),
-            (B, T, H, spans, has_initial, output_final_state), SCHEDULE["prefix"][q.dtype],
+            (B, T, HS, spans, has_initial, output_final_state), SCHEDULE["prefix"][q.dtype],
         )
     segment_state = segment_normalizer = None
     if running:
-        segment_state = q.new_empty(B, H, segments, 153, 64, dtype=operand_dtype(q))
-        segment_normalizer = q.new_empty(B, H, segments, 153, dtype=torch.float32)
+        segment_state = q.new_empty(B, HS, segments, 153, 64, dtype=operand_dtype(q))
+        segment_normalizer = q.new_empty(B, HS, segments, 153, dtype=torch.float32)
         launch(
-            states_before, lambda c: (B * H * spans * cdiv(153, c["FEATURES"]) * cdiv(64, c["VALUES"]),),
+            states_before, lambda c: (B * HS * spans * cdiv(153, c["FEATURES"]) * cdiv(64, c["VALUES"]),),
             (
                 k, v, ring_start, initial_state, initial_normalizer, span_state, span_normalizer,
                 segment_state, segment_normalizer, final_state, final_normalizer,
             ),
             (
-                *k.stride()[:-1], *v.stride()[:-1], B, T, k.shape[1], H, segments, spans,
+                *k.stride()[:-1], *v.stride()[:-1], B, T, Tk, HS, segments, spans, HK, HV,
                 has_initial and not split, split, output_final_state and not split, long,
-                ring_start is not None,
+                ring_start is not None, GROUPED,
             ),
             SCHEDULE["states_before"][q.dtype],
         )
@@ -1813,8 +1909,8 @@ def forward(q, k, v, scale, ring_start, initial_state, initial_normalizer, outpu
         outputs, lambda c: (B * H * cdiv(T, c["CHUNK"]) * cdiv(64, c["VALUES"]),),
         (q, k, v, ring_start, segment_state, segment_normalizer, o, lse),
         (
-            *q.stride()[:-1], *k.stride()[:-1], *v.stride()[:-1], B, T, k.shape[1], H, segments, scale,
-            stateful, ring_start is not None,
+            *q.stride()[:-1], *k.stride()[:-1], *v.stride()[:-1], B, T, Tk, H, segments, scale, HQ, HK, HV,
+            HS, stateful, ring_start is not None, GROUPED,
         ),
         SCHEDULE["outputs"][q.dtype],
     )
@@ -1826,118 +1922,149 @@ def backward(
     initial_normalizer,
 ):
     """Gradients of q, k, v and of the initial state; the states of the segments are computed again."""
-    B, T, H, _ = q.shape
-    segments, long, spans = backward_plan(T, B * H, **SCHEDULE["backward"][q.dtype])
+    B, T, HQ, _ = q.shape
+    HK, HV = k.shape[2], v.shape[2]
+    GROUPED = not (HQ == HK and HQ == HV)
+    H, HS = (lcm(HQ, HK, HV), lcm(HK, HV)) if GROUPED else (HQ, HQ)
+    _, Tk, _, _ = k.shape
+    segments, long, spans = backward_plan(T, B * HS, **SCHEDULE["backward"][q.dtype])
     has_initial = initial_state is not None
     stateful = segments > 1 and T > 64 or has_initial
     mirrored = stateful or d_final_state is not None
     split = mirrored and spans > 1
     sums = normalizer_sums = span_state = span_normalizer = None
     if split:
-        sums = q.new_empty(B, H, spans, 153, 64, dtype=torch.float32)
-        normalizer_sums = q.new_empty(B, H, spans, 153, dtype=torch.float32)
-        span_state = q.new_empty(B, H, spans, 153, 64, dtype=operand_dtype(q))
-        span_normalizer = q.new_empty(B, H, spans, 153, dtype=torch.float32)
+        sums = q.new_empty(B, HS, spans, 153, 64, dtype=torch.float32)
+        normalizer_sums = q.new_empty(B, HS, spans, 153, dtype=torch.float32)
+        span_state = q.new_empty(B, HS, spans, 153, 64, dtype=operand_dtype(q))
+        span_normalizer = q.new_empty(B, HS, spans, 153, dtype=torch.float32)
         launch(
-            states, lambda c: (B * H * spans * cdiv(153, c["FEATURES"]) * cdiv(64, c["VALUES"]),),
+            states, lambda c: (B * HS * spans * cdiv(153, c["FEATURES"]) * cdiv(64, c["VALUES"]),),
             (k, v, ring_start, sums, normalizer_sums),
-            (*k.stride()[:-1], *v.stride()[:-1], B, T, k.shape[1], H, spans, ring_start is not None),
+            (
+                *k.stride()[:-1], *v.stride()[:-1], B, T, Tk, HS, spans, HK, HV, ring_start is not None,
+                GROUPED,
+            ),
             SCHEDULE["states"][q.dtype],
         )
         launch(
-            prefix, lambda c: (B * H * cdiv(153, c["FEATURES"]),),
+            prefix, lambda c: (B * HS * cdiv(153, c["FEATURES"]),),
             (
                 initial_state, initial_normalizer, sums, normalizer_sums, span_state, span_normalizer, None,
                 None,
             ),
-            (B, T, H, spans, has_initial, False), SCHEDULE["prefix"][q.dtype],
+            (B, T, HS, spans, has_initial, False), SCHEDULE["prefix"][q.dtype],
         )
     segment_state = segment_normalizer = None
     if mirrored:
-        segment_state = q.new_empty(B, H, segments, 153, 64, dtype=operand_dtype(q))
-        segment_normalizer = q.new_empty(B, H, segments, 153, dtype=torch.float32)
+        segment_state = q.new_empty(B, HS, segments, 153, 64, dtype=operand_dtype(q))
+        segment_normalizer = q.new_empty(B, HS, segments, 153, dtype=torch.float32)
     if stateful:
         launch(
-            states_before, lambda c: (B * H * spans * cdiv(153, c["FEATURES"]) * cdiv(64, c["VALUES"]),),
+            states_before, lambda c: (B * HS * spans * cdiv(153, c["FEATURES"]) * cdiv(64, c["VALUES"]),),
             (
                 k, v, ring_start, initial_state, initial_normalizer, span_state, span_normalizer,
                 segment_state, segment_normalizer, None, None,
             ),
             (
-                *k.stride()[:-1], *v.stride()[:-1], B, T, k.shape[1], H, segments, spans,
-                has_initial and not split, split, False and not split, long, ring_start is not None,
+                *k.stride()[:-1], *v.stride()[:-1], B, T, Tk, HS, segments, spans, HK, HV,
+                has_initial and not split, split, False and not split, long, ring_start is not None, GROUPED,
             ),
             SCHEDULE["states_before"][q.dtype],
         )
-    dq = q.new_empty(B, T, H, 16)
+    dq_of_each = q.new_empty(B, T, H, 16)
+    dk_of_each = q.new_empty(B, Tk, HS, 16)
+    dv_of_each = q.new_empty(B, Tk, HS, 64)
+    dq = dq_of_each if H == HQ else q.new_empty(B, T, HQ, 16)
+    dk = dk_of_each if HS == HK else q.new_empty(B, Tk, HK, 16)
+    dv = dv_of_each if HS == HV else q.new_empty(B, Tk, HV, 64)
     g = q.new_empty(B, T, H, 64, dtype=operand_dtype(q))
     e = q.new_empty(B, H, T, dtype=torch.float32)
     delta_rows = q.new_empty(B, H, T, dtype=torch.float32)
     launch(
         query_gradients, lambda c: (B * H * cdiv(T, c["CHUNK"]),),
-        (q, k, v, do, o, lse, ring_start, g, e, delta_rows, segment_state, segment_normalizer, dq),
+        (q, k, v, do, o, lse, ring_start, g, e, delta_rows, segment_state, segment_normalizer, dq_of_each),
         (
-            *q.stride()[:-1], *k.stride()[:-1], *v.stride()[:-1], *do.stride()[:-1], B, T, k.shape[1], H,
-            segments, scale, stateful, ring_start is not None,
+            *q.stride()[:-1], *k.stride()[:-1], *v.stride()[:-1], *do.stride()[:-1], B, T, Tk, H, segments,
+            scale, HQ, HK, HV, HS, stateful, ring_start is not None, GROUPED,
         ),
         SCHEDULE["query_gradients"][q.dtype],
     )
     # The keys' side needs the mirrored state: the sum over the queries of later segments.
-    dk = q.new_empty(B, k.shape[1], H, 16)
-    dv = q.new_empty(B, k.shape[1], H, 64)
-    d_initial_state = q.new_empty((B, H, 153, 64) if has_initial else 0, dtype=torch.float32)
-    d_initial_normalizer = q.new_empty((B, H, 153) if has_initial else 0, dtype=torch.float32)
+    d_initial_state = q.new_empty((B, HS, 153, 64) if has_initial else 0, dtype=torch.float32)
+    d_initial_normalizer = q.new_empty((B, HS, 153) if has_initial else 0, dtype=torch.float32)
     if split:
         launch(
-            query_states, lambda c: (B * H * spans * cdiv(153, c["FEATURES"]) * cdiv(64, c["VALUES"]),),
-            (q, g, e, sums, normalizer_sums), (*q.stride()[:-1], B, T, k.shape[1], H, spans, scale),
+            query_states, lambda c: (B * HS * spans * cdiv(153, c["FEATURES"]) * cdiv(64, c["VALUES"]),),
+            (q, g, e, sums, normalizer_sums), (*q.stride()[:-1], B, T, Tk, HS, spans, scale, HQ, H, GROUPED),
             SCHEDULE["query_states"][q.dtype],
         )
         launch(
-            suffix, lambda c: (B * H * cdiv(153, c["FEATURES"]),),
+            suffix, lambda c: (B * HS * cdiv(153, c["FEATURES"]),),
             (
                 d_final_state, d_final_normalizer, sums, normalizer_sums, span_state, span_normalizer,
                 d_initial_state, d_initial_normalizer,
             ),
-            (B, T, H, spans, d_final_state is not None, has_initial), SCHEDULE["suffix"][q.dtype],
+            (B, T, HS, spans, d_final_state is not None, has_initial), SCHEDULE["suffix"][q.dtype],
         )
     if mirrored:
         launch(
-            states_after, lambda c: (B * H * spans * cdiv(153, c["FEATURES"]) * cdiv(64, c["VALUES"]),),
+            states_after, lambda c: (B * HS * spans * cdiv(153, c["FEATURES"]) * cdiv(64, c["VALUES"]),),
             (
                 q, g, e, d_final_state, d_final_normalizer, span_state, span_normalizer, segment_state,
                 segment_normalizer, d_initial_state, d_initial_normalizer,
             ),
             (
-                *q.stride()[:-1], B, T, k.shape[1], H, segments, spans, scale,
-                d_final_state is not None and not split, split, has_initial and not split, long,
+                *q.stride()[:-1], B, T, Tk, HS, segments, spans, scale, HQ, H,
+                d_final_state is not None and not split, split, has_initial and not split, long, GROUPED,
             ),
             SCHEDULE["states_after"][q.dtype],
         )
     launch(
-        key_gradients, lambda c: (B * H * cdiv(k.shape[1], c["CHUNK"]),),
-        (q, k, v, do, lse, ring_start, g, e, delta_rows, segment_state, segment_normalizer, dk, dv),
+        key_gradients, lambda c: (B * HS * cdiv(Tk, c["CHUNK"]),),
         (
-            *q.stride()[:-1], *k.stride()[:-1], *v.stride()[:-1], *do.stride()[:-1], B, T, k.shape[1], H,
-            segments, scale, mirrored, ring_start is not None,
+            q, k, v, do, lse, ring_start, g, e, delta_rows, segment_state, segment_normalizer, dk_of_each,
+            dv_of_each,
+        ),
+        (
+            *q.stride()[:-1], *k.stride()[:-1], *v.stride()[:-1], *do.stride()[:-1], B, T, Tk, HS, segments,
+            scale, HK, HV, HQ, H, mirrored, ring_start is not None, GROUPED,
         ),
         SCHEDULE["key_gradients"][q.dtype],
     )
+    if H > HQ:
+        launch(
+            group_sums, lambda c: (B * HQ * cdiv(T, c["CHUNK"]) * cdiv(16, c["CHANNELS"]),), (dq_of_each, dq),
+            (B, T, HQ, 16, H, GROUPED), SCHEDULE["group_sums"][q.dtype],
+        )
+    if HS > HK:
+        launch(
+            group_sums, lambda c: (B * HK * cdiv(Tk, c["CHUNK"]) * cdiv(16, c["CHANNELS"]),),
+            (dk_of_each, dk), (B, Tk, HK, 16, HS, GROUPED), SCHEDULE["group_sums"][q.dtype],
+        )
+    if HS > HV:
+        launch(
+            group_sums, lambda c: (B * HV * cdiv(Tk, c["CHUNK"]) * cdiv(64, c["CHANNELS"]),),
+            (dv_of_each, dv), (B, Tk, HV, 64, HS, GROUPED), SCHEDULE["group_sums"][q.dtype],
+        )
     return dq, dk, dv, d_initial_state, d_initial_normalizer
 
 
 def step(q, k, v, scale, ring_k, ring_v, position, state, normalizer, ring_k_window, state_indices):
     """Tokens one after the other; the ring and the state are updated in place."""
-    B, T, H, _ = q.shape
+    B, T, HQ, _ = q.shape
+    HK, HV = k.shape[2], v.shape[2]
+    GROUPED = not (HQ == HK and HQ == HV)
+    H, HS = (lcm(HQ, HK, HV), lcm(HK, HV)) if GROUPED else (HQ, HQ)
     o = q.new_empty(B, T, H, 64)
     if T:
         launch(
-            token, lambda c: (B * H,),
+            token, lambda c: (B * HS,),
             (q, k, v, ring_k, ring_v, position, state, normalizer, state_indices, o),
             (
                 *q.stride()[:-1], *k.stride()[:-1], *v.stride()[:-1], ring_k.stride(0), ring_v.stride(0),
-                position.stride(0), state.stride(0), normalizer.stride(0), B, T, H, ring_k.shape[0], scale,
-                T > 1, state_indices is not None,
+                position.stride(0), state.stride(0), normalizer.stride(0), B, T, HS, ring_k.shape[0], scale,
+                HK, HV, HQ, H, T > 1, state_indices is not None, GROUPED,
             ),
             SCHEDULE["token"][q.dtype],
         )

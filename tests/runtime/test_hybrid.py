@@ -39,15 +39,21 @@ def hybrid(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return based_ops.load(path)
 
 
-def inputs() -> dict[str, Tensor]:
+def inputs(heads: tuple[int, int, int] = (HEADS, HEADS, HEADS)) -> dict[str, Tensor]:
+    """Of so many heads of q, k and v; the window's own have as many."""
     torch.manual_seed(0)
     widths = {"q": 8, "k": 8, "v": 16, "q_window": 12, "k_window": 12}
-    rows = {name: torch.randn(BATCH, LENGTH, HEADS, n, dtype=torch.float64) for name, n in widths.items()}
-    factors = {name: torch.rand(HEADS, dtype=torch.float64) + 0.5 for name in FACTORS}
+    counts = dict(zip(widths, (*heads, *heads[:2]), strict=True))
+    rows = {
+        name: torch.randn(BATCH, LENGTH, counts[name], n, dtype=torch.float64) for name, n in widths.items()
+    }
+    factors = {name: torch.rand(max(heads), dtype=torch.float64) + 0.5 for name in FACTORS}
     return {name: x.requires_grad_() for name, x in (rows | factors).items()}
 
 
 FACTORS = ("window_factor", "linear_factor")
+GROUPS = {(6, 2, 2): 2, (1, 1, 4): 4, (6, 2, 3): 6, (2, 4, 1): 4}
+"""Heads of q, k and v, and of the state."""
 
 
 def cut(tensors: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
@@ -68,8 +74,29 @@ def test_calls_equal_the_reference(hybrid: Variant, without: tuple[str, ...]) ->
     assert_close(found, wanted)
 
 
-def test_pieces_and_steps_are_the_whole(hybrid: Variant) -> None:
-    given = {name: x.detach() for name, x in inputs().items()}
+@pytest.mark.parametrize("heads", list(GROUPS), ids=str)
+def test_heads_in_groups(hybrid: Variant, heads: tuple[int, int, int]) -> None:
+    given = inputs(heads)
+    o, state = hybrid(**given, output_final_state=True)
+    want, end = hybrid.reference(**given, output_final_state=True)
+    assert_close(o, want)
+    leaves, weights = list(given.values()), torch.randn_like(o)
+    losses = ((x * weights).sum() + y.state.sin().sum() for x, y in ((o, state), (want, end)))
+    found, wanted = (torch.autograd.grad(loss, leaves) for loss in losses)
+    assert_close(found, wanted)
+    for x, y in zip(state, end, strict=True):
+        assert x.shape[1] == GROUPS[heads]
+        assert_close(x, y)
+    repeated = {
+        name: x if name in FACTORS else x.repeat_interleave(max(heads) // x.shape[2], 2)
+        for name, x in given.items()
+    }
+    assert_close(hybrid(**repeated)[0], o)
+
+
+@pytest.mark.parametrize("heads", [(HEADS, HEADS, HEADS), *GROUPS], ids=str)
+def test_pieces_and_steps_are_the_whole(hybrid: Variant, heads: tuple[int, int, int]) -> None:
+    given = {name: x.detach() for name, x in inputs(heads).items()}
     want, end = hybrid(**given, output_final_state=True)
     first, state = hybrid(**cut(given, 0, 6), output_final_state=True)
     second, state = hybrid(**cut(given, 6, 8), initial_state=state, output_final_state=True)
@@ -77,9 +104,10 @@ def test_pieces_and_steps_are_the_whole(hybrid: Variant) -> None:
     assert_close(torch.cat([first, second, *steps], 1), want)
     for name, x, y in zip(state._fields, state, end, strict=True):
         assert_close(x, y, msg=name)
-    start = hybrid.init_state(BATCH, HEADS, dtype=torch.float64)
+    of_state = GROUPS.get(heads, HEADS)
+    start = hybrid.init_state(BATCH, of_state, dtype=torch.float64)
     assert_close(hybrid.step(**given, state=start), want)
-    assert start.nbytes == hybrid.state_bytes(BATCH, HEADS, dtype=torch.float64)
+    assert start.nbytes == hybrid.state_bytes(BATCH, of_state, dtype=torch.float64)
 
 
 def test_a_layer_that_lacks_them_says_so() -> None:
@@ -115,8 +143,9 @@ def test_what_is_wrong_with_them(hybrid: Variant) -> None:
             called(**below)
 
 
-def test_the_layer_learns_them(hybrid: Variant) -> None:
-    layer = HybridAttention(32, HEADS, hybrid, dtype=torch.float64)
+@pytest.mark.parametrize("kv_heads", [HEADS, 1])
+def test_the_layer_learns_them(hybrid: Variant, kv_heads: int) -> None:
+    layer = HybridAttention(32, HEADS, hybrid, dtype=torch.float64, kv_heads=kv_heads)
     x = torch.randn(BATCH, LENGTH, 32, dtype=torch.float64)
     layer(x)[0].square().sum().backward()
     for name, parameter in layer.named_parameters():
