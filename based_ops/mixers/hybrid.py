@@ -91,9 +91,9 @@ class HybridVariant(AttentionVariant):
     ) -> tuple[Tensor, Any]:
         """Causal attention over a sequence: `(o, final_state)`, as of all attention layers.
 
-        A layer with `window_dims` takes q_window and k_window, [B,T,H,D] with the heads of q and of k, for the
-        scores of its window, and q and k for older keys alone; `scale` is a factor on the latter, and D**-0.5
-        on the former.
+        A layer with `window_dims` takes q_window and k_window, [B,T,H,D] with the heads of q and of k, for
+        the scores of its window, and q and k for older keys alone; `scale` is a factor on the latter, and
+        D**-0.5 on the former.
 
         `window_factor` and `linear_factor`, [H] in float32 (others are cast to it) with the heads of the
         output, multiply the weights in the window and those of older keys, if the spec says that calls may

@@ -304,6 +304,8 @@ def _blocks_of_warpgroups(spec: LayerSpec, program: Program, dtype: str, groups:
 def _whole(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     """Tiles for batched PyTorch expressions: no padding, few and large, and as long as a query's window."""
     chunk = max(64, min(256, power_of_two(spec.extents.get("KEYS", 128))))
+    if "SEGMENT" in program.constants:  # which are made of whole chunks
+        chunk = min(chunk, _grain("torch", dtype))
     sizes = spec.extents | dict.fromkeys(("CHUNK", "KEYS", "QUERIES"), chunk)
     if TOKEN in program.does:
         sizes |= spec.extents  # a step reads all keys at once

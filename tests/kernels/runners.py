@@ -203,7 +203,7 @@ def any_hybrid() -> st.SearchStrategy[Hybrid]:
     drawn = st.builds(
         Hybrid,
         name=st.just("hybrid"),
-        window=st.integers(1, 100) | st.sampled_from((1, 16, 64)),
+        window=st.integers(1, 100) | st.sampled_from((1, 16, 64, 200)),
         feature_map=st.just(TaylorExp(2)) | elementwise(positive_expressions()),
         head_dims=head_dims(),
         window_dims=st.none() | st.builds(WindowDims, qk=st.integers(8, 64)),
