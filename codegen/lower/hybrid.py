@@ -22,10 +22,12 @@ from ..mixers.hybrid import Hybrid
 from .feature_maps import feature_map
 from .groups import group_sums, over_queries, over_states
 from .hybrid_backward import DELTA, factor_gradients, key_gradients, query_gradients
-from .hybrid_parts import FIRST, QUERIES, Layer
-from .linear_attention_parts import BATCH_AXES, CHUNK_AXIS, ROWS
+from .hybrid_parts import Layer
+from .hybrid_tokens import FIRSTS, Segments
+from .linear_attention_parts import BATCH_AXES, ROWS
 from .linear_attention_states import running_states, segment_sums
 from .prefix import prefix
+from .ragged import CHUNKS, Segment
 from .second_look import doubt_of, second_look
 from .steps import FLAGS, POOLED, answered, in_slots, one_by_one
 
@@ -33,7 +35,7 @@ from .steps import FLAGS, POOLED, answered, in_slots, one_by_one
 def programs(spec: Hybrid) -> tuple[Program, ...]:
     """Every kernel of the layer, in the order in which they run."""
     layer = Layer(spec, feature_map(spec))
-    of_states = (FIRST.name, *(tensor.name for tensor in layer.segment_states()))
+    of_states = (*(first.name for first in FIRSTS), *(tensor.name for tensor in layer.segment_states()))
     of_outputs = ("lse", DELTA.name, *(tensor.name for tensor in (*layer.highest(), *layer.factors())))
     return (
         over_states(segment_sums(layer, "states", of_queries=False)),
@@ -43,6 +45,7 @@ def programs(spec: Hybrid) -> tuple[Program, ...]:
         over_queries(query_gradients(layer), *of_states),
         over_states(segment_sums(layer, "query_states", of_queries=True)),
         prefix(layer, "suffix", reverse=True),
+        *(prefix(layer, name, name == "suffix", packed=True) for name in ("prefix", "suffix")),
         over_states(running_states(layer, "states_after", of_queries=True)),
         over_states(key_gradients(layer), *of_outputs),
         *((factor_gradients(),) if layer.names else ()),
@@ -54,16 +57,15 @@ def programs(spec: Hybrid) -> tuple[Program, ...]:
 def outputs(layer: Layer) -> Program:
     """o and lse of one chunk of queries."""
     b = Builder()
-    memory = layer.both_by_query(b)
+    _, begin = Segment.of_chunk(b)
+    tokens, memory = layer.tokens, layer.both_by_query(b)
     older, window = memory.older, memory.window
-    begin = QUERIES.token(Var("chunk") * "CHUNK")
-    t = b.let("t", QUERIES.tile(begin, "CHUNK"))
+    t = b.let("t", tokens.queries.tile(begin, "CHUNK"))
     layer.columns(b, Var("value_block") * "VALUES")
     first = window.first_key()
     place = b.let("start", window.place(begin))
     youngest = b.let("youngest", memory.youngest(begin))
-    length = layer.segment_length(b)
-    segment = layer.segment_of(b, youngest, length)
+    segment = Segments(b, layer.dense).of(youngest)
     states = layer.segment_states("STATEFUL")
     queries = memory.tokens("Q", "q", t)
     answer = older.answer()
@@ -71,17 +73,17 @@ def outputs(layer: Layer) -> Program:
         b.comment("Segments that all windows have left, through their state.")
         with older.blocks() as block:
             features = older.weighted(queries.mapped, block)
-            older.read(answer, features, older.stored(states, block.f, segment))
+            older.read(answer, features, older.stored(states, block.f, segment.number))
     b.comment("Later keys that have left a window, directly.")
-    stop = layer.older.until(youngest + "CHUNK")
-    with b.loop("j0", segment * length, stop, "KEYS") as j0:
+    stop = tokens.older.until(youngest + "CHUNK")
+    with b.loop("j0", segment.first, stop, "KEYS") as j0:
         j = b.let("j", window.keys.tile(j0, "KEYS"))
         keys, values = older.keys(j)
         older.pair(queries.mapped, keys, values, memory.left(t, j, first), onto=answer)
     b.comment("The keys of the windows.")
     softmax = memory.begin(answer, t)
     oldest = window.oldest(t, first)
-    begins = maximum(youngest + 1, 0)
+    begins = maximum(youngest + 1, tokens.keys.start)
     with b.loop("i0", begins, window.keys.until(place + "CHUNK"), "KEYS") as i0:
         i = b.let("i", window.keys.tile(i0, "KEYS"))
         visible = (row(i) <= column(window.place(t))) & (row(i) >= column(oldest))
@@ -96,12 +98,12 @@ def outputs(layer: Layer) -> Program:
         layer.values("v"),
         *layer.own(),
         *layer.factors(),
-        FIRST,
+        *FIRSTS,
         *states,
         layer.values("o", strided=False),
         *layer.results(),
     )
-    axes = (CHUNK_AXIS, Axis("value_block", cdiv(layer.v, "VALUES")))
+    axes = (CHUNKS, Axis("value_block", cdiv(layer.v, "VALUES")))
     return layer.program(
         "outputs",
         "The outputs of one chunk of queries.",
@@ -111,6 +113,7 @@ def outputs(layer: Layer) -> Program:
         ("SEGMENT", "CHUNK", "KEYS", "ROWS"),
         whole_values=False,
         flags=("STATEFUL",),
+        ragged=True,
     )
 
 
@@ -121,7 +124,7 @@ def step(layer: Layer) -> Program:
     memory, state = layer.stepped(b), layer.user_states("")
     older = memory.older
     narrow = layer.state_dtype if layer.state_dtype != "float32" else None
-    with one_by_one(b, QUERIES) as t, members(b):
+    with one_by_one(b, layer.dense.queries) as t, members(b):
         memory.weigh()
         window = memory.window
         ring = Ring(b, layer.window, t, window.k, window.d)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..ir.host import (
     Allocate,
     Bind,
+    Delegate,
     Launch,
     Name,
     Operand,
@@ -22,11 +25,14 @@ from ..ir.nodes import ACC, IO, OPERAND, Comment
 from ..memory.hybrid import GIVEN, Recent
 from ..memory.hybrid_windowed import AGE, SHIFT
 from ..mixers.hybrid import Hybrid
+from ..names import packed
 from . import groups, steps
 from .feature_maps import feature_map
 from .groups import OVER_GROUPS, OVER_STATES, SIZES, STATES, of_each, summed
 from .hybrid_parts import BY_GRADIENTS
-from .linear_attention_passes import BACKWARD_PLAN
+from .hybrid_tokens import COUNT, FIRSTS, PADDED
+from .linear_attention_passes import BACKWARD_PLAN, SEQUENCES
+from .ragged import BEGUN, DENSE
 from .sliding_window_passes import TOKENS_OF_KEYS
 from .state_steps import NEVER, SPLIT, StateSteps
 
@@ -40,17 +46,23 @@ FIRST = Parameter(RING_START, when=Present(RING_START))
 INITIAL = tuple(
     Parameter(f"initial_{part}", when=Present("initial_state")) for part in ("state", "normalizer")
 )
-PADDED: dict[str, Operand] = {"PADDED": Present(RING_START)}
+FIRST_KEYS: dict[str, Operand] = {PADDED: Present(RING_START)}
+"""What programs get that read the first key of a sequence, and those that may have several in a batch."""
+OF_KEYS = FIRST_KEYS | DENSE | {BEGUN: NEVER, COUNT: None, FIRSTS[1].name: None}
+Gradients = tuple[tuple[Allocate, Launch], ...]
 BY_SEGMENT, BY_SPAN = ("B", STATES, "segments"), ("B", STATES, "spans")
 
 
 def passes(spec: Hybrid) -> tuple[Pass, ...]:
     """forward, backward and step of a layer."""
-    layer = _Layer(spec)
-    return layer.forward(), layer.backward(), layer.step()
+    from . import hybrid_packed
+
+    layer = Passes(spec)
+    several = hybrid_packed.forward(layer), hybrid_packed.backward(layer)
+    return several[0], layer.forward(), several[1], layer.backward(), layer.step()
 
 
-class _Layer(StateSteps):
+class Passes(StateSteps):
     """The extents of one layer's buffers, and the steps that its passes share."""
 
     def __init__(self, spec: Hybrid) -> None:
@@ -62,15 +74,15 @@ class _Layer(StateSteps):
         own = tuple(Parameter(name) for name in ("q_window", "k_window")) if self.own_qk else ()
         self.inputs = (*INPUTS, *own, *factors)
         self.given: dict[str, Operand] = {GIVEN[name]: Present(name) for name in self.names}
-        states = PADDED | self.state("", "segment_")
+        states = self.state("", "segment_")
         self.read = states | self.given
-        self.read_by_key = states | {
-            GIVEN[name]: Present(name) for name in self.names if name in BY_GRADIENTS
-        }
+        stored = (name for name in self.names if name in BY_GRADIENTS)
+        self.read_by_key = states | {GIVEN[name]: Present(name) for name in stored}
 
     def forward(self) -> Pass:
         running = STATEFUL | FINAL
         body: Steps = (
+            Delegate(packed("forward"), Present(SEQUENCES.name)),
             *SIZES,
             TOKENS_OF_KEYS,
             *self.plan("forward"),
@@ -80,12 +92,12 @@ class _Layer(StateSteps):
             *self.kept(),
             *self.user_states("final_", FINAL),
             *self.states(Name("running"), FINAL),
-            launch("outputs", self.read | {"STATEFUL": STATEFUL}),
+            launch("outputs", self.read | OF_KEYS | {"STATEFUL": STATEFUL}),
         )
         return Pass(
             "forward",
             "Outputs, logarithms of the sums of weights, and the state of the keys that have left.",
-            (*self.inputs, SCALE, FIRST, *INITIAL, Parameter("output_final_state", TRUTH)),
+            (*self.inputs, SCALE, FIRST, *INITIAL, SEQUENCES, Parameter("output_final_state", TRUTH)),
             "q",
             body,
             ("o", *(x.name for x in self.kept()), "final_state", "final_normalizer"),
@@ -94,9 +106,9 @@ class _Layer(StateSteps):
     def backward(self) -> Pass:
         has_final = Present("d_final_state")
         gradients = self.gradients()
-        by_query = {x.name: of_each(x.name) for x, _ in gradients if x.name.startswith("dq")}
-        by_key = {x.name: of_each(x.name) for x, _ in gradients if x.name not in by_query}
+        by_query, by_key = self.of_each(gradients)
         body: Steps = (
+            Delegate(packed("backward"), Present(SEQUENCES.name)),
             *SIZES,
             TOKENS_OF_KEYS,
             *self.plan("backward"),
@@ -106,13 +118,11 @@ class _Layer(StateSteps):
             *self.buffers(gradients),
             allocate("g", ("B", "T", "H", self.v), OPERAND),
             allocate("e", ("B", "H", "T"), ACC),
-            allocate("delta_rows", ("B", "H", "T"), ACC),
-            *(allocate(x, ("B", "H", "T"), ACC) for x in (SHIFT, AGE) if self.windowed),
-            *(allocate(f"{x}_rows", ("B", "H", "T"), ACC, Present(x)) for x in self.names),
-            launch("query_gradients", self.read | by_query | {"STATEFUL": STATEFUL}),
+            *self.of_rows(),
+            launch("query_gradients", self.read | OF_KEYS | by_query | {"STATEFUL": STATEFUL}),
             Comment("The keys' side needs the mirrored state: the sum over the queries of later segments."),
             *self.user_states("d_initial_", HAS_INITIAL),
-            launch("query_states", OVER_GROUPS | {"segments": "spans"}, SPLIT),
+            launch("query_states", OVER_GROUPS | DENSE | {"segments": "spans"}, SPLIT),
             launch(
                 "suffix",
                 self.over_spans("d_final_", "d_initial_") | {"INITIAL": has_final, "TOTAL": HAS_INITIAL},
@@ -126,13 +136,12 @@ class _Layer(StateSteps):
                 | {"INITIAL": has_final & ~SPLIT, "TOTAL": HAS_INITIAL & ~SPLIT},
                 MIRRORED,
             ),
-            launch("key_gradients", OVER_GROUPS | self.read_by_key | by_key | {"STATEFUL": MIRRORED}),
-            *(sums for _, sums in gradients),
-            *(allocate(f"d_{x}", ("H",), ACC, Present(x)) for x in self.names),
-            *(
-                launch("factor_gradients", {"owed_rows": f"{x}_rows", "gradient": f"d_{x}"}, Present(x))
-                for x in self.names
+            launch(
+                "key_gradients",
+                OVER_GROUPS | self.read_by_key | OF_KEYS | by_key | {"STATEFUL": MIRRORED},
             ),
+            *(sums for _, sums in gradients),
+            *self.factor_gradients(),
         )
         return Pass(
             "backward",
@@ -146,6 +155,7 @@ class _Layer(StateSteps):
                 SCALE,
                 FIRST,
                 *INITIAL,
+                SEQUENCES,
             ),
             "q",
             body,
@@ -206,7 +216,7 @@ class _Layer(StateSteps):
         return (
             *self.segment_sums(BY_SPAN, SPLIT),
             *self.segment_states("span_", BY_SPAN, SPLIT),
-            launch("states", PADDED | OVER_STATES | {"segments": "spans"}, SPLIT),
+            launch("states", OF_KEYS | OVER_STATES | {"segments": "spans"}, SPLIT),
             launch(
                 "prefix",
                 self.over_spans("initial_", final) | {"INITIAL": HAS_INITIAL, "TOTAL": asked},
@@ -215,7 +225,7 @@ class _Layer(StateSteps):
             *self.segment_states("segment_", BY_SEGMENT, when if room is None else room),
             launch(
                 "states_before",
-                PADDED
+                FIRST_KEYS
                 | OVER_STATES
                 | self.walk("initial_")
                 | self.state("total_", final)
@@ -226,7 +236,7 @@ class _Layer(StateSteps):
 
     # Buffers
 
-    def gradients(self) -> tuple[tuple[Allocate, Launch], ...]:
+    def gradients(self) -> Gradients:
         """Those of inputs with tokens, and their sums over groups of heads."""
         queries, keys = ("B", "T"), ("B", "Tk")
         own = (
@@ -244,12 +254,40 @@ class _Layer(StateSteps):
             *own,
         )
 
-    def buffers(self, gradients: tuple[tuple[Allocate, Launch], ...]) -> Steps:
+    def of_each(self, gradients: Gradients) -> tuple[dict[str, Operand], dict[str, Operand]]:
+        """What the programs of queries and of keys store in place of these, for each head."""
+        each: list[dict[str, Operand]] = [{}, {}]
+        for gradient, _ in gradients:
+            each[not gradient.name.startswith("dq")][gradient.name] = of_each(gradient.name)
+        return each[0], each[1]
+
+    def of_rows(self, zeros: bool = False) -> Steps:
+        """Numbers of each query that keys, and factors, read."""
+        rows = ("B", "H", "T")
+        owed = (allocate(f"{x}_rows", rows, ACC, Present(x)) for x in self.names)
+        return (
+            allocate("delta_rows", rows, ACC),
+            *(allocate(x, rows, ACC) for x in (SHIFT, AGE) if self.windowed),
+            *(replace(x, zeros=zeros) for x in owed),
+        )
+
+    def factor_gradients(self) -> Steps:
+        """Sums over all queries."""
+        return (
+            *(allocate(f"d_{x}", ("H",), ACC, Present(x)) for x in self.names),
+            *(
+                launch("factor_gradients", {"owed_rows": f"{x}_rows", "gradient": f"d_{x}"}, Present(x))
+                for x in self.names
+            ),
+        )
+
+    def buffers(self, gradients: Gradients, zeros: bool = False) -> Steps:
         """Gradients of each head, and those of groups."""
         each = (
             allocate(of_each(x.name), (*x.shape[:2], sums.arguments[groups.EVERY], x.shape[3]), IO)
             for x, sums in gradients
         )
+        each = (replace(x, zeros=zeros) for x in each)
         return (*each, *(x for x, _ in gradients))
 
     def kept(self) -> tuple[Allocate, ...]:

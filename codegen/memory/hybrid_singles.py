@@ -147,7 +147,7 @@ class Singles(sums_singles.Singles):
         keys, place = self.window.keys, self.window.place(self.chunk.start)
         finish = keys.until(place + "CHUNK" + "KEYS")
         if self._apart:
-            begin = maximum(self.both.youngest(self.chunk.start) + 1, 0)
+            begin = maximum(self.both.youngest(self.chunk.start) + 1, keys.start)
             return self.b.when(Doubt(self._any(tensors, keys, begin, finish)))
         return self.b.when(Doubt(self._unlike(tensors, keys, place, place, finish)))
 

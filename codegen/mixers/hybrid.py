@@ -19,6 +19,7 @@ from ..spec.signature import (
     OF_QUERIES,
     OF_STATES,
     OF_VALUES,
+    SEQUENCES,
     Argument,
     Signature,
 )
@@ -198,11 +199,11 @@ class Hybrid(Featured):
         qk, v, window, rows = self.head_dims.qk, self.head_dims.v, self.window, self.features
         own, has_own = self.window_qk or qk, self.window_qk is not None
 
-        def sums(prefix: str, optional: bool = False) -> tuple[Argument, ...]:
+        def sums(prefix: str, optional: bool = False, count: str = "N") -> tuple[Argument, ...]:
             of_values, of_keys = "Σ_j Φ(k_j) v_jᵀ over the keys that have left", "Σ_j Φ(k_j) over the same"
             return (
-                Argument(f"{prefix}state", ("B", OF_STATES, rows, v), of_values, STATE, optional),
-                Argument(f"{prefix}normalizer", ("B", OF_STATES, rows), of_keys, ACC, optional),
+                Argument(f"{prefix}state", (count, OF_STATES, rows, v), of_values, STATE, optional),
+                Argument(f"{prefix}normalizer", (count, OF_STATES, rows), of_keys, ACC, optional),
             )
 
         # Keys and values of an initial state are put in front of the call's own: Tk tokens.
@@ -231,7 +232,7 @@ class Hybrid(Featured):
                 Argument("ring_k", ("B", OF_STATES, window, qk), "the last keys; position p lies at p mod W"),
                 Argument("ring_v", ("B", OF_STATES, window, v), "the last values"),
                 Argument("position", ("B", OF_STATES), "tokens seen", "int32", differentiable=False),
-                *sums(""),
+                *sums("", count="B"),
                 Argument(
                     "ring_k_window",
                     ("B", OF_STATES, window, own),
@@ -243,13 +244,14 @@ class Hybrid(Featured):
             carried=(
                 Argument(
                     "ring_start",
-                    ("B", OF_STATES),
+                    ("N", OF_STATES),
                     "the first key that exists",
                     "int32",
                     True,
                     differentiable=False,
                 ),
                 *sums("initial_", optional=True),
+                SEQUENCES,
             ),
             kept=self._kept(),
             final=sums("final_"),

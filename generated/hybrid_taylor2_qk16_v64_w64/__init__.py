@@ -7,13 +7,14 @@ VARIANT = {
     "schemas": {
         "forward": (
             "(Tensor q, Tensor k, Tensor v, float scale, Tensor? ring_start, Tensor? initial_state, "
-            "Tensor? initial_normalizer, bool output_final_state, str kernel) -> (Tensor, Tensor, "
-            "Tensor, Tensor)"
+            "Tensor? initial_normalizer, Tensor? sequences, bool output_final_state, str kernel) -> "
+            "(Tensor, Tensor, Tensor, Tensor)"
         ),
         "backward": (
             "(Tensor d_o, Tensor? d_final_state, Tensor? d_final_normalizer, Tensor q, Tensor k, Tensor "
             "v, Tensor o, Tensor lse, float scale, Tensor? ring_start, Tensor? initial_state, Tensor? "
-            "initial_normalizer, str kernel) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+            "initial_normalizer, Tensor? sequences, str kernel) -> (Tensor, Tensor, Tensor, Tensor, "
+            "Tensor)"
         ),
         "step": (
             "(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) ring_k, Tensor(b!) ring_v, "

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from based_ops.support.host import backward_plan, cdiv, lcm, operand_dtype
+from based_ops.support.host import backward_plan, cdiv, lcm, operand_dtype, packed_plan
 from based_ops.support.triton import launch, operand
 
 SCHEDULE = {
@@ -89,6 +89,16 @@ SCHEDULE = {
         torch.float16: dict(FEATURES=2, VALUES=64, OPERAND=operand(tl.bfloat16), STAGES=8, num_warps=1),
         torch.float32: dict(FEATURES=2, VALUES=64, OPERAND=operand(tl.float32), STAGES=8, num_warps=1),
     },
+    "prefix_packed": {
+        torch.bfloat16: dict(FEATURES=2, VALUES=64, OPERAND=operand(tl.bfloat16), STAGES=8, num_warps=1),
+        torch.float16: dict(FEATURES=2, VALUES=64, OPERAND=operand(tl.bfloat16), STAGES=8, num_warps=1),
+        torch.float32: dict(FEATURES=2, VALUES=64, OPERAND=operand(tl.float32), STAGES=8, num_warps=1),
+    },
+    "suffix_packed": {
+        torch.bfloat16: dict(FEATURES=2, VALUES=64, OPERAND=operand(tl.bfloat16), STAGES=8, num_warps=1),
+        torch.float16: dict(FEATURES=2, VALUES=64, OPERAND=operand(tl.bfloat16), STAGES=8, num_warps=1),
+        torch.float32: dict(FEATURES=2, VALUES=64, OPERAND=operand(tl.float32), STAGES=8, num_warps=1),
+    },
     "states_after": {
         torch.bfloat16: dict(
             SEGMENT=128, QK=16, FEATURES=64, VALUES=64, OPERAND=operand(tl.bfloat16), num_warps=4,
@@ -126,10 +136,20 @@ SCHEDULE = {
         torch.float16: dict(FEATURES=32, KEYS=32, QK=16, VALUES=64, num_warps=4, num_stages=2),
         torch.float32: dict(FEATURES=32, KEYS=32, QK=16, VALUES=64, num_warps=4, num_stages=2),
     },
+    "forward_packed": {
+        torch.bfloat16: dict(SEGMENT=128, LENGTH=256),
+        torch.float16: dict(SEGMENT=128, LENGTH=256),
+        torch.float32: dict(SEGMENT=32, LENGTH=256),
+    },
     "forward": {
         torch.bfloat16: dict(SEGMENT=128, LENGTH=128, SHORTEST=1024, PROGRAMS=88),
         torch.float16: dict(SEGMENT=128, LENGTH=128, SHORTEST=1024, PROGRAMS=88),
         torch.float32: dict(SEGMENT=32, LENGTH=128, SHORTEST=1024, PROGRAMS=88),
+    },
+    "backward_packed": {
+        torch.bfloat16: dict(SEGMENT=128, LENGTH=256),
+        torch.float16: dict(SEGMENT=128, LENGTH=256),
+        torch.float32: dict(SEGMENT=32, LENGTH=256),
     },
     "backward": {
         torch.bfloat16: dict(SEGMENT=128, LENGTH=128, SHORTEST=1024, PROGRAMS=88),
@@ -139,10 +159,11 @@ SCHEDULE = {
 }
 
 
-@triton.jit(do_not_specialize=["B", "T", "Tk", "H", "segments", "HK", "HV"])
+@triton.jit(do_not_specialize=["B", "T", "Tk", "H", "segments", "places", "sequence_count", "HK", "HV"])
 def states(
-    k, v, ring_start, sums, normalizer_sums, k_b, k_tk, k_h, v_b, v_tk, v_h, B, T, Tk, H, segments, HK, HV,
-    PADDED: tl.constexpr, GROUPED: tl.constexpr, SEGMENT: tl.constexpr, CHUNK: tl.constexpr, QK: tl.constexpr,
+    k, v, ring_start, first_of_sequences, sums, normalizer_sums, segment_tokens, k_b, k_tk, k_h, v_b, v_tk,
+    v_h, B, T, Tk, H, segments, places, sequence_count, HK, HV, PADDED: tl.constexpr, BEGUN: tl.constexpr,
+    RAGGED: tl.constexpr, GROUPED: tl.constexpr, SEGMENT: tl.constexpr, CHUNK: tl.constexpr, QK: tl.constexpr,
     FEATURES: tl.constexpr, VALUES: tl.constexpr, OPERAND: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
 ):
     """The sum of outer products of the keys and values of each segment."""
@@ -158,9 +179,23 @@ def states(
     b = program.to(tl.int64)
     head_k = h // (H // HK) if GROUPED else h
     head_v = h // (H // HV) if GROUPED else h
+    if RAGGED:
+        first_of_segment = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5)
+        stop_of_segment = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 1)
+        first_of_sequence = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 2)
+        stop_of_sequence = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 3)
+        number_of_sequence = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 4)
+    if RAGGED:
+        if not (first_of_segment < stop_of_segment):
+            return
     first_key = 0
     if PADDED:
         first_key = tl.load(ring_start + b * H + h)
+    if RAGGED:
+        first_key = first_of_sequence
+    if BEGUN:
+        first_kept = tl.load(first_of_sequences + tl.cast(number_of_sequence, OFFSET) * H + h)
+        first_key = first_of_sequence + first_kept
     f = feature_block * FEATURES + tl.arange(0, FEATURES)
     first = tl.where(f < 136, f % 16, f - 136)
     onto_first = (first[:, None] == tl.arange(0, QK)[None, :]).to(OPERAND)
@@ -168,20 +203,45 @@ def states(
     onto_second = (second[:, None] == tl.arange(0, QK)[None, :]).to(OPERAND)
     S = tl.full((FEATURES, VALUES), 0.0, tl.float32)
     z = tl.full((FEATURES,), 0.0, tl.float32)
-    length = tl.maximum(tl.cdiv(tl.cdiv(tl.maximum(Tk - 64, 0), SEGMENT), segments), 1) * SEGMENT
-    for t0 in range(segment * length, tl.minimum(segment * length + length, tl.maximum(Tk - 64, 0)), CHUNK):
+    length = (
+        tl.cdiv(tl.cdiv(places, SEGMENT), segments)
+        * SEGMENT if RAGGED else tl.maximum(tl.cdiv(tl.cdiv(tl.maximum(Tk - 64, 0), SEGMENT), segments), 1)
+        * SEGMENT
+    )
+    for t0 in range(
+        first_of_segment if RAGGED else segment * length,
+        tl.minimum(
+            (first_of_segment if RAGGED else segment * length) + length,
+            tl.maximum(stop_of_sequence - 64, first_of_sequence) if RAGGED else tl.maximum(Tk - 64, 0),
+        ),
+        CHUNK,
+    ):
         t = t0 + tl.arange(0, CHUNK)
-        kept = tl.where((t < tl.maximum(Tk - 64, 0)) & (t >= first_key), 1.0, 0.0)
+        kept = tl.where(
+            (t < (tl.maximum(stop_of_sequence - 64, first_of_sequence) if RAGGED else tl.maximum(Tk - 64, 0)))
+            & (t >= first_key),
+            1.0, 0.0,
+        )
         X = tl.load(
             k + b * k_b + tl.cast(t0, tl.int64) * k_tk + head_k * k_h
             + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * k_tk + tl.arange(0, QK)[None, :]),
-            mask=(t < Tk)[:, None] & (t < tl.maximum(Tk - 64, 0))[:, None], other=0.0,
+            mask=(t < Tk)[:, None]
+            & (
+                t
+                < (tl.maximum(stop_of_sequence - 64, first_of_sequence) if RAGGED else tl.maximum(Tk - 64, 0))
+            )[:, None],
+            other=0.0,
         ).to(OPERAND)
         Y = tl.load(
             v + b * v_b + tl.cast(t0, tl.int64) * v_tk + head_v * v_h
             + tl.cast(value_block * VALUES, tl.int64)
             + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * v_tk + tl.arange(0, VALUES)[None, :]),
-            mask=(t < Tk)[:, None] & (t < tl.maximum(Tk - 64, 0))[:, None], other=0.0,
+            mask=(t < Tk)[:, None]
+            & (
+                t
+                < (tl.maximum(stop_of_sequence - 64, first_of_sequence) if RAGGED else tl.maximum(Tk - 64, 0))
+            )[:, None],
+            other=0.0,
         ).to(OPERAND)
         Y_kept = (Y.to(tl.float32) * kept[:, None]).to(OPERAND)
         XT_first = tl.dot(onto_first, tl.trans(X), input_precision="ieee")
@@ -395,18 +455,19 @@ def states_before(
 
 @triton.jit(noinline=True)
 def outputs_second_look(
-    q, k, v, ring_start, state, normalizer, o, lse, q_b, q_t, q_h, k_b, k_tk, k_h, v_b, v_tk, v_h, B, T, Tk,
-    H, segments, scale, HQ, HK, HV, HS, STATEFUL: tl.constexpr, PADDED: tl.constexpr, GROUPED: tl.constexpr,
-    SEGMENT: tl.constexpr, CHUNK: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr, QK: tl.constexpr,
-    FEATURES: tl.constexpr, VALUES: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
+    q, k, v, ring_start, first_of_sequences, state, normalizer, o, lse, segment_tokens, q_b, q_t, q_h, k_b,
+    k_tk, k_h, v_b, v_tk, v_h, B, T, Tk, H, segments, places, sequence_count, scale, HQ, HK, HV, HS,
+    STATEFUL: tl.constexpr, PADDED: tl.constexpr, BEGUN: tl.constexpr, RAGGED: tl.constexpr,
+    GROUPED: tl.constexpr, SEGMENT: tl.constexpr, CHUNK: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr,
+    QK: tl.constexpr, FEATURES: tl.constexpr, VALUES: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
 ):
     """The rows again, by selects."""
     scale = tl.cast(scale, tl.float32)  # compilers of callers may pass 64 bits
     program = tl.program_id(0)
     value_block = program % tl.cdiv(64, VALUES)
     program = program // tl.cdiv(64, VALUES)
-    chunk = program % tl.cdiv(T, CHUNK)
-    program = program // tl.cdiv(T, CHUNK)
+    chunk = program % tl.cdiv(places if RAGGED else T, CHUNK)
+    program = program // tl.cdiv(places if RAGGED else T, CHUNK)
     h = (program % H).to(tl.int64)
     program = program // H
     b = program.to(tl.int64)
@@ -415,32 +476,71 @@ def outputs_second_look(
     head_k_own = h // (H // HK) if GROUPED else h
     head_v_own = h // (H // HV) if GROUPED else h
     head_s_own = h // (H // HS) if GROUPED else h
+    if RAGGED:
+        length = tl.cdiv(tl.cdiv(places if RAGGED else T, SEGMENT), segments) * SEGMENT
+        segment = chunk * CHUNK // length
+        first_of_segment = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5)
+        first_of_sequence = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 2)
+        stop_of_sequence = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 3)
+        number_of_sequence = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 4)
+        first_of_chunk = first_of_segment + (chunk * CHUNK - segment * length)
     first_key = 0
     if PADDED:
         first_key = tl.load(ring_start + b * HS + head_s_own)
-    length = tl.maximum(tl.cdiv(tl.cdiv(tl.maximum(Tk - 64, 0), SEGMENT), segments), 1) * SEGMENT
-    segment = (
-        tl.minimum(tl.maximum(chunk * CHUNK + (Tk - T) - 64, 0), tl.maximum(tl.maximum(Tk - 64, 0) - 1, 0))
+    if RAGGED:
+        first_key = first_of_sequence
+    if BEGUN:
+        first_kept = tl.load(first_of_sequences + tl.cast(number_of_sequence, OFFSET) * HS + head_s_own)
+        first_key = first_of_sequence + first_kept
+    length = (
+        tl.cdiv(tl.cdiv(places, SEGMENT), segments)
+        * SEGMENT if RAGGED else tl.maximum(tl.cdiv(tl.cdiv(tl.maximum(Tk - 64, 0), SEGMENT), segments), 1)
+        * SEGMENT
+    )
+    own_segment = (
+        (
+            tl.maximum(
+                (first_of_chunk if RAGGED else chunk * CHUNK) + (0 if RAGGED else Tk - T) - 64,
+                first_of_sequence,
+            )
+            - first_of_sequence
+        )
+        // length if RAGGED else tl.minimum(
+            tl.maximum((first_of_chunk if RAGGED else chunk * CHUNK) + (0 if RAGGED else Tk - T) - 64, 0),
+            tl.maximum(tl.maximum(Tk - 64, 0) - 1, 0),
+        )
         // length
     )
-    stop_token = tl.minimum(chunk * CHUNK + (Tk - T) + CHUNK, Tk)
-    t_own = chunk * CHUNK + tl.arange(0, CHUNK)
+    number_of_segment = (
+        segment - (first_of_segment - first_of_sequence) // length + own_segment if RAGGED else own_segment
+    )
+    stop_token = tl.minimum(
+        (first_of_chunk if RAGGED else chunk * CHUNK) + (0 if RAGGED else Tk - T) + CHUNK,
+        stop_of_sequence if RAGGED else Tk,
+    )
+    t_own = (first_of_chunk if RAGGED else chunk * CHUNK) + tl.arange(0, CHUNK)
     doubt_rows = 0.0
     v_edge = tl.load(
-        v + b * v_b + tl.cast(chunk * CHUNK + (Tk - T), tl.int64) * v_tk + head_v_own * v_h
-        + tl.cast(value_block * VALUES, tl.int64) + tl.arange(0, VALUES)
+        v + b * v_b
+        + tl.cast((first_of_chunk if RAGGED else chunk * CHUNK) + (0 if RAGGED else Tk - T), tl.int64) * v_tk
+        + head_v_own * v_h + tl.cast(value_block * VALUES, tl.int64) + tl.arange(0, VALUES)
     ).to(tl.float32)
     v_sums = v_edge * 0.0
     v_nothing_at_edge = v_edge * 0.0
     for t_tile in range(
-        chunk * CHUNK + (Tk - T), tl.minimum(chunk * CHUNK + (Tk - T) + CHUNK + KEYS, Tk), ROWS,
+        (first_of_chunk if RAGGED else chunk * CHUNK) + (0 if RAGGED else Tk - T),
+        tl.minimum(
+            (first_of_chunk if RAGGED else chunk * CHUNK) + (0 if RAGGED else Tk - T) + CHUNK + KEYS,
+            stop_of_sequence if RAGGED else Tk,
+        ),
+        ROWS,
     ):
         t_rows = t_tile + tl.arange(0, ROWS)
         v_rows = tl.load(
             v + b * v_b + tl.cast(t_tile, tl.int64) * v_tk + head_v_own * v_h
             + tl.cast(value_block * VALUES, tl.int64)
             + (tl.cast(tl.arange(0, ROWS), OFFSET)[:, None] * v_tk + tl.arange(0, VALUES)[None, :]),
-            mask=(t_rows < Tk)[:, None], other=0.0,
+            mask=(t_rows < (stop_of_sequence if RAGGED else Tk))[:, None], other=0.0,
         ).to(tl.float32)
         v_nothing = v_rows * 0.0
         v_sums += tl.sum(v_nothing, 0)
@@ -448,20 +548,23 @@ def outputs_second_look(
     doubt_rows += tl.sum(v_spoils, 0)
     if doubt_rows != 0.0:  # NaN
         q_own = tl.load(
-            q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + head_q_own * q_h
+            q + b * q_b + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * q_t
+            + head_q_own * q_h
             + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
-            mask=(t_own < T)[:, None], other=0.0,
+            mask=(t_own < T)[:, None] & (t_own < (stop_of_sequence if RAGGED else Tk))[:, None], other=0.0,
         ).to(tl.float32)
         plain_own = tl.load(
-            q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + head_q_own * q_h
+            q + b * q_b + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * q_t
+            + head_q_own * q_h
             + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
-            mask=(t_own < T)[:, None], other=0.0,
+            mask=(t_own < T)[:, None] & (t_own < (stop_of_sequence if RAGGED else Tk))[:, None], other=0.0,
         ).to(tl.float32)
         far_own = tl.full((CHUNK, VALUES), 0.0, tl.float32)
         near_own = tl.full((CHUNK, VALUES), 0.0, tl.float32)
         lse_own = tl.load(
-            lse + b * H * T + h * T + tl.cast(chunk * CHUNK, tl.int64) + tl.arange(0, CHUNK),
-            mask=(t_own < T), other=1e+30,
+            lse + b * H * T + h * T + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64)
+            + tl.arange(0, CHUNK),
+            mask=(t_own < T) & (t_own < (stop_of_sequence if RAGGED else Tk)), other=1e+30,
         ).to(tl.float32)
         if STATEFUL:
             for f_one in range(0, 153, 1):
@@ -469,18 +572,20 @@ def outputs_second_look(
                 second_one = tl.where(f_one < 136, (f_one % 16 + f_one // 16) % 16, 16)
                 S_one = tl.load(
                     state + b * HS * segments * 9792 + head_s_own * segments * 9792
-                    + tl.cast(segment, OFFSET) * 9792 + f_one * 64 + tl.cast(value_block * VALUES, tl.int64)
-                    + tl.arange(0, VALUES)
+                    + tl.cast(number_of_segment, OFFSET) * 9792 + f_one * 64
+                    + tl.cast(value_block * VALUES, tl.int64) + tl.arange(0, VALUES)
                 ).to(tl.float32)
                 P_one_first_one = tl.load(
-                    q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + head_q_own * q_h
-                    + tl.minimum(first_one, 15) + tl.cast(tl.arange(0, CHUNK), OFFSET) * q_t,
-                    mask=(t_own < T), other=0.0,
+                    q + b * q_b + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * q_t
+                    + head_q_own * q_h + tl.minimum(first_one, 15)
+                    + tl.cast(tl.arange(0, CHUNK), OFFSET) * q_t,
+                    mask=(t_own < T) & (t_own < (stop_of_sequence if RAGGED else Tk)), other=0.0,
                 ).to(tl.float32)
                 P_one_second_one = tl.load(
-                    q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + head_q_own * q_h
-                    + tl.minimum(second_one, 15) + tl.cast(tl.arange(0, CHUNK), OFFSET) * q_t,
-                    mask=(t_own < T), other=0.0,
+                    q + b * q_b + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * q_t
+                    + head_q_own * q_h + tl.minimum(second_one, 15)
+                    + tl.cast(tl.arange(0, CHUNK), OFFSET) * q_t,
+                    mask=(t_own < T) & (t_own < (stop_of_sequence if RAGGED else Tk)), other=0.0,
                 ).to(tl.float32)
                 P_one = (
                     tl.where(first_one < 16, P_one_first_one, 1.0)
@@ -494,7 +599,9 @@ def outputs_second_look(
                     )
                 )
                 far_own += P_weighted[:, None] * S_one[None, :]
-        for j_one in range(segment * length, stop_token, 1):
+        for j_one in range(
+            first_of_sequence + own_segment * length if RAGGED else own_segment * length, stop_token, 1,
+        ):
             v_one = tl.load(
                 v + b * v_b + tl.cast(j_one, tl.int64) * v_tk + head_v_own * v_h
                 + tl.cast(value_block * VALUES, tl.int64) + tl.arange(0, VALUES)
@@ -505,7 +612,7 @@ def outputs_second_look(
             terms_one = q_own * k_one[None, :]
             products_one = tl.sum(terms_one, 1)
             A_one = 1.0 + scale * products_one * (1.0 + 0.5 * (scale * products_one))
-            far_one = (j_one <= t_own + (Tk - T) - 64) & (j_one >= first_key)
+            far_one = (j_one <= t_own + (0 if RAGGED else Tk - T) - 64) & (j_one >= first_key)
             far_own += tl.where(far_one[:, None], A_one[:, None] * v_one[None, :], 0.0)
             key_one = tl.load(
                 k + b * k_b + tl.cast(j_one, tl.int64) * k_tk + head_k_own * k_h + tl.arange(0, QK)
@@ -513,35 +620,47 @@ def outputs_second_look(
             near_terms = plain_own * key_one[None, :]
             near_products = tl.sum(near_terms, 1)
             probability = tl.exp2(near_products * (scale * 1.4426950408889634) - lse_own * 1.4426950408889634)
-            near_one = ((j_one <= t_own + (Tk - T)) & (j_one > t_own + (Tk - T) - 64)) & (j_one >= first_key)
+            near_one = (
+                (
+                    (j_one <= t_own + (0 if RAGGED else Tk - T))
+                    & (j_one > t_own + (0 if RAGGED else Tk - T) - 64)
+                )
+                & (j_one >= first_key)
+            )
             near_own += tl.where(near_one[:, None], probability[:, None] * v_one[None, :], 0.0)
         lse_again = tl.load(
-            lse + b * H * T + h * T + tl.cast(chunk * CHUNK, tl.int64) + tl.arange(0, CHUNK),
-            mask=(t_own < T), other=1e+30,
+            lse + b * H * T + h * T + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64)
+            + tl.arange(0, CHUNK),
+            mask=(t_own < T) & (t_own < (stop_of_sequence if RAGGED else Tk)), other=1e+30,
         ).to(tl.float32)
         far_own = far_own * tl.exp(-lse_again)[:, None]
         tl.store(
-            o + b * T * H * 64 + tl.cast(chunk * CHUNK, tl.int64) * H * 64 + h * 64
-            + tl.cast(value_block * VALUES, tl.int64)
+            o + b * T * H * 64 + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * H * 64
+            + h * 64 + tl.cast(value_block * VALUES, tl.int64)
             + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * H * 64 + tl.arange(0, VALUES)[None, :]),
-            near_own + far_own, mask=(t_own < T)[:, None],
+            near_own + far_own,
+            mask=(t_own < T)[:, None] & (t_own < (stop_of_sequence if RAGGED else Tk))[:, None],
         )
 
 
-@triton.jit(do_not_specialize=["B", "T", "Tk", "H", "segments", "HQ", "HK", "HV", "HS"])
+@triton.jit(
+    do_not_specialize=["B", "T", "Tk", "H", "segments", "places", "sequence_count", "HQ", "HK", "HV", "HS"]
+)
 def outputs(
-    q, k, v, ring_start, state, normalizer, o, lse, q_b, q_t, q_h, k_b, k_tk, k_h, v_b, v_tk, v_h, B, T, Tk,
-    H, segments, scale, HQ, HK, HV, HS, STATEFUL: tl.constexpr, PADDED: tl.constexpr, GROUPED: tl.constexpr,
-    SEGMENT: tl.constexpr, CHUNK: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr, QK: tl.constexpr,
-    FEATURES: tl.constexpr, VALUES: tl.constexpr, OPERAND: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
+    q, k, v, ring_start, first_of_sequences, state, normalizer, o, lse, segment_tokens, q_b, q_t, q_h, k_b,
+    k_tk, k_h, v_b, v_tk, v_h, B, T, Tk, H, segments, places, sequence_count, scale, HQ, HK, HV, HS,
+    STATEFUL: tl.constexpr, PADDED: tl.constexpr, BEGUN: tl.constexpr, RAGGED: tl.constexpr,
+    GROUPED: tl.constexpr, SEGMENT: tl.constexpr, CHUNK: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr,
+    QK: tl.constexpr, FEATURES: tl.constexpr, VALUES: tl.constexpr, OPERAND: tl.constexpr,
+    OFFSET: tl.constexpr = tl.int32,
 ):
     """The outputs of one chunk of queries."""
     scale = tl.cast(scale, tl.float32)  # compilers of callers may pass 64 bits
     program = tl.program_id(0)
     value_block = program % tl.cdiv(64, VALUES)
     program = program // tl.cdiv(64, VALUES)
-    chunk = program % tl.cdiv(T, CHUNK)
-    program = program // tl.cdiv(T, CHUNK)
+    chunk = program % tl.cdiv(places if RAGGED else T, CHUNK)
+    program = program // tl.cdiv(places if RAGGED else T, CHUNK)
     h = (program % H).to(tl.int64)
     program = program // H
     b = program.to(tl.int64)
@@ -550,18 +669,48 @@ def outputs(
     head_k = h // (H // HK) if GROUPED else h
     head_v = h // (H // HV) if GROUPED else h
     head_s = h // (H // HS) if GROUPED else h
-    t = chunk * CHUNK + tl.arange(0, CHUNK)
+    if RAGGED:
+        length = tl.cdiv(tl.cdiv(places if RAGGED else T, SEGMENT), segments) * SEGMENT
+        segment = chunk * CHUNK // length
+        first_of_segment = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5)
+        stop_of_segment = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 1)
+        first_of_sequence = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 2)
+        stop_of_sequence = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 3)
+        number_of_sequence = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 4)
+        first_of_chunk = first_of_segment + (chunk * CHUNK - segment * length)
+    if RAGGED:
+        if not (first_of_chunk < stop_of_segment):
+            return
+    t = (first_of_chunk if RAGGED else chunk * CHUNK) + tl.arange(0, CHUNK)
     first_key = 0
     if PADDED:
         first_key = tl.load(ring_start + b * HS + head_s)
-    start = chunk * CHUNK + (Tk - T)
-    youngest = chunk * CHUNK + (Tk - T) - 64
-    length = tl.maximum(tl.cdiv(tl.cdiv(tl.maximum(Tk - 64, 0), SEGMENT), segments), 1) * SEGMENT
-    segment = tl.minimum(tl.maximum(youngest, 0), tl.maximum(tl.maximum(Tk - 64, 0) - 1, 0)) // length
+    if RAGGED:
+        first_key = first_of_sequence
+    if BEGUN:
+        first_kept = tl.load(first_of_sequences + tl.cast(number_of_sequence, OFFSET) * HS + head_s)
+        first_key = first_of_sequence + first_kept
+    start = (first_of_chunk if RAGGED else chunk * CHUNK) + (0 if RAGGED else Tk - T)
+    youngest = (first_of_chunk if RAGGED else chunk * CHUNK) + (0 if RAGGED else Tk - T) - 64
+    length = (
+        tl.cdiv(tl.cdiv(places, SEGMENT), segments)
+        * SEGMENT if RAGGED else tl.maximum(tl.cdiv(tl.cdiv(tl.maximum(Tk - 64, 0), SEGMENT), segments), 1)
+        * SEGMENT
+    )
+    own_segment = (
+        (tl.maximum(youngest, first_of_sequence) - first_of_sequence)
+        // length if RAGGED else tl.minimum(
+            tl.maximum(youngest, 0), tl.maximum(tl.maximum(Tk - 64, 0) - 1, 0),
+        )
+        // length
+    )
+    number_of_segment = (
+        segment - (first_of_segment - first_of_sequence) // length + own_segment if RAGGED else own_segment
+    )
     Q = tl.load(
-        q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + head_q * q_h
+        q + b * q_b + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * q_t + head_q * q_h
         + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
-        mask=(t < T)[:, None], other=0.0,
+        mask=(t < (stop_of_sequence if RAGGED else T))[:, None], other=0.0,
     ).to(OPERAND)
     O = tl.full((CHUNK, VALUES), 0.0, tl.float32)
     N = tl.full((CHUNK,), 0.0, tl.float32)
@@ -586,36 +735,44 @@ def outputs(
             P = P_plain * weight[None, :]
             P_operand = P.to(OPERAND)
             S = tl.load(
-                state + b * HS * segments * 9792 + head_s * segments * 9792 + tl.cast(segment, OFFSET) * 9792
-                + tl.cast(f0, tl.int64) * 64 + tl.cast(value_block * VALUES, tl.int64)
+                state + b * HS * segments * 9792 + head_s * segments * 9792
+                + tl.cast(number_of_segment, OFFSET) * 9792 + tl.cast(f0, tl.int64) * 64
+                + tl.cast(value_block * VALUES, tl.int64)
                 + (tl.arange(0, FEATURES)[:, None] * 64 + tl.arange(0, VALUES)[None, :]),
                 mask=(f < 153)[:, None], other=0.0,
             ).to(OPERAND)
             O = tl.dot(P_operand, S, O, input_precision="ieee")
             z = tl.load(
                 normalizer + b * HS * segments * 153 + head_s * segments * 153
-                + tl.cast(segment, OFFSET) * 153 + tl.cast(f0, tl.int64) + tl.arange(0, FEATURES),
+                + tl.cast(number_of_segment, OFFSET) * 153 + tl.cast(f0, tl.int64) + tl.arange(0, FEATURES),
                 mask=(f < 153), other=0.0,
             ).to(tl.float32)
             z = tl.sum(z[:, None], 1)
             Pz = P * z[None, :]
             N += tl.sum(Pz, 1)
     # Later keys that have left a window, directly.
-    for j0 in range(segment * length, tl.minimum(youngest + CHUNK, tl.maximum(Tk - 64, 0)), KEYS):
+    for j0 in range(
+        first_of_sequence + own_segment * length if RAGGED else own_segment * length,
+        tl.minimum(
+            youngest + CHUNK,
+            tl.maximum(stop_of_sequence - 64, first_of_sequence) if RAGGED else tl.maximum(Tk - 64, 0),
+        ),
+        KEYS,
+    ):
         j = j0 + tl.arange(0, KEYS)
         K = tl.load(
             k + b * k_b + tl.cast(j0, tl.int64) * k_tk + head_k * k_h
             + (tl.cast(tl.arange(0, KEYS), OFFSET)[:, None] * k_tk + tl.arange(0, QK)[None, :]),
-            mask=(j < Tk)[:, None], other=0.0,
+            mask=(j < (stop_of_sequence if RAGGED else Tk))[:, None], other=0.0,
         ).to(OPERAND)
         Y = tl.load(
             v + b * v_b + tl.cast(j0, tl.int64) * v_tk + head_v * v_h
             + tl.cast(value_block * VALUES, tl.int64)
             + (tl.cast(tl.arange(0, KEYS), OFFSET)[:, None] * v_tk + tl.arange(0, VALUES)[None, :]),
-            mask=(j < Tk)[:, None], other=0.0,
+            mask=(j < (stop_of_sequence if RAGGED else Tk))[:, None], other=0.0,
         ).to(OPERAND)
         R = tl.dot(Q, tl.trans(K), input_precision="ieee")
-        seen = (j[None, :] <= (t + (Tk - T) - 64)[:, None]) & (j[None, :] >= first_key)
+        seen = (j[None, :] <= (t + (0 if RAGGED else Tk - T) - 64)[:, None]) & (j[None, :] >= first_key)
         A = tl.where(seen, 1.0 + scale * R * (1.0 + 0.5 * (scale * R)), 0.0)
         A_operand = A.to(OPERAND)
         O = tl.dot(A_operand, Y, O, input_precision="ieee")
@@ -624,22 +781,27 @@ def outputs(
     # The keys of the windows.
     total = N + 1e-06
     top = tl.full((CHUNK,), 0.0, tl.float32)
-    oldest = tl.maximum(t + (Tk - T) - 63, first_key)
-    for i0 in range(tl.maximum(youngest + 1, 0), tl.minimum(start + CHUNK, Tk), KEYS):
+    oldest = tl.maximum(t + (0 if RAGGED else Tk - T) - 63, first_key)
+    for i0 in range(
+        tl.maximum(youngest + 1, first_of_sequence if RAGGED else 0),
+        tl.minimum(start + CHUNK, stop_of_sequence if RAGGED else Tk), KEYS,
+    ):
         i = i0 + tl.arange(0, KEYS)
         K_near = tl.load(
             k + b * k_b + tl.cast(i0, tl.int64) * k_tk + head_k * k_h
             + (tl.cast(tl.arange(0, KEYS), OFFSET)[:, None] * k_tk + tl.arange(0, QK)[None, :]),
-            mask=(i < Tk)[:, None], other=0.0,
+            mask=(i < (stop_of_sequence if RAGGED else Tk))[:, None], other=0.0,
         ).to(OPERAND)
         Y_near = tl.load(
             v + b * v_b + tl.cast(i0, tl.int64) * v_tk + head_v * v_h
             + tl.cast(value_block * VALUES, tl.int64)
             + (tl.cast(tl.arange(0, KEYS), OFFSET)[:, None] * v_tk + tl.arange(0, VALUES)[None, :]),
-            mask=(i < Tk)[:, None], other=0.0,
+            mask=(i < (stop_of_sequence if RAGGED else Tk))[:, None], other=0.0,
         ).to(OPERAND)
         R_near = tl.dot(Q, tl.trans(K_near), input_precision="ieee")
-        visible_near = (i[None, :] <= (t + (Tk - T))[:, None]) & (i[None, :] >= oldest[:, None])
+        visible_near = (
+            (i[None, :] <= (t + (0 if RAGGED else Tk - T))[:, None]) & (i[None, :] >= oldest[:, None])
+        )
         scores_near = tl.where(visible_near, R_near * (scale * 1.4426950408889634), -3e+38)
         tile_top = tl.max(scores_near, 1)
         new_top = tl.maximum(top, tile_top)
@@ -652,14 +814,15 @@ def outputs(
         O = tl.dot(P_near_operand, Y_near, O, input_precision="ieee")
         top = new_top
     tl.store(
-        lse + b * H * T + h * T + tl.cast(chunk * CHUNK, tl.int64) + tl.arange(0, CHUNK),
-        (top + tl.log2(total)) * 0.6931471805599453, mask=(t < T),
+        lse + b * H * T + h * T + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64)
+        + tl.arange(0, CHUNK),
+        (top + tl.log2(total)) * 0.6931471805599453, mask=(t < (stop_of_sequence if RAGGED else T)),
     )
     tl.store(
-        o + b * T * H * 64 + tl.cast(chunk * CHUNK, tl.int64) * H * 64 + h * 64
+        o + b * T * H * 64 + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * H * 64 + h * 64
         + tl.cast(value_block * VALUES, tl.int64)
         + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * H * 64 + tl.arange(0, VALUES)[None, :]),
-        O / total[:, None], mask=(t < T)[:, None],
+        O / total[:, None], mask=(t < (stop_of_sequence if RAGGED else T))[:, None],
     )
     doubt = 0.0
     nothing_O = O * 0.0
@@ -667,26 +830,27 @@ def outputs(
     if doubt != 0.0:  # NaN
         tl.debug_barrier()  # other threads have written what is written again
         outputs_second_look(
-            q, k, v, ring_start, state, normalizer, o, lse, q_b, q_t, q_h, k_b, k_tk, k_h, v_b, v_tk, v_h, B,
-            T, Tk, H, segments, scale, HQ if GROUPED else 1, HK if GROUPED else 1, HV if GROUPED else 1,
-            HS if GROUPED else 1, STATEFUL, PADDED, GROUPED, SEGMENT, CHUNK, KEYS, ROWS, QK, FEATURES, VALUES,
-            OFFSET,
+            q, k, v, ring_start, first_of_sequences, state, normalizer, o, lse, segment_tokens, q_b, q_t, q_h,
+            k_b, k_tk, k_h, v_b, v_tk, v_h, B, T, Tk, H, segments, places, sequence_count, scale,
+            HQ if GROUPED else 1, HK if GROUPED else 1, HV if GROUPED else 1, HS if GROUPED else 1, STATEFUL,
+            PADDED, BEGUN, RAGGED, GROUPED, SEGMENT, CHUNK, KEYS, ROWS, QK, FEATURES, VALUES, OFFSET,
         )
 
 
 @triton.jit(noinline=True)
 def query_gradients_second_look(
-    q, k, v, do, o, lse, ring_start, g, e, delta_rows, state, normalizer, dq, q_b, q_t, q_h, k_b, k_tk, k_h,
-    v_b, v_tk, v_h, do_b, do_t, do_h, B, T, Tk, H, segments, scale, HQ, HK, HV, HS, STATEFUL: tl.constexpr,
-    PADDED: tl.constexpr, GROUPED: tl.constexpr, SEGMENT: tl.constexpr, CHUNK: tl.constexpr,
-    KEYS: tl.constexpr, ROWS: tl.constexpr, QK: tl.constexpr, FEATURES: tl.constexpr, VALUES: tl.constexpr,
-    OFFSET: tl.constexpr = tl.int32,
+    q, k, v, do, o, lse, ring_start, first_of_sequences, g, e, delta_rows, state, normalizer, dq,
+    segment_tokens, q_b, q_t, q_h, k_b, k_tk, k_h, v_b, v_tk, v_h, do_b, do_t, do_h, B, T, Tk, H, segments,
+    places, sequence_count, scale, HQ, HK, HV, HS, STATEFUL: tl.constexpr, PADDED: tl.constexpr,
+    BEGUN: tl.constexpr, RAGGED: tl.constexpr, GROUPED: tl.constexpr, SEGMENT: tl.constexpr,
+    CHUNK: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr, QK: tl.constexpr, FEATURES: tl.constexpr,
+    VALUES: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
 ):
     """The rows again, by selects."""
     scale = tl.cast(scale, tl.float32)  # compilers of callers may pass 64 bits
     program = tl.program_id(0)
-    chunk = program % tl.cdiv(T, CHUNK)
-    program = program // tl.cdiv(T, CHUNK)
+    chunk = program % tl.cdiv(places if RAGGED else T, CHUNK)
+    program = program // tl.cdiv(places if RAGGED else T, CHUNK)
     h = (program % H).to(tl.int64)
     program = program // H
     b = program.to(tl.int64)
@@ -695,31 +859,71 @@ def query_gradients_second_look(
     head_k_own = h // (H // HK) if GROUPED else h
     head_v_own = h // (H // HV) if GROUPED else h
     head_s_own = h // (H // HS) if GROUPED else h
+    if RAGGED:
+        length = tl.cdiv(tl.cdiv(places if RAGGED else T, SEGMENT), segments) * SEGMENT
+        segment = chunk * CHUNK // length
+        first_of_segment = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5)
+        first_of_sequence = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 2)
+        stop_of_sequence = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 3)
+        number_of_sequence = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 4)
+        first_of_chunk = first_of_segment + (chunk * CHUNK - segment * length)
     d = tl.arange(0, QK)
     first_key = 0
     if PADDED:
         first_key = tl.load(ring_start + b * HS + head_s_own)
-    length = tl.maximum(tl.cdiv(tl.cdiv(tl.maximum(Tk - 64, 0), SEGMENT), segments), 1) * SEGMENT
-    segment = (
-        tl.minimum(tl.maximum(chunk * CHUNK + (Tk - T) - 64, 0), tl.maximum(tl.maximum(Tk - 64, 0) - 1, 0))
+    if RAGGED:
+        first_key = first_of_sequence
+    if BEGUN:
+        first_kept = tl.load(first_of_sequences + tl.cast(number_of_sequence, OFFSET) * HS + head_s_own)
+        first_key = first_of_sequence + first_kept
+    length = (
+        tl.cdiv(tl.cdiv(places, SEGMENT), segments)
+        * SEGMENT if RAGGED else tl.maximum(tl.cdiv(tl.cdiv(tl.maximum(Tk - 64, 0), SEGMENT), segments), 1)
+        * SEGMENT
+    )
+    own_segment = (
+        (
+            tl.maximum(
+                (first_of_chunk if RAGGED else chunk * CHUNK) + (0 if RAGGED else Tk - T) - 64,
+                first_of_sequence,
+            )
+            - first_of_sequence
+        )
+        // length if RAGGED else tl.minimum(
+            tl.maximum((first_of_chunk if RAGGED else chunk * CHUNK) + (0 if RAGGED else Tk - T) - 64, 0),
+            tl.maximum(tl.maximum(Tk - 64, 0) - 1, 0),
+        )
         // length
     )
-    stop_token = tl.minimum(chunk * CHUNK + (Tk - T) + CHUNK, Tk)
-    t_own = chunk * CHUNK + tl.arange(0, CHUNK)
+    number_of_segment = (
+        segment - (first_of_segment - first_of_sequence) // length + own_segment if RAGGED else own_segment
+    )
+    stop_token = tl.minimum(
+        (first_of_chunk if RAGGED else chunk * CHUNK) + (0 if RAGGED else Tk - T) + CHUNK,
+        stop_of_sequence if RAGGED else Tk,
+    )
+    t_own = (first_of_chunk if RAGGED else chunk * CHUNK) + tl.arange(0, CHUNK)
     doubt_rows = 0.0
     k_edge = tl.load(
-        k + b * k_b + tl.cast(chunk * CHUNK + (Tk - T), tl.int64) * k_tk + head_k_own * k_h + tl.arange(0, QK)
+        k + b * k_b
+        + tl.cast((first_of_chunk if RAGGED else chunk * CHUNK) + (0 if RAGGED else Tk - T), tl.int64) * k_tk
+        + head_k_own * k_h + tl.arange(0, QK)
     ).to(tl.float32)
     k_sums = k_edge * 0.0
     k_nothing_at_edge = k_edge * 0.0
     for t_tile in range(
-        chunk * CHUNK + (Tk - T), tl.minimum(chunk * CHUNK + (Tk - T) + CHUNK + KEYS, Tk), ROWS,
+        (first_of_chunk if RAGGED else chunk * CHUNK) + (0 if RAGGED else Tk - T),
+        tl.minimum(
+            (first_of_chunk if RAGGED else chunk * CHUNK) + (0 if RAGGED else Tk - T) + CHUNK + KEYS,
+            stop_of_sequence if RAGGED else Tk,
+        ),
+        ROWS,
     ):
         t_rows = t_tile + tl.arange(0, ROWS)
         k_rows = tl.load(
             k + b * k_b + tl.cast(t_tile, tl.int64) * k_tk + head_k_own * k_h
             + (tl.cast(tl.arange(0, ROWS), OFFSET)[:, None] * k_tk + tl.arange(0, QK)[None, :]),
-            mask=(t_rows < Tk)[:, None], other=0.0,
+            mask=(t_rows < (stop_of_sequence if RAGGED else Tk))[:, None], other=0.0,
         ).to(tl.float32)
         k_nothing = k_rows * 0.0
         k_sums += tl.sum(k_nothing, 0)
@@ -727,26 +931,31 @@ def query_gradients_second_look(
     doubt_rows += tl.sum(k_spoils, 0)
     if doubt_rows != 0.0:  # NaN
         q_own = tl.load(
-            q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + head_q_own * q_h
+            q + b * q_b + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * q_t
+            + head_q_own * q_h
             + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
-            mask=(t_own < T)[:, None], other=0.0,
+            mask=(t_own < T)[:, None] & (t_own < (stop_of_sequence if RAGGED else Tk))[:, None], other=0.0,
         ).to(tl.float32)
         plain_own = tl.load(
-            q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + head_q_own * q_h
+            q + b * q_b + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * q_t
+            + head_q_own * q_h
             + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
-            mask=(t_own < T)[:, None], other=0.0,
+            mask=(t_own < T)[:, None] & (t_own < (stop_of_sequence if RAGGED else Tk))[:, None], other=0.0,
         ).to(tl.float32)
         e_own = tl.load(
-            e + b * H * T + h * T + tl.cast(chunk * CHUNK, tl.int64) + tl.arange(0, CHUNK), mask=(t_own < T),
-            other=0.0,
+            e + b * H * T + h * T + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64)
+            + tl.arange(0, CHUNK),
+            mask=(t_own < T) & (t_own < (stop_of_sequence if RAGGED else Tk)), other=0.0,
         ).to(tl.float32)
         lse_own = tl.load(
-            lse + b * H * T + h * T + tl.cast(chunk * CHUNK, tl.int64) + tl.arange(0, CHUNK),
-            mask=(t_own < T), other=1e+30,
+            lse + b * H * T + h * T + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64)
+            + tl.arange(0, CHUNK),
+            mask=(t_own < T) & (t_own < (stop_of_sequence if RAGGED else Tk)), other=1e+30,
         ).to(tl.float32)
         delta_own = tl.load(
-            delta_rows + b * H * T + h * T + tl.cast(chunk * CHUNK, tl.int64) + tl.arange(0, CHUNK),
-            mask=(t_own < T), other=0.0,
+            delta_rows + b * H * T + h * T + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64)
+            + tl.arange(0, CHUNK),
+            mask=(t_own < T) & (t_own < (stop_of_sequence if RAGGED else Tk)), other=0.0,
         ).to(tl.float32)
         far_own = tl.full((CHUNK, QK), 0.0, tl.float32)
         near_own = tl.full((CHUNK, QK), 0.0, tl.float32)
@@ -756,18 +965,20 @@ def query_gradients_second_look(
                 second_one = tl.where(f_one < 136, (f_one % 16 + f_one // 16) % 16, 16)
                 S_one = tl.load(
                     state + b * HS * segments * 9792 + head_s_own * segments * 9792
-                    + tl.cast(segment, OFFSET) * 9792 + f_one * 64 + tl.arange(0, VALUES)
+                    + tl.cast(number_of_segment, OFFSET) * 9792 + f_one * 64 + tl.arange(0, VALUES)
                 ).to(tl.float32)
                 z_one = tl.load(
                     normalizer + b * HS * segments * 153 + head_s_own * segments * 153
-                    + tl.cast(segment, OFFSET) * 153 + f_one
+                    + tl.cast(number_of_segment, OFFSET) * 153 + f_one
                 ).to(tl.float32)
                 g_own = tl.load(
-                    g + b * T * H * 64 + tl.cast(chunk * CHUNK, tl.int64) * H * 64 + h * 64
+                    g + b * T * H * 64
+                    + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * H * 64 + h * 64
                     + (
                         tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * H * 64 + tl.arange(0, VALUES)[None, :]
                     ),
-                    mask=(t_own < T)[:, None], other=0.0,
+                    mask=(t_own < T)[:, None] & (t_own < (stop_of_sequence if RAGGED else Tk))[:, None],
+                    other=0.0,
                 ).to(tl.float32)
                 g_terms = g_own * S_one[None, :]
                 g_products = tl.sum(g_terms, 1)
@@ -780,14 +991,16 @@ def query_gradients_second_look(
                     )
                 )
                 other_second_one = tl.load(
-                    q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + head_q_own * q_h
-                    + tl.minimum(second_one, 15) + tl.cast(tl.arange(0, CHUNK), OFFSET) * q_t,
-                    mask=(t_own < T), other=0.0,
+                    q + b * q_b + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * q_t
+                    + head_q_own * q_h + tl.minimum(second_one, 15)
+                    + tl.cast(tl.arange(0, CHUNK), OFFSET) * q_t,
+                    mask=(t_own < T) & (t_own < (stop_of_sequence if RAGGED else Tk)), other=0.0,
                 ).to(tl.float32)
                 other_first_one = tl.load(
-                    q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + head_q_own * q_h
-                    + tl.minimum(first_one, 15) + tl.cast(tl.arange(0, CHUNK), OFFSET) * q_t,
-                    mask=(t_own < T), other=0.0,
+                    q + b * q_b + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * q_t
+                    + head_q_own * q_h + tl.minimum(first_one, 15)
+                    + tl.cast(tl.arange(0, CHUNK), OFFSET) * q_t,
+                    mask=(t_own < T) & (t_own < (stop_of_sequence if RAGGED else Tk)), other=0.0,
                 ).to(tl.float32)
                 far_own += tl.where(
                     d[None, :] == first_one,
@@ -797,7 +1010,9 @@ def query_gradients_second_look(
                     d[None, :] == second_one,
                     (g_products * tl.where(first_one < 16, other_first_one, 1.0))[:, None], 0.0,
                 )
-        for j_one in range(segment * length, stop_token, 1):
+        for j_one in range(
+            first_of_sequence + own_segment * length if RAGGED else own_segment * length, stop_token, 1,
+        ):
             v_one = tl.load(
                 v + b * v_b + tl.cast(j_one, tl.int64) * v_tk + head_v_own * v_h + tl.arange(0, VALUES)
             ).to(tl.float32)
@@ -805,9 +1020,11 @@ def query_gradients_second_look(
                 k + b * k_b + tl.cast(j_one, tl.int64) * k_tk + head_k_own * k_h + tl.arange(0, QK)
             ).to(tl.float32)
             g_own = tl.load(
-                g + b * T * H * 64 + tl.cast(chunk * CHUNK, tl.int64) * H * 64 + h * 64
+                g + b * T * H * 64 + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * H * 64
+                + h * 64
                 + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * H * 64 + tl.arange(0, VALUES)[None, :]),
-                mask=(t_own < T)[:, None], other=0.0,
+                mask=(t_own < T)[:, None] & (t_own < (stop_of_sequence if RAGGED else Tk))[:, None],
+                other=0.0,
             ).to(tl.float32)
             g_terms = g_own * v_one[None, :]
             g_products = tl.sum(g_terms, 1)
@@ -815,7 +1032,7 @@ def query_gradients_second_look(
             terms_one = q_own * k_one[None, :]
             products_one = tl.sum(terms_one, 1)
             dR_one = g_products * (scale * (1.0 + scale * products_one))
-            far_one = (j_one <= t_own + (Tk - T) - 64) & (j_one >= first_key)
+            far_one = (j_one <= t_own + (0 if RAGGED else Tk - T) - 64) & (j_one >= first_key)
             far_own += tl.where(far_one[:, None], dR_one[:, None] * k_one[None, :], 0.0)
             key_one = tl.load(
                 k + b * k_b + tl.cast(j_one, tl.int64) * k_tk + head_k_own * k_h + tl.arange(0, QK)
@@ -824,35 +1041,47 @@ def query_gradients_second_look(
             near_products = tl.sum(near_terms, 1)
             probability = tl.exp2(near_products * (scale * 1.4426950408889634) - lse_own * 1.4426950408889634)
             do_exact = tl.load(
-                do + b * do_b + tl.cast(chunk * CHUNK, tl.int64) * do_t + h * do_h
+                do + b * do_b + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * do_t
+                + h * do_h
                 + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * do_t + tl.arange(0, VALUES)[None, :]),
-                mask=(t_own < T)[:, None], other=0.0,
+                mask=(t_own < T)[:, None] & (t_own < (stop_of_sequence if RAGGED else Tk))[:, None],
+                other=0.0,
             ).to(tl.float32)
             do_terms = do_exact * v_one[None, :]
             do_products = tl.sum(do_terms, 1)
             dS_one = probability * (do_products - delta_own)
-            near_one = ((j_one <= t_own + (Tk - T)) & (j_one > t_own + (Tk - T) - 64)) & (j_one >= first_key)
+            near_one = (
+                (
+                    (j_one <= t_own + (0 if RAGGED else Tk - T))
+                    & (j_one > t_own + (0 if RAGGED else Tk - T) - 64)
+                )
+                & (j_one >= first_key)
+            )
             near_own += tl.where(near_one[:, None], dS_one[:, None] * key_one[None, :], 0.0)
         tl.store(
-            dq + b * T * H * 16 + tl.cast(chunk * CHUNK, tl.int64) * H * 16 + h * 16
-            + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * H * 16 + tl.arange(0, QK)[None, :]),
-            far_own + near_own * scale, mask=(t_own < T)[:, None],
+            dq + b * T * H * 16 + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * H * 16
+            + h * 16 + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * H * 16 + tl.arange(0, QK)[None, :]),
+            far_own + near_own * scale,
+            mask=(t_own < T)[:, None] & (t_own < (stop_of_sequence if RAGGED else Tk))[:, None],
         )
 
 
-@triton.jit(do_not_specialize=["B", "T", "Tk", "H", "segments", "HQ", "HK", "HV", "HS"])
+@triton.jit(
+    do_not_specialize=["B", "T", "Tk", "H", "segments", "places", "sequence_count", "HQ", "HK", "HV", "HS"]
+)
 def query_gradients(
-    q, k, v, do, o, lse, ring_start, g, e, delta_rows, state, normalizer, dq, q_b, q_t, q_h, k_b, k_tk, k_h,
-    v_b, v_tk, v_h, do_b, do_t, do_h, B, T, Tk, H, segments, scale, HQ, HK, HV, HS, STATEFUL: tl.constexpr,
-    PADDED: tl.constexpr, GROUPED: tl.constexpr, SEGMENT: tl.constexpr, CHUNK: tl.constexpr,
-    KEYS: tl.constexpr, ROWS: tl.constexpr, QK: tl.constexpr, FEATURES: tl.constexpr, VALUES: tl.constexpr,
-    OPERAND: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
+    q, k, v, do, o, lse, ring_start, first_of_sequences, g, e, delta_rows, state, normalizer, dq,
+    segment_tokens, q_b, q_t, q_h, k_b, k_tk, k_h, v_b, v_tk, v_h, do_b, do_t, do_h, B, T, Tk, H, segments,
+    places, sequence_count, scale, HQ, HK, HV, HS, STATEFUL: tl.constexpr, PADDED: tl.constexpr,
+    BEGUN: tl.constexpr, RAGGED: tl.constexpr, GROUPED: tl.constexpr, SEGMENT: tl.constexpr,
+    CHUNK: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr, QK: tl.constexpr, FEATURES: tl.constexpr,
+    VALUES: tl.constexpr, OPERAND: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
 ):
     """The gradient of one chunk of queries."""
     scale = tl.cast(scale, tl.float32)  # compilers of callers may pass 64 bits
     program = tl.program_id(0)
-    chunk = program % tl.cdiv(T, CHUNK)
-    program = program // tl.cdiv(T, CHUNK)
+    chunk = program % tl.cdiv(places if RAGGED else T, CHUNK)
+    program = program // tl.cdiv(places if RAGGED else T, CHUNK)
     h = (program % H).to(tl.int64)
     program = program // H
     b = program.to(tl.int64)
@@ -861,48 +1090,84 @@ def query_gradients(
     head_k = h // (H // HK) if GROUPED else h
     head_v = h // (H // HV) if GROUPED else h
     head_s = h // (H // HS) if GROUPED else h
-    t = chunk * CHUNK + tl.arange(0, CHUNK)
+    if RAGGED:
+        length = tl.cdiv(tl.cdiv(places if RAGGED else T, SEGMENT), segments) * SEGMENT
+        segment = chunk * CHUNK // length
+        first_of_segment = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5)
+        stop_of_segment = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 1)
+        first_of_sequence = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 2)
+        stop_of_sequence = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 3)
+        number_of_sequence = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 4)
+        first_of_chunk = first_of_segment + (chunk * CHUNK - segment * length)
+    if RAGGED:
+        if not (first_of_chunk < stop_of_segment):
+            return
+    t = (first_of_chunk if RAGGED else chunk * CHUNK) + tl.arange(0, CHUNK)
     d = tl.arange(0, QK)
     first_key = 0
     if PADDED:
         first_key = tl.load(ring_start + b * HS + head_s)
-    start = chunk * CHUNK + (Tk - T)
-    youngest = chunk * CHUNK + (Tk - T) - 64
-    length = tl.maximum(tl.cdiv(tl.cdiv(tl.maximum(Tk - 64, 0), SEGMENT), segments), 1) * SEGMENT
-    segment = tl.minimum(tl.maximum(youngest, 0), tl.maximum(tl.maximum(Tk - 64, 0) - 1, 0)) // length
+    if RAGGED:
+        first_key = first_of_sequence
+    if BEGUN:
+        first_kept = tl.load(first_of_sequences + tl.cast(number_of_sequence, OFFSET) * HS + head_s)
+        first_key = first_of_sequence + first_kept
+    start = (first_of_chunk if RAGGED else chunk * CHUNK) + (0 if RAGGED else Tk - T)
+    youngest = (first_of_chunk if RAGGED else chunk * CHUNK) + (0 if RAGGED else Tk - T) - 64
+    length = (
+        tl.cdiv(tl.cdiv(places, SEGMENT), segments)
+        * SEGMENT if RAGGED else tl.maximum(tl.cdiv(tl.cdiv(tl.maximum(Tk - 64, 0), SEGMENT), segments), 1)
+        * SEGMENT
+    )
+    own_segment = (
+        (tl.maximum(youngest, first_of_sequence) - first_of_sequence)
+        // length if RAGGED else tl.minimum(
+            tl.maximum(youngest, 0), tl.maximum(tl.maximum(Tk - 64, 0) - 1, 0),
+        )
+        // length
+    )
+    number_of_segment = (
+        segment - (first_of_segment - first_of_sequence) // length + own_segment if RAGGED else own_segment
+    )
     Q = tl.load(
-        q + b * q_b + tl.cast(chunk * CHUNK, tl.int64) * q_t + head_q * q_h
+        q + b * q_b + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * q_t + head_q * q_h
         + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
-        mask=(t < T)[:, None], other=0.0,
+        mask=(t < (stop_of_sequence if RAGGED else T))[:, None], other=0.0,
     ).to(OPERAND)
     dO = tl.load(
-        do + b * do_b + tl.cast(chunk * CHUNK, tl.int64) * do_t + h * do_h
+        do + b * do_b + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * do_t + h * do_h
         + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * do_t + tl.arange(0, VALUES)[None, :]),
-        mask=(t < T)[:, None], other=0.0,
+        mask=(t < (stop_of_sequence if RAGGED else T))[:, None], other=0.0,
     ).to(tl.float32)
     lse_own = tl.load(
-        lse + b * H * T + h * T + tl.cast(chunk * CHUNK, tl.int64) + tl.arange(0, CHUNK), mask=(t < T),
-        other=1e+30,
+        lse + b * H * T + h * T + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64)
+        + tl.arange(0, CHUNK),
+        mask=(t < (stop_of_sequence if RAGGED else T)), other=1e+30,
     ).to(tl.float32)
     O = tl.load(
-        o + b * T * H * 64 + tl.cast(chunk * CHUNK, tl.int64) * H * 64 + h * 64
+        o + b * T * H * 64 + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * H * 64 + h * 64
         + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * H * 64 + tl.arange(0, VALUES)[None, :]),
-        mask=(t < T)[:, None], other=0.0,
+        mask=(t < (stop_of_sequence if RAGGED else T))[:, None], other=0.0,
     ).to(tl.float32)
     products = dO * O
     delta = tl.sum(products, 1)
     tl.store(
-        delta_rows + b * H * T + h * T + tl.cast(chunk * CHUNK, tl.int64) + tl.arange(0, CHUNK), delta,
-        mask=(t < T),
+        delta_rows + b * H * T + h * T + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64)
+        + tl.arange(0, CHUNK),
+        delta, mask=(t < (stop_of_sequence if RAGGED else T)),
     )
     inverse = tl.exp(-lse_own)
     E = -delta * inverse
-    tl.store(e + b * H * T + h * T + tl.cast(chunk * CHUNK, tl.int64) + tl.arange(0, CHUNK), E, mask=(t < T))
+    tl.store(
+        e + b * H * T + h * T + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64)
+        + tl.arange(0, CHUNK),
+        E, mask=(t < (stop_of_sequence if RAGGED else T)),
+    )
     G = (dO * inverse[:, None]).to(OPERAND)
     tl.store(
-        g + b * T * H * 64 + tl.cast(chunk * CHUNK, tl.int64) * H * 64 + h * 64
+        g + b * T * H * 64 + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * H * 64 + h * 64
         + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * H * 64 + tl.arange(0, VALUES)[None, :]),
-        G, mask=(t < T)[:, None],
+        G, mask=(t < (stop_of_sequence if RAGGED else T))[:, None],
     )
     dO_operand = dO.to(OPERAND)
     dQ = tl.full((CHUNK, QK), 0.0, tl.float32)
@@ -920,15 +1185,15 @@ def query_gradients(
                 0.0,
             )
             S = tl.load(
-                state + b * HS * segments * 9792 + head_s * segments * 9792 + tl.cast(segment, OFFSET) * 9792
-                + tl.cast(f0, tl.int64) * 64
+                state + b * HS * segments * 9792 + head_s * segments * 9792
+                + tl.cast(number_of_segment, OFFSET) * 9792 + tl.cast(f0, tl.int64) * 64
                 + (tl.arange(0, FEATURES)[:, None] * 64 + tl.arange(0, VALUES)[None, :]),
                 mask=(f < 153)[:, None], other=0.0,
             ).to(OPERAND)
             dP = tl.dot(G, tl.trans(S), input_precision="ieee")
             z = tl.load(
                 normalizer + b * HS * segments * 153 + head_s * segments * 153
-                + tl.cast(segment, OFFSET) * 153 + tl.cast(f0, tl.int64) + tl.arange(0, FEATURES),
+                + tl.cast(number_of_segment, OFFSET) * 153 + tl.cast(f0, tl.int64) + tl.arange(0, FEATURES),
                 mask=(f < 153), other=0.0,
             ).to(tl.float32)
             z = tl.sum(z[:, None], 1)
@@ -947,41 +1212,53 @@ def query_gradients(
             dP_second_operand = dP_second.to(OPERAND)
             dQ = tl.dot(dP_second_operand, to_second, dQ, input_precision="ieee")
     # Later keys that have left a window, directly.
-    for j0 in range(segment * length, tl.minimum(youngest + CHUNK, tl.maximum(Tk - 64, 0)), KEYS):
+    for j0 in range(
+        first_of_sequence + own_segment * length if RAGGED else own_segment * length,
+        tl.minimum(
+            youngest + CHUNK,
+            tl.maximum(stop_of_sequence - 64, first_of_sequence) if RAGGED else tl.maximum(Tk - 64, 0),
+        ),
+        KEYS,
+    ):
         j = j0 + tl.arange(0, KEYS)
         K = tl.load(
             k + b * k_b + tl.cast(j0, tl.int64) * k_tk + head_k * k_h
             + (tl.cast(tl.arange(0, KEYS), OFFSET)[:, None] * k_tk + tl.arange(0, QK)[None, :]),
-            mask=(j < Tk)[:, None], other=0.0,
+            mask=(j < (stop_of_sequence if RAGGED else Tk))[:, None], other=0.0,
         ).to(OPERAND)
         Y = tl.load(
             v + b * v_b + tl.cast(j0, tl.int64) * v_tk + head_v * v_h
             + (tl.cast(tl.arange(0, KEYS), OFFSET)[:, None] * v_tk + tl.arange(0, VALUES)[None, :]),
-            mask=(j < Tk)[:, None], other=0.0,
+            mask=(j < (stop_of_sequence if RAGGED else Tk))[:, None], other=0.0,
         ).to(OPERAND)
         R = tl.dot(Q, tl.trans(K), input_precision="ieee")
         dA = tl.dot(G, tl.trans(Y), input_precision="ieee")
         dA += E[:, None]
-        seen = (j[None, :] <= (t + (Tk - T) - 64)[:, None]) & (j[None, :] >= first_key)
+        seen = (j[None, :] <= (t + (0 if RAGGED else Tk - T) - 64)[:, None]) & (j[None, :] >= first_key)
         dR = tl.where(seen, dA * (scale * (1.0 + scale * R)), 0.0).to(OPERAND)
         dQ = tl.dot(dR, K, dQ, input_precision="ieee")
     # The keys of the windows.
     dQ_near = tl.full((CHUNK, QK), 0.0, tl.float32)
-    oldest = tl.maximum(t + (Tk - T) - 63, first_key)
-    for i0 in range(tl.maximum(youngest + 1, 0), tl.minimum(start + CHUNK, Tk), KEYS):
+    oldest = tl.maximum(t + (0 if RAGGED else Tk - T) - 63, first_key)
+    for i0 in range(
+        tl.maximum(youngest + 1, first_of_sequence if RAGGED else 0),
+        tl.minimum(start + CHUNK, stop_of_sequence if RAGGED else Tk), KEYS,
+    ):
         i = i0 + tl.arange(0, KEYS)
         K_near = tl.load(
             k + b * k_b + tl.cast(i0, tl.int64) * k_tk + head_k * k_h
             + (tl.cast(tl.arange(0, KEYS), OFFSET)[:, None] * k_tk + tl.arange(0, QK)[None, :]),
-            mask=(i < Tk)[:, None], other=0.0,
+            mask=(i < (stop_of_sequence if RAGGED else Tk))[:, None], other=0.0,
         ).to(OPERAND)
         Y_near = tl.load(
             v + b * v_b + tl.cast(i0, tl.int64) * v_tk + head_v * v_h
             + (tl.cast(tl.arange(0, KEYS), OFFSET)[:, None] * v_tk + tl.arange(0, VALUES)[None, :]),
-            mask=(i < Tk)[:, None], other=0.0,
+            mask=(i < (stop_of_sequence if RAGGED else Tk))[:, None], other=0.0,
         ).to(OPERAND)
         R_near = tl.dot(Q, tl.trans(K_near), input_precision="ieee")
-        visible_near = (i[None, :] <= (t + (Tk - T))[:, None]) & (i[None, :] >= oldest[:, None])
+        visible_near = (
+            (i[None, :] <= (t + (0 if RAGGED else Tk - T))[:, None]) & (i[None, :] >= oldest[:, None])
+        )
         P_near = tl.where(
             visible_near,
             tl.exp2(R_near * (scale * 1.4426950408889634) - lse_own[:, None] * 1.4426950408889634), 0.0,
@@ -990,9 +1267,9 @@ def query_gradients(
         dR_near = tl.where(visible_near, P_near * (dP_near - delta[:, None]), 0.0).to(OPERAND)
         dQ_near = tl.dot(dR_near, K_near, dQ_near, input_precision="ieee")
     tl.store(
-        dq + b * T * H * 16 + tl.cast(chunk * CHUNK, tl.int64) * H * 16 + h * 16
+        dq + b * T * H * 16 + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * H * 16 + h * 16
         + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * H * 16 + tl.arange(0, QK)[None, :]),
-        dQ + dQ_near * scale, mask=(t < T)[:, None],
+        dQ + dQ_near * scale, mask=(t < (stop_of_sequence if RAGGED else T))[:, None],
     )
     doubt = 0.0
     nothing_dQ = dQ * 0.0
@@ -1002,18 +1279,20 @@ def query_gradients(
     if doubt != 0.0:  # NaN
         tl.debug_barrier()  # other threads have written what is written again
         query_gradients_second_look(
-            q, k, v, do, o, lse, ring_start, g, e, delta_rows, state, normalizer, dq, q_b, q_t, q_h, k_b,
-            k_tk, k_h, v_b, v_tk, v_h, do_b, do_t, do_h, B, T, Tk, H, segments, scale, HQ if GROUPED else 1,
-            HK if GROUPED else 1, HV if GROUPED else 1, HS if GROUPED else 1, STATEFUL, PADDED, GROUPED,
-            SEGMENT, CHUNK, KEYS, ROWS, QK, FEATURES, VALUES, OFFSET,
+            q, k, v, do, o, lse, ring_start, first_of_sequences, g, e, delta_rows, state, normalizer, dq,
+            segment_tokens, q_b, q_t, q_h, k_b, k_tk, k_h, v_b, v_tk, v_h, do_b, do_t, do_h, B, T, Tk, H,
+            segments, places, sequence_count, scale, HQ if GROUPED else 1, HK if GROUPED else 1,
+            HV if GROUPED else 1, HS if GROUPED else 1, STATEFUL, PADDED, BEGUN, RAGGED, GROUPED, SEGMENT,
+            CHUNK, KEYS, ROWS, QK, FEATURES, VALUES, OFFSET,
         )
 
 
-@triton.jit(do_not_specialize=["B", "T", "Tk", "H", "segments", "HQ", "HO"])
+@triton.jit(do_not_specialize=["B", "T", "Tk", "H", "segments", "places", "HQ", "HO"])
 def query_states(
-    q, g, e, sums, normalizer_sums, q_b, q_t, q_h, B, T, Tk, H, segments, scale, HQ, HO,
-    GROUPED: tl.constexpr, SEGMENT: tl.constexpr, CHUNK: tl.constexpr, QK: tl.constexpr,
-    FEATURES: tl.constexpr, VALUES: tl.constexpr, OPERAND: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
+    q, g, e, sums, normalizer_sums, segment_tokens, q_b, q_t, q_h, B, T, Tk, H, segments, places, scale, HQ,
+    HO, RAGGED: tl.constexpr, GROUPED: tl.constexpr, SEGMENT: tl.constexpr, CHUNK: tl.constexpr,
+    QK: tl.constexpr, FEATURES: tl.constexpr, VALUES: tl.constexpr, OPERAND: tl.constexpr,
+    OFFSET: tl.constexpr = tl.int32,
 ):
     """The sum of outer products of the queries and their output gradients of each segment."""
     scale = tl.cast(scale, tl.float32)  # compilers of callers may pass 64 bits
@@ -1028,6 +1307,13 @@ def query_states(
     program = program // H
     b = program.to(tl.int64)
     HO = HO if GROUPED else H
+    if RAGGED:
+        first_of_segment = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5)
+        stop_of_segment = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 1)
+        stop_of_sequence = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 3)
+    if RAGGED:
+        if not (first_of_segment < stop_of_segment):
+            return
     f = feature_block * FEATURES + tl.arange(0, FEATURES)
     first = tl.where(f < 136, f % 16, f - 136)
     onto_first = (first[:, None] == tl.arange(0, QK)[None, :]).to(OPERAND)
@@ -1039,25 +1325,34 @@ def query_states(
     )
     S = tl.full((FEATURES, VALUES), 0.0, tl.float32)
     z = tl.full((FEATURES,), 0.0, tl.float32)
-    length = tl.maximum(tl.cdiv(tl.cdiv(tl.maximum(Tk - 64, 0), SEGMENT), segments), 1) * SEGMENT
+    length = (
+        tl.cdiv(tl.cdiv(places, SEGMENT), segments)
+        * SEGMENT if RAGGED else tl.maximum(tl.cdiv(tl.cdiv(tl.maximum(Tk - 64, 0), SEGMENT), segments), 1)
+        * SEGMENT
+    )
     for member in range(0, HO // H if GROUPED else 1, 1):
         head_q = (h * (HO // H) + member) // (HO // HQ) if GROUPED else h
         head_o = (h * (HO // H) + member) // (HO // HO) if GROUPED else h
         for t0 in range(
-            tl.minimum(64 - (Tk - T), T) + segment * length,
-            tl.minimum(tl.minimum(64 - (Tk - T), T) + segment * length + length, T), CHUNK,
+            first_of_segment + 64 if RAGGED else tl.minimum(64 - (Tk - T), T) + segment * length,
+            tl.minimum(
+                (first_of_segment + 64 if RAGGED else tl.minimum(64 - (Tk - T), T) + segment * length)
+                + length,
+                stop_of_sequence if RAGGED else T,
+            ),
+            CHUNK,
         ):
             t = t0 + tl.arange(0, CHUNK)
             X = tl.load(
                 q + b * q_b + tl.cast(t0, tl.int64) * q_t + head_q * q_h
                 + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
-                mask=(t < T)[:, None], other=0.0,
+                mask=(t < (stop_of_sequence if RAGGED else T))[:, None], other=0.0,
             ).to(OPERAND)
             G = tl.load(
                 g + b * T * HO * 64 + tl.cast(t0, tl.int64) * HO * 64 + head_o * 64
                 + tl.cast(value_block * VALUES, tl.int64)
                 + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * HO * 64 + tl.arange(0, VALUES)[None, :]),
-                mask=(t < T)[:, None], other=0.0,
+                mask=(t < (stop_of_sequence if RAGGED else T))[:, None], other=0.0,
             ).to(OPERAND)
             XT_first = tl.dot(onto_first, tl.trans(X), input_precision="ieee")
             XT_first += tl.where(first >= 16, 1.0, 0.0)[:, None]
@@ -1067,8 +1362,8 @@ def query_states(
             F_operand = F.to(OPERAND)
             S = tl.dot(F_operand, G, S, input_precision="ieee")
             E = tl.load(
-                e + b * HO * T + head_o * T + tl.cast(t0, tl.int64) + tl.arange(0, CHUNK), mask=(t < T),
-                other=0.0,
+                e + b * HO * T + head_o * T + tl.cast(t0, tl.int64) + tl.arange(0, CHUNK),
+                mask=(t < (stop_of_sequence if RAGGED else T)), other=0.0,
             ).to(tl.float32)
             E = tl.sum(E[:, None], 1)
             F_e = F * E[None, :]
@@ -1149,6 +1444,146 @@ def suffix(
         )
         tl.store(
             total_normalizer + b * H * 153 + h * 153 + tl.cast(feature_block * FEATURES, tl.int64)
+            + tl.arange(0, FEATURES),
+            z, mask=(f < 153),
+        )
+
+
+@triton.jit(do_not_specialize=["B", "T", "H", "segments", "N"])
+def prefix_packed(
+    initial_state, initial_normalizer, sums, normalizer_sums, state, normalizer, total_state,
+    total_normalizer, sequence_segments, B, T, H, segments, N, INITIAL: tl.constexpr, TOTAL: tl.constexpr,
+    FEATURES: tl.constexpr, VALUES: tl.constexpr, OPERAND: tl.constexpr, STAGES: tl.constexpr,
+    OFFSET: tl.constexpr = tl.int32,
+):
+    """The state before each segment of each sequence."""
+    program = tl.program_id(0)
+    feature_block = program % tl.cdiv(153, FEATURES)
+    program = program // tl.cdiv(153, FEATURES)
+    sequence = (program % N).to(tl.int64)
+    program = program // N
+    h = program.to(tl.int64)
+    f = feature_block * FEATURES + tl.arange(0, FEATURES)
+    b = 0
+    first_segment = tl.load(sequence_segments + sequence * 2)
+    last_segment = tl.load(sequence_segments + sequence * 2 + 1)
+    S = tl.full((FEATURES, VALUES), 0.0, tl.float32)
+    z = tl.full((FEATURES,), 0.0, tl.float32)
+    if INITIAL:
+        S = tl.load(
+            initial_state + sequence * H * 9792 + h * 9792 + tl.cast(feature_block * FEATURES, tl.int64) * 64
+            + (tl.arange(0, FEATURES)[:, None] * 64 + tl.arange(0, VALUES)[None, :]),
+            mask=(f < 153)[:, None], other=0.0,
+        ).to(tl.float32)
+        z = tl.load(
+            initial_normalizer + sequence * H * 153 + h * 153 + tl.cast(feature_block * FEATURES, tl.int64)
+            + tl.arange(0, FEATURES),
+            mask=(f < 153), other=0.0,
+        ).to(tl.float32)
+    for i in tl.range(0, last_segment - first_segment, 1, num_stages=STAGES):
+        segment = first_segment + i
+        S_added = tl.load(
+            sums + b * H * segments * 9792 + h * segments * 9792 + tl.cast(segment, OFFSET) * 9792
+            + tl.cast(feature_block * FEATURES, tl.int64) * 64
+            + (tl.arange(0, FEATURES)[:, None] * 64 + tl.arange(0, VALUES)[None, :]),
+            mask=(f < 153)[:, None], other=0.0,
+        ).to(tl.float32)
+        tl.store(
+            state + b * H * segments * 9792 + h * segments * 9792 + tl.cast(segment, OFFSET) * 9792
+            + tl.cast(feature_block * FEATURES, tl.int64) * 64
+            + (tl.arange(0, FEATURES)[:, None] * 64 + tl.arange(0, VALUES)[None, :]),
+            S.to(OPERAND), mask=(f < 153)[:, None],
+        )
+        S += S_added
+        z_added = tl.load(
+            normalizer_sums + b * H * segments * 153 + h * segments * 153 + tl.cast(segment, OFFSET) * 153
+            + tl.cast(feature_block * FEATURES, tl.int64) + tl.arange(0, FEATURES),
+            mask=(f < 153), other=0.0,
+        ).to(tl.float32)
+        tl.store(
+            normalizer + b * H * segments * 153 + h * segments * 153 + tl.cast(segment, OFFSET) * 153
+            + tl.cast(feature_block * FEATURES, tl.int64) + tl.arange(0, FEATURES),
+            z, mask=(f < 153),
+        )
+        z += z_added
+    if TOTAL:
+        tl.store(
+            total_state + sequence * H * 9792 + h * 9792 + tl.cast(feature_block * FEATURES, tl.int64) * 64
+            + (tl.arange(0, FEATURES)[:, None] * 64 + tl.arange(0, VALUES)[None, :]),
+            S, mask=(f < 153)[:, None],
+        )
+        tl.store(
+            total_normalizer + sequence * H * 153 + h * 153 + tl.cast(feature_block * FEATURES, tl.int64)
+            + tl.arange(0, FEATURES),
+            z, mask=(f < 153),
+        )
+
+
+@triton.jit(do_not_specialize=["B", "T", "H", "segments", "N"])
+def suffix_packed(
+    initial_state, initial_normalizer, sums, normalizer_sums, state, normalizer, total_state,
+    total_normalizer, sequence_segments, B, T, H, segments, N, INITIAL: tl.constexpr, TOTAL: tl.constexpr,
+    FEATURES: tl.constexpr, VALUES: tl.constexpr, OPERAND: tl.constexpr, STAGES: tl.constexpr,
+    OFFSET: tl.constexpr = tl.int32,
+):
+    """The state after each segment of each sequence."""
+    program = tl.program_id(0)
+    feature_block = program % tl.cdiv(153, FEATURES)
+    program = program // tl.cdiv(153, FEATURES)
+    sequence = (program % N).to(tl.int64)
+    program = program // N
+    h = program.to(tl.int64)
+    f = feature_block * FEATURES + tl.arange(0, FEATURES)
+    b = 0
+    first_segment = tl.load(sequence_segments + sequence * 2)
+    last_segment = tl.load(sequence_segments + sequence * 2 + 1)
+    S = tl.full((FEATURES, VALUES), 0.0, tl.float32)
+    z = tl.full((FEATURES,), 0.0, tl.float32)
+    if INITIAL:
+        S = tl.load(
+            initial_state + sequence * H * 9792 + h * 9792 + tl.cast(feature_block * FEATURES, tl.int64) * 64
+            + (tl.arange(0, FEATURES)[:, None] * 64 + tl.arange(0, VALUES)[None, :]),
+            mask=(f < 153)[:, None], other=0.0,
+        ).to(tl.float32)
+        z = tl.load(
+            initial_normalizer + sequence * H * 153 + h * 153 + tl.cast(feature_block * FEATURES, tl.int64)
+            + tl.arange(0, FEATURES),
+            mask=(f < 153), other=0.0,
+        ).to(tl.float32)
+    for i in tl.range(0, last_segment - first_segment, 1, num_stages=STAGES):
+        segment = first_segment + (last_segment - first_segment - 1 - i)
+        S_added = tl.load(
+            sums + b * H * segments * 9792 + h * segments * 9792 + tl.cast(segment, OFFSET) * 9792
+            + tl.cast(feature_block * FEATURES, tl.int64) * 64
+            + (tl.arange(0, FEATURES)[:, None] * 64 + tl.arange(0, VALUES)[None, :]),
+            mask=(f < 153)[:, None], other=0.0,
+        ).to(tl.float32)
+        tl.store(
+            state + b * H * segments * 9792 + h * segments * 9792 + tl.cast(segment, OFFSET) * 9792
+            + tl.cast(feature_block * FEATURES, tl.int64) * 64
+            + (tl.arange(0, FEATURES)[:, None] * 64 + tl.arange(0, VALUES)[None, :]),
+            S.to(OPERAND), mask=(f < 153)[:, None],
+        )
+        S += S_added
+        z_added = tl.load(
+            normalizer_sums + b * H * segments * 153 + h * segments * 153 + tl.cast(segment, OFFSET) * 153
+            + tl.cast(feature_block * FEATURES, tl.int64) + tl.arange(0, FEATURES),
+            mask=(f < 153), other=0.0,
+        ).to(tl.float32)
+        tl.store(
+            normalizer + b * H * segments * 153 + h * segments * 153 + tl.cast(segment, OFFSET) * 153
+            + tl.cast(feature_block * FEATURES, tl.int64) + tl.arange(0, FEATURES),
+            z, mask=(f < 153),
+        )
+        z += z_added
+    if TOTAL:
+        tl.store(
+            total_state + sequence * H * 9792 + h * 9792 + tl.cast(feature_block * FEATURES, tl.int64) * 64
+            + (tl.arange(0, FEATURES)[:, None] * 64 + tl.arange(0, VALUES)[None, :]),
+            S, mask=(f < 153)[:, None],
+        )
+        tl.store(
+            total_normalizer + sequence * H * 153 + h * 153 + tl.cast(feature_block * FEATURES, tl.int64)
             + tl.arange(0, FEATURES),
             z, mask=(f < 153),
         )
@@ -1293,32 +1728,70 @@ def states_after(
 
 @triton.jit(noinline=True)
 def key_gradients_second_look(
-    q, k, v, do, lse, ring_start, g, e, delta_rows, state, normalizer, dk, dv, q_b, q_t, q_h, k_b, k_tk, k_h,
-    v_b, v_tk, v_h, do_b, do_t, do_h, B, T, Tk, H, segments, scale, HK, HV, HQ, HO, STATEFUL: tl.constexpr,
-    PADDED: tl.constexpr, GROUPED: tl.constexpr, SEGMENT: tl.constexpr, CHUNK: tl.constexpr,
-    QUERIES: tl.constexpr, ROWS: tl.constexpr, QK: tl.constexpr, FEATURES: tl.constexpr, VALUES: tl.constexpr,
-    OFFSET: tl.constexpr = tl.int32,
+    q, k, v, do, lse, ring_start, first_of_sequences, g, e, delta_rows, state, normalizer, dk, dv,
+    segment_tokens, q_b, q_t, q_h, k_b, k_tk, k_h, v_b, v_tk, v_h, do_b, do_t, do_h, B, T, Tk, H, segments,
+    places, sequence_count, scale, HK, HV, HQ, HO, STATEFUL: tl.constexpr, PADDED: tl.constexpr,
+    BEGUN: tl.constexpr, RAGGED: tl.constexpr, GROUPED: tl.constexpr, SEGMENT: tl.constexpr,
+    CHUNK: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr, QK: tl.constexpr, FEATURES: tl.constexpr,
+    VALUES: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
 ):
     """The rows again, by selects."""
     scale = tl.cast(scale, tl.float32)  # compilers of callers may pass 64 bits
     program = tl.program_id(0)
-    chunk = program % tl.cdiv(Tk, CHUNK)
-    program = program // tl.cdiv(Tk, CHUNK)
+    chunk = program % tl.cdiv(places if RAGGED else Tk, CHUNK)
+    program = program // tl.cdiv(places if RAGGED else Tk, CHUNK)
     h = (program % H).to(tl.int64)
     program = program // H
     b = program.to(tl.int64)
     HO = HO if GROUPED else H
     head_k_own = h // (H // HK) if GROUPED else h
     head_v_own = h // (H // HV) if GROUPED else h
+    if RAGGED:
+        length = tl.cdiv(tl.cdiv(places if RAGGED else T, SEGMENT), segments) * SEGMENT
+        segment = chunk * CHUNK // length
+        first_of_segment = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5)
+        first_of_sequence = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 2)
+        stop_of_sequence = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 3)
+        number_of_sequence = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 4)
+        first_of_chunk = first_of_segment + (chunk * CHUNK - segment * length)
     d = tl.arange(0, QK)
     first_key = 0
     if PADDED:
         first_key = tl.load(ring_start + b * H + h)
-    length = tl.maximum(tl.cdiv(tl.cdiv(tl.maximum(Tk - 64, 0), SEGMENT), segments), 1) * SEGMENT
-    segment = tl.minimum(tl.maximum(chunk * CHUNK, 0), tl.maximum(tl.maximum(Tk - 64, 0) - 1, 0)) // length
-    late_token = tl.minimum(tl.minimum(64 - (Tk - T), T) + (segment * length + length), T)
-    stop_token = tl.maximum(late_token, tl.minimum(chunk * CHUNK + CHUNK - (Tk - T) + 63, T))
-    t_own = chunk * CHUNK + tl.arange(0, CHUNK)
+    if RAGGED:
+        first_key = first_of_sequence
+    if BEGUN:
+        first_kept = tl.load(first_of_sequences + tl.cast(number_of_sequence, OFFSET) * H + h)
+        first_key = first_of_sequence + first_kept
+    length = (
+        tl.cdiv(tl.cdiv(places, SEGMENT), segments)
+        * SEGMENT if RAGGED else tl.maximum(tl.cdiv(tl.cdiv(tl.maximum(Tk - 64, 0), SEGMENT), segments), 1)
+        * SEGMENT
+    )
+    own_segment = (
+        (tl.maximum(first_of_chunk if RAGGED else chunk * CHUNK, first_of_sequence) - first_of_sequence)
+        // length if RAGGED else tl.minimum(
+            tl.maximum(first_of_chunk if RAGGED else chunk * CHUNK, 0),
+            tl.maximum(tl.maximum(Tk - 64, 0) - 1, 0),
+        )
+        // length
+    )
+    number_of_segment = (
+        segment - (first_of_segment - first_of_sequence) // length + own_segment if RAGGED else own_segment
+    )
+    late_token = tl.minimum(
+        (first_of_sequence + own_segment * length if RAGGED else own_segment * length) + length
+        - (0 if RAGGED else Tk - T) + 63 + 1,
+        stop_of_sequence if RAGGED else T,
+    )
+    stop_token = tl.maximum(
+        late_token,
+        tl.minimum(
+            (first_of_chunk if RAGGED else chunk * CHUNK) + CHUNK - (0 if RAGGED else Tk - T) + 63,
+            stop_of_sequence if RAGGED else T,
+        ),
+    )
+    t_own = (first_of_chunk if RAGGED else chunk * CHUNK) + tl.arange(0, CHUNK)
     doubt_rows = 0.0
     for member in range(0, HO // H if GROUPED else 1, 1):
         head_q_own = (h * (HO // H) + member) // (HO // HQ) if GROUPED else h
@@ -1326,7 +1799,19 @@ def key_gradients_second_look(
         q_edge = tl.load(
             q + b * q_b
             + tl.cast(
-                tl.maximum(tl.maximum(tl.minimum(chunk * CHUNK + CHUNK, Tk) - (Tk - T), 0) - 1, 0), tl.int64,
+                tl.maximum(
+                    tl.maximum(
+                        tl.minimum(
+                            (first_of_chunk if RAGGED else chunk * CHUNK) + CHUNK,
+                            stop_of_sequence if RAGGED else Tk,
+                        )
+                        - (0 if RAGGED else Tk - T),
+                        0,
+                    )
+                    - 1,
+                    0,
+                ),
+                tl.int64,
             )
             * q_t
             + head_q_own * q_h + tl.arange(0, QK)
@@ -1334,14 +1819,21 @@ def key_gradients_second_look(
         q_sums = q_edge * 0.0
         q_nothing_at_edge = q_edge * 0.0
         for t_tile in range(
-            tl.maximum(chunk * CHUNK - (Tk - T), 0),
-            tl.maximum(tl.minimum(chunk * CHUNK + CHUNK, Tk) - (Tk - T), 0), ROWS,
+            tl.maximum((first_of_chunk if RAGGED else chunk * CHUNK) - (0 if RAGGED else Tk - T), 0),
+            tl.maximum(
+                tl.minimum(
+                    (first_of_chunk if RAGGED else chunk * CHUNK) + CHUNK, stop_of_sequence if RAGGED else Tk,
+                )
+                - (0 if RAGGED else Tk - T),
+                0,
+            ),
+            ROWS,
         ):
             t_rows = t_tile + tl.arange(0, ROWS)
             q_rows = tl.load(
                 q + b * q_b + tl.cast(t_tile, tl.int64) * q_t + head_q_own * q_h
                 + (tl.cast(tl.arange(0, ROWS), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
-                mask=(t_rows < T)[:, None], other=0.0,
+                mask=(t_rows < (stop_of_sequence if RAGGED else T))[:, None], other=0.0,
             ).to(tl.float32)
             q_nothing = q_rows * 0.0
             q_sums += tl.sum(q_nothing, 0)
@@ -1350,7 +1842,19 @@ def key_gradients_second_look(
         do_edge = tl.load(
             do + b * do_b
             + tl.cast(
-                tl.maximum(tl.maximum(tl.minimum(chunk * CHUNK + CHUNK, Tk) - (Tk - T), 0) - 1, 0), tl.int64,
+                tl.maximum(
+                    tl.maximum(
+                        tl.minimum(
+                            (first_of_chunk if RAGGED else chunk * CHUNK) + CHUNK,
+                            stop_of_sequence if RAGGED else Tk,
+                        )
+                        - (0 if RAGGED else Tk - T),
+                        0,
+                    )
+                    - 1,
+                    0,
+                ),
+                tl.int64,
             )
             * do_t
             + head_o_own * do_h + tl.arange(0, VALUES)
@@ -1358,14 +1862,21 @@ def key_gradients_second_look(
         do_sums = do_edge * 0.0
         do_nothing_at_edge = do_edge * 0.0
         for t_tile in range(
-            tl.maximum(chunk * CHUNK - (Tk - T), 0),
-            tl.maximum(tl.minimum(chunk * CHUNK + CHUNK, Tk) - (Tk - T), 0), ROWS,
+            tl.maximum((first_of_chunk if RAGGED else chunk * CHUNK) - (0 if RAGGED else Tk - T), 0),
+            tl.maximum(
+                tl.minimum(
+                    (first_of_chunk if RAGGED else chunk * CHUNK) + CHUNK, stop_of_sequence if RAGGED else Tk,
+                )
+                - (0 if RAGGED else Tk - T),
+                0,
+            ),
+            ROWS,
         ):
             t_rows = t_tile + tl.arange(0, ROWS)
             do_rows = tl.load(
                 do + b * do_b + tl.cast(t_tile, tl.int64) * do_t + head_o_own * do_h
                 + (tl.cast(tl.arange(0, ROWS), OFFSET)[:, None] * do_t + tl.arange(0, VALUES)[None, :]),
-                mask=(t_rows < T)[:, None], other=0.0,
+                mask=(t_rows < (stop_of_sequence if RAGGED else T))[:, None], other=0.0,
             ).to(tl.float32)
             do_nothing = do_rows * 0.0
             do_sums += tl.sum(do_nothing, 0)
@@ -1373,19 +1884,22 @@ def key_gradients_second_look(
         doubt_rows += tl.sum(do_spoils, 0)
     if doubt_rows != 0.0:  # NaN
         k_own = tl.load(
-            k + b * k_b + tl.cast(chunk * CHUNK, tl.int64) * k_tk + head_k_own * k_h
+            k + b * k_b + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * k_tk
+            + head_k_own * k_h
             + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * k_tk + tl.arange(0, QK)[None, :]),
-            mask=(t_own < Tk)[:, None], other=0.0,
+            mask=(t_own < (stop_of_sequence if RAGGED else Tk))[:, None], other=0.0,
         ).to(tl.float32)
         plain_own = tl.load(
-            k + b * k_b + tl.cast(chunk * CHUNK, tl.int64) * k_tk + head_k_own * k_h
+            k + b * k_b + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * k_tk
+            + head_k_own * k_h
             + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * k_tk + tl.arange(0, QK)[None, :]),
-            mask=(t_own < Tk)[:, None], other=0.0,
+            mask=(t_own < (stop_of_sequence if RAGGED else Tk))[:, None], other=0.0,
         ).to(tl.float32)
         v_own = tl.load(
-            v + b * v_b + tl.cast(chunk * CHUNK, tl.int64) * v_tk + head_v_own * v_h
+            v + b * v_b + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * v_tk
+            + head_v_own * v_h
             + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * v_tk + tl.arange(0, VALUES)[None, :]),
-            mask=(t_own < Tk)[:, None], other=0.0,
+            mask=(t_own < (stop_of_sequence if RAGGED else Tk))[:, None], other=0.0,
         ).to(tl.float32)
         far_own = tl.full((CHUNK, QK), 0.0, tl.float32)
         near_own = tl.full((CHUNK, QK), 0.0, tl.float32)
@@ -1395,22 +1909,24 @@ def key_gradients_second_look(
                 first_one = tl.where(f_one < 136, f_one % 16, f_one - 136)
                 second_one = tl.where(f_one < 136, (f_one % 16 + f_one // 16) % 16, 16)
                 S_one = tl.load(
-                    state + b * H * segments * 9792 + h * segments * 9792 + tl.cast(segment, OFFSET) * 9792
-                    + f_one * 64 + tl.arange(0, VALUES)
+                    state + b * H * segments * 9792 + h * segments * 9792
+                    + tl.cast(number_of_segment, OFFSET) * 9792 + f_one * 64 + tl.arange(0, VALUES)
                 ).to(tl.float32)
                 z_one = tl.load(
-                    normalizer + b * H * segments * 153 + h * segments * 153 + tl.cast(segment, OFFSET) * 153
-                    + f_one
+                    normalizer + b * H * segments * 153 + h * segments * 153
+                    + tl.cast(number_of_segment, OFFSET) * 153 + f_one
                 ).to(tl.float32)
                 P_one_first_one = tl.load(
-                    k + b * k_b + tl.cast(chunk * CHUNK, tl.int64) * k_tk + head_k_own * k_h
-                    + tl.minimum(first_one, 15) + tl.cast(tl.arange(0, CHUNK), OFFSET) * k_tk,
-                    mask=(t_own < Tk), other=0.0,
+                    k + b * k_b + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * k_tk
+                    + head_k_own * k_h + tl.minimum(first_one, 15)
+                    + tl.cast(tl.arange(0, CHUNK), OFFSET) * k_tk,
+                    mask=(t_own < (stop_of_sequence if RAGGED else Tk)), other=0.0,
                 ).to(tl.float32)
                 P_one_second_one = tl.load(
-                    k + b * k_b + tl.cast(chunk * CHUNK, tl.int64) * k_tk + head_k_own * k_h
-                    + tl.minimum(second_one, 15) + tl.cast(tl.arange(0, CHUNK), OFFSET) * k_tk,
-                    mask=(t_own < Tk), other=0.0,
+                    k + b * k_b + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * k_tk
+                    + head_k_own * k_h + tl.minimum(second_one, 15)
+                    + tl.cast(tl.arange(0, CHUNK), OFFSET) * k_tk,
+                    mask=(t_own < (stop_of_sequence if RAGGED else Tk)), other=0.0,
                 ).to(tl.float32)
                 P_one = (
                     tl.where(first_one < 16, P_one_first_one, 1.0)
@@ -1421,14 +1937,16 @@ def key_gradients_second_look(
                 dP_one = tl.sum(S_products, 1)
                 dP_one += z_one
                 other_second_one = tl.load(
-                    k + b * k_b + tl.cast(chunk * CHUNK, tl.int64) * k_tk + head_k_own * k_h
-                    + tl.minimum(second_one, 15) + tl.cast(tl.arange(0, CHUNK), OFFSET) * k_tk,
-                    mask=(t_own < Tk), other=0.0,
+                    k + b * k_b + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * k_tk
+                    + head_k_own * k_h + tl.minimum(second_one, 15)
+                    + tl.cast(tl.arange(0, CHUNK), OFFSET) * k_tk,
+                    mask=(t_own < (stop_of_sequence if RAGGED else Tk)), other=0.0,
                 ).to(tl.float32)
                 other_first_one = tl.load(
-                    k + b * k_b + tl.cast(chunk * CHUNK, tl.int64) * k_tk + head_k_own * k_h
-                    + tl.minimum(first_one, 15) + tl.cast(tl.arange(0, CHUNK), OFFSET) * k_tk,
-                    mask=(t_own < Tk), other=0.0,
+                    k + b * k_b + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * k_tk
+                    + head_k_own * k_h + tl.minimum(first_one, 15)
+                    + tl.cast(tl.arange(0, CHUNK), OFFSET) * k_tk,
+                    mask=(t_own < (stop_of_sequence if RAGGED else Tk)), other=0.0,
                 ).to(tl.float32)
                 far_own += tl.where(
                     d[None, :] == first_one,
@@ -1438,13 +1956,22 @@ def key_gradients_second_look(
                     d[None, :] == second_one,
                     (dP_one * tl.where(first_one < 16, other_first_one, 1.0))[:, None], 0.0,
                 )
-        entered = (t_own < tl.maximum(Tk - 64, 0)) & (t_own >= first_key)
+        entered = (
+            (
+                t_own
+                < (tl.maximum(stop_of_sequence - 64, first_of_sequence) if RAGGED else tl.maximum(Tk - 64, 0))
+            )
+            & (t_own >= first_key)
+        )
         far_own = tl.where(entered[:, None], far_own, 0.0)
         dv_own = tl.where(entered[:, None], dv_own, 0.0)
         for member in range(0, HO // H if GROUPED else 1, 1):
             head_q_own = (h * (HO // H) + member) // (HO // HQ) if GROUPED else h
             head_o_own = (h * (HO // H) + member) // (HO // HO) if GROUPED else h
-            for i_one in range(tl.maximum(chunk * CHUNK - (Tk - T), 0), stop_token, 1):
+            for i_one in range(
+                tl.maximum((first_of_chunk if RAGGED else chunk * CHUNK) - (0 if RAGGED else Tk - T), 0),
+                stop_token, 1,
+            ):
                 q_one = tl.load(
                     q + b * q_b + tl.cast(i_one, tl.int64) * q_t + head_q_own * q_h + tl.arange(0, QK)
                 ).to(tl.float32)
@@ -1454,7 +1981,10 @@ def key_gradients_second_look(
                 ).to(tl.float32)
                 terms_one = k_own * q_one[None, :]
                 products_one = tl.sum(terms_one, 1)
-                far_one = ((t_own <= i_one + (Tk - T) - 64) & (t_own >= first_key)) & (i_one < late_token)
+                far_one = (
+                    ((t_own <= i_one + (0 if RAGGED else Tk - T) - 64) & (t_own >= first_key))
+                    & (i_one < late_token)
+                )
                 A_one = 1.0 + scale * products_one * (1.0 + 0.5 * (scale * products_one))
                 dv_own += tl.where(far_one[:, None], A_one[:, None] * g_one[None, :], 0.0)
                 v_products = v_own * g_one[None, :]
@@ -1476,7 +2006,11 @@ def key_gradients_second_look(
                     do + b * do_b + tl.cast(i_one, tl.int64) * do_t + head_o_own * do_h + tl.arange(0, VALUES)
                 ).to(tl.float32)
                 near_one = (
-                    ((t_own <= i_one + (Tk - T)) & (t_own > i_one + (Tk - T) - 64)) & (t_own >= first_key)
+                    (
+                        (t_own <= i_one + (0 if RAGGED else Tk - T))
+                        & (t_own > i_one + (0 if RAGGED else Tk - T) - 64)
+                    )
+                    & (t_own >= first_key)
                 )
                 dv_own += tl.where(near_one[:, None], probability[:, None] * do_one_exact[None, :], 0.0)
                 do_terms = v_own * do_one_exact[None, :]
@@ -1485,52 +2019,87 @@ def key_gradients_second_look(
                 dS_one = probability * (do_products - delta_one)
                 near_own += tl.where(near_one[:, None], dS_one[:, None] * query_one[None, :], 0.0)
         tl.store(
-            dk + b * Tk * H * 16 + tl.cast(chunk * CHUNK, tl.int64) * H * 16 + h * 16
-            + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * H * 16 + tl.arange(0, QK)[None, :]),
-            far_own + near_own * scale, mask=(t_own < Tk)[:, None],
+            dk + b * Tk * H * 16 + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * H * 16
+            + h * 16 + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * H * 16 + tl.arange(0, QK)[None, :]),
+            far_own + near_own * scale, mask=(t_own < (stop_of_sequence if RAGGED else Tk))[:, None],
         )
         tl.store(
-            dv + b * Tk * H * 64 + tl.cast(chunk * CHUNK, tl.int64) * H * 64 + h * 64
+            dv + b * Tk * H * 64 + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * H * 64
+            + h * 64
             + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * H * 64 + tl.arange(0, VALUES)[None, :]),
-            dv_own, mask=(t_own < Tk)[:, None],
+            dv_own, mask=(t_own < (stop_of_sequence if RAGGED else Tk))[:, None],
         )
 
 
-@triton.jit(do_not_specialize=["B", "T", "Tk", "H", "segments", "HK", "HV", "HQ", "HO"])
+@triton.jit(
+    do_not_specialize=["B", "T", "Tk", "H", "segments", "places", "sequence_count", "HK", "HV", "HQ", "HO"]
+)
 def key_gradients(
-    q, k, v, do, lse, ring_start, g, e, delta_rows, state, normalizer, dk, dv, q_b, q_t, q_h, k_b, k_tk, k_h,
-    v_b, v_tk, v_h, do_b, do_t, do_h, B, T, Tk, H, segments, scale, HK, HV, HQ, HO, STATEFUL: tl.constexpr,
-    PADDED: tl.constexpr, GROUPED: tl.constexpr, SEGMENT: tl.constexpr, CHUNK: tl.constexpr,
-    QUERIES: tl.constexpr, ROWS: tl.constexpr, QK: tl.constexpr, FEATURES: tl.constexpr, VALUES: tl.constexpr,
-    OPERAND: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
+    q, k, v, do, lse, ring_start, first_of_sequences, g, e, delta_rows, state, normalizer, dk, dv,
+    segment_tokens, q_b, q_t, q_h, k_b, k_tk, k_h, v_b, v_tk, v_h, do_b, do_t, do_h, B, T, Tk, H, segments,
+    places, sequence_count, scale, HK, HV, HQ, HO, STATEFUL: tl.constexpr, PADDED: tl.constexpr,
+    BEGUN: tl.constexpr, RAGGED: tl.constexpr, GROUPED: tl.constexpr, SEGMENT: tl.constexpr,
+    CHUNK: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr, QK: tl.constexpr, FEATURES: tl.constexpr,
+    VALUES: tl.constexpr, OPERAND: tl.constexpr, OFFSET: tl.constexpr = tl.int32,
 ):
     """The gradients of one chunk of keys and values."""
     scale = tl.cast(scale, tl.float32)  # compilers of callers may pass 64 bits
     program = tl.program_id(0)
-    chunk = program % tl.cdiv(Tk, CHUNK)
-    program = program // tl.cdiv(Tk, CHUNK)
+    chunk = program % tl.cdiv(places if RAGGED else Tk, CHUNK)
+    program = program // tl.cdiv(places if RAGGED else Tk, CHUNK)
     h = (program % H).to(tl.int64)
     program = program // H
     b = program.to(tl.int64)
     HO = HO if GROUPED else H
     head_k = h // (H // HK) if GROUPED else h
     head_v = h // (H // HV) if GROUPED else h
-    j = chunk * CHUNK + tl.arange(0, CHUNK)
+    if RAGGED:
+        length = tl.cdiv(tl.cdiv(places if RAGGED else T, SEGMENT), segments) * SEGMENT
+        segment = chunk * CHUNK // length
+        first_of_segment = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5)
+        stop_of_segment = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 1)
+        first_of_sequence = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 2)
+        stop_of_sequence = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 3)
+        number_of_sequence = tl.load(segment_tokens + tl.cast(segment, OFFSET) * 5 + 4)
+        first_of_chunk = first_of_segment + (chunk * CHUNK - segment * length)
+    if RAGGED:
+        if not (first_of_chunk < stop_of_segment):
+            return
+    j = (first_of_chunk if RAGGED else chunk * CHUNK) + tl.arange(0, CHUNK)
     d = tl.arange(0, QK)
     first_key = 0
     if PADDED:
         first_key = tl.load(ring_start + b * H + h)
-    length = tl.maximum(tl.cdiv(tl.cdiv(tl.maximum(Tk - 64, 0), SEGMENT), segments), 1) * SEGMENT
-    segment = tl.minimum(tl.maximum(chunk * CHUNK, 0), tl.maximum(tl.maximum(Tk - 64, 0) - 1, 0)) // length
+    if RAGGED:
+        first_key = first_of_sequence
+    if BEGUN:
+        first_kept = tl.load(first_of_sequences + tl.cast(number_of_sequence, OFFSET) * H + h)
+        first_key = first_of_sequence + first_kept
+    length = (
+        tl.cdiv(tl.cdiv(places, SEGMENT), segments)
+        * SEGMENT if RAGGED else tl.maximum(tl.cdiv(tl.cdiv(tl.maximum(Tk - 64, 0), SEGMENT), segments), 1)
+        * SEGMENT
+    )
+    own_segment = (
+        (tl.maximum(first_of_chunk if RAGGED else chunk * CHUNK, first_of_sequence) - first_of_sequence)
+        // length if RAGGED else tl.minimum(
+            tl.maximum(first_of_chunk if RAGGED else chunk * CHUNK, 0),
+            tl.maximum(tl.maximum(Tk - 64, 0) - 1, 0),
+        )
+        // length
+    )
+    number_of_segment = (
+        segment - (first_of_segment - first_of_sequence) // length + own_segment if RAGGED else own_segment
+    )
     K = tl.load(
-        k + b * k_b + tl.cast(chunk * CHUNK, tl.int64) * k_tk + head_k * k_h
+        k + b * k_b + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * k_tk + head_k * k_h
         + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * k_tk + tl.arange(0, QK)[None, :]),
-        mask=(j < Tk)[:, None], other=0.0,
+        mask=(j < (stop_of_sequence if RAGGED else Tk))[:, None], other=0.0,
     ).to(OPERAND)
     Y = tl.load(
-        v + b * v_b + tl.cast(chunk * CHUNK, tl.int64) * v_tk + head_v * v_h
+        v + b * v_b + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * v_tk + head_v * v_h
         + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * v_tk + tl.arange(0, VALUES)[None, :]),
-        mask=(j < Tk)[:, None], other=0.0,
+        mask=(j < (stop_of_sequence if RAGGED else Tk))[:, None], other=0.0,
     ).to(OPERAND)
     dK = tl.full((CHUNK, QK), 0.0, tl.float32)
     dV = tl.full((CHUNK, VALUES), 0.0, tl.float32)
@@ -1549,16 +2118,16 @@ def key_gradients(
             P = K_first.to(tl.float32) * K_second.to(tl.float32)
             P_operand = P.to(OPERAND)
             S = tl.load(
-                state + b * H * segments * 9792 + h * segments * 9792 + tl.cast(segment, OFFSET) * 9792
-                + tl.cast(f0, tl.int64) * 64
+                state + b * H * segments * 9792 + h * segments * 9792
+                + tl.cast(number_of_segment, OFFSET) * 9792 + tl.cast(f0, tl.int64) * 64
                 + (tl.arange(0, FEATURES)[:, None] * 64 + tl.arange(0, VALUES)[None, :]),
                 mask=(f < 153)[:, None], other=0.0,
             ).to(OPERAND)
             dV = tl.dot(P_operand, S, dV, input_precision="ieee")
             dP = tl.dot(Y, tl.trans(S), input_precision="ieee")
             z = tl.load(
-                normalizer + b * H * segments * 153 + h * segments * 153 + tl.cast(segment, OFFSET) * 153
-                + tl.cast(f0, tl.int64) + tl.arange(0, FEATURES),
+                normalizer + b * H * segments * 153 + h * segments * 153
+                + tl.cast(number_of_segment, OFFSET) * 153 + tl.cast(f0, tl.int64) + tl.arange(0, FEATURES),
                 mask=(f < 153), other=0.0,
             ).to(tl.float32)
             z = tl.sum(z[:, None], 1)
@@ -1576,7 +2145,9 @@ def key_gradients(
             dP_second_operand = dP_second.to(OPERAND)
             dK = tl.dot(dP_second_operand, to_second, dK, input_precision="ieee")
         # Keys that leave no window are in no state.
-        entered = j < tl.maximum(Tk - 64, 0)
+        entered = (
+            j < (tl.maximum(stop_of_sequence - 64, first_of_sequence) if RAGGED else tl.maximum(Tk - 64, 0))
+        )
         dK = tl.where(entered[:, None], dK, 0.0)
         dV = tl.where(entered[:, None], dV, 0.0)
     dK_near = tl.full((CHUNK, QK), 0.0, tl.float32)
@@ -1586,28 +2157,33 @@ def key_gradients(
         head_o = (h * (HO // H) + member) // (HO // HO) if GROUPED else h
         # Queries of this segment whose window the keys have left, directly.
         for t0 in range(
-            tl.minimum(64 - (Tk - T), T) + chunk * CHUNK,
-            tl.minimum(tl.minimum(64 - (Tk - T), T) + (segment * length + length), T), QUERIES,
+            (first_of_chunk if RAGGED else chunk * CHUNK) - (0 if RAGGED else Tk - T) + 63 + 1,
+            tl.minimum(
+                (first_of_sequence + own_segment * length if RAGGED else own_segment * length) + length
+                - (0 if RAGGED else Tk - T) + 63 + 1,
+                stop_of_sequence if RAGGED else T,
+            ),
+            QUERIES,
         ):
             t = t0 + tl.arange(0, QUERIES)
             Q = tl.load(
                 q + b * q_b + tl.cast(t0, tl.int64) * q_t + head_q * q_h
                 + (tl.cast(tl.arange(0, QUERIES), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
-                mask=(t < T)[:, None], other=0.0,
+                mask=(t < (stop_of_sequence if RAGGED else T))[:, None], other=0.0,
             ).to(OPERAND)
             G = tl.load(
                 g + b * T * HO * 64 + tl.cast(t0, tl.int64) * HO * 64 + head_o * 64
                 + (tl.cast(tl.arange(0, QUERIES), OFFSET)[:, None] * HO * 64 + tl.arange(0, VALUES)[None, :]),
-                mask=(t < T)[:, None], other=0.0,
+                mask=(t < (stop_of_sequence if RAGGED else T))[:, None], other=0.0,
             ).to(OPERAND)
             R = tl.dot(K, tl.trans(Q), input_precision="ieee")
-            seen = (j[:, None] <= (t + (Tk - T) - 64)[None, :]) & (j[:, None] >= first_key)
+            seen = (j[:, None] <= (t + (0 if RAGGED else Tk - T) - 64)[None, :]) & (j[:, None] >= first_key)
             A = tl.where(seen, 1.0 + scale * R * (1.0 + 0.5 * (scale * R)), 0.0).to(OPERAND)
             dV = tl.dot(A, G, dV, input_precision="ieee")
             dA = tl.dot(Y, tl.trans(G), input_precision="ieee")
             E = tl.load(
-                e + b * HO * T + head_o * T + tl.cast(t0, tl.int64) + tl.arange(0, QUERIES), mask=(t < T),
-                other=0.0,
+                e + b * HO * T + head_o * T + tl.cast(t0, tl.int64) + tl.arange(0, QUERIES),
+                mask=(t < (stop_of_sequence if RAGGED else T)), other=0.0,
             ).to(tl.float32)
             E = tl.sum(E[:, None], 1)
             dA += E[None, :]
@@ -1615,33 +2191,38 @@ def key_gradients(
             dK = tl.dot(dR, Q, dK, input_precision="ieee")
         # Queries that have the keys in their window.
         for i0 in range(
-            tl.maximum(chunk * CHUNK - (Tk - T), 0), tl.minimum(chunk * CHUNK + CHUNK - (Tk - T) + 63, T),
+            tl.maximum((first_of_chunk if RAGGED else chunk * CHUNK) - (0 if RAGGED else Tk - T), 0),
+            tl.minimum(
+                (first_of_chunk if RAGGED else chunk * CHUNK) + CHUNK - (0 if RAGGED else Tk - T) + 63,
+                stop_of_sequence if RAGGED else T,
+            ),
             QUERIES,
         ):
             i = i0 + tl.arange(0, QUERIES)
             Q_near = tl.load(
                 q + b * q_b + tl.cast(i0, tl.int64) * q_t + head_q * q_h
                 + (tl.cast(tl.arange(0, QUERIES), OFFSET)[:, None] * q_t + tl.arange(0, QK)[None, :]),
-                mask=(i < T)[:, None], other=0.0,
+                mask=(i < (stop_of_sequence if RAGGED else T))[:, None], other=0.0,
             ).to(OPERAND)
             delta_near = tl.load(
                 delta_rows + b * HO * T + head_o * T + tl.cast(i0, tl.int64) + tl.arange(0, QUERIES),
-                mask=(i < T), other=0.0,
+                mask=(i < (stop_of_sequence if RAGGED else T)), other=0.0,
             ).to(tl.float32)
             delta_near = tl.sum(delta_near[:, None], 1)
             dO_near = tl.load(
                 do + b * do_b + tl.cast(i0, tl.int64) * do_t + head_o * do_h
                 + (tl.cast(tl.arange(0, QUERIES), OFFSET)[:, None] * do_t + tl.arange(0, VALUES)[None, :]),
-                mask=(i < T)[:, None], other=0.0,
+                mask=(i < (stop_of_sequence if RAGGED else T))[:, None], other=0.0,
             ).to(OPERAND)
             lse_near = tl.load(
-                lse + b * HO * T + head_o * T + tl.cast(i0, tl.int64) + tl.arange(0, QUERIES), mask=(i < T),
-                other=1e+30,
+                lse + b * HO * T + head_o * T + tl.cast(i0, tl.int64) + tl.arange(0, QUERIES),
+                mask=(i < (stop_of_sequence if RAGGED else T)), other=1e+30,
             ).to(tl.float32)
             lse_near = tl.sum(lse_near[:, None], 1)
             R_by_key_near = tl.dot(K, tl.trans(Q_near), input_precision="ieee")
             visible_by_key_near = (
-                ((i + (Tk - T))[None, :] >= j[:, None]) & ((i + (Tk - T))[None, :] <= newest[:, None])
+                ((i + (0 if RAGGED else Tk - T))[None, :] >= j[:, None])
+                & ((i + (0 if RAGGED else Tk - T))[None, :] <= newest[:, None])
             )
             P_by_key_near = tl.where(
                 visible_by_key_near,
@@ -1662,15 +2243,20 @@ def key_gradients(
         dK = tl.where(exists[:, None], dK, 0.0)
         dK_near = tl.where(exists[:, None], dK_near, 0.0)
         dV = tl.where(exists[:, None], dV, 0.0)
+    if BEGUN:
+        exists = j >= first_key
+        dK = tl.where(exists[:, None], dK, 0.0)
+        dK_near = tl.where(exists[:, None], dK_near, 0.0)
+        dV = tl.where(exists[:, None], dV, 0.0)
     tl.store(
-        dk + b * Tk * H * 16 + tl.cast(chunk * CHUNK, tl.int64) * H * 16 + h * 16
-        + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * H * 16 + tl.arange(0, QK)[None, :]),
-        dK + dK_near * scale, mask=(j < Tk)[:, None],
+        dk + b * Tk * H * 16 + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * H * 16
+        + h * 16 + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * H * 16 + tl.arange(0, QK)[None, :]),
+        dK + dK_near * scale, mask=(j < (stop_of_sequence if RAGGED else Tk))[:, None],
     )
     tl.store(
-        dv + b * Tk * H * 64 + tl.cast(chunk * CHUNK, tl.int64) * H * 64 + h * 64
-        + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * H * 64 + tl.arange(0, VALUES)[None, :]),
-        dV, mask=(j < Tk)[:, None],
+        dv + b * Tk * H * 64 + tl.cast(first_of_chunk if RAGGED else chunk * CHUNK, tl.int64) * H * 64
+        + h * 64 + (tl.cast(tl.arange(0, CHUNK), OFFSET)[:, None] * H * 64 + tl.arange(0, VALUES)[None, :]),
+        dV, mask=(j < (stop_of_sequence if RAGGED else Tk))[:, None],
     )
     doubt = 0.0
     nothing_dK = dK * 0.0
@@ -1682,10 +2268,11 @@ def key_gradients(
     if doubt != 0.0:  # NaN
         tl.debug_barrier()  # other threads have written what is written again
         key_gradients_second_look(
-            q, k, v, do, lse, ring_start, g, e, delta_rows, state, normalizer, dk, dv, q_b, q_t, q_h, k_b,
-            k_tk, k_h, v_b, v_tk, v_h, do_b, do_t, do_h, B, T, Tk, H, segments, scale, HK if GROUPED else 1,
-            HV if GROUPED else 1, HQ if GROUPED else 1, HO if GROUPED else 1, STATEFUL, PADDED, GROUPED,
-            SEGMENT, CHUNK, QUERIES, ROWS, QK, FEATURES, VALUES, OFFSET,
+            q, k, v, do, lse, ring_start, first_of_sequences, g, e, delta_rows, state, normalizer, dk, dv,
+            segment_tokens, q_b, q_t, q_h, k_b, k_tk, k_h, v_b, v_tk, v_h, do_b, do_t, do_h, B, T, Tk, H,
+            segments, places, sequence_count, scale, HK if GROUPED else 1, HV if GROUPED else 1,
+            HQ if GROUPED else 1, HO if GROUPED else 1, STATEFUL, PADDED, BEGUN, RAGGED, GROUPED, SEGMENT,
+            CHUNK, QUERIES, ROWS, QK, FEATURES, VALUES, OFFSET,
         )
 
 
@@ -1849,8 +2436,64 @@ def token(
             tl.debug_barrier()  # the next round reads what this one has stored
 
 
-def forward(q, k, v, scale, ring_start, initial_state, initial_normalizer, output_final_state):
+def forward_packed(
+    q, k, v, scale, ring_start, initial_state, initial_normalizer, sequences, output_final_state,
+):
+    """`forward` of packed sequences, which `sequences` [N,2] says where to find."""
+    B, T, HQ, _ = q.shape
+    HK, HV = k.shape[2], v.shape[2]
+    GROUPED = not (HQ == HK and HQ == HV)
+    H, HS = (lcm(HQ, HK, HV), lcm(HK, HV)) if GROUPED else (HQ, HQ)
+    _, Tk, _, _ = k.shape
+    N, _ = sequences.shape
+    segments, places, segment_tokens, sequence_segments = packed_plan(
+        sequences, T, **SCHEDULE["forward_packed"][q.dtype],
+    )
+    # Tokens of no sequence have outputs of 0.
+    o = q.new_zeros(B, T, H, 64)
+    lse = q.new_zeros(B, H, T, dtype=torch.float32)
+    final_state = q.new_empty((N, HS, 153, 64) if output_final_state else 0, dtype=torch.float32)
+    final_normalizer = q.new_empty((N, HS, 153) if output_final_state else 0, dtype=torch.float32)
+    sums = q.new_empty(B, HS, segments, 153, 64, dtype=torch.float32)
+    normalizer_sums = q.new_empty(B, HS, segments, 153, dtype=torch.float32)
+    segment_state = q.new_empty(B, HS, segments, 153, 64, dtype=operand_dtype(q))
+    segment_normalizer = q.new_empty(B, HS, segments, 153, dtype=torch.float32)
+    launch(
+        states, lambda c: (B * HS * segments * cdiv(153, c["FEATURES"]) * cdiv(64, c["VALUES"]),),
+        (k, v, ring_start, ring_start, sums, normalizer_sums, segment_tokens),
+        (
+            *k.stride()[:-1], *v.stride()[:-1], B, T, Tk, HS, segments, places, N, HK, HV, False,
+            ring_start is not None, True, GROUPED,
+        ),
+        SCHEDULE["states"][q.dtype],
+    )
+    launch(
+        prefix_packed, lambda c: (HS * N * cdiv(153, c["FEATURES"]),),
+        (
+            initial_state, initial_normalizer, sums, normalizer_sums, segment_state, segment_normalizer,
+            final_state, final_normalizer, sequence_segments,
+        ),
+        (B, T, HS, segments, N, initial_state is not None, output_final_state),
+        SCHEDULE["prefix_packed"][q.dtype],
+    )
+    launch(
+        outputs, lambda c: (B * H * cdiv(places, c["CHUNK"]) * cdiv(64, c["VALUES"]),),
+        (q, k, v, ring_start, ring_start, segment_state, segment_normalizer, o, lse, segment_tokens),
+        (
+            *q.stride()[:-1], *k.stride()[:-1], *v.stride()[:-1], B, T, Tk, H, segments, places, N, scale, HQ,
+            HK, HV, HS, True, False, ring_start is not None, True, GROUPED,
+        ),
+        SCHEDULE["outputs"][q.dtype],
+    )
+    return o, lse, final_state, final_normalizer
+
+
+def forward(q, k, v, scale, ring_start, initial_state, initial_normalizer, sequences, output_final_state):
     """Outputs, logarithms of the sums of weights, and the state of the keys that have left."""
+    if sequences is not None:
+        return forward_packed(
+            q, k, v, scale, ring_start, initial_state, initial_normalizer, sequences, output_final_state,
+        )
     B, T, HQ, _ = q.shape
     HK, HV = k.shape[2], v.shape[2]
     GROUPED = not (HQ == HK and HQ == HV)
@@ -1873,10 +2516,10 @@ def forward(q, k, v, scale, ring_start, initial_state, initial_normalizer, outpu
         span_normalizer = q.new_empty(B, HS, spans, 153, dtype=torch.float32)
         launch(
             states, lambda c: (B * HS * spans * cdiv(153, c["FEATURES"]) * cdiv(64, c["VALUES"]),),
-            (k, v, ring_start, sums, normalizer_sums),
+            (k, v, ring_start, None, sums, normalizer_sums, None),
             (
-                *k.stride()[:-1], *v.stride()[:-1], B, T, Tk, HS, spans, HK, HV, ring_start is not None,
-                GROUPED,
+                *k.stride()[:-1], *v.stride()[:-1], B, T, Tk, HS, spans, None, None, HK, HV,
+                ring_start is not None, False, False, GROUPED,
             ),
             SCHEDULE["states"][q.dtype],
         )
@@ -1907,21 +2550,131 @@ def forward(q, k, v, scale, ring_start, initial_state, initial_normalizer, outpu
         )
     launch(
         outputs, lambda c: (B * H * cdiv(T, c["CHUNK"]) * cdiv(64, c["VALUES"]),),
-        (q, k, v, ring_start, segment_state, segment_normalizer, o, lse),
+        (q, k, v, ring_start, None, segment_state, segment_normalizer, o, lse, None),
         (
-            *q.stride()[:-1], *k.stride()[:-1], *v.stride()[:-1], B, T, Tk, H, segments, scale, HQ, HK, HV,
-            HS, stateful, ring_start is not None, GROUPED,
+            *q.stride()[:-1], *k.stride()[:-1], *v.stride()[:-1], B, T, Tk, H, segments, None, None, scale,
+            HQ, HK, HV, HS, stateful, ring_start is not None, False, False, GROUPED,
         ),
         SCHEDULE["outputs"][q.dtype],
     )
     return o, lse, final_state, final_normalizer
 
 
+def backward_packed(
+    do, d_final_state, d_final_normalizer, q, k, v, o, lse, scale, ring_start, initial_state,
+    initial_normalizer, sequences,
+):
+    """`backward` of packed sequences, which `sequences` [N,2] says where to find."""
+    B, T, HQ, _ = q.shape
+    HK, HV = k.shape[2], v.shape[2]
+    GROUPED = not (HQ == HK and HQ == HV)
+    H, HS = (lcm(HQ, HK, HV), lcm(HK, HV)) if GROUPED else (HQ, HQ)
+    _, Tk, _, _ = k.shape
+    N, _ = sequences.shape
+    segments, places, segment_tokens, sequence_segments = packed_plan(
+        sequences, T, **SCHEDULE["backward_packed"][q.dtype],
+    )
+    has_initial = initial_state is not None
+    sums = q.new_empty(B, HS, segments, 153, 64, dtype=torch.float32)
+    normalizer_sums = q.new_empty(B, HS, segments, 153, dtype=torch.float32)
+    segment_state = q.new_empty(B, HS, segments, 153, 64, dtype=operand_dtype(q))
+    segment_normalizer = q.new_empty(B, HS, segments, 153, dtype=torch.float32)
+    launch(
+        states, lambda c: (B * HS * segments * cdiv(153, c["FEATURES"]) * cdiv(64, c["VALUES"]),),
+        (k, v, ring_start, ring_start, sums, normalizer_sums, segment_tokens),
+        (
+            *k.stride()[:-1], *v.stride()[:-1], B, T, Tk, HS, segments, places, N, HK, HV, False,
+            ring_start is not None, True, GROUPED,
+        ),
+        SCHEDULE["states"][q.dtype],
+    )
+    launch(
+        prefix_packed, lambda c: (HS * N * cdiv(153, c["FEATURES"]),),
+        (
+            initial_state, initial_normalizer, sums, normalizer_sums, segment_state, segment_normalizer, None,
+            None, sequence_segments,
+        ),
+        (B, T, HS, segments, N, initial_state is not None, False), SCHEDULE["prefix_packed"][q.dtype],
+    )
+    # Tokens of no sequence have gradients of 0.
+    dq_of_each = q.new_zeros(B, T, H, 16)
+    dk_of_each = q.new_zeros(B, Tk, HS, 16)
+    dv_of_each = q.new_zeros(B, Tk, HS, 64)
+    dq = dq_of_each if H == HQ else q.new_empty(B, T, HQ, 16)
+    dk = dk_of_each if HS == HK else q.new_empty(B, Tk, HK, 16)
+    dv = dv_of_each if HS == HV else q.new_empty(B, Tk, HV, 64)
+    g = q.new_empty(B, T, H, 64, dtype=operand_dtype(q))
+    e = q.new_empty(B, H, T, dtype=torch.float32)
+    delta_rows = q.new_empty(B, H, T, dtype=torch.float32)
+    launch(
+        query_gradients, lambda c: (B * H * cdiv(places, c["CHUNK"]),),
+        (
+            q, k, v, do, o, lse, ring_start, ring_start, g, e, delta_rows, segment_state, segment_normalizer,
+            dq_of_each, segment_tokens,
+        ),
+        (
+            *q.stride()[:-1], *k.stride()[:-1], *v.stride()[:-1], *do.stride()[:-1], B, T, Tk, H, segments,
+            places, N, scale, HQ, HK, HV, HS, True, False, ring_start is not None, True, GROUPED,
+        ),
+        SCHEDULE["query_gradients"][q.dtype],
+    )
+    # The keys' side needs the mirrored state: the sum over the queries of later segments.
+    d_initial_state = q.new_empty((N, HS, 153, 64) if has_initial else 0, dtype=torch.float32)
+    d_initial_normalizer = q.new_empty((N, HS, 153) if has_initial else 0, dtype=torch.float32)
+    launch(
+        query_states, lambda c: (B * HS * segments * cdiv(153, c["FEATURES"]) * cdiv(64, c["VALUES"]),),
+        (q, g, e, sums, normalizer_sums, segment_tokens),
+        (*q.stride()[:-1], B, T, Tk, HS, segments, places, scale, HQ, H, True, GROUPED),
+        SCHEDULE["query_states"][q.dtype],
+    )
+    launch(
+        suffix_packed, lambda c: (HS * N * cdiv(153, c["FEATURES"]),),
+        (
+            d_final_state, d_final_normalizer, sums, normalizer_sums, segment_state, segment_normalizer,
+            d_initial_state, d_initial_normalizer, sequence_segments,
+        ),
+        (B, T, HS, segments, N, d_final_state is not None, has_initial), SCHEDULE["suffix_packed"][q.dtype],
+    )
+    launch(
+        key_gradients, lambda c: (B * HS * cdiv(places, c["CHUNK"]),),
+        (
+            q, k, v, do, lse, ring_start, ring_start, g, e, delta_rows, segment_state, segment_normalizer,
+            dk_of_each, dv_of_each, segment_tokens,
+        ),
+        (
+            *q.stride()[:-1], *k.stride()[:-1], *v.stride()[:-1], *do.stride()[:-1], B, T, Tk, HS, segments,
+            places, N, scale, HK, HV, HQ, H, True, False, ring_start is not None, True, GROUPED,
+        ),
+        SCHEDULE["key_gradients"][q.dtype],
+    )
+    if H > HQ:
+        launch(
+            group_sums, lambda c: (B * HQ * cdiv(T, c["CHUNK"]) * cdiv(16, c["CHANNELS"]),), (dq_of_each, dq),
+            (B, T, HQ, 16, H, GROUPED), SCHEDULE["group_sums"][q.dtype],
+        )
+    if HS > HK:
+        launch(
+            group_sums, lambda c: (B * HK * cdiv(Tk, c["CHUNK"]) * cdiv(16, c["CHANNELS"]),),
+            (dk_of_each, dk), (B, Tk, HK, 16, HS, GROUPED), SCHEDULE["group_sums"][q.dtype],
+        )
+    if HS > HV:
+        launch(
+            group_sums, lambda c: (B * HV * cdiv(Tk, c["CHUNK"]) * cdiv(64, c["CHANNELS"]),),
+            (dv_of_each, dv), (B, Tk, HV, 64, HS, GROUPED), SCHEDULE["group_sums"][q.dtype],
+        )
+    return dq, dk, dv, d_initial_state, d_initial_normalizer
+
+
 def backward(
     do, d_final_state, d_final_normalizer, q, k, v, o, lse, scale, ring_start, initial_state,
-    initial_normalizer,
+    initial_normalizer, sequences,
 ):
     """Gradients of q, k, v and of the initial state; the states of the segments are computed again."""
+    if sequences is not None:
+        return backward_packed(
+            do, d_final_state, d_final_normalizer, q, k, v, o, lse, scale, ring_start, initial_state,
+            initial_normalizer, sequences,
+        )
     B, T, HQ, _ = q.shape
     HK, HV = k.shape[2], v.shape[2]
     GROUPED = not (HQ == HK and HQ == HV)
@@ -1940,10 +2693,10 @@ def backward(
         span_normalizer = q.new_empty(B, HS, spans, 153, dtype=torch.float32)
         launch(
             states, lambda c: (B * HS * spans * cdiv(153, c["FEATURES"]) * cdiv(64, c["VALUES"]),),
-            (k, v, ring_start, sums, normalizer_sums),
+            (k, v, ring_start, None, sums, normalizer_sums, None),
             (
-                *k.stride()[:-1], *v.stride()[:-1], B, T, Tk, HS, spans, HK, HV, ring_start is not None,
-                GROUPED,
+                *k.stride()[:-1], *v.stride()[:-1], B, T, Tk, HS, spans, None, None, HK, HV,
+                ring_start is not None, False, False, GROUPED,
             ),
             SCHEDULE["states"][q.dtype],
         )
@@ -1983,10 +2736,13 @@ def backward(
     delta_rows = q.new_empty(B, H, T, dtype=torch.float32)
     launch(
         query_gradients, lambda c: (B * H * cdiv(T, c["CHUNK"]),),
-        (q, k, v, do, o, lse, ring_start, g, e, delta_rows, segment_state, segment_normalizer, dq_of_each),
+        (
+            q, k, v, do, o, lse, ring_start, None, g, e, delta_rows, segment_state, segment_normalizer,
+            dq_of_each, None,
+        ),
         (
             *q.stride()[:-1], *k.stride()[:-1], *v.stride()[:-1], *do.stride()[:-1], B, T, Tk, H, segments,
-            scale, HQ, HK, HV, HS, stateful, ring_start is not None, GROUPED,
+            None, None, scale, HQ, HK, HV, HS, stateful, ring_start is not None, False, False, GROUPED,
         ),
         SCHEDULE["query_gradients"][q.dtype],
     )
@@ -1996,7 +2752,8 @@ def backward(
     if split:
         launch(
             query_states, lambda c: (B * HS * spans * cdiv(153, c["FEATURES"]) * cdiv(64, c["VALUES"]),),
-            (q, g, e, sums, normalizer_sums), (*q.stride()[:-1], B, T, Tk, HS, spans, scale, HQ, H, GROUPED),
+            (q, g, e, sums, normalizer_sums, None),
+            (*q.stride()[:-1], B, T, Tk, HS, spans, None, scale, HQ, H, False, GROUPED),
             SCHEDULE["query_states"][q.dtype],
         )
         launch(
@@ -2023,12 +2780,12 @@ def backward(
     launch(
         key_gradients, lambda c: (B * HS * cdiv(Tk, c["CHUNK"]),),
         (
-            q, k, v, do, lse, ring_start, g, e, delta_rows, segment_state, segment_normalizer, dk_of_each,
-            dv_of_each,
+            q, k, v, do, lse, ring_start, None, g, e, delta_rows, segment_state, segment_normalizer,
+            dk_of_each, dv_of_each, None,
         ),
         (
             *q.stride()[:-1], *k.stride()[:-1], *v.stride()[:-1], *do.stride()[:-1], B, T, Tk, HS, segments,
-            scale, HK, HV, HQ, H, mirrored, ring_start is not None, GROUPED,
+            None, None, scale, HK, HV, HQ, H, mirrored, ring_start is not None, False, False, GROUPED,
         ),
         SCHEDULE["key_gradients"][q.dtype],
     )

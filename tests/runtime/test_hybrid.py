@@ -94,6 +94,59 @@ def test_heads_in_groups(hybrid: Variant, heads: tuple[int, int, int]) -> None:
     assert_close(hybrid(**repeated)[0], o)
 
 
+@pytest.mark.parametrize("heads", [(HEADS, HEADS, HEADS), (6, 2, 3)], ids=str)
+@pytest.mark.parametrize("begun", [False, True])
+def test_packed_sequences_are_calls_of_their_own(
+    hybrid: Variant, heads: tuple[int, int, int], begun: bool
+) -> None:
+    """Empty ones, one token, fewer than a window has, and more; tokens of nobody behind them."""
+    edges = [0, 5, 5, 6, 17, 17, 24]
+    given = {
+        name: x if name in FACTORS else x.flatten(0, 1)[None].detach().requires_grad_()
+        for name, x in inputs(heads).items()
+    }
+    before = None
+    if begun:
+        with torch.no_grad():
+            earlier = [hybrid(**cut(given, 0, n), output_final_state=True)[1] for n in (3, 0, 9, 5, 12, 1)]
+        before = type(earlier[0])(*(torch.cat(parts) for parts in zip(*earlier, strict=True)))
+    offsets = torch.tensor(edges, dtype=torch.int32)
+    o, state = hybrid(**given, cu_seqlens=offsets, initial_state=before, output_final_state=True)
+    pieces, ends = [], []
+    for n, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):
+        first = None if before is None else type(before)(*(x[n : n + 1] for x in before))
+        piece, end = hybrid(**cut(given, start, stop), initial_state=first, output_final_state=True)
+        pieces.append(piece)
+        ends.append(end)
+    want = torch.cat([*pieces, torch.zeros_like(o[:, 24:])], 1)
+    assert_close(o, want)
+    together = [torch.cat(parts) for parts in zip(*ends, strict=True)]
+    for name, x, y in zip(state._fields, state, together, strict=True):
+        assert_close(x, y, msg=name)
+    weights, leaves = torch.randn_like(o), list(given.values())
+    losses = ((x * weights).sum() + y.sin().sum() for x, y in ((o, state.state), (want, together[3])))
+    found, wanted = (torch.autograd.grad(loss, leaves) for loss in losses)
+    assert_close(found, wanted)
+
+
+def test_a_mask_is_sequences_without_their_padding(hybrid: Variant) -> None:
+    given = inputs()
+    places = torch.arange(LENGTH)
+    mask = torch.stack([places >= 4, places < 7])
+    spoilt = {
+        name: x if name in FACTORS else x.masked_fill(~mask[..., None, None], float("nan"))
+        for name, x in given.items()
+    }
+    o, state = hybrid(**spoilt, attention_mask=mask, output_final_state=True)
+    for row, (start, stop) in enumerate(((4, LENGTH), (0, 7))):
+        own = {name: x if name in FACTORS else x[row : row + 1] for name, x in given.items()}
+        want, end = hybrid(**cut(own, start, stop), output_final_state=True)
+        assert_close(o[row : row + 1, start:stop], want)
+        assert not o[row, :start].any() and not o[row, stop:].any()
+        for x, y in zip(state, end, strict=True):
+            assert_close(x[row : row + 1], y)
+
+
 @pytest.mark.parametrize("heads", [(HEADS, HEADS, HEADS), *GROUPS], ids=str)
 def test_pieces_and_steps_are_the_whole(hybrid: Variant, heads: tuple[int, int, int]) -> None:
     given = {name: x.detach() for name, x in inputs(heads).items()}
