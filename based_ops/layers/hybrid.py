@@ -16,7 +16,7 @@ from .base import AttentionLayer
 class HybridAttention(AttentionLayer):
     """Multi-head causal attention: softmax over the window of `variant`, its feature map over all older keys.
 
-    There are no positions, and no masks yet: padding before a sequence is keys that it sees.
+    There are no positions.
     """
 
     mixer = "hybrid"
@@ -54,13 +54,18 @@ class HybridAttention(AttentionLayer):
         x: Tensor,
         state: HybridState | None = None,
         output_state: bool = False,
+        cu_seqlens: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         **foreign: NoReturn,
     ) -> tuple[Tensor, HybridState | None]:
-        """x [B,T,d_model] to (y of the same shape, the state after x or None unless `output_state`)."""
+        """x [B,T,d_model] to (y of the same shape, the state after x or None unless `output_state`).
+
+        `cu_seqlens` [N+1] or `attention_mask` [B,T] tell sequences apart, as in calls of the variant.
+        """
         if foreign:
             refuse(HybridAttention.forward, tuple(foreign))
         inputs = self._project(x)
-        more = self._more(x)
+        more = self._more(x) | {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
         o, final = self.op(*inputs, initial_state=state, output_final_state=output_state, **more)
         return self._leave(o), final
 

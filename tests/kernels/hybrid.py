@@ -35,6 +35,8 @@ class Layer:
     call: Call
     past: bool = False
     factors: bool = True
+    sequences: Tensor | None = None
+    """Where packed sequences lie."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -124,7 +126,13 @@ class Layer:
         self, inputs: Tensors, first: Tensor | None = None, sums: Tensors | None = None, final: bool = True
     ) -> Forward:
         o, *kept, state, normalizer = self.module.forward(
-            *inputs, *self.given_factors(), self.call.scale, first, *(sums or (None, None)), final
+            *inputs,
+            *self.given_factors(),
+            self.call.scale,
+            first,
+            *(sums or (None, None)),
+            self.sequences,
+            final,
         )
         return Forward(o, kept, state, normalizer)
 
@@ -149,6 +157,7 @@ class Layer:
             self.call.scale,
             first,
             *(sums or (None, None)),
+            self.sequences,
         )
         return tuple(x for x in found if x.numel())
 

@@ -66,7 +66,7 @@ def takes_scales(op: Variant) -> bool:
 def drawn(x: Argument, sizes: dict[str, Any], generator: torch.Generator) -> Tensor:
     shape = [sizes[dim] if isinstance(dim, str) else dim for dim in x.dims]
     numbers = torch.randn(shape, generator=generator, dtype=F64)
-    return -numbers.abs() / 4 if x.fades else numbers.abs() + 0.1 if x.weighs else numbers
+    return -numbers.abs() / 4 if x.fades else numbers.abs() + 0.1 if x.weighs or x.multiplies else numbers
 
 
 @st.composite
@@ -127,7 +127,8 @@ def test_calls(call: Call, data: st.DataObject) -> None:
         result = run(**call.named(inputs), initial_state=state, output_final_state=final, **call.options)
         o, end = result if isinstance(result, tuple) else (result, None)
         outputs = [x for x in (o, *parts(end)) if x.is_floating_point()]
-        weights = weights or [torch.randn_like(x) for x in outputs]
+        # Slots of a ring to which nothing has been written are 0, and have no gradient worth asking for.
+        weights = weights or [torch.randn_like(x) * (x != 0) for x in outputs]
         sought = [*inputs, *(x for x in parts(state) if x.is_floating_point())]
         # Naive mathematics forgets inputs that no sequence has.
         loss = sum((x * 0).sum() for x in sought)
