@@ -173,8 +173,8 @@ def hybrids(max_window: int = MAX_WINDOW, max_qk: int = 64, max_v: int = 256) ->
         state_dtype=st.sampled_from(("float32", "bfloat16", "float16")),
         dtypes=dtype_sets(),
     )
-    # What divides by sums that can vanish is no hybrid, nor what has too large a state; and parts of their own
-    # have nothing to share.
+    # What divides by sums that can vanish is no hybrid, nor what has too large a state; and parts of their
+    # own have nothing to share.
     return drawn.filter(
         lambda spec: (
             not spec.feature_map.signs()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from based_ops.codegen.dtypes import ACC, IO, STATE
 
-from .. import checks, invariance, temperature
+from .. import checks, invariance, packed, temperature
 from ..arguments import refuse
 from ..attention import AttentionVariant
 from ..errors import ArgumentTypeError, fail
@@ -84,11 +84,11 @@ class HybridVariant(AttentionVariant):
         state_indices: Tensor | None = None,
         parameters: Mapping[str, Tensor] | None = None,
         backend: str | None = None,
+        batch_invariant: bool = False,
         q_window: Tensor | None = None,
         k_window: Tensor | None = None,
         window_factor: Tensor | None = None,
         linear_factor: Tensor | None = None,
-        batch_invariant: bool = False,
         **foreign: NoReturn,
     ) -> tuple[Tensor, Any]:
         """Causal attention over a sequence: `(o, final_state)`, as of all attention layers.
@@ -106,8 +106,7 @@ class HybridVariant(AttentionVariant):
         Gradients flow to all of these, and from the final state, once.  Sources: Based (arXiv 2402.18668) for
         windows and Taylor maps, LoLCATs (arXiv 2410.10254) for both under one normaliser.
 
-        With `batch_invariant` a sequence has the same bits, gradients too, alone and in any batch: sequences
-        are computed one after the other.
+        With `batch_invariant` a sequence has the same bits, gradients too, alone and in any batch.
         """
         if foreign:
             refuse(HybridVariant.__call__, tuple(foreign))
@@ -126,7 +125,11 @@ class HybridVariant(AttentionVariant):
             return temperature.call(self, partial(self, k=k, v=v, g=g, **options), q, scale)
         tensors = self._all(q, k, v, g, (q_window, k_window, window_factor, linear_factor))
         given = (tensors, scale, initial_state, output_final_state, backend, state_indices)
-        return invariance.call(self, *given) if batch_invariant else self._call(*given)
+        if batch_invariant:
+            return invariance.call(self, *given, cu_seqlens, attention_mask)
+        if cu_seqlens is not None or attention_mask is not None:
+            return packed.call(self, *given, cu_seqlens, attention_mask)
+        return self._call(*given)
 
     def step(
         self,

@@ -154,8 +154,8 @@ class Hybrid(Featured):
 
     @classmethod
     def conflicts(cls, values: Mapping[str, Any]) -> Iterable[Conflict]:
-        """Too wide a state; weights of both signs, of whose sum no logarithm could be kept; and a rescaling of
-        parts that have sums of their own.
+        """Too wide a state; weights of both signs, of whose sum no logarithm could be kept; and a rescaling
+        of parts that have sums of their own.
         """
         if values.get("rescale") == "window" and values.get("combine") == "sum":
             message = "a window that is added has a normaliser of its own, which no rescaling changes"
