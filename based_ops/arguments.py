@@ -19,7 +19,7 @@ _INSTEAD = {
     "seqlens max_seqlen max_seqlen_q max_seqlen_k attention_mask attn_mask key_padding_mask padding_mask "
     "mask": (
         "sequences of several lengths go into a variant's call, packed behind each other with `cu_seqlens`, "
-        "or padded with `attention_mask`, and so into a layer of one; steps and hybrids take one length"
+        "or padded with `attention_mask`, and so into a layer of one; steps take one length"
     ),
     "causal is_causal": "every call is causal: leave it out",
     "enable_gqa kv_heads n_kv_heads num_kv_heads num_key_value_heads num_heads_kv": (

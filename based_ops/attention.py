@@ -198,7 +198,20 @@ class AttentionVariant(Variant):
             options = {"initial_state": initial_state, "output_final_state": output_final_state}
             options |= {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
             return temperature.call(self, partial(self.reference, k=k, v=v, g=g, **options), q, scale)
-        tensors = self._inputs(q, k, v, g)
+        of_call = scale, initial_state, output_final_state, cu_seqlens, attention_mask
+        return self._reference_of(self._inputs(q, k, v, g), *of_call)
+
+    def _reference_of(
+        self,
+        tensors: Tensors,
+        scale: float | None,
+        initial_state: Any,
+        output_final_state: bool,
+        cu_seqlens: Tensor | None,
+        attention_mask: Tensor | None,
+    ) -> Any:
+        """`reference` of what the operators take."""
+        q: Any = tensors[0]
         batch, length, heads = self._check_inputs(self, tensors)
         numbers, places, count = self._numbers(self, scale), None, batch
         if cu_seqlens is not None or attention_mask is not None:

@@ -336,24 +336,17 @@ def decay(variant: Facts, dims: Sequence[int | str], g: Any, q: Tensor, units: i
         fail(ArgumentValueError, "g", f"a number above 0, {float(g.detach().max())}", what)
 
 
-def equal_heads(variant: Facts, q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Tensors of a mixer whose heads are not in groups."""
-    for name, x in (("k", k), ("v", v)):
-        if x.shape[2] != q.shape[2]:
-            want = operator.index(q.shape[2])
-            what = f"as many as q has, {want}: {variant.name} takes no groups of heads; repeat them"
-            fail(ShapeError, name, f"{operator.index(x.shape[2])} heads", what)
-
-
-def factor(variant: Facts, name: str, x: Any, q: Tensor, least: float | None, traced: bool) -> None:
-    """A factor of each head [H] of calls with q, or none; whether one is below `least` is seen on a CPU."""
+def factor(
+    variant: Facts, name: str, x: Any, q: Tensor, heads: Any, least: float | None, traced: bool
+) -> None:
+    """A factor of each of the `heads` of outputs, or none; whether one is below `least` is seen on a CPU."""
     if x is None:
         return
     if not isinstance(x, Tensor):
         fail(ArgumentTypeError, name, type(x).__name__, "a torch.Tensor or None")
     layout(name, x)
-    if x.dim() != 1 or x.shape[0] != q.shape[2]:
-        wanted = operator.index(q.shape[2])
+    if x.dim() != 1 or x.shape[0] != heads:
+        wanted = operator.index(heads)
         fail(ShapeError, name, sizes(x), f"of shape [{wanted}], one number a head, for {variant.name}")
     if x.device != q.device:
         fail(DeviceError, name, str(x.device), f"on the device of q, {q.device}")
@@ -362,12 +355,12 @@ def factor(variant: Facts, name: str, x: Any, q: Tensor, least: float | None, tr
         fail(ArgumentValueError, name, f"a number below, {float(x.detach().min()):g}", what)
 
 
-def like_queries(variant: Facts, name: str, x: Any, q: Tensor, width: int | str) -> None:
-    """Further queries or keys [B,T,H,width] of calls with q."""
+def as_many(variant: Facts, name: str, x: Any, q: Tensor, like: Tensor, width: int | str) -> None:
+    """Further queries or keys [B,T,H,width] of calls with q, as many as those that they are `like`."""
     if not isinstance(x, Tensor):
         fail(ArgumentTypeError, name, type(x).__name__, f"a torch.Tensor: {variant.name} takes it")
     layout(name, x)
-    if x.dim() != 4 or x.shape[3] != width or x.shape[:3] != q.shape[:3]:
-        wanted = [*map(operator.index, q.shape[:3]), width]
+    if x.dim() != 4 or x.shape[3] != width or x.shape[:3] != like.shape[:3]:
+        wanted = [*map(operator.index, like.shape[:3]), width]
         fail(ShapeError, name, sizes(x), f"of shape {wanted} for {variant.name}")
     _same_kind(variant, name, x, "q", q)

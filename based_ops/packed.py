@@ -28,6 +28,7 @@ from .errors import (
 from .ops import call as call_operator
 from .ops import is_any_autocast_enabled
 from .sharding import is_distributed
+from .state import linear_to_ring
 from .state_base import named
 from .support.tiles import has_slots
 from .tracing import is_traced
@@ -143,6 +144,25 @@ def last_tokens(x: Tensor, sequences: Tensor, count: int) -> tuple[Tensor, Tenso
     index = stop.unsqueeze(1) - count + torch.arange(count, device=x.device)
     last = x[0].index_select(0, index.clamp(min=0).flatten())
     return last.view(start.shape[0], count, *last.shape[1:]), index >= start.unsqueeze(1)
+
+
+def rings(
+    tensors: Sequence[Tensor], sequences: Tensor, past: Tensor | None, window: int
+) -> tuple[list[Tensor], Tensor]:
+    """The last tokens of sequences, of each of the tensors [1,T,H,D], as rings; and how many there have been.
+
+    With `past`, how many there were before, sequences begin with a window of these.
+    """
+    start, stop = sequences.unbind(1)
+    position = (stop - start).unsqueeze(1).expand(-1, tensors[0].shape[2])
+    if past is not None:
+        position = past + position - window
+    found = []
+    for x in tensors:
+        last, there = last_tokens(x, sequences, window)
+        last = torch.where(there[..., None, None], last, torch.zeros_like(last))
+        found.append(linear_to_ring(last, position))
+    return found, position.to(torch.int32).contiguous()
 
 
 def spread(sequences: Tensor, length: Any, width: int) -> Spread:

@@ -119,6 +119,17 @@ HYBRIDS = (
         linear_factor=True,
         eps=1e-3,
     ),
+    Hybrid(
+        "hybrid_windowed",
+        16,
+        Elementwise("exp(minimum(x, 1))"),
+        HeadDims(16, 40),
+        window_dims=WindowDims(24),
+        rescale="window",
+        window_factor=True,
+        linear_factor=True,
+    ),
+    Hybrid("hybrid_taylor_windowed", 5, TaylorExp(2), HeadDims(16, 32), rescale="window"),
     Hybrid("hybrid_elu", 1, Elementwise("elu(x) + 1"), HeadDims(8, 112), linear_factor=True, scale=0.5),
     Hybrid("hybrid_power", 16, Power(2), HeadDims(9, 16), eps=1e-3),
     Hybrid(

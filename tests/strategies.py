@@ -165,6 +165,7 @@ def hybrids(max_window: int = MAX_WINDOW, max_qk: int = 64, max_v: int = 256) ->
         head_dims=st.builds(HeadDims, qk=st.integers(8, max_qk), v=st.integers(16, max_v)),
         window_dims=st.none() | st.builds(WindowDims, qk=st.integers(8, 2 * max_qk)),
         combine=st.sampled_from(("normalizer", "sum")),
+        rescale=st.sampled_from(("shared", "window")),
         window_factor=st.booleans(),
         linear_factor=st.booleans(),
         eps=st.floats(0.0, 1.0),
@@ -172,9 +173,14 @@ def hybrids(max_window: int = MAX_WINDOW, max_qk: int = 64, max_v: int = 256) ->
         state_dtype=st.sampled_from(("float32", "bfloat16", "float16")),
         dtypes=dtype_sets(),
     )
-    # What divides by sums that can vanish is no hybrid, nor what has too large a state.
+    # What divides by sums that can vanish is no hybrid, nor what has too large a state; and parts of their
+    # own have nothing to share.
     return drawn.filter(
-        lambda spec: not spec.feature_map.signs() and not [*too_wide(spec.feature_map, spec.head_dims.qk)]
+        lambda spec: (
+            not spec.feature_map.signs()
+            and not [*too_wide(spec.feature_map, spec.head_dims.qk)]
+            and (spec.combine == "normalizer" or spec.rescale == "shared")
+        )
     )
 
 

@@ -16,7 +16,7 @@ from .base import AttentionLayer
 class HybridAttention(AttentionLayer):
     """Multi-head causal attention: softmax over the window of `variant`, its feature map over all older keys.
 
-    There are no positions, and no masks yet: padding before a sequence is keys that it sees.
+    There are no positions.
     """
 
     mixer = "hybrid"
@@ -28,6 +28,7 @@ class HybridAttention(AttentionLayer):
         variant: Variant | str,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        kv_heads: int | None = None,
         **foreign: NoReturn,
     ) -> None:
         """A variant with `window_dims` has projections of its own for the window's queries and keys.
@@ -35,16 +36,14 @@ class HybridAttention(AttentionLayer):
         The factors that it takes are learned as logarithms, 0 at first: `window_log_factor`,
         `linear_log_factor`, [heads] in float32.
         """
-        if foreign:  # kv_heads among them: heads of a hybrid are in no groups
-            refuse(HybridAttention.__init__, tuple(foreign))
-        super().__init__(d_model, heads, variant, device, dtype)
+        super().__init__(d_model, heads, variant, device, dtype, kv_heads, **foreign)
         spec = self.op.spec
         self.factors: tuple[str, ...] = spec.factors
         self.window_qk: int | None = spec.window_qk
         if self.window_qk is not None:
-            width = heads * self.window_qk
-            self.q_window_proj = nn.Linear(d_model, width, bias=False, device=device, dtype=dtype)
-            self.k_window_proj = nn.Linear(d_model, width, bias=False, device=device, dtype=dtype)
+            of_q, of_k = (n * self.window_qk for n in (heads, self.kv_heads))
+            self.q_window_proj = nn.Linear(d_model, of_q, bias=False, device=device, dtype=dtype)
+            self.k_window_proj = nn.Linear(d_model, of_k, bias=False, device=device, dtype=dtype)
         for name in FACTORS:
             start = torch.zeros(heads, device=device) if name in self.factors else None
             log_name = name.replace("factor", "log_factor")
@@ -55,13 +54,18 @@ class HybridAttention(AttentionLayer):
         x: Tensor,
         state: HybridState | None = None,
         output_state: bool = False,
+        cu_seqlens: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         **foreign: NoReturn,
     ) -> tuple[Tensor, HybridState | None]:
-        """x [B,T,d_model] to (y of the same shape, the state after x or None unless `output_state`)."""
+        """x [B,T,d_model] to (y of the same shape, the state after x or None unless `output_state`).
+
+        `cu_seqlens` [N+1] or `attention_mask` [B,T] tell sequences apart, as in calls of the variant.
+        """
         if foreign:
             refuse(HybridAttention.forward, tuple(foreign))
         inputs = self._project(x)
-        more = self._more(x)
+        more = self._more(x) | {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
         o, final = self.op(*inputs, initial_state=state, output_final_state=output_state, **more)
         return self._leave(o), final
 
@@ -86,7 +90,6 @@ class HybridAttention(AttentionLayer):
         more = self._options()
         more |= {name: getattr(self, name.replace("factor", "log_factor")).exp() for name in self.factors}
         if self.window_qk is not None:
-            heads = (self.heads, self.window_qk)
-            more["q_window"] = self.q_window_proj(x).unflatten(-1, heads)
-            more["k_window"] = self.k_window_proj(x).unflatten(-1, heads)
+            more["q_window"] = self.q_window_proj(x).unflatten(-1, (self.heads, self.window_qk))
+            more["k_window"] = self.k_window_proj(x).unflatten(-1, (self.kv_heads, self.window_qk))
         return more

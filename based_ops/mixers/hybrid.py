@@ -11,13 +11,14 @@ from torch import Tensor
 
 from based_ops.codegen.dtypes import ACC, IO, STATE
 
-from .. import checks, invariance, temperature
+from .. import checks, invariance, packed, temperature
 from ..arguments import refuse
 from ..attention import AttentionVariant
 from ..errors import ArgumentTypeError, fail
+from ..heads import multiple, repeated
 from ..state import first_valid, linear_to_ring, ring_of_start, ring_to_linear, storable
-from ..state_base import State, named
-from ..tracing import constant, is_traced
+from ..state_base import State
+from ..tracing import constant
 from ..variant import Tensors, dtype_named
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class HybridVariant(AttentionVariant):
         self._has_own = spec.window_qk is not None
         self._least = 0.0 if spec.combine == "normalizer" else None
 
-    def __call__(  # type: ignore[override]  # of one sequence a batch entry
+    def __call__(
         self,
         q: Tensor,
         k: Tensor,
@@ -78,31 +79,34 @@ class HybridVariant(AttentionVariant):
         scale: float | Tensor | None = None,
         initial_state: Any = None,
         output_final_state: bool = False,
-        backend: str | None = None,
+        cu_seqlens: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         state_indices: Tensor | None = None,
         parameters: Mapping[str, Tensor] | None = None,
+        backend: str | None = None,
+        batch_invariant: bool = False,
         q_window: Tensor | None = None,
         k_window: Tensor | None = None,
         window_factor: Tensor | None = None,
         linear_factor: Tensor | None = None,
-        batch_invariant: bool = False,
         **foreign: NoReturn,
     ) -> tuple[Tensor, Any]:
         """Causal attention over a sequence: `(o, final_state)`, as of all attention layers.
 
-        A layer with `window_dims` takes q_window and k_window, [B,T,H,D], for the scores of its window, and q
-        and k for older keys alone; `scale` is a factor on the latter, and D**-0.5 on the former.
+        A layer with `window_dims` takes q_window and k_window, [B,T,H,D] with the heads of q and of k, for
+        the scores of its window, and q and k for older keys alone; `scale` is a factor on the latter, and
+        D**-0.5 on the former.
 
-        `window_factor` and `linear_factor`, [H] in float32 (others are cast to it), multiply the weights in
-        the window and those of older keys, if the spec says that calls may give them; 1 where one does not.
+        `window_factor` and `linear_factor`, [H] in float32 (others are cast to it) with the heads of the
+        output, multiply the weights in the window and those of older keys, if the spec says that calls may
+        give them; 1 where one does not.
         Under one normaliser a factor below 0 is an error on a CPU, and not looked for elsewhere, and one
         below 1e-30 counts as that.  Where the parts are added, they may have any sign.
 
         Gradients flow to all of these, and from the final state, once.  Sources: Based (arXiv 2402.18668) for
         windows and Taylor maps, LoLCATs (arXiv 2410.10254) for both under one normaliser.
 
-        With `batch_invariant` a sequence has the same bits, gradients too, alone and in any batch: sequences
-        are computed one after the other.
+        With `batch_invariant` a sequence has the same bits, gradients too, alone and in any batch.
         """
         if foreign:
             refuse(HybridVariant.__call__, tuple(foreign))
@@ -113,6 +117,7 @@ class HybridVariant(AttentionVariant):
                 "initial_state": initial_state,
                 "output_final_state": output_final_state,
             }
+            options |= {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
             options |= {"state_indices": state_indices, "backend": backend}
             options |= {"q_window": q_window, "k_window": k_window}
             options |= {"window_factor": window_factor, "linear_factor": linear_factor}
@@ -120,7 +125,11 @@ class HybridVariant(AttentionVariant):
             return temperature.call(self, partial(self, k=k, v=v, g=g, **options), q, scale)
         tensors = self._all(q, k, v, g, (q_window, k_window, window_factor, linear_factor))
         given = (tensors, scale, initial_state, output_final_state, backend, state_indices)
-        return invariance.call(self, *given) if batch_invariant else self._call(*given)
+        if batch_invariant:
+            return invariance.call(self, *given, cu_seqlens, attention_mask)
+        if cu_seqlens is not None or attention_mask is not None:
+            return packed.call(self, *given, cu_seqlens, attention_mask)
+        return self._call(*given)
 
     def step(
         self,
@@ -156,7 +165,7 @@ class HybridVariant(AttentionVariant):
         tensors = self._all(q, k, v, g, (q_window, k_window, window_factor, linear_factor))
         return self._step(tensors, scale, state, backend, state_indices)
 
-    def reference(  # type: ignore[override]  # of one sequence a batch entry
+    def reference(
         self,
         q: Tensor,
         k: Tensor,
@@ -165,6 +174,8 @@ class HybridVariant(AttentionVariant):
         scale: float | Tensor | None = None,
         initial_state: Any = None,
         output_final_state: bool = False,
+        cu_seqlens: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         parameters: Mapping[str, Tensor] | None = None,
         q_window: Tensor | None = None,
         k_window: Tensor | None = None,
@@ -182,15 +193,14 @@ class HybridVariant(AttentionVariant):
                 "initial_state": initial_state,
                 "output_final_state": output_final_state,
             }
+            options |= {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
             options |= {"q_window": q_window, "k_window": k_window}
             options |= {"window_factor": window_factor, "linear_factor": linear_factor}
             return temperature.call(self, partial(self.reference, k=k, v=v, g=g, **options), q, scale)
         tensors = self._all(q, k, v, g, (q_window, k_window, window_factor, linear_factor))
-        batch, _, heads = self._check_inputs(self, tensors)
-        if initial_state is not None:
-            self._form.check("initial_state", initial_state, q, batch, heads, is_traced())
-        o, final_state = self._reference(tensors, self._numbers(self, scale), initial_state)
-        return (o, named(final_state, self.name)) if output_final_state else o
+        return self._reference_of(
+            tensors, scale, initial_state, output_final_state, cu_seqlens, attention_mask
+        )
 
     def products(self, length: int, begun: bool = False, final: bool = False) -> float:
         """With every token of a window; with older ones through the state, or each where that is less.
@@ -222,37 +232,79 @@ class HybridVariant(AttentionVariant):
     def _check_inputs(self, facts: Any, tensors: Tensors, most: int | None = None) -> tuple[int, int, int]:
         q, k, v, *more = tensors
         batch, length, heads = checks.qkv(facts, q, k, v, most)  # type: ignore[arg-type]
-        checks.equal_heads(facts, q, k, v)  # type: ignore[arg-type]
+        every = multiple((q.shape[2], heads))  # type: ignore[union-attr]
         for argument, x in zip(self._more, more, strict=True):
+            name = argument.name
             if argument.multiplies:
-                checks.factor(facts, argument.name, x, q, self._least, facts is self)  # type: ignore[arg-type]
+                checks.factor(facts, name, x, q, every, self._least, facts is self)  # type: ignore[arg-type]
             else:
-                checks.like_queries(facts, argument.name, x, q, argument.dims[-1])  # type: ignore[arg-type]
+                like = q if name == "q_window" else k
+                checks.as_many(facts, name, x, q, like, argument.dims[-1])  # type: ignore[arg-type]
         if most is None and facts is not self and 1 < length < heads:  # in traced code it would be a guard
             checks.warn_of_layout(self.name, length, heads)
         return batch, length, heads
 
     def _enter(self, tensors: Tensors, state: HybridState) -> tuple[Tensors, Tensors]:
         """Keys and values of the window go in front of those of the call; slots without a token are 0."""
-        q, k, v, *more = tensors
+        q, k, v, *more = self._of_state(tensors)
         past = state.position.contiguous()
-        start = first_valid(past, self.window)
-        slots = torch.arange(self.window, device=past.device)
-        missing = (slots < start.unsqueeze(-1)).transpose(1, 2).unsqueeze(-1)
 
         def longer(ring: Tensor | None, x: Tensor | None) -> Tensor:
-            before = ring_to_linear(ring, past).masked_fill(missing, 0)  # type: ignore[arg-type]
-            return torch.cat([before, x], dim=1)  # type: ignore[list-item]
+            return torch.cat([self._before(ring, past), x], dim=1)  # type: ignore[list-item, arg-type]
 
         if self._has_own:
             more[1] = longer(state.k_window, more[1])
         tensors = q, longer(state.k, k), longer(state.v, v), *more
-        return tensors, (start, state.state, state.normalizer)
+        return tensors, (first_valid(past, self.window), state.state, state.normalizer)
+
+    def _before(self, ring: Tensor, past: Tensor) -> Tensor:
+        """What a ring has in order [B,W,H,D], 0 where there has been no token."""
+        slots = torch.arange(self.window, device=past.device)
+        missing = slots < first_valid(past, self.window).unsqueeze(-1)
+        return ring_to_linear(ring, past).masked_fill(missing.transpose(1, 2).unsqueeze(-1), 0)
+
+    def _of_state(self, tensors: Tensors) -> Tensors:
+        """The same, whose keys and values have the heads of a state, which has pairs of both."""
+        q, k, v, *more = tensors
+        heads = multiple((k.shape[2], v.shape[2]))  # type: ignore[union-attr]
+        if self._has_own:
+            more[1] = repeated(more[1], heads)  # type: ignore[arg-type]
+        return q, repeated(k, heads), repeated(v, heads), *more  # type: ignore[arg-type]
+
+    def _lay(self, tensors: Tensors, state: HybridState | None, sequences: Tensor) -> packed.Laid:
+        """The keys and values of each ring go in front of its sequence, with queries that nobody reads."""
+        if state is None:
+            return super()._lay(tensors, None, sequences)
+        q, k, v, *more = self._of_state(tensors)
+        past, width = state.position.contiguous(), self.window
+        found = packed.spread(sequences, k.shape[1], width)  # type: ignore[union-attr]
+
+        def of_queries(x: Tensor) -> Tensor:
+            return found.laid(x, x.new_zeros(sequences.shape[0], width, *x.shape[2:]))
+
+        def of_keys(x: Tensor, ring: Tensor) -> Tensor:
+            return found.laid(x, self._before(ring, past))
+
+        if self._has_own:
+            more[:2] = of_queries(more[0]), of_keys(more[1], state.k_window)  # type: ignore[arg-type]
+        laid = of_queries(q), of_keys(k, state.k), of_keys(v, state.v), *more  # type: ignore[arg-type]
+        ends = found.sequences.to(torch.int32)
+        carried = first_valid(past, width), state.state, state.normalizer, ends
+        return packed.Laid(laid, carried, ends, found.tokens)
+
+    def _take(
+        self, laid: packed.Laid, final: Sequence[Tensor], initial_state: HybridState | None
+    ) -> HybridState:
+        _, k, v, *more = self._of_state(laid.tensors)
+        kept: list[Any] = [k, v, *more[1:2]] if self._has_own else [k, v]
+        past = None if initial_state is None else initial_state.position
+        rings, position = packed.rings(kept, laid.sequences, past, self.window)
+        return HybridState(*rings[:2], position, *final, *rings[2:])
 
     def _leave(
         self, tensors: Tensors, final: Sequence[Tensor], initial_state: HybridState | None, length: int
     ) -> HybridState:
-        _, k, v, *more = tensors
+        _, k, v, *more = self._of_state(tensors)
         kept: list[Any] = [k, v, *more[1:2]] if self._has_own else [k, v]
         if initial_state is None:
             batch, _, heads, _ = kept[0].shape

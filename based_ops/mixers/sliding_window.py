@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..attention import AttentionVariant
 from ..heads import multiple, repeated
-from ..packed import Laid, last_tokens, spread
+from ..packed import Laid, rings, spread
 from ..state import SlidingWindowState, first_valid, linear_to_ring, ring_of_start, ring_to_linear
 from ..tracing import constant
 from ..variant import Tensors
@@ -84,17 +84,9 @@ class SlidingWindowVariant(AttentionVariant):
     ) -> SlidingWindowState:
         _, k, v = laid.tensors
         k, v = _of_state(k, v)
-        start, stop = laid.sequences.unbind(1)
-        position = (stop - start).unsqueeze(1).expand(-1, k.shape[2])
-        if initial_state is not None:
-            position = initial_state.position + position - self.window
-
-        def ring(x: Tensor) -> Tensor:
-            last, there = last_tokens(x, laid.sequences, self.window)
-            last = torch.where(there[..., None, None], last, torch.zeros_like(last))
-            return linear_to_ring(last, position)
-
-        return SlidingWindowState(ring(k), ring(v), position.to(torch.int32).contiguous())
+        past = None if initial_state is None else initial_state.position
+        found, position = rings((k, v), laid.sequences, past, self.window)
+        return SlidingWindowState(*found, position)
 
     def _reference(
         self, tensors: Tensors, numbers: tuple[float, ...], initial_state: Any

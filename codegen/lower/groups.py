@@ -35,9 +35,9 @@ from .sequence import Sequence
 
 EVERY = ALL_HEADS
 """Heads of outputs, in programs over states."""
-SHARED = {"q": QUERIES, "k": KEYS, "v": VALUES}
-PAST = {"k": KEYS, "v": VALUES}
-MEMBERS = {"q": QUERIES} | dict.fromkeys(("o", "do", "g", "e"), EVERY)
+PAST = {"k": KEYS, "k_window": KEYS, "v": VALUES}
+SHARED = {"q": QUERIES, "q_window": QUERIES} | PAST
+MEMBERS = {"q": QUERIES, "q_window": QUERIES} | dict.fromkeys(("o", "do", "g", "e"), EVERY)
 """What programs over states read of the queries of a group, member by member."""
 GROUPED = Name("GROUPED")
 SUMS = "group_sums"
@@ -49,9 +49,9 @@ def over_queries(program: Program, *states: str) -> Program:
     return grouped(program, SHARED | dict.fromkeys(states, STATES))
 
 
-def over_states(program: Program) -> Program:
-    """A program over the heads of states."""
-    return grouped(program, PAST, MEMBERS)
+def over_states(program: Program, *every: str) -> Program:
+    """A program over the heads of states; `every` are others that have those of outputs."""
+    return grouped(program, PAST, MEMBERS | dict.fromkeys(every, EVERY))
 
 
 def group_sums() -> Program:

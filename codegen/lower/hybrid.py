@@ -10,7 +10,7 @@ are in the windows of some.  The tiles of W keys around the edge are among both.
 from __future__ import annotations
 
 from ..ir.build import Builder
-from ..ir.heads import MEMBER
+from ..ir.heads import members
 from ..ir.nodes import ACC, INDEX, IO, Cast, Load, Var, cdiv, column, maximum, row
 from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import SOFTMAX, TOKEN
@@ -20,11 +20,14 @@ from ..memory.states import B, H
 from ..memory.sums_token import Token
 from ..mixers.hybrid import Hybrid
 from .feature_maps import feature_map
-from .hybrid_backward import factor_gradients, key_gradients, query_gradients
-from .hybrid_parts import FIRST, QUERIES, Layer
-from .linear_attention_parts import BATCH_AXES, CHUNK_AXIS, ROWS
+from .groups import group_sums, over_queries, over_states
+from .hybrid_backward import DELTA, factor_gradients, key_gradients, query_gradients
+from .hybrid_parts import Layer
+from .hybrid_tokens import FIRSTS, Segments
+from .linear_attention_parts import BATCH_AXES, ROWS
 from .linear_attention_states import running_states, segment_sums
 from .prefix import prefix
+from .ragged import CHUNKS, Segment
 from .second_look import doubt_of, second_look
 from .steps import FLAGS, POOLED, answered, in_slots, one_by_one
 
@@ -32,34 +35,37 @@ from .steps import FLAGS, POOLED, answered, in_slots, one_by_one
 def programs(spec: Hybrid) -> tuple[Program, ...]:
     """Every kernel of the layer, in the order in which they run."""
     layer = Layer(spec, feature_map(spec))
+    of_states = (*(first.name for first in FIRSTS), *(tensor.name for tensor in layer.segment_states()))
+    of_outputs = ("lse", DELTA.name, *(tensor.name for tensor in (*layer.highest(), *layer.factors())))
     return (
-        segment_sums(layer, "states", of_queries=False),
+        over_states(segment_sums(layer, "states", of_queries=False)),
         prefix(layer, "prefix", reverse=False),
-        running_states(layer, "states_before", of_queries=False, total=True),
-        outputs(layer),
-        query_gradients(layer),
-        segment_sums(layer, "query_states", of_queries=True),
+        over_states(running_states(layer, "states_before", of_queries=False, total=True)),
+        over_queries(outputs(layer), *of_states),
+        over_queries(query_gradients(layer), *of_states),
+        over_states(segment_sums(layer, "query_states", of_queries=True)),
         prefix(layer, "suffix", reverse=True),
-        running_states(layer, "states_after", of_queries=True),
-        key_gradients(layer),
+        *(prefix(layer, name, name == "suffix", packed=True) for name in ("prefix", "suffix")),
+        over_states(running_states(layer, "states_after", of_queries=True)),
+        over_states(key_gradients(layer), *of_outputs),
         *((factor_gradients(),) if layer.names else ()),
-        step(layer),
+        group_sums(),
+        over_states(step(layer), *of_outputs),
     )
 
 
 def outputs(layer: Layer) -> Program:
     """o and lse of one chunk of queries."""
     b = Builder()
-    memory = layer.both(b)
+    _, begin = Segment.of_chunk(b)
+    tokens, memory = layer.tokens, layer.both_by_query(b)
     older, window = memory.older, memory.window
-    begin = QUERIES.token(Var("chunk") * "CHUNK")
-    t = b.let("t", QUERIES.tile(begin, "CHUNK"))
+    t = b.let("t", tokens.queries.tile(begin, "CHUNK"))
     layer.columns(b, Var("value_block") * "VALUES")
     first = window.first_key()
     place = b.let("start", window.place(begin))
     youngest = b.let("youngest", memory.youngest(begin))
-    length = layer.segment_length(b)
-    segment = layer.segment_of(b, youngest, length)
+    segment = Segments(b, layer.dense).of(youngest)
     states = layer.segment_states("STATEFUL")
     queries = memory.tokens("Q", "q", t)
     answer = older.answer()
@@ -67,17 +73,17 @@ def outputs(layer: Layer) -> Program:
         b.comment("Segments that all windows have left, through their state.")
         with older.blocks() as block:
             features = older.weighted(queries.mapped, block)
-            older.read(answer, features, older.stored(states, block.f, segment))
+            older.read(answer, features, older.stored(states, block.f, segment.number))
     b.comment("Later keys that have left a window, directly.")
-    stop = layer.older.until(youngest + "CHUNK")
-    with b.loop("j0", segment * length, stop, "KEYS") as j0:
+    stop = tokens.older.until(youngest + "CHUNK")
+    with b.loop("j0", segment.first, stop, "KEYS") as j0:
         j = b.let("j", window.keys.tile(j0, "KEYS"))
         keys, values = older.keys(j)
         older.pair(queries.mapped, keys, values, memory.left(t, j, first), onto=answer)
     b.comment("The keys of the windows.")
     softmax = memory.begin(answer, t)
     oldest = window.oldest(t, first)
-    begins = maximum(youngest + 1, 0)
+    begins = maximum(youngest + 1, tokens.keys.start)
     with b.loop("i0", begins, window.keys.until(place + "CHUNK"), "KEYS") as i0:
         i = b.let("i", window.keys.tile(i0, "KEYS"))
         visible = (row(i) <= column(window.place(t))) & (row(i) >= column(oldest))
@@ -92,12 +98,12 @@ def outputs(layer: Layer) -> Program:
         layer.values("v"),
         *layer.own(),
         *layer.factors(),
-        FIRST,
+        *FIRSTS,
         *states,
         layer.values("o", strided=False),
         *layer.results(),
     )
-    axes = (CHUNK_AXIS, Axis("value_block", cdiv(layer.v, "VALUES")))
+    axes = (CHUNKS, Axis("value_block", cdiv(layer.v, "VALUES")))
     return layer.program(
         "outputs",
         "The outputs of one chunk of queries.",
@@ -107,6 +113,7 @@ def outputs(layer: Layer) -> Program:
         ("SEGMENT", "CHUNK", "KEYS", "ROWS"),
         whole_values=False,
         flags=("STATEFUL",),
+        ragged=True,
     )
 
 
@@ -117,8 +124,8 @@ def step(layer: Layer) -> Program:
     memory, state = layer.stepped(b), layer.user_states("")
     older = memory.older
     narrow = layer.state_dtype if layer.state_dtype != "float32" else None
-    with one_by_one(b, QUERIES) as t:
-        b.let(MEMBER, 0)  # heads are not in groups
+    with one_by_one(b, layer.dense.queries) as t, members(b):
+        memory.weigh()
         window = memory.window
         ring = Ring(b, layer.window, t, window.k, window.d)
         token = Token(older, state, t, narrow, entering=ring.leaving())
@@ -127,7 +134,7 @@ def step(layer: Layer) -> Program:
         sums = memory.begin_row(token)
         query = b.let("query_row", Load(window.q, (B, t, H, window.d), ACC))
         softmax = b.let("softmax_row", ring.read(query, sums))
-        out = b.let("o_of_token", memory.finish_row(softmax, token))
+        out = b.let("o_of_token", memory.finish_row(softmax, sums, token))
         b.store("o", (B, t, H, u), Cast(answered(b, out), IO))
         ring.store()
         if window.own:  # the ring has stored the window's key

@@ -8,14 +8,18 @@ those that have it in their window.
 from __future__ import annotations
 
 from ..ir.build import Builder
-from ..ir.nodes import ACC, IO, Cast, Full, Load, Sum, Var, cdiv, column, maximum, row
+from ..ir.flags import Chosen
+from ..ir.heads import members
+from ..ir.nodes import ACC, IO, Cast, Full, Load, Sum, Var, Where, cdiv, column, maximum, row, wrap
 from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import GRADIENTS, ROW_SUMS, SCANS
 from ..memory.hybrid import Owed
 from ..memory.states import B, H
 from ..memory.window import Keys
-from .hybrid_parts import FIRST, KEY_ROWS, KEYS, PADDED, QUERIES, Layer
-from .linear_attention_parts import CHUNK_AXIS, NUMBERS, ROWS
+from .hybrid_parts import KEY_ROWS, Layer
+from .hybrid_tokens import FIRSTS, PADDED, Segments
+from .linear_attention_parts import NUMBERS, ROWS, TOKENS
+from .ragged import BEGIN, BEGUN, CHUNKS, LENGTH, RAGGED, Segment
 from .second_look import doubt_of, second_look
 
 DELTA = Tensor("delta_rows", NUMBERS, ACC)
@@ -24,16 +28,15 @@ DELTA = Tensor("delta_rows", NUMBERS, ACC)
 def query_gradients(layer: Layer) -> Program:
     """dq of one chunk of queries; and g, e and delta."""
     b = Builder()
-    memory = layer.both(b)
+    _, begin = Segment.of_chunk(b)
+    tokens, memory = layer.tokens, layer.both_by_query(b)
     older, window = memory.older, memory.window
-    begin = QUERIES.token(Var("chunk") * "CHUNK")
-    t = b.let("t", QUERIES.tile(begin, "CHUNK"))
+    t = b.let("t", tokens.queries.tile(begin, "CHUNK"))
     layer.columns(b)
     first = window.first_key()
     place = b.let("start", window.place(begin))
     youngest = b.let("youngest", memory.youngest(begin))
-    length = layer.segment_length(b)
-    segment = layer.segment_of(b, youngest, length)
+    segment = Segments(b, layer.dense).of(youngest)
     states = layer.segment_states("STATEFUL")
     queries = memory.tokens("Q", "q", t)
     owed = memory.owed()
@@ -43,28 +46,40 @@ def query_gradients(layer: Layer) -> Program:
     with b.when("STATEFUL"):
         b.comment("Segments that all windows have left, through their state.")
         with older.blocks() as block:
-            state = older.stored(states, block.f, segment)
+            state = older.stored(states, block.f, segment.number)
             older.read_by_query(dq, queries.mapped, gradients.older, block, state, of_factors.linear)
     b.comment("Later keys that have left a window, directly.")
-    stop = layer.older.until(youngest + "CHUNK")
-    with b.loop("j0", segment * length, stop, "KEYS") as j0:
-        j = b.let("j", KEYS.tile(j0, "KEYS"))
+    stop = tokens.older.until(youngest + "CHUNK")
+    with b.loop("j0", segment.first, stop, "KEYS") as j0:
+        j = b.let("j", tokens.keys.tile(j0, "KEYS"))
         keys, values = older.keys(j)
         seen = memory.left(t, j, first)
         older.pair_by_query(dq, queries.mapped, gradients.older, keys, values, seen, owed=of_factors.linear)
     b.comment("The keys of the windows.")
     near = memory.near("dQ_near")
     oldest = window.oldest(t, first)
-    begins = maximum(youngest + 1, 0)
-    with b.loop("i0", begins, KEYS.until(place + "CHUNK"), "KEYS") as i0:
-        i = b.let("i", KEYS.tile(i0, "KEYS"))
+    begins, ends = maximum(youngest + 1, tokens.keys.start), tokens.keys.until(place + "CHUNK")
+    highest = memory.highest()
+    with b.loop("i0", begins, ends, "KEYS") as i0:
+        i = b.let("i", tokens.keys.tile(i0, "KEYS"))
         visible = (row(i) <= column(window.place(t))) & (row(i) >= column(oldest))
         near_keys = window.load_keys("_near", i)
-        window.pair_by_query("_near", gradients.window, near_keys, visible, near, of_factors.window)
-    memory.store_owed(owed, t)
+        of_window = gradients.window, near_keys, visible, near, of_factors.window
+        products, visible = window.pair_by_query("_near", *of_window)
+        if highest:
+            highest.look(products, visible, t, i)
+    if highest and owed.window:
+        b.comment("What the highest keys are owed for the whole window.")
+        with b.loop("i0", begins, ends, "KEYS") as i0:
+            highest.take(owed.window, near, t, b.let("i", tokens.keys.tile(i0, "KEYS")))
+    for numbers in filter(None, (owed.window, owed.linear)):
+        # Queries in front of a packed sequence, which nobody reads, may have no key at all.
+        with b.when(BEGUN):
+            b.set(numbers, Where(t >= BEGIN + layer.window, numbers, wrap(0.0)))
+    memory.store_owed(owed, t, highest)
     memory.leave("dq", t, queries.loaded, dq, near)
     with second_look(b, doubt_of(b, dq, near)):
-        layer.again_by_query(b).query_gradients()
+        layer.again_by_query(b, stored=True).query_gradients()
     tensors = (
         layer.queries("q"),
         layer.queries("k"),
@@ -74,10 +89,11 @@ def query_gradients(layer: Layer) -> Program:
         *layer.factors(),
         *(() if layer.adds else (layer.values("o", strided=False),)),
         *layer.results(),
-        FIRST,
+        *FIRSTS,
         layer.gradients(),
         *layer.row_sums("e"),
         DELTA,
+        *layer.highest(),
         *layer.owed(),
         *states,
         *layer.gradients_of("dq", ROWS),
@@ -85,27 +101,27 @@ def query_gradients(layer: Layer) -> Program:
     return layer.program(
         "query_gradients",
         "The gradient of one chunk of queries.",
-        (CHUNK_AXIS,),
+        (CHUNKS,),
         tensors,
         b,
         ("SEGMENT", "CHUNK", "KEYS", "ROWS"),
         whole_values=True,
         flags=("STATEFUL",),
         does=(GRADIENTS, ROW_SUMS),
+        ragged=True,
     )
 
 
 def key_gradients(layer: Layer) -> Program:
     """dk and dv of one chunk of keys."""
     b = Builder()
-    memory = layer.both(b)
+    _, begin = Segment.of_chunk(b)
+    tokens, memory = layer.tokens, layer.both(b, stored=True)
     older, window = memory.older, memory.window
-    begin = KEYS.token(Var("chunk") * "CHUNK")
-    j = b.let("j", KEYS.tile(begin, "CHUNK"))
+    j = b.let("j", tokens.keys.tile(begin, "CHUNK"))
     u = layer.columns(b)
     first = window.first_key()
-    length = layer.segment_length(b)
-    segment = layer.segment_of(b, begin, length)
+    segment = Segments(b, layer.dense).of(begin)
     states = layer.segment_states("STATEFUL")
     keys = memory.tokens("K", "k", j)
     values = older.values(j)
@@ -114,30 +130,33 @@ def key_gradients(layer: Layer) -> Program:
     with b.when("STATEFUL"):
         b.comment("Later segments, through the mirrored state of their queries.")
         with older.blocks() as block:
-            mirrored = older.stored(states, block.f, segment)
+            mirrored = older.stored(states, block.f, segment.number)
             older.read_by_key(dk, dv, keys.mapped, values, block, mirrored)
         b.comment("Keys that leave no window are in no state.")
-        memory.select("entered", j < layer.older.stop, dk, dv)
-    b.comment("Queries of this segment whose window the keys have left, directly.")
-    late = layer.late
-    stop = late.until(late.token(segment * length + length))
-    with b.loop("t0", late.token(begin), stop, "QUERIES") as t0:
-        t = b.let("t", QUERIES.tile(t0, "QUERIES"))
-        queries, gradients = older.queries(t), older.gradients(t)
-        seen = memory.left_by_key(j, t, first)
-        older.pair_by_key(dk, dv, keys.mapped, values, queries, gradients, seen)
-    b.comment("Queries that have the keys in their window.")
+        memory.select("entered", j < tokens.older.stop, dk, dv)
+    last = tokens.late.until(memory.last_query(segment.first + LENGTH) + 1)
     near = memory.near("dK_near")
     newest = window.newest(j, first)
-    plain = Keys(keys.plain, values)
-    stop = QUERIES.until(memory.last_query(begin + "CHUNK"))
-    with b.loop("i0", maximum(window.query_at(begin), 0), stop, "QUERIES") as i0:
-        i = b.let("i", QUERIES.tile(i0, "QUERIES"))
-        at = window.place(i)
-        visible = (row(at) >= column(j)) & (row(at) <= column(newest))
-        window.pair_by_key("_near", plain, memory.queries(i, "near"), visible, near, dv)
-    with b.when(PADDED):
-        memory.select("exists", j >= first, dk, near, dv)
+    with members(b):
+        memory.weigh()
+        b.comment("Queries of this segment whose window the keys have left, directly.")
+        with b.loop("t0", memory.last_query(begin) + 1, last, "QUERIES") as t0:
+            t = b.let("t", tokens.queries.tile(t0, "QUERIES"))
+            queries, gradients = older.queries(t), older.gradients(t)
+            seen = memory.left_by_key(j, t, first)
+            older.pair_by_key(dk, dv, keys.mapped, values, queries, gradients, seen)
+        b.comment("Queries that have the keys in their window.")
+        plain = Keys(keys.plain, values)
+        stop = tokens.queries.until(memory.last_query(begin + "CHUNK"))
+        with b.loop("i0", maximum(window.query_at(begin), 0), stop, "QUERIES") as i0:
+            i = b.let("i", tokens.queries.tile(i0, "QUERIES"))
+            at = window.place(i)
+            visible = (row(at) >= column(j)) & (row(at) <= column(newest))
+            shift = memory.shift("near", i, row(at) - column(j), by_key=True)
+            window.pair_by_key("_near", plain, memory.queries(i, "near"), visible, near, dv, shift)
+    for flag in (PADDED, BEGUN):
+        with b.when(flag):
+            memory.select("exists", j >= first, dk, near, dv)
     memory.leave("dk", j, keys.loaded, dk, near)
     b.store("dv", (B, j, H, u), Cast(dv, IO))
     with second_look(b, doubt_of(b, dk, near, dv)):
@@ -148,12 +167,13 @@ def key_gradients(layer: Layer) -> Program:
         layer.values("v"),
         *layer.own(),
         layer.values("do"),
-        *layer.factors(),
+        *layer.factors(stored=True),
         Tensor("lse", NUMBERS, ACC),
-        FIRST,
+        *FIRSTS,
         layer.gradients(),
         *layer.row_sums("e"),
         DELTA,
+        *layer.highest(),
         *states,
         *layer.gradients_of("dk", KEY_ROWS),
         layer.values("dv", strided=False),
@@ -161,13 +181,14 @@ def key_gradients(layer: Layer) -> Program:
     return layer.program(
         "key_gradients",
         "The gradients of one chunk of keys and values.",
-        (Axis("chunk", cdiv("Tk", "CHUNK")),),
+        (Axis("chunk", cdiv(Chosen(RAGGED, Var("places"), Var("Tk")), "CHUNK")),),
         tensors,
         b,
         ("SEGMENT", "CHUNK", "QUERIES", "ROWS"),
         whole_values=True,
         flags=("STATEFUL",),
         does=(GRADIENTS, ROW_SUMS),
+        ragged=True,
     )
 
 
@@ -176,7 +197,7 @@ def factor_gradients() -> Program:
     b, i = Builder(), Var("i")
     total = b.let("total", Full(("PARTS",), 0.0))
     with b.loop("i", 0, "B"), b.loop("t0", 0, "T", "PARTS") as t0:
-        t = b.let("t", QUERIES.tile(t0, "PARTS"))
+        t = b.let("t", TOKENS.tile(t0, "PARTS"))
         b.add(total, b.let("owed", Load("owed_rows", (i, H, t), ACC)))
     b.store("gradient", (H,), b.let("sum", Sum(total, 0)))
     return Program(

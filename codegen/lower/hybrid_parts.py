@@ -1,9 +1,4 @@
-"""What the programs of hybrid layers share: names, parameters, and their memory.
-
-Query i has keys older than its window up to key i' = i + (Tk - T) - W.  So of Tk keys the last W leave no
-window, and the queries that have older keys are those from i' = 0 on: the sums over older keys are those of
-a causal linear attention between as many queries and keys, whose queries only stand elsewhere.
-"""
+"""What the programs of hybrid layers share: names, parameters, and their memory."""
 
 from __future__ import annotations
 
@@ -11,43 +6,39 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ..ir.build import Builder
-from ..ir.nodes import ACC, INDEX, IO, Expr, Span, Var, cdiv, maximum, minimum, wrap
+from ..ir.flags import Chosen
+from ..ir.nodes import ACC, IO, Expr, Span, Var, maximum, wrap
 from ..ir.program import Axis, Program, Tensor
-from ..memory.hybrid import GIVEN, Older, Recent
+from ..memory.hybrid import GIVEN, WINDOW_FACTOR, Older, Recent
 from ..memory.hybrid import Hybrid as Memory
 from ..memory.hybrid_added import Added
 from ..memory.hybrid_singles import Singles
+from ..memory.hybrid_windowed import AGE, SHIFT, Windowed
 from ..memory.sums_singles import Chunk
 from ..mixers.hybrid import Hybrid
 from . import linear_attention_parts
 from .features import FeatureMap
-from .ragged import Dense
+from .hybrid_tokens import COUNT, FIRSTS, PADDED, Segments, Tokens
+from .ragged import BEGUN, LENGTH, RAGGED, Dense, Segment
 from .sequence import Sequence
 
-QUERIES, KEYS = Sequence("T"), Sequence("Tk")
-"""The sequences that a program works on."""
 KEY_ROWS = ("B", "Tk", "H")
-PADDED = "PADDED"
-FIRST = Tensor(Recent.first, ("B", "H"), INDEX, optional=PADDED)
+BY_GRADIENTS = (WINDOW_FACTOR,)
+"""The factors that gradients need besides what queries have stored."""
 
 
 class Layer(linear_attention_parts.Layer):
     """The widths of one layer, and the pieces that several of its programs need."""
 
-    packs = False
-
     sizes = ("B", "T", "Tk", "H", "segments")
-    in_groups = False
 
     def __init__(self, spec: Hybrid, features: FeatureMap) -> None:
         super().__init__(spec, features)
         self.window, self.state_dtype = spec.window, spec.state_dtype
-        self.adds, self.names, self.own_qk = spec.combine == "sum", spec.factors, spec.window_qk
-        self.older = Sequence("Tk", end=maximum(KEYS.stop - spec.window, 0))
-        """The keys that leave a window."""
-        before = spec.window - (KEYS.stop - QUERIES.stop)
-        self.late = Sequence("T", start=minimum(before, QUERIES.stop))
-        """The queries that have older keys."""
+        self.adds, self.windowed = spec.combine == "sum", spec.rescale == "window"
+        self.names, self.own_qk = spec.factors, spec.window_qk
+        self.dense = Tokens.dense(spec.window)
+        self.tokens = self.dense.or_packed(spec.window)
 
     # Parameters
 
@@ -58,7 +49,7 @@ class Layer(linear_attention_parts.Layer):
         return Tensor(name, (*(KEY_ROWS if name in ("v", "dv") else ("B", "T", "H")), self.v), IO, strided)
 
     def keys(self) -> tuple[Tensor, ...]:
-        return (*super().keys(), FIRST)
+        return (*super().keys(), *FIRSTS)
 
     def own(self, key_rows: tuple[str, ...] = KEY_ROWS) -> tuple[Tensor, ...]:
         """Queries and keys that the window has for itself."""
@@ -72,18 +63,26 @@ class Layer(linear_attention_parts.Layer):
         gradient = Tensor(name, (*rows, self.qk), IO)
         return (gradient, Tensor(f"{name}_window", (*rows, self.own_qk), IO)) if self.own_qk else (gradient,)
 
-    def factors(self) -> tuple[Tensor, ...]:
-        """Those that a call may give."""
-        return tuple(Tensor(name, ("H",), ACC, optional=GIVEN[name]) for name in self.names)
+    def factors(self, stored: bool = False) -> tuple[Tensor, ...]:
+        """Those that a call may give; `stored`: of a program that finds what queries have stored."""
+        names = (name for name in self.names if name in BY_GRADIENTS or not stored)
+        return tuple(Tensor(name, ("H",), ACC, optional=GIVEN[name]) for name in names)
 
     def owed(self) -> tuple[Tensor, ...]:
         """What they are owed by each query."""
         rows = linear_attention_parts.NUMBERS
         return tuple(Tensor(f"{name}_rows", rows, ACC, optional=GIVEN[name]) for name in self.names)
 
+    def highest(self) -> tuple[Tensor, ...]:
+        """What the highest key of each query is owed for its window, and which it is."""
+        numbers = linear_attention_parts.NUMBERS
+        return tuple(Tensor(name, numbers, ACC) for name in (SHIFT, AGE)) if self.windowed else ()
+
     def results(self) -> tuple[Tensor, ...]:
         """What a forward pass keeps of each query besides o."""
         lse = Tensor("lse", linear_attention_parts.NUMBERS, ACC)
+        if self.windowed:
+            return (lse, *self.row_sums("n"))
         if not self.adds:
             return (lse,)
         parts = (self.values(name, strided=False) for name in ("o_window", "o_linear"))
@@ -103,13 +102,18 @@ class Layer(linear_attention_parts.Layer):
         does: Iterable[str] = (),
         ragged: bool = False,
     ) -> Program:
-        optional = (tensor.optional for tensor in tensors if tensor.optional in (PADDED, *GIVEN.values()))
+        tensors = tuple(tensor for tensor in tensors if ragged or tensor != FIRSTS[1])
+        optional = (
+            tensor.optional for tensor in tensors if tensor.optional in (PADDED, BEGUN, *GIVEN.values())
+        )
         flags = (*flags, *dict.fromkeys(flag for flag in optional if flag))
         own = self.bounds if any(tensor in tensors for tensor in self.own()) else {}
         constants = (*constants, *own)
         program = super().program(
             name, summary, axes, tensors, b, constants, whole_values, flags, scaled, does, ragged
         )
+        if FIRSTS[1] in tensors:
+            program = replace(program, sizes=(*program.sizes, COUNT), under=program.under | {COUNT: RAGGED})
         return replace(program, bounds=program.bounds | own)
 
     @property
@@ -127,63 +131,76 @@ class Layer(linear_attention_parts.Layer):
         return b.let("u", Span(first, "VALUES"))
 
     def sequence(self, of_queries: bool) -> Sequence:
-        return self.late if of_queries else self.older
+        return self.dense.late if of_queries else self.dense.older
 
-    def memory(  # type: ignore[override]  # whose sequences are its own
-        self, b: Builder, size: str | None = None, products: bool = False, fades: bool = True
+    def sequence_of(self, segment: Segment, of_queries: bool) -> Sequence:
+        return self.tokens.late if of_queries else self.tokens.older
+
+    def ends_of(self, b: Builder, segment: Segment, of_queries: bool) -> tuple[Expr, Expr]:
+        sequence, late = self.sequence_of(segment, of_queries), self.window if of_queries else 0
+        return Segments(b, self.dense).ends(segment, sequence, late, self.sequence(of_queries))
+
+    def memory(
+        self,
+        b: Builder,
+        size: str | None = None,
+        products: bool = False,
+        fades: bool = True,
+        sequence: Sequence | None = None,
     ) -> Older:
-        return Older(b, self.features, self.older, QUERIES, self.spec.eps, size)
+        sequence = sequence or self.dense.older
+        return Older(b, self.features, sequence, self.dense.queries, self.spec.eps, size)
 
-    def summing(self, b: Builder, of_queries: bool) -> Older:
-        first = None if of_queries else self.recent(b).first_key()
-        return Older(b, self.features, self.older, QUERIES, self.spec.eps, first=first)
+    def summing(self, b: Builder, of_queries: bool, sequence: Sequence) -> Older:
+        tokens = self.tokens if isinstance(sequence.stop, Chosen) else self.dense
+        first = None if of_queries else self.recent(b, tokens).first_key()
+        return Older(b, self.features, tokens.older, tokens.queries, self.spec.eps, first=first)
 
-    def recent(self, b: Builder) -> Recent:
-        return Recent(b, self.window, QUERIES, KEYS, self.own_qk)
+    def recent(self, b: Builder, tokens: Tokens) -> Recent:
+        return Recent(b, self.window, tokens.queries, tokens.keys, self.own_qk)
 
-    def both(self, b: Builder) -> Memory:
-        """The memory of a program over chunks, of which all keys are loaded."""
-        older = Older(b, self.features, KEYS, QUERIES, self.spec.eps)
-        return self._together(b, older)
+    def both(self, b: Builder, stored: bool = False) -> Memory:
+        """The memory of a program over chunks, of which all keys are loaded; see `factors`."""
+        tokens, names = self.tokens, tuple(factor.name for factor in self.factors(stored))
+        older = Older(b, self.features, tokens.keys, tokens.queries, self.spec.eps)
+        return self._together(b, older, names, tokens)
+
+    def both_by_query(self, b: Builder, stored: bool = False) -> Memory:
+        """The same of a program over queries, each of which has factors of its own head."""
+        memory = self.both(b, stored)
+        memory.weigh()
+        return memory
 
     def stepped(self, b: Builder) -> Memory:
         """The memory of a step."""
-        return self._together(b, self.memory(b))
+        return self._together(b, self.memory(b), self.names, self.dense)
 
-    def _together(self, b: Builder, older: Older) -> Memory:
-        return (Added if self.adds else Memory)(b, older, self.recent(b), self.names)
+    def _together(self, b: Builder, older: Older, names: tuple[str, ...], tokens: Tokens) -> Memory:
+        memory = Added if self.adds else Windowed if self.windowed else Memory
+        return memory(b, older, self.recent(b, tokens), names)
 
     # Second looks: what they need is introduced anew, as of linear attention.
 
-    def again_by_query(self, b: Builder, first_value: Expr = linear_attention_parts.FIRST) -> Singles:
+    def again_by_query(
+        self, b: Builder, first_value: Expr = linear_attention_parts.FIRST, stored: bool = False
+    ) -> Singles:
         """The rows of a program over chunks of queries."""
+        _, begin = Segment.of_chunk(b, again=True, ends=False)
         self.columns(b, first_value)
-        memory, first = self.both(b), self.recent(b).first_key()
-        begin = QUERIES.token(Var("chunk") * "CHUNK")
-        length = self.segment_length(b)
-        segment = self.segment_of(b, memory.youngest(begin), length)
-        stop = b.let("stop_token", KEYS.until(memory.window.place(begin) + "CHUNK"))
-        chunk = Chunk(begin, segment * length, stop, self.segment_states("STATEFUL"), Dense(segment))
+        memory, first = self.both_by_query(b, stored), self.recent(b, self.tokens).first_key()
+        place = Segments(b, self.dense).of(memory.youngest(begin))
+        stop = b.let("stop_token", self.tokens.keys.until(memory.window.place(begin) + "CHUNK"))
+        chunk = Chunk(begin, place.first, stop, self.segment_states("STATEFUL"), Dense(place.number))
         return Singles(memory, chunk, first)
 
     def again_by_key(self, b: Builder) -> Singles:
         """The rows of a program over chunks of keys."""
+        _, begin = Segment.of_chunk(b, again=True, ends=False)
         self.columns(b)
-        memory, first = self.both(b), self.recent(b).first_key()
-        begin = KEYS.token(Var("chunk") * "CHUNK")
-        length = self.segment_length(b)
-        segment = self.segment_of(b, begin, length)
-        late = b.let("late_token", self.late.until(self.late.token(segment * length + length)))
-        stop = b.let("stop_token", maximum(late, QUERIES.until(memory.last_query(begin + "CHUNK"))))
-        chunk = Chunk(begin, self.older.stop, stop, self.segment_states("STATEFUL"), Dense(segment))
-        return Singles(memory, chunk, first, late)
-
-    def segment_length(self, b: Builder) -> Var:
-        """As of linear attention; of no keys at all, a grain."""
-        grains = cdiv(cdiv(self.older.length, "SEGMENT"), "segments")
-        return b.let("length", maximum(grains, 1) * "SEGMENT")
-
-    def segment_of(self, b: Builder, place: Expr, length: Var) -> Var:
-        """The segment of an older key; of any other key before or after, the first or the last."""
-        last = maximum(self.older.length - 1, 0)
-        return b.let("segment", minimum(maximum(place, 0), last) // length)
+        tokens, memory = self.tokens, self.both(b, stored=True)
+        first = self.recent(b, tokens).first_key()
+        place = Segments(b, self.dense).of(begin)
+        late = b.let("late_token", tokens.late.until(memory.last_query(place.first + LENGTH) + 1))
+        stop = b.let("stop_token", maximum(late, tokens.queries.until(memory.last_query(begin + "CHUNK"))))
+        kept = self.segment_states("STATEFUL")
+        return Singles(memory, Chunk(begin, tokens.older.stop, stop, kept, Dense(place.number)), first, late)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..ir.host import (
     Allocate,
     Bind,
-    Extent,
+    Delegate,
+    Launch,
     Name,
     Operand,
     Parameter,
     Pass,
     Plan,
     Present,
-    ReadSizes,
     Steps,
     Value,
     allocate,
@@ -21,52 +23,68 @@ from ..ir.host import (
 from ..ir.kernels import INTEGER, NUMBER, TRUTH, LaunchPlan
 from ..ir.nodes import ACC, IO, OPERAND, Comment
 from ..memory.hybrid import GIVEN, Recent
+from ..memory.hybrid_windowed import AGE, SHIFT
 from ..mixers.hybrid import Hybrid
-from . import steps
+from ..names import packed
+from . import groups, steps
 from .feature_maps import feature_map
-from .linear_attention_passes import BACKWARD_PLAN
+from .groups import OVER_GROUPS, OVER_STATES, SIZES, STATES, of_each, summed
+from .hybrid_parts import BY_GRADIENTS
+from .hybrid_tokens import COUNT, FIRSTS, PADDED
+from .linear_attention_passes import BACKWARD_PLAN, SEQUENCES
+from .ragged import BEGUN, DENSE
+from .sliding_window_passes import TOKENS_OF_KEYS
 from .state_steps import NEVER, SPLIT, StateSteps
 
 RING_START = Recent.first
 STATEFUL, MIRRORED = Name("stateful"), Name("mirrored")
 HAS_INITIAL = Name("has_initial")
 FINAL = Name("output_final_state")
-SIZES = ReadSizes("q", ("B", "T", "H", None))
-KEYS = Extent("k", 1)
 INPUTS = (Parameter("q"), Parameter("k"), Parameter("v"))
 SCALE = Parameter("scale", NUMBER)
 FIRST = Parameter(RING_START, when=Present(RING_START))
 INITIAL = tuple(
     Parameter(f"initial_{part}", when=Present("initial_state")) for part in ("state", "normalizer")
 )
-PADDED: dict[str, Operand] = {"Tk": KEYS, "PADDED": Present(RING_START)}
-BY_SEGMENT, BY_SPAN = ("B", "H", "segments"), ("B", "H", "spans")
+FIRST_KEYS: dict[str, Operand] = {PADDED: Present(RING_START)}
+"""What programs get that read the first key of a sequence, and those that may have several in a batch."""
+OF_KEYS = FIRST_KEYS | DENSE | {BEGUN: NEVER, COUNT: None, FIRSTS[1].name: None}
+Gradients = tuple[tuple[Allocate, Launch], ...]
+BY_SEGMENT, BY_SPAN = ("B", STATES, "segments"), ("B", STATES, "spans")
 
 
 def passes(spec: Hybrid) -> tuple[Pass, ...]:
     """forward, backward and step of a layer."""
-    layer = _Layer(spec)
-    return layer.forward(), layer.backward(), layer.step()
+    from . import hybrid_packed
+
+    layer = Passes(spec)
+    several = hybrid_packed.forward(layer), hybrid_packed.backward(layer)
+    return several[0], layer.forward(), several[1], layer.backward(), layer.step()
 
 
-class _Layer(StateSteps):
+class Passes(StateSteps):
     """The extents of one layer's buffers, and the steps that its passes share."""
 
     def __init__(self, spec: Hybrid) -> None:
-        super().__init__(feature_map(spec).rows, spec.head_dims.v, "H", normalize=True)
+        super().__init__(feature_map(spec).rows, spec.head_dims.v, STATES, normalize=True)
         self.qk, self.window = spec.head_dims.qk, spec.window
-        self.names, self.adds = spec.factors, spec.combine == "sum"
+        self.names, self.adds, self.windowed = spec.factors, spec.combine == "sum", spec.rescale == "window"
         factors = (Parameter(name, when=Present(name)) for name in self.names)
         self.own_qk = spec.window_qk
         own = tuple(Parameter(name) for name in ("q_window", "k_window")) if self.own_qk else ()
         self.inputs = (*INPUTS, *own, *factors)
         self.given: dict[str, Operand] = {GIVEN[name]: Present(name) for name in self.names}
-        self.read = PADDED | self.given | self.state("", "segment_")
+        states = self.state("", "segment_")
+        self.read = states | self.given
+        stored = (name for name in self.names if name in BY_GRADIENTS)
+        self.read_by_key = states | {GIVEN[name]: Present(name) for name in stored}
 
     def forward(self) -> Pass:
         running = STATEFUL | FINAL
         body: Steps = (
-            SIZES,
+            Delegate(packed("forward"), Present(SEQUENCES.name)),
+            *SIZES,
+            TOKENS_OF_KEYS,
             *self.plan("forward"),
             Bind({"running": running}),
             Bind({"split": Name("running") & (Name("spans") > 1)}),
@@ -74,12 +92,12 @@ class _Layer(StateSteps):
             *self.kept(),
             *self.user_states("final_", FINAL),
             *self.states(Name("running"), FINAL),
-            launch("outputs", self.read | {"STATEFUL": STATEFUL}),
+            launch("outputs", self.read | OF_KEYS | {"STATEFUL": STATEFUL}),
         )
         return Pass(
             "forward",
             "Outputs, logarithms of the sums of weights, and the state of the keys that have left.",
-            (*self.inputs, SCALE, FIRST, *INITIAL, Parameter("output_final_state", TRUTH)),
+            (*self.inputs, SCALE, FIRST, *INITIAL, SEQUENCES, Parameter("output_final_state", TRUTH)),
             "q",
             body,
             ("o", *(x.name for x in self.kept()), "final_state", "final_normalizer"),
@@ -87,24 +105,24 @@ class _Layer(StateSteps):
 
     def backward(self) -> Pass:
         has_final = Present("d_final_state")
+        gradients = self.gradients()
+        by_query, by_key = self.of_each(gradients)
         body: Steps = (
-            SIZES,
+            Delegate(packed("backward"), Present(SEQUENCES.name)),
+            *SIZES,
+            TOKENS_OF_KEYS,
             *self.plan("backward"),
             Bind({"mirrored": STATEFUL | has_final}),
             Bind({"split": MIRRORED & (Name("spans") > 1)}),
             *self.states(STATEFUL, None, room=MIRRORED),
-            allocate("dq", ("B", "T", "H", self.qk), IO),
-            *self.own_gradients(),
+            *self.buffers(gradients),
             allocate("g", ("B", "T", "H", self.v), OPERAND),
             allocate("e", ("B", "H", "T"), ACC),
-            allocate("delta_rows", ("B", "H", "T"), ACC),
-            *(allocate(f"{x}_rows", ("B", "H", "T"), ACC, Present(x)) for x in self.names),
-            launch("query_gradients", self.read | {"STATEFUL": STATEFUL}),
+            *self.of_rows(),
+            launch("query_gradients", self.read | OF_KEYS | by_query | {"STATEFUL": STATEFUL}),
             Comment("The keys' side needs the mirrored state: the sum over the queries of later segments."),
-            allocate("dk", ("B", KEYS, "H", self.qk), IO),
-            allocate("dv", ("B", KEYS, "H", self.v), IO),
             *self.user_states("d_initial_", HAS_INITIAL),
-            launch("query_states", {"Tk": KEYS, "segments": "spans"}, SPLIT),
+            launch("query_states", OVER_GROUPS | DENSE | {"segments": "spans"}, SPLIT),
             launch(
                 "suffix",
                 self.over_spans("d_final_", "d_initial_") | {"INITIAL": has_final, "TOTAL": HAS_INITIAL},
@@ -112,18 +130,18 @@ class _Layer(StateSteps):
             ),
             launch(
                 "states_after",
-                {"Tk": KEYS}
+                OVER_GROUPS
                 | self.walk("d_final_")
                 | self.state("total_", "d_initial_")
                 | {"INITIAL": has_final & ~SPLIT, "TOTAL": HAS_INITIAL & ~SPLIT},
                 MIRRORED,
             ),
-            launch("key_gradients", self.read | {"STATEFUL": MIRRORED}),
-            *(allocate(f"d_{x}", ("H",), ACC, Present(x)) for x in self.names),
-            *(
-                launch("factor_gradients", {"owed_rows": f"{x}_rows", "gradient": f"d_{x}"}, Present(x))
-                for x in self.names
+            launch(
+                "key_gradients",
+                OVER_GROUPS | self.read_by_key | OF_KEYS | by_key | {"STATEFUL": MIRRORED},
             ),
+            *(sums for _, sums in gradients),
+            *self.factor_gradients(),
         )
         return Pass(
             "backward",
@@ -137,6 +155,7 @@ class _Layer(StateSteps):
                 SCALE,
                 FIRST,
                 *INITIAL,
+                SEQUENCES,
             ),
             "q",
             body,
@@ -144,7 +163,7 @@ class _Layer(StateSteps):
                 "dq",
                 "dk",
                 "dv",
-                *(x.name for x in self.own_gradients()),
+                *(("dq_window", "dk_window") if self.own_qk else ()),
                 *(f"d_{x}" for x in self.names),
                 "d_initial_state",
                 "d_initial_normalizer",
@@ -152,14 +171,15 @@ class _Layer(StateSteps):
         )
 
     def step(self) -> Pass:
-        rings = tuple(Parameter(name) for name in ("ring_k", "ring_v", "position"))
+        ring = steps.pool("ring_k", STATES, self.window, self.qk)
         return Pass(
             "step",
             "Tokens one after the other; the ring and the state are updated in place.",
             (
                 *self.inputs,
                 SCALE,
-                *rings,
+                ring,
+                *(Parameter(name) for name in ("ring_v", "position")),
                 Parameter("state"),
                 Parameter("normalizer"),
                 Parameter("ring_k_window"),
@@ -167,9 +187,9 @@ class _Layer(StateSteps):
             ),
             "q",
             (
-                SIZES,
+                *SIZES,
                 allocate("o", ("B", "T", "H", self.v), IO),
-                steps.launch_step("ring_k", self.given),
+                steps.launch_step("ring_k", OVER_GROUPS | self.given),
             ),
             ("o",),
         )
@@ -182,7 +202,7 @@ class _Layer(StateSteps):
         results = {"segments": INTEGER, "long": TRUTH, "spans": INTEGER}
         several = (Name("segments") > 1) & (Name("T") > self.window)
         return (
-            Plan(results, plan, (Name("T"), Name("B") * "H")),
+            Plan(results, plan, (Name("T"), Name("B") * STATES)),
             Bind({"has_initial": Present("initial_state")}),
             Bind({"stateful": several | HAS_INITIAL}),
         )
@@ -196,7 +216,7 @@ class _Layer(StateSteps):
         return (
             *self.segment_sums(BY_SPAN, SPLIT),
             *self.segment_states("span_", BY_SPAN, SPLIT),
-            launch("states", PADDED | {"segments": "spans"}, SPLIT),
+            launch("states", OF_KEYS | OVER_STATES | {"segments": "spans"}, SPLIT),
             launch(
                 "prefix",
                 self.over_spans("initial_", final) | {"INITIAL": HAS_INITIAL, "TOTAL": asked},
@@ -205,7 +225,8 @@ class _Layer(StateSteps):
             *self.segment_states("segment_", BY_SEGMENT, when if room is None else room),
             launch(
                 "states_before",
-                PADDED
+                FIRST_KEYS
+                | OVER_STATES
                 | self.walk("initial_")
                 | self.state("total_", final)
                 | {"INITIAL": HAS_INITIAL & ~SPLIT, "TOTAL": asked & ~SPLIT},
@@ -215,20 +236,66 @@ class _Layer(StateSteps):
 
     # Buffers
 
-    def own_gradients(self) -> tuple[Allocate, ...]:
-        """Of the queries and keys that the window has for itself."""
-        if not self.own_qk:
-            return ()
-        return (
-            allocate("dq_window", ("B", "T", "H", self.own_qk), IO),
-            allocate("dk_window", ("B", KEYS, "H", self.own_qk), IO),
+    def gradients(self) -> Gradients:
+        """Those of inputs with tokens, and their sums over groups of heads."""
+        queries, keys = ("B", "T"), ("B", "Tk")
+        own = (
+            (
+                summed("dq_window", queries, "H", groups.QUERIES, self.own_qk),
+                summed("dk_window", keys, STATES, groups.KEYS, self.own_qk),
+            )
+            if self.own_qk
+            else ()
         )
+        return (
+            summed("dq", queries, "H", groups.QUERIES, self.qk),
+            summed("dk", keys, STATES, groups.KEYS, self.qk),
+            summed("dv", keys, STATES, groups.VALUES, self.v),
+            *own,
+        )
+
+    def of_each(self, gradients: Gradients) -> tuple[dict[str, Operand], dict[str, Operand]]:
+        """What the programs of queries and of keys store in place of these, for each head."""
+        each: list[dict[str, Operand]] = [{}, {}]
+        for gradient, _ in gradients:
+            each[not gradient.name.startswith("dq")][gradient.name] = of_each(gradient.name)
+        return each[0], each[1]
+
+    def of_rows(self, zeros: bool = False) -> Steps:
+        """Numbers of each query that keys, and factors, read."""
+        rows = ("B", "H", "T")
+        owed = (allocate(f"{x}_rows", rows, ACC, Present(x)) for x in self.names)
+        return (
+            allocate("delta_rows", rows, ACC),
+            *(allocate(x, rows, ACC) for x in (SHIFT, AGE) if self.windowed),
+            *(replace(x, zeros=zeros) for x in owed),
+        )
+
+    def factor_gradients(self) -> Steps:
+        """Sums over all queries."""
+        return (
+            *(allocate(f"d_{x}", ("H",), ACC, Present(x)) for x in self.names),
+            *(
+                launch("factor_gradients", {"owed_rows": f"{x}_rows", "gradient": f"d_{x}"}, Present(x))
+                for x in self.names
+            ),
+        )
+
+    def buffers(self, gradients: Gradients, zeros: bool = False) -> Steps:
+        """Gradients of each head, and those of groups."""
+        each = (
+            allocate(of_each(x.name), (*x.shape[:2], sums.arguments[groups.EVERY], x.shape[3]), IO)
+            for x, sums in gradients
+        )
+        each = (replace(x, zeros=zeros) for x in each)
+        return (*each, *(x for x, _ in gradients))
 
     def kept(self) -> tuple[Allocate, ...]:
         """What a forward pass keeps of each query besides o."""
         numbers, rows = ("B", "H", "T"), ("B", "T", "H", self.v)
-        lse = allocate("lse", numbers, ACC)
+        lse, n = allocate("lse", numbers, ACC), allocate("n", numbers, ACC)
+        if self.windowed:
+            return (lse, n)
         if not self.adds:
             return (lse,)
-        parts = (allocate(name, rows, IO) for name in ("o_window", "o_linear"))
-        return (lse, allocate("n", numbers, ACC), *parts)
+        return (lse, n, *(allocate(name, rows, IO) for name in ("o_window", "o_linear")))

@@ -57,7 +57,7 @@ def forward(layer: Passes) -> Pass:
     body: Steps = (
         *SIZES,
         COUNTED,
-        _plan("forward"),
+        plan_of("forward"),
         *layer.decays.running(given=SEVERAL),
         Comment("Tokens of no sequence have outputs of 0."),
         allocate("o", ("B", "T", "H", layer.v), IO, zeros=True),
@@ -91,7 +91,7 @@ def backward(layer: Passes) -> Pass:
     body: Steps = (
         *SIZES,
         COUNTED,
-        _plan("backward"),
+        plan_of("backward"),
         Bind({"has_initial": Present("initial_state")}),
         *layer.decays.running(given=SEVERAL),
         Comment("Tokens of no sequence have gradients of 0."),
@@ -149,7 +149,7 @@ def backward(layer: Passes) -> Pass:
     return _packed(layer.backward_pass(packed("backward"), summary, body))
 
 
-def _plan(part: str) -> Plan:
+def plan_of(part: str) -> Plan:
     """The segments, and where they lie."""
     results = {"segments": INTEGER, "places": INTEGER, TABLE.name: TENSOR, BOUNDS.name: TENSOR}
     plan = LaunchPlan(packed(part), part, "packed_plan", SEGMENT_PLAN)

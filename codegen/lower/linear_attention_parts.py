@@ -13,7 +13,7 @@ from ..memory.sums import Sums
 from ..memory.sums_singles import Chunk, Singles
 from ..memory.sums_walk import Walk
 from .features import FeatureMap, Meaning
-from .ragged import FLAGGED, RAGGED, UNDER, Segment, number_of_chunk
+from .ragged import FLAGGED, RAGGED, UNDER, Segment, number_of_chunk, segment_length
 from .sequence import Sequence
 
 TOKENS = Sequence("T")
@@ -22,7 +22,6 @@ ROWS = ("B", "T", "H")
 NUMBERS = ("B", "H", "T")
 """One number a token and head: a head's lie side by side, for the program that has them."""
 BATCH_AXES = (Axis("b", Var("B"), batch=True), Axis("h", Var("H"), batch=True))
-CHUNK_AXIS = Axis("chunk", cdiv("T", "CHUNK"))
 SIZES = ("B", "T", "H", "segments")
 FIRST = Const(0)
 
@@ -32,10 +31,6 @@ class Layer:
 
     sizes: tuple[str, ...] = SIZES
     """Runtime sizes of its programs over chunks and segments."""
-    in_groups = True
-    """Whether several queries may share the head of a state."""
-    packs = True
-    """Whether its programs take packed sequences."""
 
     def __init__(self, spec: Meaning, features: FeatureMap) -> None:
         self.spec, self.features = spec, features
@@ -149,9 +144,18 @@ class Layer:
         fade = self.fade(b, sequence) if fades else None
         return Sums(b, self.features, sequence, eps, size, products, fade)
 
-    def summing(self, b: Builder, of_queries: bool) -> Sums:
-        """The memory of a program whose states are sums over keys, or over queries."""
-        return self.memory(b)
+    def sequence_of(self, segment: Segment, of_queries: bool) -> Sequence:
+        """The same of the sequence of a segment."""
+        return segment.sequence
+
+    def ends_of(self, b: Builder, segment: Segment, of_queries: bool) -> tuple[Expr, Expr]:
+        """The first of these in a segment, and one past the last."""
+        segment_length(b)
+        return segment.first, segment.end
+
+    def summing(self, b: Builder, of_queries: bool, sequence: Sequence) -> Sums:
+        """The memory of a program whose states are sums over keys, or over queries, of a sequence."""
+        return self.memory(b, sequence=sequence)
 
     def fade(self, b: Builder, sequence: Sequence = TOKENS) -> Fade | None:
         """The decay of a program's memory."""

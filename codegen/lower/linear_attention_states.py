@@ -15,7 +15,7 @@ from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import SUMS_STATES
 from ..memory.states import Block, State
 from .linear_attention_parts import Layer
-from .ragged import Segment, segment_length
+from .ragged import Segment
 from .sequence import Sequence
 
 
@@ -28,7 +28,7 @@ class _States:
         self.layer, self.of_queries, self.b = layer, of_queries, b
         self.sequence, self.ragged = sequence, ragged
         # A program with the flag reads where its tokens lie.
-        self.memory = layer.memory(b, sequence=sequence) if ragged else layer.summing(b, of_queries)
+        self.memory = layer.summing(b, of_queries, sequence)
         f = b.let("f", Span(Var("feature_block") * self.memory.size, self.memory.size))
         b.let("u", Span(Var("value_block") * "VALUES", "VALUES"))
         b.let("d", Span(wrap(0), "QK"))
@@ -41,7 +41,7 @@ class _States:
 
     def members(self) -> AbstractContextManager[None]:
         """What goes through the queries of a group of heads; it has one head of keys."""
-        return members(self.b) if self.of_queries and self.layer.in_groups else nullcontext()
+        return members(self.b) if self.of_queries else nullcontext()
 
     def add(self, first: Expr, size: str, state: State, start: Expr | None, end: Expr | None) -> None:
         """Add `size` tokens from `first` on, without the weights of their features.
@@ -104,17 +104,11 @@ class _States:
 
 def segment_sums(layer: Layer, name: str, of_queries: bool) -> Program:
     """What each segment adds: the sum over its keys with values, or its queries with output gradients."""
-    b, sums, tokens = Builder(), layer.segment_sums(), layer.sequence(of_queries)
-    segment = Segment.of_program(b) if layer.packs else None
-    states = _States(layer, b, of_queries, segment.sequence if segment else tokens, layer.packs)
+    b, sums = Builder(), layer.segment_sums()
+    segment = Segment.of_program(b)
+    states = _States(layer, b, of_queries, layer.sequence_of(segment, of_queries), ragged=True)
     state = states.zeros()
-    if segment:
-        segment_length(b)
-        start, stop = segment.first, segment.end
-    else:
-        length = layer.segment_length(b)
-        start = tokens.token(Var("segment") * length)
-        stop = tokens.until(start + length)
+    start, stop = layer.ends_of(b, segment, of_queries)
     moments = states.moments(start, stop)
     with states.members(), b.loop("t0", start, stop, "CHUNK") as t0:
         states.add(t0, "CHUNK", state, *moments)

@@ -76,9 +76,11 @@ class Segment:
     sequence: Sequence
 
     @staticmethod
-    def of_packed(b: Builder, number: Expr) -> Segment:
-        """A segment of a program that is for packed sequences alone."""
+    def of_packed(b: Builder, number: Expr, ends: bool = True) -> Segment:
+        """A segment of a program that is for packed sequences alone, which may not ask where it `ends`."""
         for place, name in enumerate((FIRST, STOP, BEGIN, END, NUMBER)):
+            if name == STOP and not ends:
+                continue
             b.let(name.name, Load(TABLE.name, (number, Const(place)), INDEX))
         return Segment(number, FIRST, PACKED)
 
@@ -92,7 +94,9 @@ class Segment:
         return Segment(number, Chosen(RAGGED, FIRST, number * LENGTH), PERHAPS)
 
     @staticmethod
-    def of_chunk(b: Builder, size: str = "CHUNK", again: bool = False) -> tuple[Segment, Expr]:
+    def of_chunk(
+        b: Builder, size: str = "CHUNK", again: bool = False, ends: bool = True
+    ) -> tuple[Segment, Expr]:
         """The segment of a program over chunks of `size`, and the first token of its chunk.
 
         It does nothing for one without tokens, of which a second look, `again`, finds none.  What a program
@@ -102,7 +106,7 @@ class Segment:
         with b.when(RAGGED):
             segment_length(b)
             b.let(number.name, place // LENGTH)
-            Segment.of_packed(b, number)
+            Segment.of_packed(b, number, ends)
             b.let(START.name, FIRST + (place - number * LENGTH))
         if not again:
             b.only(RAGGED, START < STOP)

@@ -16,7 +16,7 @@ Backward, with L_i the logarithm of the divisor, P_ij = a e^(s_ij - L_i) and del
 which is a window's with L for lse, and that of sums of features with these g and e.  The factors are owed
 Σ_ij dS_ij / a and Σ_ij A_ij dA_ij / c.
 
-`hybrid_added.py` divides each part by its own sum.
+`hybrid_added.py` divides each part by its own sum, and `hybrid_windowed.py` rescales the window alone.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from ..ir.nodes import (
 from ..lower.features import SCALE, FeatureMap
 from ..lower.sequence import Sequence
 from . import sums, window
+from .highest import Highest
 from .states import B, H
 from .sums_token import Token
 from .window import UNREACHED
@@ -180,9 +181,10 @@ class Owed:
 class Hybrid:
     """The memory of one program, whose index tiles `d` and `u` are the columns of keys and of values.
 
-    `names` are the factors that the layer has.
+    `names` are the factors that the layer has; `weigh` loads them.
     """
 
+    factors: Factors
     least: float | None = SMALLEST
     apart = False
     """Whether each part has a sum of its own."""
@@ -190,8 +192,11 @@ class Hybrid:
     def __init__(self, b: Builder, older: Older, recent: Recent, names: tuple[str, ...]) -> None:
         self.b, self.older, self.window = b, older, recent
         self.d, self.u, self.names = older.d, older.u, names
-        self.factors = Factors.load(b, names, self.least)
-        recent.logits = self.logits()
+
+    def weigh(self) -> None:
+        """Find the factors of the head of a program, or of a member of its group, before they are needed."""
+        self.factors = Factors.load(self.b, self.names, self.least)
+        self.window.logits = self.logits()
 
     def logits(self) -> window.Logits:
         """The window's weights, with their factor."""
@@ -246,7 +251,7 @@ class Hybrid:
 
     def inverse(self, t: Var) -> Expr:
         """What the second look multiplies sums over older keys by, of a tile of queries that are done."""
-        return times(self.factors.linear, Unary("exp", -self._lse("lse_again", t)))
+        return self._weight_of_older(t, self._lse("lse_again", t))
 
     def finish_again(self, near: Var, far: Var, t: Var) -> None:
         """Store o, the sum of what the second look has found."""
@@ -260,8 +265,8 @@ class Hybrid:
         total = b.let("total_row", times(factor, token.sum()) + self.eps)
         return RowSums(token.out, b.let("top_row", Full((), 0.0)), total, self.window.logits)
 
-    def finish_row(self, softmax: Expr, token: Token) -> Expr:
-        """o of one token, given what its softmax is."""
+    def finish_row(self, softmax: Expr, row_sums: RowSums, token: Token) -> Expr:
+        """o of one token, given what its softmax is, and the sums of that."""
         return softmax
 
     @property
@@ -296,8 +301,19 @@ class Hybrid:
         ]
         return Owed(*tiles)
 
-    def store_owed(self, owed: Owed, t: Var) -> None:
-        """Keep what the factors are owed by every query."""
+    def highest(self) -> Highest | None:
+        """The highest scores of a tile of queries, if they are owed something."""
+        return None
+
+    def shift(self, name: str, t: Expr, ages: Expr, by_key: bool = False) -> Expr | None:
+        """What is taken from dS at the highest keys of queries, given the ages of keys.
+
+        These have a row a key and a column a query if `by_key`; else queries or keys are one token.
+        """
+        return None
+
+    def store_owed(self, owed: Owed, t: Var, highest: Highest | None = None) -> None:
+        """Keep what the factors, and highest scores, are owed by every query."""
         for name, factor in ((WINDOW_FACTOR, self.factors.window), (LINEAR_FACTOR, self.factors.linear)):
             numbers = owed.of(name)
             if numbers is not None and factor is not None:
@@ -311,10 +327,14 @@ class Hybrid:
         lse = self._lse("lse_own", t)
         delta = b.let("delta", Sum(b.let("products", do * b.let("O", Load("o", (B, t, H, u), ACC))), 1))
         b.store("delta_rows", (B, H, t), delta)
-        weight = b.let("inverse", times(self.factors.linear, Unary("exp", -lse)))
+        weight = b.let("inverse", self._weight_of_older(t, lse))
         older = self._older_gradients(t, do, delta, weight)
         operand = b.let("dO_operand", Cast(do, OPERAND))
         return Gradients(older, window.Queries(queries, operand, lse, delta))
+
+    def _weight_of_older(self, t: Var, lse: Var) -> Expr:
+        """What sums over older keys are multiplied by, of a tile of queries."""
+        return times(self.factors.linear, Unary("exp", -lse))
 
     def _older_gradients(self, t: Var, do: Var, delta: Var, weight: Var) -> sums.Gradients:
         """g and e, stored."""

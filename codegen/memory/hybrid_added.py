@@ -7,10 +7,9 @@ Backward, each part is its memory's own, given a do_i and c do_i.  The factors a
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..ir.nodes import ACC, IO, OPERAND, Cast, Expr, Full, Load, Sum, Var, column
 from . import sums, window
+from .highest import Highest
 from .hybrid import GIVEN, Gradients, Hybrid, Owed, times
 from .states import B, H
 from .sums_token import Token
@@ -54,9 +53,9 @@ class Added(Hybrid):
         b.store("o", index, Cast(both, IO))
 
     def begin_row(self, token: Token) -> RowSums:
-        return replace(RowSums.start(self.b), logits=self.window.logits)
+        return RowSums.start(self.b, self.window.logits)
 
-    def finish_row(self, softmax: Expr, token: Token) -> Expr:
+    def finish_row(self, softmax: Expr, row_sums: RowSums, token: Token) -> Expr:
         older = token.out / (token.sum() + self.eps)
         return times(self.factors.window, softmax) + times(self.factors.linear, older)
 
@@ -77,7 +76,7 @@ class Added(Hybrid):
         operand = b.let("dO_operand", Cast(times(factors.window, do), OPERAND))
         return Gradients(older, window.Queries(queries, operand, self._lse("lse_own", t), delta))
 
-    def store_owed(self, owed: Owed, t: Var) -> None:
+    def store_owed(self, owed: Owed, t: Var, highest: Highest | None = None) -> None:
         for name in self.names:
             numbers = owed.of(name)
             assert numbers is not None

@@ -7,15 +7,16 @@ which leaves pairs out of it, so it is read from where it was stored.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
+from ..ir.heads import members
 from ..ir.nodes import ACC, IO, Cast, Doubt, Expr, Full, Load, Sum, Unary, Var, column, maximum, row
 from ..lower.sequence import Sequence
 from . import sums_singles
 from .hybrid import Hybrid
 from .states import B, H
 from .sums_singles import Chunk
-from .window import LOG2_E, UNREACHED
+from .window import LOG2_E, UNREACHED, shifted
 
 
 class Singles(sums_singles.Singles):
@@ -82,7 +83,8 @@ class Singles(sums_singles.Singles):
                 probabilities = self._probabilities(plain, near_key, lse)
                 do = b.let("do_own", both.exact_do("do_exact", t))
                 by_weight = b.let("do_products", Sum(b.let("do_terms", do * row(value)), 1))
-                by_score = b.let("dS_one", probabilities * (by_weight - delta))
+                shift = both.shift("own", t, self.window.place(t) - j)
+                by_score = b.let("dS_one", shifted(probabilities * (by_weight - delta), shift))
                 self._add_selected(near, b.let("near_one", self._is_near(t, j)), by_score, near_key)
             both.leave("dq", t, loaded, far, near)
 
@@ -106,26 +108,31 @@ class Singles(sums_singles.Singles):
                 b.add(by_feature, z)
                 self.features.column_adjoint(b, by_feature, "k", (B, j, H), f, selection, far)
             both.select("entered", (j < self.chunk.first) & (j >= self.first), far, dv)
-            with b.loop("i_one", maximum(self.window.query_at(self.chunk.start), 0), self.chunk.stop) as i:
-                _, query = self._one("q", i)
-                gradient = b.let("g_one", Load("g", (B, i, H, u), ACC))
-                products = self._products(keys, query)
-                seen = b.let("far_one", self._is_far(i, j) & (i < late))
-                self._add_selected(dv, seen, b.let("A_one", self.features.kernel(products)), gradient)
-                by_kernel = b.let("dA_one", Sum(b.let("v_products", values * row(gradient)), 1))
-                b.add(by_kernel, b.let("e_one", Load("e", (B, H, i), ACC)))
-                by_product = b.let("dR_one", by_kernel * self.features.slope(products))
-                self._add_selected(far, seen, by_product, query)
-                near_query = self._plain("query_one", self.window.q, i)
-                lse = b.let("lse_one", Load("lse", (B, H, i), ACC))
-                probabilities = self._probabilities(plain, near_query, lse)
-                do = b.let("do_one", both.exact_do("do_one_exact", i))
-                visible = b.let("near_one", self._is_near(i, j))
-                self._add_selected(dv, visible, probabilities, do)
-                by_weight = b.let("do_products", Sum(b.let("do_terms", values * row(do)), 1))
-                delta = b.let("delta_one", Load("delta_rows", (B, H, i), ACC))
-                by_score = b.let("dS_one", probabilities * (by_weight - delta))
-                self._add_selected(near, visible, by_score, near_query)
+            with members(b):
+                both.weigh()
+                with b.loop(
+                    "i_one", maximum(self.window.query_at(self.chunk.start), 0), self.chunk.stop
+                ) as i:
+                    _, query = self._one("q", i)
+                    gradient = b.let("g_one", Load("g", (B, i, H, u), ACC))
+                    products = self._products(keys, query)
+                    seen = b.let("far_one", self._is_far(i, j) & (i < late))
+                    self._add_selected(dv, seen, b.let("A_one", self.features.kernel(products)), gradient)
+                    by_kernel = b.let("dA_one", Sum(b.let("v_products", values * row(gradient)), 1))
+                    b.add(by_kernel, b.let("e_one", Load("e", (B, H, i), ACC)))
+                    by_product = b.let("dR_one", by_kernel * self.features.slope(products))
+                    self._add_selected(far, seen, by_product, query)
+                    near_query = self._plain("query_one", self.window.q, i)
+                    lse = b.let("lse_one", Load("lse", (B, H, i), ACC))
+                    probabilities = self._probabilities(plain, near_query, lse)
+                    do = b.let("do_one", both.exact_do("do_one_exact", i))
+                    visible = b.let("near_one", self._is_near(i, j))
+                    self._add_selected(dv, visible, probabilities, do)
+                    by_weight = b.let("do_products", Sum(b.let("do_terms", values * row(do)), 1))
+                    delta = b.let("delta_one", Load("delta_rows", (B, H, i), ACC))
+                    shift = both.shift("one", i, self.window.place(i) - j)
+                    by_score = b.let("dS_one", shifted(probabilities * (by_weight - delta), shift))
+                    self._add_selected(near, visible, by_score, near_query)
             both.leave("dk", j, loaded, far, near)
             b.store("dv", (B, j, H, u), Cast(dv, IO))
 
@@ -140,7 +147,7 @@ class Singles(sums_singles.Singles):
         keys, place = self.window.keys, self.window.place(self.chunk.start)
         finish = keys.until(place + "CHUNK" + "KEYS")
         if self._apart:
-            begin = maximum(self.both.youngest(self.chunk.start) + 1, 0)
+            begin = maximum(self.both.youngest(self.chunk.start) + 1, keys.start)
             return self.b.when(Doubt(self._any(tensors, keys, begin, finish)))
         return self.b.when(Doubt(self._unlike(tensors, keys, place, place, finish)))
 
@@ -150,25 +157,35 @@ class Singles(sums_singles.Singles):
         begin = maximum(self.window.query_at(self.chunk.start), 0)
         if self._apart:
             finish = queries.until(self.both.last_query(end) + "QUERIES")
-            return self.b.when(Doubt(self._any({**tensors, "g": self.u}, queries, begin, finish)))
+            spoilt = self._any({**tensors, "g": self.u}, queries, begin, finish, of_queries=True)
+            return self.b.when(Doubt(spoilt))
         finish = maximum(self.window.query_at(self.window.keys.until(end)), 0)
-        return self.b.when(Doubt(self._unlike(tensors, queries, maximum(finish - 1, 0), begin, finish)))
+        edge = maximum(finish - 1, 0)
+        return self.b.when(Doubt(self._unlike(tensors, queries, edge, begin, finish, of_queries=True)))
 
     @property
     def _apart(self) -> bool:
         """Whether a query may see a key in one part without what is not finite there reaching the other."""
         return self.both.apart or self.window.own is not None
 
-    def _any(self, tensors: Mapping[str, Var], sequence: Sequence, begin: Expr, finish: Expr) -> Var:
+    def _any(
+        self,
+        tensors: Mapping[str, Var],
+        sequence: Sequence,
+        begin: Expr,
+        finish: Expr,
+        of_queries: bool = False,
+    ) -> Var:
         """Something that is not 0 if anything is not finite."""
         b = self.b
         doubt = b.let("doubt_rows", Full((), 0.0))
-        for name, columns in tensors.items():
-            with b.loop("t_tile", begin, finish, "ROWS") as first:
-                t = b.let("t_rows", sequence.tile(first, "ROWS"))
-                rows = b.let(f"{name}_rows", Load(name, (B, t, H, columns), ACC))
-                nothing = b.let(f"{name}_nothing", Unary("nothing", rows))
-                b.add(doubt, Sum(b.let(f"{name}_nothing_of_rows", Sum(nothing, 1)), 0))
+        with members(b) if of_queries else nullcontext():
+            for name, columns in tensors.items():
+                with b.loop("t_tile", begin, finish, "ROWS") as first:
+                    t = b.let("t_rows", sequence.tile(first, "ROWS"))
+                    rows = b.let(f"{name}_rows", Load(name, (B, t, H, columns), ACC))
+                    nothing = b.let(f"{name}_nothing", Unary("nothing", rows))
+                    b.add(doubt, Sum(b.let(f"{name}_nothing_of_rows", Sum(nothing, 1)), 0))
         return doubt
 
     def _is_far(self, t: Expr, j: Expr) -> Expr:

@@ -219,8 +219,11 @@ class Window:
 
     def pair_by_query(
         self, suffix: str, queries: Queries, keys: Keys, visible: Expr, dq: Var, owed: Var | None = None
-    ) -> None:
-        """Add dS k to dq, from tiles with a row a query; and to what each row is `owed`, its sum of dS."""
+    ) -> tuple[Var, Var]:
+        """Add dS k to dq, from tiles with a row a query; and to what each row is `owed`, its sum of dS.
+
+        Returns the products of all pairs, and which of these there are.
+        """
         b = self.b
         products = b.let(f"R{suffix}", Dot(queries.q, Transpose(keys.k)))
         visible = b.let(f"visible{suffix}", visible)
@@ -232,9 +235,19 @@ class Window:
             b.add(owed, Sum(by_score, 1))
         by_product = b.let(f"dR{suffix}", Cast(by_score, OPERAND))
         b.add(dq, Dot(by_product, keys.k, among=visible))
+        return products, visible
 
-    def pair_by_key(self, suffix: str, keys: Keys, queries: Queries, visible: Expr, dk: Var, dv: Var) -> None:
-        """Add dSᵀ q to dk and Pᵀ do to dv, from tiles with a row a key."""
+    def pair_by_key(
+        self,
+        suffix: str,
+        keys: Keys,
+        queries: Queries,
+        visible: Expr,
+        dk: Var,
+        dv: Var,
+        shift: Expr | None = None,
+    ) -> None:
+        """Add dSᵀ q to dk and Pᵀ do to dv, from tiles with a row a key; dS is less by a `shift`."""
         b = self.b
         products = b.let(f"R_by_key{suffix}", Dot(keys.k, Transpose(queries.q)))
         visible = b.let(f"visible_by_key{suffix}", visible)
@@ -243,7 +256,7 @@ class Window:
         b.add(dv, Dot(matrix, queries.do, among=visible))
         by_weight = b.let(f"dP_by_key{suffix}", Dot(keys.v, Transpose(queries.do)))
         by_score = self._by_score(visible, weights, by_weight - row(queries.delta))
-        by_product = b.let(f"dR_by_key{suffix}", Cast(by_score, OPERAND))
+        by_product = b.let(f"dR_by_key{suffix}", Cast(shifted(by_score, shift), OPERAND))
         b.add(dk, Dot(by_product, queries.q, among=visible))
 
     def _by_score(self, visible: Expr, weights: Expr, by_weight: Expr) -> Expr:
@@ -252,6 +265,11 @@ class Window:
 
     def _probabilities(self, visible: Expr, products: Var, lse: Expr) -> Expr:
         return Where(visible, Unary("exp2", self.logits.of(products) - lse * LOG2_E), wrap(0.0))
+
+
+def shifted(by_score: Expr, shift: Expr | None) -> Expr:
+    """dS, less by a `shift` if there is one."""
+    return by_score if shift is None else by_score - shift
 
 
 def score(logits: Expr, visible: Expr) -> Expr:

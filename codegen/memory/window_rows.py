@@ -44,9 +44,9 @@ class RowSums:
     logits: Logits = PLAIN
 
     @staticmethod
-    def start(b: Builder) -> RowSums:
+    def start(b: Builder, logits: Logits = PLAIN) -> RowSums:
         out = b.let("o_row", Full(("VALUES",), 0.0))
-        return RowSums(out, b.let("top_row", Full((), LEAST)), b.let("total_row", Full((), 0.0)))
+        return RowSums(out, b.let("top_row", Full((), LEAST)), b.let("total_row", Full((), 0.0)), logits)
 
     def restart(self, b: Builder, now: Expr) -> None:
         """Begin with another query, if it is time."""

@@ -13,7 +13,16 @@ from ..spec.featured import Featured
 from ..spec.fields import Choice, Choices, Flag, Integer, Name, Number, Record, Tagged, spec_field
 from ..spec.model import DTYPES_DOC, FEATURE_MAPS, NAME_DOC, Conflict, FeatureMap, HeadDims, too_wide
 from ..spec.parts import Part
-from ..spec.signature import Argument, Signature
+from ..spec.signature import (
+    GROUPS,
+    OF_KEYS,
+    OF_QUERIES,
+    OF_STATES,
+    OF_VALUES,
+    SEQUENCES,
+    Argument,
+    Signature,
+)
 from .linear_attention import LinearAttention
 from .sliding_window import MAX_WINDOW
 
@@ -41,7 +50,8 @@ class Hybrid(Featured):
     s_ij is scale · q_i·k_j, and A_ij the weight that linear attention gives a key.  A key leaves the window
     and enters the state.  A window with `window_dims` has queries and keys of its own, of width D, and s_ij
     is their product over √D whatever the scale.  With `parts`, q and k stand for the features that they make;
-    a window with `window_dims` sees queries and keys as they are given.
+    a window with `window_dims` sees queries and keys as they are given.  Where the window alone is rescaled,
+    as by LoLCATs (arXiv 2410.10254), e^(s_ij - m_i) stands for e^(s_ij), m_i being the highest in the window.
     """
 
     mixer: ClassVar[str] = "hybrid"
@@ -50,6 +60,7 @@ class Hybrid(Featured):
         "feature_map": str,
         "window": int,
         "combine": str,
+        "rescale": str,
         "qk": int,
         "v": int,
         "window_qk": int,
@@ -86,6 +97,11 @@ class Hybrid(Featured):
         Choice(("normalizer", "sum")),
         "Whether both parts share one normaliser, or each has its own and they are added.",
         "normalizer",
+    )
+    rescale: str = spec_field(
+        Choice(("shared", "window")),
+        "Whether the highest score in a window rescales both parts, or the window alone.",
+        "shared",
     )
     window_factor: bool = spec_field(
         Flag(), "Whether calls may give a factor on the window's weights, one a head.", False
@@ -127,6 +143,7 @@ class Hybrid(Featured):
             "feature_map": f"{self.feature_map.label}{self.after_parts}",
             "window": self.window,
             "combine": self.combine,
+            "rescale": self.rescale,
         } | widths
 
     @classmethod
@@ -137,7 +154,12 @@ class Hybrid(Featured):
 
     @classmethod
     def conflicts(cls, values: Mapping[str, Any]) -> Iterable[Conflict]:
-        """Too wide a state; weights of both signs, of whose sum no logarithm could be kept."""
+        """Too wide a state; weights of both signs, of whose sum no logarithm could be kept; and a rescaling
+        of parts that have sums of their own.
+        """
+        if values.get("rescale") == "window" and values.get("combine") == "sum":
+            message = "a window that is added has a normaliser of its own, which no rescaling changes"
+            yield Conflict(("rescale",), f"{message}; choose combine: normalizer, or leave rescale out", True)
         feature_map, widths = values.get("feature_map"), values.get("head_dims")
         if not isinstance(feature_map, FeatureMap):
             return
@@ -177,23 +199,25 @@ class Hybrid(Featured):
         qk, v, window, rows = self.head_dims.qk, self.head_dims.v, self.window, self.features
         own, has_own = self.window_qk or qk, self.window_qk is not None
 
-        def sums(prefix: str, optional: bool = False) -> tuple[Argument, ...]:
+        def sums(prefix: str, optional: bool = False, count: str = "N") -> tuple[Argument, ...]:
             of_values, of_keys = "Σ_j Φ(k_j) v_jᵀ over the keys that have left", "Σ_j Φ(k_j) over the same"
             return (
-                Argument(f"{prefix}state", ("B", "H", rows, v), of_values, STATE, optional),
-                Argument(f"{prefix}normalizer", ("B", "H", rows), of_keys, ACC, optional),
+                Argument(f"{prefix}state", (count, OF_STATES, rows, v), of_values, STATE, optional),
+                Argument(f"{prefix}normalizer", (count, OF_STATES, rows), of_keys, ACC, optional),
             )
 
         # Keys and values of an initial state are put in front of the call's own: Tk tokens.
         return Signature(
             inputs=(
-                Argument("q", ("B", "T", "H", qk), "queries", weighs=True),
-                Argument("k", ("B", "Tk", "H", qk), "keys", weighs=True),
-                Argument("v", ("B", "Tk", "H", v), "values"),
+                Argument("q", ("B", "T", OF_QUERIES, qk), "queries", weighs=True),
+                Argument("k", ("B", "Tk", OF_KEYS, qk), "keys", weighs=True),
+                Argument("v", ("B", "Tk", OF_VALUES, v), "values"),
                 *(
                     (
-                        Argument("q_window", ("B", "T", "H", own), "queries of the window", weighs=True),
-                        Argument("k_window", ("B", "Tk", "H", own), "keys of the window", weighs=True),
+                        Argument(
+                            "q_window", ("B", "T", OF_QUERIES, own), "queries of the window", weighs=True
+                        ),
+                        Argument("k_window", ("B", "Tk", OF_KEYS, own), "keys of the window", weighs=True),
                     )
                     if has_own
                     else ()
@@ -205,13 +229,13 @@ class Hybrid(Featured):
             ),
             output=Argument("o", ("B", "T", "H", v), "means of the values of all keys"),
             state=(
-                Argument("ring_k", ("B", "H", window, qk), "the last keys; position p lies at p mod W"),
-                Argument("ring_v", ("B", "H", window, v), "the last values"),
-                Argument("position", ("B", "H"), "tokens seen", "int32", differentiable=False),
-                *sums(""),
+                Argument("ring_k", ("B", OF_STATES, window, qk), "the last keys; position p lies at p mod W"),
+                Argument("ring_v", ("B", OF_STATES, window, v), "the last values"),
+                Argument("position", ("B", OF_STATES), "tokens seen", "int32", differentiable=False),
+                *sums("", count="B"),
                 Argument(
                     "ring_k_window",
-                    ("B", "H", window, own),
+                    ("B", OF_STATES, window, own),
                     "the last keys of a window that has its own",
                     present=has_own,
                 ),
@@ -219,19 +243,28 @@ class Hybrid(Featured):
             numbers={"scale": self.default_scale()},
             carried=(
                 Argument(
-                    "ring_start", ("B", "H"), "the first key that exists", "int32", True, differentiable=False
+                    "ring_start",
+                    ("N", OF_STATES),
+                    "the first key that exists",
+                    "int32",
+                    True,
+                    differentiable=False,
                 ),
                 *sums("initial_", optional=True),
+                SEQUENCES,
             ),
             kept=self._kept(),
             final=sums("final_"),
             keeps_output=self.combine == "normalizer",
             longer={"Tk": "T"},
+            groups=GROUPS,
         )
 
     def _kept(self) -> tuple[Argument, ...]:
         """What a forward pass keeps for the backward one besides o, or instead of it."""
         lse = Argument("lse", ("B", "H", "T"), "logarithms of sums of weights", ACC)
+        if self.rescale == "window":
+            return (lse, Argument("n", ("B", "H", "T"), "sums of weights", ACC))
         if self.combine == "normalizer":
             return (lse,)
         rows = ("B", "T", "H", self.head_dims.v)

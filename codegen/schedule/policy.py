@@ -192,7 +192,9 @@ def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     if SOFTMAX in program.does and TOKEN not in program.does:
         return _warpgroup(program, qk, values, wide)
     gradients, states = GRADIENTS in program.does, SUMS_STATES in program.does
-    held = qk + values if gradients or states else max(qk, values)  # columns summed at once
+    own = max(MATRIX_UNIT, power_of_two(spec.extents.get("WINDOW_QK", 1)))
+    widths = (qk, values, own) if "WINDOW_QK" in program.constants else (qk, values)
+    held = sum(widths) if gradients or states else max(widths)  # columns summed at once
     chunk = 32 if wide or 64 * held >= 2 * TILE_OF_TWO_WARPS else 64
     sizes = {
         "QK": qk,
@@ -203,7 +205,7 @@ def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
         "QUERIES": 32,
         "SEGMENT": _grain("triton", dtype),
         "ROWS": SEARCHED,
-        "WINDOW_QK": max(MATRIX_UNIT, power_of_two(spec.extents.get("WINDOW_QK", 1))),
+        "WINDOW_QK": own,
     }
     if RECURS in program.does or states and not wide:
         # Products are 64 wide throughout, which keeps clear of the fault named above.
@@ -220,7 +222,7 @@ def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
         block = qk if program.bounds.get("QK") else rows
         warps = max(4, block * values // TILE_OF_TWO_WARPS)
         return Setting(pick(program, sizes | {"FEATURES": rows, "KEYS": rows}), warps, stages=2)
-    crowded = wide or 32 * max(values, qk) > TILE_OF_TWO_WARPS or 32 * held > TILE_OF_TWO_WARPS * 3 // 2
+    crowded = wide or 32 * max(widths) > TILE_OF_TWO_WARPS or 32 * held > TILE_OF_TWO_WARPS * 3 // 2
     warps = 8 if 32 * held * (1 + wide) >= 4 * TILE_OF_TWO_WARPS else 4 if crowded else 2
     return Setting(pick(program, sizes), warps, stages=2 if gradients else 3)
 
@@ -302,6 +304,8 @@ def _blocks_of_warpgroups(spec: LayerSpec, program: Program, dtype: str, groups:
 def _whole(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     """Tiles for batched PyTorch expressions: no padding, few and large, and as long as a query's window."""
     chunk = max(64, min(256, power_of_two(spec.extents.get("KEYS", 128))))
+    if "SEGMENT" in program.constants:  # which are made of whole chunks
+        chunk = min(chunk, _grain("torch", dtype))
     sizes = spec.extents | dict.fromkeys(("CHUNK", "KEYS", "QUERIES"), chunk)
     if TOKEN in program.does:
         sizes |= spec.extents  # a step reads all keys at once

@@ -35,6 +35,8 @@ class Layer:
     call: Call
     past: bool = False
     factors: bool = True
+    sequences: Tensor | None = None
+    """Where packed sequences lie."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -100,14 +102,37 @@ class Layer:
         narrow = getattr(torch, self.spec.state_dtype)
         return state.to(torch.float64 if self.call.dtype == torch.float64 else narrow)
 
-    def output_gradient(self) -> Tensor:
-        return self.call.tensor(self.spec.head_dims.v, salt=7)
+    def output_gradient(self, inputs: Tensors, first: Tensor | None = None) -> Tensor:
+        """That of o; 0 for queries of which it depends on digits that are rounded."""
+        do = self.call.tensor(self.spec.head_dims.v, salt=7)
+        if self.spec.rescale == "window":
+            do = do.masked_fill(~self.settled(inputs, first).to(do.device).unsqueeze(-1), 0)
+        return do
+
+    def settled(self, inputs: Tensors, first: Tensor | None) -> Tensor:
+        """Of which queries [B,T,H] one score is higher than all others, by more than any dtype rounds."""
+        q, k = (inputs[i].double().cpu() for i in ((3, 4) if self.spec.window_qk else (0, 1)))
+        scale = abs(q.shape[-1] ** -0.5 if self.spec.window_qk else self.call.scale)
+        keys = torch.arange(k.shape[1])
+        place = (torch.arange(q.shape[1]) + k.shape[1] - q.shape[1]).unsqueeze(-1)
+        oldest = torch.zeros(q.shape[0], q.shape[2]) if first is None else first.cpu()
+        seen = (keys <= place) & (keys > place - self.spec.window) & (keys >= oldest[:, :, None, None])
+        scores = torch.einsum("bihd,bjhd->bhij", q, k).mul(scale).masked_fill(~seen, -1e30)
+        largest = torch.einsum("bihd,bjhd->bhij", q.abs(), k.abs()).mul(scale).amax(-1)
+        highest = torch.nn.functional.pad(scores, (0, 1), value=-1e30).topk(2, -1).values
+        return (highest[..., 0] - highest[..., 1] > 2**-7 * largest).transpose(1, 2)
 
     def forward(
         self, inputs: Tensors, first: Tensor | None = None, sums: Tensors | None = None, final: bool = True
     ) -> Forward:
         o, *kept, state, normalizer = self.module.forward(
-            *inputs, *self.given_factors(), self.call.scale, first, *(sums or (None, None)), final
+            *inputs,
+            *self.given_factors(),
+            self.call.scale,
+            first,
+            *(sums or (None, None)),
+            self.sequences,
+            final,
         )
         return Forward(o, kept, state, normalizer)
 
@@ -132,6 +157,7 @@ class Layer:
             self.call.scale,
             first,
             *(sums or (None, None)),
+            self.sequences,
         )
         return tuple(x for x in found if x.numel())
 

@@ -51,8 +51,9 @@ def hybrid(
                 if spec.combine == "sum":
                     rows.append(s.softmax(0) @ v_near + a @ v_far / (a.sum() + spec.eps))
                     continue
-                top = s.detach().max().clamp(min=0)
-                p, share = (s - top).exp(), (-top).exp()
+                alone = spec.rescale == "window"
+                top = s.max() if alone else s.detach().max().clamp(min=0)
+                p, share = (s - top).exp(), 1.0 if alone else (-top).exp()
                 rows.append((p @ v_near + share * (a @ v_far)) / (p.sum() + share * (a.sum() + spec.eps)))
             batches.append(torch.stack(rows))
     o = torch.stack(batches).unflatten(0, (q.shape[0], q.shape[2]))

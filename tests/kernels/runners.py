@@ -105,7 +105,7 @@ class Runner:
         return pool | any_hybrid() if self.backend == "torch" and dtype not in LOW else pool
 
     def hybrid_pool(self) -> tuple[Hybrid, ...]:
-        return HYBRIDS[1:3] if self.backend == "tilelang" else HYBRIDS
+        return HYBRIDS[1:4] if self.backend == "tilelang" else HYBRIDS
 
     def hybrid_forms(self) -> list[str]:
         """The forms in which passes of a hybrid can be asked to run.
@@ -200,18 +200,20 @@ def any_linear_attention() -> st.SearchStrategy[LinearAttention]:
 @functools.cache
 def any_hybrid() -> st.SearchStrategy[Hybrid]:
     """Any hybrid whose sums of weights stay away from zero."""
-    return st.builds(
+    drawn = st.builds(
         Hybrid,
         name=st.just("hybrid"),
-        window=st.integers(1, 100) | st.sampled_from((1, 16, 64)),
+        window=st.integers(1, 100) | st.sampled_from((1, 16, 64, 200)),
         feature_map=st.just(TaylorExp(2)) | elementwise(positive_expressions()),
         head_dims=head_dims(),
         window_dims=st.none() | st.builds(WindowDims, qk=st.integers(8, 64)),
         combine=st.sampled_from(("normalizer", "sum")),
+        rescale=st.sampled_from(("shared", "window")),
         window_factor=st.booleans(),
         linear_factor=st.booleans(),
         eps=st.sampled_from((1e-6, 1e-3, 0.5)),
     )
+    return drawn.filter(lambda spec: spec.combine == "normalizer" or spec.rescale == "shared")
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from based_ops.state import LinearAttentionState
+from tests.kernels.hybrid import Layer as HybridLayer
 from tests.kernels.inputs import calls, copies
 from tests.kernels.linear import Gradients, Layer
 from tests.kernels.runners import LOW, Runner
@@ -259,3 +260,71 @@ def test_steps_of_windows_equal_a_call(runner: Runner, data: st.DataObject) -> N
     found = torch.cat([layer.step(*piece, ring) for piece in pieces], 1)
     assert_close("o", found, layer.forward(*tensors)[0][:, :length], FORWARD[layer.call.dtype])
     assert bool((ring[2] == length).all())
+
+
+class Hybrids(NamedTuple):
+    """The same of a hybrid; `layer` has the heads of outputs, `state` those of states."""
+
+    heads: Heads
+    layer: HybridLayer
+    state: HybridLayer
+
+    @classmethod
+    def draw(cls, data: st.DataObject, runner: Runner, most: int, past: bool = True) -> Hybrids:
+        dtype = data.draw(st.sampled_from([d for d in runner.dtypes if d not in LOW]))
+        spec = data.draw(st.sampled_from(runner.hybrid_pool()), "spec")
+        call, found = data.draw(calls(runner, spec, dtype, most), "call"), data.draw(heads(), "heads")
+        goes_on = past and data.draw(st.booleans(), "past")
+        module = runner.module(spec, data.draw(st.sampled_from(runner.hybrid_forms()), "form"))
+        layers = (
+            HybridLayer(spec, module, replace(call, heads=n), goes_on) for n in (found.outputs, found.states)
+        )
+        return cls(found, *layers)
+
+    @property
+    def counts(self) -> list[int]:
+        """Heads of each input."""
+        heads = self.heads
+        return [heads.q, heads.k, heads.v, heads.q, heads.k][: len(self.layer.names)]
+
+    def inputs(self) -> list[Tensor]:
+        call = self.layer.call
+        layers = (replace(self.layer, call=replace(call, heads=n)) for n in self.counts)
+        return [layer.inputs()[i] for i, layer in enumerate(layers)]
+
+
+@given(data=st.data())
+def test_hybrids_equal_those_of_repeated_heads(runner: Runner, data: st.DataObject) -> None:
+    drawn = Hybrids.draw(data, runner, 200)
+    heads, layer, state = drawn
+    tensors = drawn.inputs()
+    whole = [repeated(x, heads.outputs) for x in tensors]
+    first, sums = state.first(), state.sums() if state.past else None
+    firsts = None if first is None else repeated(first, heads.outputs, 1)
+    all_sums = sums and [repeated(x, heads.outputs, 1) for x in sums]
+    do = layer.output_gradient(whole, firsts)
+    tolerance, of_gradients = FORWARD[layer.call.dtype], BACKWARD[layer.call.dtype]
+    found, wanted = layer.forward(tensors, first, sums), layer.forward(whole, firsts, all_sums)
+    assert_close("o", found.o, wanted.o, tolerance)
+    kept = max(tolerance, FORWARD[found.state.dtype], key=lambda one: one.norm)
+    assert_close("state", repeated(found.state, heads.outputs, 1), wanted.state, kept)
+    gradients = layer.backward(do, tensors, found, first, sums)
+    each = layer.backward(do, whole, wanted, firsts, all_sums)
+    factors = [(name, heads.outputs, 0) for name in layer.spec.factors]
+    parts = [(name, n, 2) for name, n in zip(layer.names, drawn.counts, strict=True)]
+    parts += [*factors, ("state", heads.states, 1), ("normalizer", heads.states, 1)]
+    for (name, count, dim), gradient, of_each in zip(parts, gradients, each, strict=False):
+        floor = summed(of_each.abs(), count, dim)  # parts may cancel
+        assert_close(f"gradient of {name}", gradient, summed(of_each, count, dim), of_gradients, floor)
+
+
+@given(data=st.data())
+def test_steps_of_hybrids_equal_a_call(runner: Runner, data: st.DataObject) -> None:
+    drawn = Hybrids.draw(data, runner, 60, past=False)
+    layer, tensors, state = drawn.layer, drawn.inputs(), drawn.state.empty()
+    several = data.draw(st.integers(1, 16), "tokens of a step")
+    length = min(layer.call.length, runner.steps(20) * several)
+    pieces = [[x[:, t : min(t + several, length)] for x in tensors] for t in range(0, length, several)]
+    found = torch.cat([layer.step(piece, state) for piece in pieces], 1)
+    assert_close("o", found, layer.forward(tensors).o[:, :length], FORWARD[layer.call.dtype].loosened(2))
+    assert bool((state.position == length).all())

@@ -53,8 +53,8 @@ def test_forward_equals_reference(runner: Runner, data: st.DataObject) -> None:
 @given(data=st.data())
 def test_gradients_equal_autograd(runner: Runner, data: st.DataObject) -> None:
     layer = draw_layer(data, runner, most=1500)
-    inputs, do = layer.inputs(), layer.output_gradient()
-    first, sums = layer.first(), layer.sums() if layer.past else None
+    inputs, first, sums = layer.inputs(), layer.first(), layer.sums() if layer.past else None
+    do = layer.output_gradient(inputs, first)
     forward = layer.forward(inputs, first, sums)
     d_final = None
     if data.draw(st.booleans(), "gradient of the final state"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from based_ops.state import LinearAttentionState
-from tests.kernels import window
+from tests.kernels import hybrid, window
 from tests.kernels.inputs import calls
 from tests.kernels.linear import Forward, Gradients, Layer, expected, expected_gradients
 from tests.kernels.runners import Runner
@@ -183,3 +183,78 @@ def test_windows_end_with_their_sequence(runner: Runner, data: st.DataObject) ->
             assert_close(f"{name} alone", z, own, allowed, floor=torch.ones_like(z))
         else:
             assert_same(f"{name} alone", z, x[:, start:stop])
+
+
+@given(data=st.data())
+def test_hybrids_end_with_their_sequence(runner: Runner, data: st.DataObject) -> None:
+    """As calls of their own, and bit for bit whatever the other sequences hold."""
+    dtype = data.draw(st.sampled_from((torch.float32,) if runner.interpreted else runner.dtypes), "dtype")
+    spec = data.draw(st.sampled_from(runner.hybrid_pool()), "spec")
+    module = runner.module(spec, data.draw(st.sampled_from(runner.hybrid_forms()), "form"))
+    drawn = replace(data.draw(calls(runner, spec, dtype, 150), "call"), batch=1)
+    begun = data.draw(st.booleans(), "initial states")
+    room, length, device = spec.window if begun else 0, drawn.length, runner.device
+    cuts = sorted(data.draw(st.lists(st.integers(0, length), min_size=2, max_size=6), "cuts"))
+    edges = list(zip(cuts[::2], cuts[1::2], strict=False))
+    # In front of each sequence lie the keys of its ring, with queries that nobody reads.
+    laid = [(a + n * room, z + (n + 1) * room) for n, (a, z) in enumerate(edges)]
+    layer = hybrid.Layer(spec, module, replace(drawn, length=length + len(edges) * room))
+    inputs = [x.clone() for x in layer.inputs()]
+    every = replace(layer, sequences=places(laid, device))
+    first = sums = None
+    ones = [replace(layer, call=replace(drawn, length=max(z - a, 1))) for n, (a, z) in enumerate(edges)]
+    if begun:
+        ones = [replace(one, past=True) for one in ones]
+        parts = [replace(one, call=replace(one.call, seed=drawn.seed + n)) for n, one in enumerate(ones)]
+        first = torch.cat([part.first() for part in parts])
+        sums = tuple(torch.cat(x) for x in zip(*(part.sums() for part in parts), strict=True))
+        for (a, _), start in zip(laid, first, strict=True):
+            missing = torch.arange(room, device=device)[:, None] < start
+            for name, x in zip(layer.names, inputs, strict=True):
+                of_query = name in ("q", "q_window")
+                x[0, a : a + room].masked_fill_(missing[..., None] | of_query, 0)
+
+    def own(n: int) -> tuple[list[Tensor], Tensor | None, tuple[Tensor, ...] | None]:
+        """What a call of one sequence is given."""
+        a, z = laid[n]
+        of_queries = [name in ("q", "q_window") for name in layer.names]
+        given = [
+            x[:, a + room : z] if of_q else x[:, a:z] for x, of_q in zip(inputs, of_queries, strict=True)
+        ]
+        return (
+            given,
+            None if first is None else first[n : n + 1],
+            None if sums is None else tuple(x[n : n + 1] for x in sums),
+        )
+
+    do = torch.zeros_like(inputs[2])
+    there = [n for n, (a, z) in enumerate(edges) if a < z]
+    assume(there)
+    for n in there:
+        given, start, _ = own(n)
+        do[:, laid[n][0] + room : laid[n][1]] = ones[n].output_gradient(given, start)
+    found = every.forward(inputs, first, sums)
+    gradients = every.backward(do, inputs, found, first, sums)
+    tolerance, of_gradients = FORWARD[dtype], BACKWARD[dtype]
+    kept = max(tolerance, FORWARD[found.state.dtype], key=lambda one: one.norm)
+    for n in there:
+        a, z = laid[n]
+        given, start, before = own(n)
+        one = ones[n].forward(given, start, before)
+        assert_close("o", found.o[:, a + room : z], one.o, tolerance)
+        assert_close("state", found.state[n : n + 1], one.state, kept)
+        each = ones[n].backward(do[:, a + room : z], given, one, start, before)
+        for name, x, y in zip(layer.names, gradients, each, strict=False):
+            part = x[:, a + room : z] if name in ("q", "q_window") else x[:, a:z]
+            assert_close(f"gradient of {name}", part, y, of_gradients, floor=torch.ones_like(y))
+    chosen = data.draw(st.sampled_from(there), "one of them")
+    a, z = laid[chosen]
+    value = data.draw(st.sampled_from(SPOILT), "elsewhere")
+    for x in (*inputs, do):
+        x[:, :a] = x[:, z:] = value
+    spoilt = every.forward(inputs, first, sums)
+    assert_same("o beside what is not finite", spoilt.o[:, a:z], found.o[:, a:z])
+    assert_same("state beside it", spoilt.state[chosen], found.state[chosen])
+    beside = every.backward(do, inputs, spoilt, first, sums)
+    for name, x, y in zip(layer.names, beside, gradients, strict=False):
+        assert_same(f"gradient of {name} beside it", x[:, a:z], y[:, a:z])

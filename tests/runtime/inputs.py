@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from based_ops.codegen.spec.signature import Argument
 from based_ops.variant import Variant
 
 
@@ -43,9 +44,15 @@ def tensors_of(
     ]
     drawn = [None if shape is None else torch.randn(shape, dtype=torch.float64) * 0.5 for shape in shapes]
     wide = torch.promote_types(dtype, torch.float32)
+
+    def suited(x: Tensor, argument: Argument) -> Tensor:
+        if argument.fades or argument.multiplies:
+            return (-x.abs() if argument.fades else x.abs()).to(wide)
+        return x.to(dtype)
+
     return tuple(
         [
-            None if x is None else -x.abs().to(wide) if argument.fades else x.to(dtype)
+            None if x is None else suited(x, argument)
             for x, argument in zip(drawn, layer.signature.inputs, strict=True)
         ]
     )

@@ -15,7 +15,13 @@ from based_ops import errors
 from based_ops.layers import LinearAttention, SlidingWindowAttention
 from based_ops.variant import Variant
 
-NAMES = ("taylor2_qk16_v64", "retention_qk64_v64", "simple_gla_qk64_v64", "window16_d64")
+NAMES = (
+    "taylor2_qk16_v64",
+    "retention_qk64_v64",
+    "simple_gla_qk64_v64",
+    "window16_d64",
+    "hybrid_taylor2_qk16_v64_w64",
+)
 GROUPS = ((6, 2, 2), (1, 1, 4), (6, 2, 3), (2, 4, 1))
 """Heads of q, k and v: grouped queries, grouped values, k and v that do not divide each other, and keys."""
 STATES = {(6, 2, 2): 2, (1, 1, 4): 4, (6, 2, 3): 6, (2, 4, 1): 4}

@@ -32,10 +32,6 @@ PLAIN = [name for name in every_kind() if hasattr(based_ops.get(name), "_ops")]
 LENGTHS = (1, 2, 17)
 
 
-def packs(layer: Variant) -> bool:
-    return layer.spec.mixer != "hybrid"
-
-
 def moving(layer: Variant) -> list[bool]:
     """Which inputs have tokens."""
     return [x.dims[:2] in TOKENS for x in layer.signature.inputs]
@@ -84,7 +80,7 @@ def check(
         draw(st.sampled_from(LENGTHS)),
         draw(st.integers(1, most - 1)),
     )
-    forms = ["dense", "packed", "padded"] if packs(layer) else ["dense"]
+    forms = ["dense", "packed", "padded"]
     form = draw(st.sampled_from(forms), "form")
     inputs = [x if x is None else x.to(device) for x in tensors_of(layer, count, length, dtype, units)]
     lengths = [length] * count

@@ -56,9 +56,10 @@ def test_products_are_counted(any_layer: Variant, length: int) -> None:
             forward = min(forward, 2 * 2 * any_layer.features * any_layer.v * length)
         if mixer == "hybrid":
             near = sum(min(any_layer.window, i + 1) for i in range(length))
+            of_window = any_layer.v + (any_layer.spec.window_qk or any_layer.qk)
             late = max(0, length - any_layer.window)
             through_state = 2 * 2 * any_layer.features * any_layer.v * late
-            forward = 2 * widths * near + min(forward - 2 * widths * near, through_state)
+            forward = 2 * of_window * near + min(forward - 2 * widths * near, through_state)
     assert found == {"forward": rows * forward, "backward": factor * rows * forward}
 
 
@@ -73,7 +74,7 @@ def test_states_are_counted(layer: Variant) -> None:
     else:
         one = 2 * 2 * layer.features * layer.v
         if layer.spec.mixer == "hybrid":
-            one += 2 * (layer.qk + layer.v) * layer.window
+            one += 2 * ((layer.spec.window_qk or layer.qk) + layer.v) * layer.window
     assert step == {"step": 6 * one} and forward == {"forward": 6 * one}
 
 

@@ -527,6 +527,14 @@ BAD_SPECS = [
         ],
     ),
     (
+        "parts with normalisers of their own that share a rescaling",
+        HYBRID.format("exp(x)") + "combine: sum\nrescale: window\n",
+        [
+            "7:10: `rescale`: a window that is added has a normaliser of its own, which no rescaling changes; "
+            "choose combine: normalizer, or leave rescale out"
+        ],
+    ),
+    (
         "widths of a window that has its own",
         HYBRID.format("exp(x)") + "window_dims: {qk: 4, v: 16}\n",
         [

@@ -116,6 +116,7 @@ def test_shipped_specs() -> None:
         "identity_qk128_v128",
         "identity_qk64_v64",
         "lightning_qk64_v64",
+        "lolcats_qk64_v64_w64",
         "mamba2_qk64_v64",
         "performer_qk64_v64",
         "pos_elu_qk64_v64",

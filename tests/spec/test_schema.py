@@ -74,6 +74,7 @@ BEYOND_A_SCHEMA = (
     "an odd power",
     "the third order of wide queries",
     "a fourth power of wide queries",
+    "parts with normalisers of their own that share a rescaling",
 )
 
 

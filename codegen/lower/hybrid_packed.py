@@ -1,0 +1,116 @@
+"""The host side of hybrids over packed sequences: as in `linear_attention_packed.py`.
+
+What a state keeps in its ring lies in front of its sequence, with queries that nobody reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..ir.host import Bind, Operand, Parameter, Pass, Present, Steps, allocate, launch
+from ..ir.nodes import ACC, IO, OPERAND, Comment
+from ..names import packed
+from .groups import OVER_GROUPS, OVER_STATES, SIZES
+from .hybrid_passes import (
+    BY_SEGMENT,
+    FINAL,
+    HAS_INITIAL,
+    RING_START,
+    Passes,
+)
+from .hybrid_tokens import COUNT, FIRSTS, PADDED
+from .linear_attention_packed import COUNTED, ON, plan_of
+from .linear_attention_passes import SEQUENCES
+from .ragged import BEGUN, SEVERAL
+from .sliding_window_passes import TOKENS_OF_KEYS
+from .state_steps import NEVER
+
+OF_KEYS: dict[str, Operand] = SEVERAL | {
+    PADDED: NEVER,
+    BEGUN: Present(RING_START),
+    FIRSTS[1].name: RING_START,
+    COUNT: "N",
+}
+"""What programs get that read the first key of a sequence."""
+
+
+def forward(layer: Passes) -> Pass:
+    """Outputs, what backward needs, and the state of the keys that have left, of each sequence."""
+    dense = layer.forward()
+    body: Steps = (
+        *_begin("forward"),
+        Comment("Tokens of no sequence have outputs of 0."),
+        allocate("o", ("B", "T", "H", layer.v), IO, zeros=True),
+        *(replace(x, zeros=True) for x in layer.kept()),
+        *layer.user_states("final_", FINAL, "N"),
+        *_states(layer, "final_"),
+        launch("outputs", layer.read | OF_KEYS | {"STATEFUL": ON}),
+    )
+    return _packed(dense, body)
+
+
+def backward(layer: Passes) -> Pass:
+    """Gradients of all inputs and of the initial state of each sequence."""
+    has_final, gradients = Present("d_final_state"), layer.gradients()
+    by_query, by_key = layer.of_each(gradients)
+    body: Steps = (
+        *_begin("backward"),
+        Bind({"has_initial": Present("initial_state")}),
+        *_states(layer, None),
+        Comment("Tokens of no sequence have gradients of 0."),
+        *layer.buffers(gradients, zeros=True),
+        allocate("g", ("B", "T", "H", layer.v), OPERAND),
+        allocate("e", ("B", "H", "T"), ACC),
+        *layer.of_rows(zeros=True),
+        launch("query_gradients", layer.read | OF_KEYS | by_query | {"STATEFUL": ON}),
+        Comment("The keys' side needs the mirrored state: the sum over the queries of later segments."),
+        *layer.user_states("d_initial_", HAS_INITIAL, "N"),
+        launch("query_states", OVER_GROUPS | SEVERAL),
+        launch(
+            packed("suffix"),
+            layer.state("", "segment_")
+            | layer.state("initial_", "d_final_")
+            | layer.state("total_", "d_initial_")
+            | OVER_STATES
+            | {"INITIAL": has_final, "TOTAL": HAS_INITIAL},
+        ),
+        launch("key_gradients", OVER_GROUPS | layer.read_by_key | OF_KEYS | by_key | {"STATEFUL": ON}),
+        *(sums for _, sums in gradients),
+        *layer.factor_gradients(),
+    )
+    return _packed(layer.backward(), body)
+
+
+def _begin(part: str) -> Steps:
+    return *SIZES, TOKENS_OF_KEYS, COUNTED, plan_of(part)
+
+
+def _states(layer: Passes, final: str | None) -> Steps:
+    """The state before each segment, and after the last of a sequence where that is asked for."""
+    return (
+        *layer.segment_sums(BY_SEGMENT, None),
+        *layer.segment_states("segment_", BY_SEGMENT, None),
+        launch("states", OVER_STATES | OF_KEYS),
+        launch(
+            packed("prefix"),
+            layer.state("", "segment_")
+            | layer.state("initial_", "initial_")
+            | layer.state("total_", final)
+            | OVER_STATES
+            | {"INITIAL": Present("initial_state"), "TOTAL": NEVER if final is None else FINAL},
+        ),
+    )
+
+
+def _packed(dense: Pass, body: Steps) -> Pass:
+    """A pass that another one calls where there are packed sequences."""
+    parameters = (Parameter(x.name) if x == SEQUENCES else x for x in dense.parameters)
+    summary = f"`{dense.name}` of packed sequences, which `sequences` [N,2] says where to find."
+    return replace(
+        dense,
+        name=packed(dense.name),
+        summary=summary,
+        parameters=tuple(parameters),
+        body=body,
+        instead_of=dense.name,
+    )
