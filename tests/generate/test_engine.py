@@ -14,7 +14,7 @@ from based_ops.generate import Engine, Sampling
 from based_ops.generate.sampling import chosen
 from based_ops.models import LanguageModel, shipped
 
-TINY = [name for name in shipped() if name.endswith("tiny") and "hybrid" not in name]
+TINY = [name for name in shipped() if name.endswith("tiny")]
 F64 = torch.float64
 
 

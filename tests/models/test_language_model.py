@@ -14,7 +14,7 @@ from based_ops.models.blocks import bytes_of
 from based_ops.models.spec import load_spec
 
 TINY = [name for name in shipped() if name.endswith("tiny")]
-PACKING = [name for name in TINY if "hybrid" not in name]
+PACKING = TINY
 F64 = torch.float64
 LONG = torch.zeros(1, 17, dtype=torch.int64)
 
