@@ -48,14 +48,14 @@ def generate(names: tuple[str, ...], check: bool, specs: Path | None, out: Path 
         fail(str(errors))
     except OSError as error:
         fail(f"{error.filename or target}: {error.strerror}")
-    stale_schema = _schema(source, write=not check) if source == shipped_specs() else None
+    stale_schemas = _schemas(source, write=not check) if source == shipped_specs() else []
     if not check:
         _report(changes, target)
         return
-    if not changes and not stale_schema:
+    if not changes and not stale_schemas:
         click.echo(f"{target}: up to date, {changes.unchanged} files")
         return
-    _explain(changes, target, stale_schema, ["based-ops", "generate", *_options(specs, out), *names])
+    _explain(changes, target, stale_schemas, ["based-ops", "generate", *_options(specs, out), *names])
     raise SystemExit(1)
 
 
@@ -89,16 +89,17 @@ def _options(specs: Path | None, out: Path | None) -> list[str | Path]:
     return chosen
 
 
-def _schema(specs: Path, write: bool) -> Path | None:
-    """The schema beside the shipped specs if it does not say what the model says; rewritten if `write`."""
-    from based_ops.codegen.spec.schema import SCHEMA_FILE, schema_text
+def _schemas(specs: Path, write: bool) -> list[Path]:
+    """The schemas beside the shipped specs that do not say what the model says; rewritten if `write`."""
+    from based_ops.codegen.spec.schema import SCHEMA_FILE, model_schema_text, schema_text
 
-    path, text = specs / SCHEMA_FILE, schema_text()
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
-        return None
-    if write:
-        replace_text(path, text)
-    return path
+    texts = {specs / SCHEMA_FILE: schema_text(), specs / "models" / SCHEMA_FILE: model_schema_text()}
+    stale = [
+        path for path, text in texts.items() if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
+    for path in stale if write else ():
+        replace_text(path, texts[path])
+    return stale
 
 
 def _report(changes: Changes, out: Path) -> None:
@@ -115,14 +116,14 @@ def _name(changes: Changes, out: Path, words: tuple[str, str, str]) -> None:
             click.echo(f"{word}: {out / path}")
 
 
-def _explain(changes: Changes, out: Path, schema: Path | None, command: list[str | Path]) -> None:
+def _explain(changes: Changes, out: Path, schemas: list[Path], command: list[str | Path]) -> None:
     """Names what differs and prints the commands that mend it."""
     _name(changes, out, ("missing", "stale", "orphaned"))
-    if schema is not None:
-        click.echo(f"stale: {schema}")
+    for path in schemas:
+        click.echo(f"stale: {path}")
     foreign = [out / path for path in changes.orphaned if not is_generated(out / path)]
     click.echo("\nto mend this, run:", err=True)
-    if changes.missing or changes.stale or schema or len(foreign) < len(changes.orphaned):
+    if changes.missing or changes.stale or schemas or len(foreign) < len(changes.orphaned):
         click.echo(f"  {command_line(command)}", err=True)
     if foreign:
         click.echo(f"  {command_line(['rm', *foreign])}    # not written by based-ops", err=True)

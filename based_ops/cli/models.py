@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,28 @@ def list_models(as_json: bool) -> None:
         spec = load_spec(name)
         rows.append((name, spec.d_model, spec.layers, spec.vocabulary, ", ".join(_mixers(spec))))
     table(("name", "width", "layers", "vocabulary", "mixers"), rows, as_json)
+
+
+@models.command()
+@click.argument("name")
+@click.option("--like", default="based-360m", show_default=True, help="The shipped model to begin with.")
+def new(name: str, like: str) -> None:
+    """Write NAME.yaml, the spec of a shipped model under another NAME, to be changed."""
+    from based_ops.models.spec import parse_spec, shipped
+
+    known = shipped()
+    if like not in known:
+        fail(f"--like: {like!r} is no shipped model; there are {', '.join(known)}")
+    text = re.sub("^name: .*$", f"name: {name}", known[like].read_text(encoding="utf-8"), flags=re.MULTILINE)
+    path = Path(f"{name}.yaml")
+    try:
+        parse_spec(text, str(path), name)
+    except ValueError as error:
+        fail(str(error))
+    if path.exists():
+        fail(f"{path}: exists already")
+    path.write_text(text, encoding="utf-8")
+    click.echo(f"wrote {path}; to see what it is: based-ops models info {path}")
 
 
 @models.command()

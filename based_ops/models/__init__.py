@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from based_ops.codegen.spec.language_model import ModelSpec
+
 from .checkpoint import convert, load, save
 from .language_model import LanguageModel, ModelState
-from .spec import ModelSpec, load_spec, shipped
+from .spec import load_spec, shipped
 
 __all__ = ["LanguageModel", "ModelSpec", "ModelState", "convert", "load", "load_spec", "save", "shipped"]

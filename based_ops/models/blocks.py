@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from based_ops.codegen.spec import language_model as spec
+
 from .. import layers
-from . import spec
 from .attention import FullAttention
 
 

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from based_ops.codegen.spec.language_model import ModelSpec
+
 from ..errors import CheckpointError
 from ..extras import require
 from . import published
 from .language_model import LanguageModel
-from .spec import ModelSpec, parse_spec
+from .spec import parse_spec
 
 SPEC, TENSORS = "model.yaml", "model.safetensors"
 

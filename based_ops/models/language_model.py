@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from based_ops.codegen.spec.language_model import ModelSpec
+
 from ..checks import count, sizes
 from ..errors import ArgumentTypeError, ArgumentValueError, DtypeError, ShapeError, StateError, fail
 from ..tracing import is_traced
 from .attention import FullAttention
 from .blocks import Block, start
-from .spec import ModelSpec, load_spec
+from .spec import load_spec
 
 ModelState = tuple[Any, ...]
 """The state of each layer, in their order."""

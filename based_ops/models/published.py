@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from based_ops.codegen.spec import language_model as s
+
 from ..errors import CheckpointError
-from . import spec as s
 
 WITHOUT_EFFECT = frozenset(
     "_target_ _recursive_ _name_or_path activation_dropout architectures attn_pdrop bos_token_id do_sample "

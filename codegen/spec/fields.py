@@ -75,10 +75,14 @@ class Record:
 
 @dataclass(frozen=True)
 class Tagged:
-    """A mapping whose field `tag` says which of several dataclasses it is."""
+    """A mapping whose field `tag` says which of several dataclasses it is.
+
+    Under a `name` the schema defines it once, for all that refer to it.
+    """
 
     tag: str
     types: Mapping[str, type]
+    name: str = ""
 
 
 @dataclass(frozen=True)

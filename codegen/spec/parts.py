@@ -266,7 +266,8 @@ class Branches(_Plain):
     kind: ClassVar[str] = "branches"
     join: str = spec_field(Choice(("concatenate", "add", "multiply")), "What becomes of their results.")
     of: tuple[tuple[Part, ...], ...] = spec_field(
-        Several(Several(Tagged("kind", _SINGLE), 0, 8), 2, 8), "The pipelines; an empty one is x itself."
+        Several(Several(Tagged("kind", _SINGLE, "part_of_a_branch"), 0, 8), 2, 8),
+        "The pipelines; an empty one is x itself.",
     )
 
     def _widths(self, before: int) -> list[int]:
@@ -294,7 +295,7 @@ class Branches(_Plain):
 
 
 PARTS: dict[str, type[_Plain]] = {**_SINGLE, Branches.kind: Branches}
-PIPELINE = Several(Tagged("kind", PARTS), 1, 16)
+PIPELINE = Several(Tagged("kind", PARTS, "part"), 1, 16)
 """What a spec's field holds that is a pipeline."""
 
 

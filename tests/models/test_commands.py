@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from based_ops.cli import main
@@ -25,6 +26,15 @@ def test_list_and_info(tmp_path: Path) -> None:
     folder = written(tmp_path / "published", BASED | {"surprise": 1}, weights(BASED))
     found = json.loads(run("info", str(folder), "--json"))
     assert found["keys that nobody knows"] == ["surprise"] and found["layers"] == 4
+
+
+def test_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("new", "mine", "--like", "hybrid-tiny")
+    assert "layers: 2" in run("info", "mine.yaml")
+    assert "exists already" in run("new", "mine", code=2)
+    assert "must be lower-case" in run("new", "My Model", code=2)
+    assert "no shipped model" in run("new", "other", "--like", "nope", code=2)
 
 
 def test_convert(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from torch.nn.functional import silu, softmax
 from torch.testing import assert_close
 
 from based_ops import errors, models
+from based_ops.codegen.spec.language_model import Attention, GatedConv, SlidingWindow
 from based_ops.models import checkpoint, published
-from based_ops.models.spec import Attention, GatedConv, SlidingWindow
 
 WIDTH, HEADS, LAYERS, INNER = 128, 2, 4, 256
 

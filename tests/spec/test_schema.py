@@ -19,7 +19,7 @@ from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.mixers.sliding_window import SlidingWindow
 from based_ops.codegen.spec.load import parse_spec
 from based_ops.codegen.spec.model import HeadDims, LayerSpec, Power, TaylorExp, spec_to_dict
-from based_ops.codegen.spec.schema import SCHEMA_FILE, schema_text
+from based_ops.codegen.spec.schema import SCHEMA_FILE, model_schema_text, schema_text
 from based_ops.codegen.spec.template import new_spec_text
 from tests.spec.test_bad_specs import BAD_SPECS
 from tests.strategies import layer_names, layer_specs
@@ -37,6 +37,19 @@ def validator() -> Any:
 
 def test_the_committed_schema_is_current() -> None:
     assert (SPECS / SCHEMA_FILE).read_text(encoding="utf-8") == schema_text()
+    assert (SPECS / "models" / SCHEMA_FILE).read_text(encoding="utf-8") == model_schema_text()
+
+
+@pytest.mark.parametrize("path", sorted((SPECS / "models").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_schema_of_models_accepts_the_shipped(path: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads(model_schema_text())
+    jsonschema.Draft7Validator.check_schema(schema)
+    validator = jsonschema.Draft7Validator(schema)
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert list(validator.iter_errors(data)) == []
+    assert list(validator.iter_errors(data | {"mixer": {"kind": "rnn"}}))
+    assert list(validator.iter_errors(data | {"heads": 3}))
 
 
 @given(spec=layer_specs())
