@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from based_ops.codegen import pipeline
 from based_ops.codegen.emit.layer import ScheduledLayer, scheduled
@@ -18,8 +19,10 @@ from based_ops.codegen.ir.rewrite import REWRITES
 from based_ops.codegen.mixers.hybrid import Hybrid, WindowDims
 from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.mixers.sliding_window import SlidingWindow
+from based_ops.codegen.names import RECURRENCE
 from based_ops.codegen.schedule import orders
 from based_ops.codegen.schedule.choose import choose
+from based_ops.codegen.schedule.legal import ALL_TOKENS, DIRECT
 from based_ops.codegen.schedule.model import Schedule
 from based_ops.codegen.spec.model import Elementwise, HeadDims, LayerSpec, Power, TaylorExp
 
@@ -213,3 +216,12 @@ def _keep() -> tempfile.TemporaryDirectory[str]:
 
 def _directory() -> Path:
     return Path(_keep().name)
+
+
+def never_recurs(module: ModuleType, dtype: Any) -> bool:
+    """Whether a layer has a recurrence that its plan never chooses: registers do not hold so many rows.
+
+    Its blocks are written out, and compiling them takes minutes.
+    """
+    plan = module.SCHEDULE.get("forward", {}).get(dtype, {})
+    return dtype in module.SCHEDULE.get(RECURRENCE, {}) and all(plan.get(x) == ALL_TOKENS for x in DIRECT)

@@ -15,6 +15,8 @@ class Bounds:
         self._schedule = schedule
         self.spans: dict[str, Span] = {}
         self._steps: dict[str, str] = {}  # loop variables that count in whole tiles from 0
+        self._stops = {axis.name: _tiled(axis.extent) for axis in program.grid}
+        """Up to where loops go, and axes of so many tiles as cover it."""
         self._collect(program.body)
 
     def _collect(self, body: tuple[Stmt, ...]) -> None:
@@ -22,9 +24,10 @@ class Bounds:
             match stmt:
                 case Let(name, Span() as span):
                     self.spans[name] = span
-                case For(var, start, _, step, inner):
+                case For(var, start, stop, step, inner):
                     if start == Const(0) and isinstance(step, Var):
                         self._steps[var] = step.name
+                    self._stops[var] = stop
                     self._collect(inner)
                 case When(_, inner):
                     self._collect(inner)
@@ -39,6 +42,9 @@ class Bounds:
         """Whether the index tile can never leave ``0 .. extent - 1``, whatever the dtype."""
         span = self.span(index)
         if span is None or not isinstance(extent, int) or not self._whole_tiles(span.start, span.size):
+            return False
+        stop = self._stop(span.start)
+        if isinstance(stop, Const) and stop.value > extent:  # tiles of something wider
             return False
         sizes = {span.size} if isinstance(span.size, int) else self._schedule.values(span.size)
         return all(extent % size == 0 for size in sizes)
@@ -64,6 +70,13 @@ class Bounds:
             found.append(index < stop)
         return found
 
+    def _stop(self, start: Expr) -> Expr | None:
+        """Up to where the index tiles go that begin so, if they are those of a loop or an axis."""
+        match start:
+            case Var(name) | Binary("mul", Var(name), Var()):
+                return self._stops.get(name)
+        return None
+
     def _whole_tiles(self, start: Expr, size: Dim) -> bool:
         match start:
             case Const(0):
@@ -74,3 +87,11 @@ class Bounds:
                 return factor == size
             case _:
                 return False
+
+
+def _tiled(extent: Expr) -> Expr | None:
+    """What an axis of so many tiles covers."""
+    match extent:
+        case Binary("cdiv", covered, Var()):
+            return covered
+    return None

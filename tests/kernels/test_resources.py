@@ -12,7 +12,6 @@ import importlib.util
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,10 +21,10 @@ import yaml
 from based_ops.aot import Resources, compile_tilelang, compile_triton
 from based_ops.codegen import pipeline
 from based_ops.codegen.names import RECURRENCE
-from based_ops.codegen.schedule.legal import ALL_TOKENS, DIRECT
 from based_ops.record import record as record_of
 from tests.conftest import SPECS
 from tests.kernels.runners import interpreting
+from tests.layers import never_recurs
 
 BUDGETS = Path(__file__).resolve().parent.parent / "budgets" / "sm_90.yaml"
 NAMES = sorted(path.stem for path in SPECS.glob("*.yaml"))
@@ -93,15 +92,6 @@ def test_kernels_keep_to_their_budgets(
         if any(value > budget[program][what] for what, value in asdict(resources).items())
     }
     assert not over, f"{over}; if that is intended: pytest {__file__} --update-budgets"
-
-
-def never_recurs(module: ModuleType, dtype: torch.dtype) -> bool:
-    """Whether a layer has a recurrence that its plan never chooses: registers do not hold so many rows.
-
-    Its blocks are written out, and compiling them takes minutes.
-    """
-    plan = module.SCHEDULE.get("forward", {}).get(dtype, {})
-    return dtype in module.SCHEDULE.get(RECURRENCE, {}) and all(plan.get(x) == ALL_TOKENS for x in DIRECT)
 
 
 @pytest.mark.skipif(interpreting(), reason="under the interpreter nothing is compiled")
