@@ -251,7 +251,7 @@ def _tensor_cores(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     v = spec.extents["VALUES"]
     groups = 2 if v > 128 else 1
     whole = max(groups * MATRIX_UNIT, power_of_two(v))
-    if not _laid_out(program, dtype):
+    if not _laid_out(spec, program, dtype):
         return _blocks_of_warpgroups(spec, program, dtype, groups, whole)
     widths = (_multiple(v, groups), whole, WARPGROUP * groups * COLUMNS_OF_A_WARP)
     settings = [_blocks_of_warpgroups(spec, program, dtype, groups, width) for width in widths]
@@ -259,9 +259,18 @@ def _tensor_cores(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     return next(setting for setting in settings if shares_out(program, types, setting))
 
 
-def _laid_out(program: Program, dtype: str) -> bool:
-    """Whether products on tensor cores give the program's tiles their layouts."""
-    return dtype != "float32" and program.does.isdisjoint({TOKEN, ROW_SUMS, RUNNING_SUMS})
+def _laid_out(spec: LayerSpec, program: Program, dtype: str) -> bool:
+    """Whether products on tensor cores give the program's tiles their layouts.
+
+    Not where a window is longer than `ROWS_LAID_OUT`: then rows that are done again sum several tiles of it.
+    """
+    alone = program.does.isdisjoint({TOKEN, ROW_SUMS, RUNNING_SUMS})
+    short = SOFTMAX not in program.does or spec.extents["KEYS"] <= ROWS_LAID_OUT
+    return dtype != "float32" and alone and short
+
+
+ROWS_LAID_OUT = 64
+"""Keys of a window that TileLang lays out at any width."""
 
 
 def _multiple(columns: int, groups: int) -> int:
@@ -277,7 +286,7 @@ def _blocks_of_warpgroups(spec: LayerSpec, program: Program, dtype: str, groups:
     """
     wide = dtype == "float32"  # twice the bytes, and products that run on the ordinary units
     qk = spec.extents["QK"]
-    loaded = _laid_out(program, dtype) and SOFTMAX in program.does
+    loaded = _laid_out(spec, program, dtype) and SOFTMAX in program.does
     qk = _multiple(qk, groups) if loaded else max(groups * MATRIX_UNIT, power_of_two(qk))
     values = v if "VALUES" in program.bounds else min(v, STATE_COLUMNS)
     chunk = 32 if wide else 64
