@@ -50,7 +50,8 @@ class Windowed(Hybrid):
     def finish(self, softmax: window.Answer, answer: sums.Answer, t: Var) -> None:
         b, near, far = self.b, self.factors.window, self.factors.linear
         older = times(far, self._n(answer)) + self.eps
-        divisor = b.let("divisor", times(near, softmax.total) + older)
+        # A window whose scores are all minus infinity makes NaN, as its softmax alone does.
+        divisor = b.let("divisor", (times(near, softmax.total) + older) * (softmax.total / softmax.total))
         b.store("n", (B, H, t), divisor)
         bias = self.window.logits.bias  # part of the highest score, though not of m
         top = softmax.top if bias is None else b.let("highest", softmax.top - bias)

@@ -54,6 +54,7 @@ class Token:
         keys = self._existing(features.row_features(b, name, tensor, index, block.f, block.selection))
         weight = features.weights(b, block.f, block.selection)
         plain = features.row_features(b, "query", "q", self.row, block.f, block.selection)
+        plain = self._existing(plain)  # the state is empty until one enters: infinity times nothing is NaN
         state = Part(b, Var("S"), (block.f, self.memory.u))
         state.load(self.kept.tensors[0], (), "")
         self._fade(state)
@@ -73,7 +74,7 @@ class Token:
             b.add(self.products, query * z.tile)
 
     def _existing(self, numbers: Var) -> Var:
-        """Numbers of what enters; 0 where nothing does."""
+        """Numbers of what enters, and of what reads it and all before it; 0 where nothing has entered."""
         if self.entering:
             self.b.set(numbers, Where(self.entering.exists, numbers, wrap(0.0)))
         return numbers
