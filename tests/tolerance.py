@@ -6,7 +6,7 @@ from torch import Tensor
 
 from based_ops.tolerance import BACKWARD, FORWARD, Tolerance, errors
 
-__all__ = ["BACKWARD", "FORWARD", "Tolerance", "assert_close", "assert_same", "errors"]
+__all__ = ["BACKWARD", "FORWARD", "Tolerance", "assert_close", "assert_same", "errors", "owed", "rms"]
 
 
 def assert_close(
@@ -21,7 +21,7 @@ def assert_close(
     )
     if not expected.numel():
         return
-    size = 0.0 if floor is None else float(floor.detach().double().square().mean().sqrt())
+    size = 0.0 if floor is None else rms(floor)
     found = errors(actual, expected, size)
     assert tolerance.allows(found), (
         f"{what}: norm-relative error {found.norm:.2e} (allowed {tolerance.norm:.0e}), "
@@ -34,3 +34,13 @@ def assert_same(what: str, actual: Tensor, expected: Tensor) -> None:
     assert actual.shape == expected.shape and actual.dtype == expected.dtype, what
     same = (actual == expected) | (actual.isnan() & expected.isnan())
     assert bool(same.all()), f"{what}: {int((~same).sum())} of {same.numel()} elements differ"
+
+
+def owed(do: Tensor) -> float:
+    """The size of what a weight is owed: do·v less do·o, which are equal where a query sees one key."""
+    return rms(do) * do.shape[-1] ** 0.5 / 8
+
+
+def rms(x: Tensor) -> float:
+    """The root mean square of the elements."""
+    return float(x.detach().double().square().mean().sqrt())

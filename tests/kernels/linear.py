@@ -162,15 +162,16 @@ def expected_gradients(
     k: Tensor,
     v: Tensor,
     initial: LinearAttentionState | None,
+    dtype: torch.dtype = torch.float64,
 ) -> list[tuple[Tensor, Tensor]]:
-    """Gradients of q, k, v, of the initial state and of g, by autograd through the reference in float64.
+    """Gradients of q, k, v, of the initial state and of g, by autograd through the reference in `dtype`.
 
     Each comes with the part that flows through the numerator alone.  The denominator's part can cancel it
     (entirely, for the first token), so that part is what rounding errors are measured by.
     """
     spec, scale = layer.spec, layer.call.scale
     parts = [x for x in (initial or ()) if x is not None]
-    leaves = [x.double().detach().requires_grad_() for x in (q, k, v, *parts, *layer.decays())]
+    leaves = [x.to(dtype).detach().requires_grad_() for x in (q, k, v, *parts, *layer.decays())]
     normalizer = (None,) if initial is not None and not spec.normalize else ()
     g = leaves[3 + len(parts) :]
     state = LinearAttentionState(*leaves[3 : 3 + len(parts)], *normalizer) if parts else None
@@ -178,12 +179,12 @@ def expected_gradients(
     def gradients(loss: Tensor, final: LinearAttentionState) -> list[Tensor]:
         for value, gradient in zip(final, d_final or (), strict=False):
             if value is not None and gradient is not None:
-                loss = loss + (value * gradient.double()).sum()
+                loss = loss + (value * gradient.to(dtype)).sum()
         found = torch.autograd.grad(loss, leaves, allow_unused=True, retain_graph=True)
         return [torch.zeros_like(leaf) if x is None else x for x, leaf in zip(found, leaves, strict=True)]
 
     o, final = reference.linear_attention(spec, *leaves[:3], scale, state, *g)
-    whole = gradients((o * do.double()).sum(), final)
+    whole = gradients((o * do.to(dtype)).sum(), final)
     if not spec.normalize:
         return list(zip(whole, whole, strict=True))
     plain = replace(spec, normalize=False)
@@ -194,5 +195,5 @@ def expected_gradients(
     numerator = reference.linear_attention(
         plain, *leaves[:3], scale, state and state._replace(normalizer=None), *g
     )[0]
-    numerators = gradients((numerator * (do.double() / (n + spec.eps))).sum(), final)
+    numerators = gradients((numerator * (do.to(dtype) / (n + spec.eps))).sum(), final)
     return list(zip(whole, numerators, strict=True))

@@ -14,7 +14,7 @@ from based_ops.state import ring_of_start
 from tests.kernels.hybrid import Layer
 from tests.kernels.inputs import calls
 from tests.kernels.runners import Runner
-from tests.tolerance import BACKWARD, FORWARD, assert_close, assert_same
+from tests.tolerance import BACKWARD, FORWARD, assert_close, assert_same, owed
 
 
 def draw_layer(data: st.DataObject, runner: Runner, most: int = 5000, past: bool = True) -> Layer:
@@ -70,8 +70,7 @@ def test_gradients_equal_autograd(runner: Runner, data: st.DataObject) -> None:
         loss = loss + (value * gradient.double()).sum()
     wanted = torch.autograd.grad(loss, leaves, allow_unused=True)
     names = (*layer.names, *layer.spec.factors[: len(factors)], "state", "normalizer")
-    # What a weight is owed is a difference of do·v and do·o, which are equal where a query sees one key.
-    size = float(do.double().square().mean().sqrt()) * layer.spec.head_dims.v**0.5 / 8
+    size = owed(do)
     terms = (layer.call.batch * layer.call.length) ** 0.5
     for name, actual, gradient, leaf in zip(names, found, wanted, leaves, strict=False):
         gradient = torch.zeros_like(leaf) if gradient is None else gradient

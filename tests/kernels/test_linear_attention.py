@@ -14,7 +14,7 @@ from tests.kernels.inputs import calls
 from tests.kernels.linear import Layer, expected, expected_gradients
 from tests.kernels.runners import Runner
 from tests.layers import LINEAR
-from tests.tolerance import BACKWARD, FORWARD, Tolerance, assert_close, assert_same
+from tests.tolerance import BACKWARD, FORWARD, Tolerance, assert_close, assert_same, errors, rms
 
 
 def draw_layer(data: st.DataObject, runner: Runner, most: int = 5000) -> Layer:
@@ -30,6 +30,12 @@ def of_state(table: dict[torch.dtype, Tolerance], layer: Layer) -> Tolerance:
     return max(table[layer.call.dtype], table[layer.state_dtype], key=lambda tolerance: tolerance.norm)
 
 
+def of_weights(table: dict[torch.dtype, Tolerance], layer: Layer) -> Tolerance:
+    """The tolerance of sums of weights: a power has its degree times the relative error of its score."""
+    power = layer.spec.feature_map
+    return table[layer.call.dtype].loosened(power.degree if isinstance(power, Power) else 1)
+
+
 @given(data=st.data())
 def test_forward_equals_reference(runner: Runner, data: st.DataObject) -> None:
     layer = draw_layer(data, runner)
@@ -39,7 +45,7 @@ def test_forward_equals_reference(runner: Runner, data: st.DataObject) -> None:
     final = data.draw(st.booleans(), "final state wanted")
     found = layer.forward(q, k, v, initial, final)
     o, state = expected(layer, q, k, v, initial)
-    assert_close("o", found.o, o, FORWARD[layer.call.dtype])
+    assert_close("o", found.o, o, of_weights(FORWARD, layer))
     assert found.o.dtype == layer.call.dtype and found.o.is_contiguous()
     if final:
         assert found.state.dtype == layer.state_dtype
@@ -67,6 +73,12 @@ def test_gradients_equal_autograd(runner: Runner, data: st.DataObject) -> None:
     d_final = layer.random_like(like, 6) if data.draw(st.booleans(), "gradient of the final state") else None
     found = layer.backward(do, d_final, q, k, v, forward, initial)
     wanted = expected_gradients(layer, do, d_final, q, k, v, initial)
+    if isinstance(layer.spec.feature_map, Elementwise) and layer.call.dtype != torch.float64:
+        # Kernels compute maps in float32, in which sqrt(x*x + 1) may be 1: at a kink either slope is right.
+        single = expected_gradients(layer, do, d_final, q, k, v, initial, torch.float32)
+        loose = BACKWARD[torch.float32].loosened(10)
+        pairs = zip(single, wanted, strict=True)
+        assume(all(loose.allows(errors(x, y, rms(part))) for (x, _), (y, part) in pairs))
     parts = ("state", "normalizer")[: 1 + layer.spec.normalize] if initial else ()
     names = ("q", "k", "v", *parts, *("g" for _ in layer.decays()))
     for name, (gradient, part) in zip(names, wanted, strict=True):
@@ -225,7 +237,7 @@ def test_token_by_token_oracle(runner: Runner, data: st.DataObject) -> None:
             for b in range(layer.call.batch)
         ]
     )
-    assert_close("o", found, torch.from_numpy(wanted), FORWARD[dtype])
+    assert_close("o", found, torch.from_numpy(wanted), of_weights(FORWARD, layer))
 
 
 def _weight(layer: Layer) -> object:

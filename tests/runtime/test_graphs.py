@@ -1,4 +1,4 @@
-"""Calls of several sequences, and of hybrids, in CUDA graphs: nothing waits for numbers on the device.
+"""Calls, of several sequences too, in CUDA graphs: nothing waits for numbers on the device.
 
 A graph is replayed with other numbers, lengths too, in the tensors that it was recorded with.
 """
@@ -108,8 +108,8 @@ def test_packed_calls_with_other_lengths(name: str, trained: bool, options: dict
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("trained", [False, True])
-@pytest.mark.parametrize("name", [name for name in PLAIN if name not in PACKED])
-def test_hybrids(name: str, trained: bool) -> None:
+@pytest.mark.parametrize("name", PLAIN)
+def test_dense_calls(name: str, trained: bool) -> None:
     layer = based_ops.get(name)
     given: dict[str, Any] = drawn(layer, 2, TOKENS, torch.bfloat16)
     with torch.no_grad():
