@@ -73,11 +73,16 @@ def load(
     """Copy a tile of a batch-first tensor; what lies outside is `fill`.
 
     `heads`, where given, are those of the tensor to take along the last axis of the batch.  An index tensor
-    of as many dimensions as the batch has, two or more, picks one position for each entry.
+    of as many dimensions as the batch has, two or more, picks one position for each entry; one of one more
+    is an index tile of each entry's own.
     """
     rank = first = tensor.dim() - len(index)
     batch = first - 1
     for entry in index:
+        if isinstance(entry, Tensor) and entry.dim() == rank + 1:
+            tensor = _each_its_own(tensor, first, entry, fill)
+            first += 1
+            continue
         if isinstance(entry, int):
             tensor = tensor.select(first, entry)
             continue
@@ -91,6 +96,15 @@ def load(
     if heads is not None:
         return tensor.index_select(batch, heads).to(dtype or tensor.dtype)
     return tensor.to(dtype or tensor.dtype, copy=True)
+
+
+def _each_its_own(tensor: Tensor, axis: int, entry: Tensor, fill: float) -> Tensor:
+    """Elements that each entry of the batch chooses for itself along an axis."""
+    extent = tensor.shape[axis]
+    index = entry.reshape(*entry.shape, *(1,) * (tensor.dim() - axis - 1)).long()
+    shape = [*tensor.shape[:axis], entry.shape[-1], *tensor.shape[axis + 1 :]]
+    chosen = tensor.gather(axis, index.clamp(max=extent - 1).expand(shape))
+    return chosen.masked_fill_(index >= extent, fill)
 
 
 def _take(tensor: Tensor, axis: int, entry: range | Run | Tensor, fill: float) -> Tensor:

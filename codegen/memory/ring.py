@@ -16,8 +16,6 @@ from ..ir.nodes import (
     Span,
     Var,
     Where,
-    column,
-    row,
     wrap,
 )
 from .sums_token import Entering
@@ -47,24 +45,28 @@ class Ring:
     def read(self, query: Var, onto: RowSums | None = None) -> Expr:
         """o of the token's query; its sums may have begun with other keys."""
         sums = onto or RowSums.start(self.b)
-        for keys, values, seen in self._tiles():
-            sums.attend(self.b, query, keys, values, self.b.let("seen", seen))
+        sums.attend_one(self.b, query, self.key, self.value)
+        if self.window > 1:
+            for keys, values, seen in self._others():
+                sums.attend(self.b, query, keys, values, seen)
         return sums.divided()
 
-    def _tiles(self) -> Iterator[tuple[Var, Var, Expr]]:
-        """In a loop over the slots, the keys of a tile, their values, and which of them there are."""
-        b = self.b
-        with b.loop("j0", 0, self.window, "KEYS") as j0:
-            j = b.let("j", Span(j0, "KEYS"))
-            old_keys = b.let("old_K", Load(f"ring_{self.k}", (B, H, j, self.d), ACC))
-            old_values = b.let("old_Y", Load("ring_v", (B, H, j, self.u), ACC))
-            b.comment(
-                "The new token's slot is read from registers, not from the memory that is about to change."
-            )
-            is_new = column(j.equals(self.slot))
-            keys = b.let("K", Where(is_new, row(self.key), old_keys))
-            values = b.let("Y", Where(is_new, row(self.value), old_values))
-            yield keys, values, (j <= self.position) & (j < self.window)
+    def _others(self) -> Iterator[tuple[Var, Var, Var]]:
+        """In a loop over all keys but the token's, the oldest first: a tile of keys, values, and which there are.
+
+        They lie behind the slot into which the token will go.  Windows are mostly powers of two, or these and
+        the query's own key: so they are whole tiles, and no slot is read that is about to change.
+        """
+        b, others = self.b, self.window - 1
+        with b.loop("j0", 0, others, "KEYS") as j0:
+            age = b.let("j", Span(j0, "KEYS"))
+            seen = b.let("seen", (age < others) & (age >= others - self.position))
+            behind = b.let("behind", self.slot + 1 + age)
+            around = Where(behind < self.window, behind, behind - self.window)
+            slots = b.let("slots_of_tile", Where(seen, around, wrap(self.window)))  # outside of the ring: nothing
+            keys = b.let("K", Load(f"ring_{self.k}", (B, H, slots, self.d), ACC))
+            values = b.let("Y", Load("ring_v", (B, H, slots, self.u), ACC))
+            yield keys, values, seen
 
     def leaving(self) -> Entering:
         """What has been in the token's slot until now, and enters another memory."""

@@ -69,6 +69,17 @@ class RowSums:
         b.set(self.out, self.out * correction + tile_out)
         b.set(self.top, new_top)
 
+    def attend_one(self, b: Builder, query: Var, key: Var, value: Var) -> None:
+        """Add a key that is seen."""
+        product = b.let("R_own", Sum(b.let("terms_own", key * query), 0))
+        own = b.let("score_own", self.logits.of(product))
+        top = b.let("top_with_own", maximum(self.top, own))
+        weight = b.let("P_own", Unary("exp2", own - top))
+        correction = b.let("correction_own", Unary("exp2", self.top - top))
+        b.set(self.total, self.total * correction + weight)
+        b.set(self.out, self.out * correction + weight * value)
+        b.set(self.top, top)
+
     def divided(self) -> Expr:
         return self.out / self.total
 

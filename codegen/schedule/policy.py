@@ -39,6 +39,8 @@ MATRIX_UNIT = 16
 """The smallest side of a matrix product on a tensor core, in elements."""
 TILE_OF_TWO_WARPS = 64 * 64
 """The largest float32 accumulator that two warps hold beside their operands without spilling."""
+AT_ONCE = 64 * 128
+"""Elements of a state that two warps read at once."""
 HALF_OF_SHARED = 113 * 1024
 """Bytes of a Hopper multiprocessor's shared memory for each of two programs."""
 REGISTER_ROWS = 192
@@ -218,13 +220,33 @@ def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     if RUNNING_SUMS in program.does:
         return Setting(pick(program, sizes | {"FEATURES": max(1, 128 // values)}), warps=1, stages=8)
     if TOKEN in program.does:
-        rows = max(MATRIX_UNIT, min(64, 2048 // max(values, qk)))
-        block = qk if program.bounds.get("QK") else rows
-        warps = max(4, block * values // TILE_OF_TWO_WARPS)
-        return Setting(pick(program, sizes | {"FEATURES": rows, "KEYS": rows}), warps, stages=2)
+        return _step(spec, program, sizes)
     crowded = wide or 32 * max(widths) > TILE_OF_TWO_WARPS or 32 * held > TILE_OF_TWO_WARPS * 3 // 2
     warps = 8 if 32 * held * (1 + wide) >= 4 * TILE_OF_TWO_WARPS else 4 if crowded else 2
     return Setting(pick(program, sizes), warps, stages=2 if gradients else 3)
+
+
+def _step(spec: LayerSpec, program: Program, sizes: dict[str, int]) -> Setting:
+    """Tiles of a step for Triton, which waits for memory alone: all of a state at once, as far as registers go.
+
+    Where rows fill no power of two, a state is read in rounds of two warps, of which one is on its way while
+    another is summed: measured, that hides what the lanes without a column cost.
+    """
+    qk, values = sizes["QK"], sizes["VALUES"]
+    width = max(qk, values) if "KEYS" in program.constants else values
+    whole = all(spec.extents[name] == sizes[name] for name in ("QK", "VALUES") if name in program.constants)
+    crowded = 1 + (spec.kept_dtype in ("bfloat16", "float16"))  # numbers that are rounded at random take registers
+    keys = power_of_two(max(1, spec.extents.get("KEYS", 1) - 1))
+    rows = power_of_two(spec.extents["FEATURES"]) if "FEATURES" in program.constants else 1
+    if whole:
+        keys, rows = min(keys, 2 * AT_ONCE // width), min(rows, 256)
+    else:
+        keys, rows = min(keys // 2, AT_ONCE // width), min(rows, AT_ONCE // values // crowded)
+    sizes = sizes | {"FEATURES": max(MATRIX_UNIT, rows), "KEYS": max(MATRIX_UNIT, keys)}
+    columns = qk if program.bounds.get("QK") and "KEYS" not in program.constants else 0
+    of_sums = min(4, max(rows, columns) * values // 4096) * crowded
+    warps = max(keys * width // 2048, of_sums, 1)
+    return Setting(pick(program, sizes), warps if whole else min(2, warps), stages=2)
 
 
 def _warpgroup(program: Program, qk: int, values: int, wide: bool) -> Setting:
