@@ -7,7 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from ..errors import DtypeError, fail
+
 BASE = 10000.0
+TURN = 2.0**64
 
 
 def rotate(x: Tensor, position: Tensor, width: int | None = None) -> Tensor:
@@ -15,14 +18,17 @@ def rotate(x: Tensor, position: Tensor, width: int | None = None) -> Tensor:
 
     `width` is D unless it is given: an odd one, D - 1, is what models with odd rotary widths have.
 
-    `position` broadcasts to [B,T,H].  Angles are reduced in float64, so that they stay exact in long
-    sequences.
+    `position`, of integers, broadcasts to [B,T,H].  Angles are counted in 2^-64 of a turn, of which whole turns
+    overflow, so that they stay exact in long sequences and cost one multiplication of integers.
     """
+    if position.is_floating_point():
+        fail(DtypeError, "position", str(position.dtype), "torch.int32 or torch.int64")
     half = x.shape[-1] // 2
     index = torch.arange(half, device=x.device, dtype=torch.float64)
     frequency = torch.exp(index * (-2 * math.log(BASE) / (width or 2 * half)))
-    angle = torch.remainder(position.to(torch.float64).unsqueeze(-1) * frequency, 2 * math.pi)
+    parts = (frequency * (TURN / (2 * math.pi))).to(torch.int64) * position.to(torch.int64).unsqueeze(-1)
     kept = torch.float64 if x.dtype == torch.float64 else torch.float32
-    cos, sin = angle.cos().to(kept), angle.sin().to(kept)
+    angle = parts.to(kept) * (2 * math.pi / TURN)
+    cos, sin = angle.cos(), angle.sin()
     a, b = x[..., :half].to(kept), x[..., half:].to(kept)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)

@@ -180,6 +180,8 @@ def test_rotation_keeps_its_precision_far_out() -> None:
     x = torch.randn(1, 1, 1, 64)
     far = torch.tensor([[[10_000_000]]], dtype=torch.int32)
     assert_close(rotate(x, far), rotate(x.double(), far).float())
+    with pytest.raises(errors.DtypeError, match="position"):
+        rotate(x, far.float())
 
 
 @pytest.mark.parametrize(
