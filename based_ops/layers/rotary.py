@@ -18,8 +18,8 @@ def rotate(x: Tensor, position: Tensor, width: int | None = None) -> Tensor:
 
     `width` is D unless it is given: an odd one, D - 1, is what models with odd rotary widths have.
 
-    `position`, of integers, broadcasts to [B,T,H].  Angles are counted in 2^-64 of a turn, of which whole turns
-    overflow, so that they stay exact in long sequences and cost one multiplication of integers.
+    `position`, of integers, broadcasts to [B,T,H].  Angles are counted in 2^-64 of a turn, of which whole
+    turns overflow, so that they stay exact in long sequences and cost one multiplication of integers.
     """
     if position.is_floating_point():
         fail(DtypeError, "position", str(position.dtype), "torch.int32 or torch.int64")

@@ -52,7 +52,7 @@ class Ring:
         return sums.divided()
 
     def _others(self) -> Iterator[tuple[Var, Var, Var]]:
-        """In a loop over all keys but the token's, the oldest first: a tile of keys, values, and which there are.
+        """In a loop over all keys but the token's, the oldest first: a tile, its values, and which there are.
 
         They lie behind the slot into which the token will go.  Windows are mostly powers of two, or these and
         the query's own key: so they are whole tiles, and no slot is read that is about to change.
@@ -63,7 +63,8 @@ class Ring:
             seen = b.let("seen", (age < others) & (age >= others - self.position))
             behind = b.let("behind", self.slot + 1 + age)
             around = Where(behind < self.window, behind, behind - self.window)
-            slots = b.let("slots_of_tile", Where(seen, around, wrap(self.window)))  # outside of the ring: nothing
+            # Of slots outside of the ring nothing is read.
+            slots = b.let("slots_of_tile", Where(seen, around, wrap(self.window)))
             keys = b.let("K", Load(f"ring_{self.k}", (B, H, slots, self.d), ACC))
             values = b.let("Y", Load("ring_v", (B, H, slots, self.u), ACC))
             yield keys, values, seen

@@ -227,7 +227,7 @@ def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
 
 
 def _step(spec: LayerSpec, program: Program, sizes: dict[str, int]) -> Setting:
-    """Tiles of a step for Triton, which waits for memory alone: all of a state at once, as far as registers go.
+    """Tiles of a step for Triton, which waits for memory alone: all of a state at once, as registers allow.
 
     Where rows fill no power of two, a state is read in rounds of two warps, of which one is on its way while
     another is summed: measured, that hides what the lanes without a column cost.
@@ -235,7 +235,7 @@ def _step(spec: LayerSpec, program: Program, sizes: dict[str, int]) -> Setting:
     qk, values = sizes["QK"], sizes["VALUES"]
     width = max(qk, values) if "KEYS" in program.constants else values
     whole = all(spec.extents[name] == sizes[name] for name in ("QK", "VALUES") if name in program.constants)
-    crowded = 1 + (spec.kept_dtype in ("bfloat16", "float16"))  # numbers that are rounded at random take registers
+    crowded = 1 + (spec.kept_dtype in ("bfloat16", "float16"))  # what rounds at random takes registers
     keys = power_of_two(max(1, spec.extents.get("KEYS", 1) - 1))
     rows = power_of_two(spec.extents["FEATURES"]) if "FEATURES" in program.constants else 1
     if whole:
