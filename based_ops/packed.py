@@ -269,9 +269,8 @@ def each(
 
 
 def of_offsets(offsets: Tensor, length: Any) -> Tensor:
-    """Where sequences begin and end, from where the next begins: int32 [N,2]."""
-    edges = offsets.clamp(0, length).to(torch.int32)
-    return torch.stack((edges[:-1], torch.maximum(edges[:-1], edges[1:])), 1)
+    """Where sequences begin and end, from where the next begins: int32 [N,2], a view of as many and one."""
+    return offsets.clamp(0, length).to(torch.int32).unfold(0, 2, 1)
 
 
 def of_mask(mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What generated Triton modules need besides Triton: `launch`, and the dtype of operands."""
+"""What generated Triton modules need besides Triton: `launch`, the dtype of operands, plans of sequences."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from operator import itemgetter
 from threading import Lock, get_ident
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -43,6 +44,59 @@ def _mixed(x):  # type: ignore[no-untyped-def]
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
     return x ^ (x >> 16)
+
+
+PLANNED = {"SEGMENTS": 32, "SEQUENCES": 256, "num_warps": 4}
+
+
+def packed_plan(sequences: Tensor, T: int, SEGMENT: int, LENGTH: int) -> tuple[int, int, Tensor, Tensor]:
+    """That of `based_ops.support.host` in one kernel: one by one its operations take longer than many calls."""
+    N = len(sequences)
+    count = -(-T // LENGTH) + N
+    table = sequences.new_empty(count, 5, dtype=torch.int32)
+    bounds = sequences.new_empty(N, 2, dtype=torch.int32)
+    numbers = (*sequences.stride(), N, T, LENGTH, count)
+    launch(plan, lambda c: (-(-count // c["SEGMENTS"]),), (sequences, table, bounds), numbers, PLANNED)
+    return count, count * LENGTH, table, bounds
+
+
+@triton.jit(do_not_specialize=["sequences_n", "sequences_e", "N", "T", "LENGTH", "count"])
+def plan(  # type: ignore[no-untyped-def]
+    sequences, table, bounds, sequences_n, sequences_e, N, T, LENGTH, count, SEGMENTS: tl.constexpr,
+    SEQUENCES: tl.constexpr,
+):  # fmt: skip
+    """A tile of segments looks for itself among all sequences, and the first tile says where these begin."""
+    segment = tl.program_id(0) * SEGMENTS + tl.arange(0, SEGMENTS)
+    begin = tl.full((SEGMENTS,), 0, tl.int32)
+    first_token, stop_token, owner = begin, begin, begin
+    found = 0
+    for n0 in range(0, N, SEQUENCES):
+        n = n0 + tl.arange(0, SEQUENCES)
+        place = n.to(tl.int64) * sequences_n
+        first = tl.load(sequences + place, mask=n < N, other=0)
+        stop = tl.load(sequences + place + sequences_e, mask=n < N, other=0)
+        first = tl.minimum(tl.maximum(first, 0), T).to(tl.int32)
+        stop = tl.minimum(tl.maximum(stop, 0), T).to(tl.int32)
+        needed = tl.where(stop > first, (stop - first + (LENGTH - 1)) // LENGTH, 0)
+        last = found + tl.cumsum(needed, 0)
+        before = last - needed
+        if tl.program_id(0) == 0:
+            tl.store(bounds + n * 2, tl.minimum(before, count), mask=n < N)
+            tl.store(bounds + n * 2 + 1, tl.minimum(last, count), mask=n < N)
+        own = (segment[:, None] >= before[None, :]) & (segment[:, None] < last[None, :])
+        begin += tl.sum(tl.where(own, (first - before * LENGTH)[None, :], 0), 1)
+        first_token += tl.sum(tl.where(own, first[None, :], 0), 1)
+        stop_token += tl.sum(tl.where(own, stop[None, :], 0), 1)
+        owner += tl.sum(tl.where(own, n[None, :], 0), 1)
+        found += tl.sum(needed, 0)
+    there = segment < found
+    begin = tl.where(there, begin + segment * LENGTH, 0)
+    row, inside = table + segment * 5, segment < count
+    tl.store(row, begin, mask=inside)
+    tl.store(row + 1, tl.minimum(begin + tl.where(there, LENGTH, 0), stop_token), mask=inside)
+    tl.store(row + 2, first_token, mask=inside)
+    tl.store(row + 3, stop_token, mask=inside)
+    tl.store(row + 4, owner, mask=inside)
 
 
 KEPT = 4096

@@ -14,7 +14,7 @@ from .triton_kernel import emit_kernel
 from .triton_parameters import parameters, sizes_and_scalars
 from .writer import Writer, header
 
-HELPERS = ("dithered", "launch", "operand")
+HELPERS = ("dithered", "launch", "operand", "packed_plan")
 """What kernels and host functions may call of `based_ops.support.triton`."""
 
 
@@ -37,7 +37,7 @@ def emit(layer: ScheduledLayer) -> str:
     w.line("import triton")
     w.line("import triton.language as tl")
     w.blank()
-    if used := used_helpers(body.text(), host_helpers(layer)):
+    if used := used_helpers(body.text(), [name for name in host_helpers(layer) if name not in HELPERS]):
         w.line(f"from based_ops.support.host import {used}")
     if functions := used_helpers(body.text(), triton_expression.OURS.values()):
         w.line(f"from based_ops.support.elementary import {functions}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from based_ops.state import LinearAttentionState
+from based_ops.support import host
 from tests.kernels import hybrid, window
 from tests.kernels.inputs import calls
 from tests.kernels.linear import Forward, Gradients, Layer, expected, expected_gradients
@@ -124,6 +126,24 @@ def test_sequences_do_not_know_each_other(runner: Runner, data: st.DataObject) -
             assert_same("gradient of g", gradients.g[:, start:stop], of_alone.g)
         if begun:
             assert_same("gradient of the initial state", gradients.state[own], of_alone.state)
+
+
+@given(data=st.data())
+def test_plans_are_alike(runner: Runner, data: st.DataObject) -> None:
+    """One kernel lays out segments as PyTorch's operations do."""
+    if runner.backend != "triton":
+        pytest.skip("others have one plan")
+    from based_ops.support import triton
+
+    length, grain = data.draw(st.integers(0, 3000), "length"), data.draw(st.sampled_from((16, 64, 128)))
+    cuts = data.draw(st.lists(st.integers(0, length), min_size=1, max_size=400).map(sorted), "cuts")
+    sequences = places(list(zip(cuts, [*cuts[1:], length], strict=True)), runner.device)
+    if data.draw(st.booleans(), "in 64 bits"):
+        sequences = sequences.long()
+    found, wanted = (x.packed_plan(sequences, length, grain, grain) for x in (triton, host))
+    assert found[:2] == wanted[:2]
+    for name, x, y in zip(("segments", "sequences"), found[2:], wanted[2:], strict=True):
+        assert_same(name, x, y.to(torch.int32))
 
 
 @given(data=st.data())
