@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from .. import packed
 from ..errors import ShapeError, StateError, fail
@@ -22,6 +22,14 @@ class KeyValueCache(NamedTuple):
     v: Tensor
     length: Tensor
     """int64 [B]."""
+
+    def with_room(self, least: int, most: int = 0) -> KeyValueCache:
+        """The same with memory for `least` tokens or more; where it has to grow, for `most` at once."""
+        room = self.k.shape[2]
+        if least <= room:
+            return self
+        more = 0, 0, 0, max(least, most, room + room // 2) - room
+        return self._replace(k=pad(self.k, more), v=pad(self.v, more))
 
 
 class FullAttention(nn.Module):
