@@ -22,7 +22,6 @@ def engine(
     stopping_criteria: Any,
     generation_config: Any,
     engine: Engine | None = None,
-    attention_mask: Tensor | None = None,
     **others: Any,
 ) -> Tensor:
     """For `generate(ids, custom_generate=engine)`: tokens [B,T'], greedy or sampled, padded on the right.
@@ -44,10 +43,11 @@ def engine(
         if not isinstance(criterion, MaxLengthCriteria | EosTokenCriteria):
             what = "a length or tokens that end"
             fail(ArgumentValueError, "stopping_criteria", type(criterion).__name__, what)
-    for name in ("num_beams", "return_dict_in_generate"):
-        if getattr(how, name) not in (None, False, 1):
-            fail(ArgumentValueError, name, getattr(how, name), "left out with the engine")
-    cache = others.get("cache")
+    if how.num_beams > 1:
+        fail(ArgumentValueError, "num_beams", how.num_beams, "1 with the engine")
+    if how.return_dict_in_generate:
+        fail(ArgumentValueError, "return_dict_in_generate", True, "False with the engine")
+    cache, mask = others.get("cache"), others.get("attention_mask")
     if cache is not None and cache.get_seq_length():
         fail(ArgumentValueError, "cache", "one with tokens", "left out: the engine has its own states")
     length, most = input_ids.shape[1], how.max_length - input_ids.shape[1]
@@ -57,13 +57,13 @@ def engine(
         engine = Engine(model.language_model(), slots=input_ids.shape[0], most=length + most)
     requests = []
     for i, row in enumerate(input_ids.tolist()):
-        kept = [1] * length if attention_mask is None else attention_mask[i].tolist()
+        kept = [1] * length if mask is None else mask[i].tolist()
         prompt = [token for token, there in zip(row, kept, strict=True) if there]
         requests.append(engine.submit(prompt, _sampling(how), most=most, stop_tokens=ends))
     for request in requests:
         for _ in engine.stream(request):
             pass
-    rows = [[*request.tokens, *_end(request, ends)] for request in requests]
+    rows = [[*x.tokens, *([] if x.stop_token is None else [x.stop_token])] for x in requests]
     longest = max(map(len, rows))
     made = input_ids.new_tensor([[*row, *[pad] * (longest - len(row))] for row in rows])
     return torch.cat([input_ids, made], 1)
@@ -75,8 +75,3 @@ def _sampling(how: Any) -> Sampling:
     values = {"temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p}
     seed = int(torch.randint(2**62, ()))
     return Sampling(**{name: value for name, value in values.items() if value is not None}, seed=seed)
-
-
-def _end(request: Any, ends: list[int]) -> list[int]:
-    """The token that ended it, which the engine leaves out and Transformers does not."""
-    return ends[:1] if request.ended == "stop" else []

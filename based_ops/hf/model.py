@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.masking_utils import create_recurrent_attention_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.deprecation import deprecate_kwarg
 
@@ -20,6 +19,7 @@ from ..models import LanguageModel
 from ..models.blocks import Block, normed, start
 from ..models.language_model import embedded, wide
 from ..models.transformers_folder import HEAD
+from ..tracing import is_traced
 from . import folders
 from .cache import layers_of
 from .config import BasedConfig
@@ -113,7 +113,7 @@ class BasedModel(BasedPreTrainedModel):
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
         layers = [None] * len(self.blocks) if cache is None else layers_of(cache, len(self.blocks))
-        mask = self._mask(attention_mask, x, cache)
+        mask = self._mask(attention_mask, x)
         hidden: list[Tensor] = []
         for block, layer in zip(self.blocks, layers, strict=True):
             hidden.append(x)
@@ -145,7 +145,7 @@ class BasedModel(BasedPreTrainedModel):
             fail(ShapeError, "inputs_embeds", got, f"of shape [B, T, {self.config.hidden_size}]")
         return wide(embeds)
 
-    def _mask(self, mask: Tensor | None, x: Tensor, cache: Cache | None) -> Tensor | None:
+    def _mask(self, mask: Tensor | None, x: Tensor) -> Tensor | None:
         """That of these tokens, or None where none is padding."""
         if mask is None:
             return None
@@ -155,8 +155,10 @@ class BasedModel(BasedPreTrainedModel):
             fail(ShapeError, "attention_mask", tuple(mask.shape), wanted)
         if mask.is_floating_point():
             fail(DtypeError, "attention_mask", str(mask.dtype), "bool, or whole numbers 0 and 1")
-        found: Tensor | None = create_recurrent_attention_mask(self.config, x, mask, cache)
-        return found
+        mask = mask[:, mask.shape[1] - length :]
+        if is_traced():  # compiled code cannot look: what is generated is no padding
+            return None if length == 1 else mask
+        return None if bool(mask.all()) else mask
 
 
 class BasedForCausalLM(BasedPreTrainedModel, GenerationMixin):

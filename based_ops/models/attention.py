@@ -77,9 +77,8 @@ class FullAttention(nn.Module):
         if cu_seqlens is not None and (state is not None or output_state):
             fail(StateError, "cu_seqlens", "packed sequences with a cache", "given without one")
         if state is not None:
-            if attention_mask is not None:
-                fail(StateError, "attention_mask", "a mask with a cache", "given with the first tokens alone")
-            return self._extend(x, state), state if output_state else None
+            y = self._extend(x, state) if attention_mask is None else self._after(x, state, attention_mask)
+            return y, state if output_state else None
         at = packed.numbers(cu_seqlens, attention_mask, x, is_traced())
         q, k, v = self._project(x, at.number.unsqueeze(-1))
         if cu_seqlens is None and attention_mask is None:
@@ -145,6 +144,15 @@ class FullAttention(nn.Module):
         y = scaled_dot_product_attention(q, state.k, state.v, seen.unsqueeze(1), enable_gqa=True)
         state.length.add_(length)
         return self._leave(y)
+
+    def _after(self, x: Tensor, state: KeyValueCache, mask: Tensor) -> Tensor:
+        """The same of tokens of which some are padding: it goes behind the others, and is nobody's there."""
+        there = mask.bool()
+        order = there.logical_not().long().argsort(dim=1, stable=True)
+        y = self._extend(x.gather(1, order.unsqueeze(-1).expand_as(x)), state)
+        state.length.sub_(there.logical_not().sum(1))
+        y = y.gather(1, order.argsort(dim=1).unsqueeze(-1).expand_as(y))
+        return torch.where(there.unsqueeze(-1), y, torch.zeros_like(y))
 
     def _first_cache(self, k: Tensor, v: Tensor, at: packed.Numbers, padded: bool) -> KeyValueCache:
         """A cache of these tokens alone, those of each sequence from its beginning."""
