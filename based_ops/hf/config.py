@@ -51,7 +51,7 @@ class BasedConfig(PreTrainedConfig):
     def of(cls, model: ModelSpec | str | Path, **others: Any) -> BasedConfig:
         """The config of a spec, of a shipped model by its name, or of a spec file."""
         spec = model if isinstance(model, ModelSpec) else load_spec(model)
-        made: BasedConfig = cls(**config_of(spec), **others)
+        made: BasedConfig = cls(**(config_of(spec) | others))
         return made
 
     def spec(self) -> ModelSpec:
