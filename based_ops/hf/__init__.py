@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM  # noqa: E4
 
 from .cache import StateLayer  # noqa: E402
 from .config import BasedConfig  # noqa: E402
-from .engine import engine  # noqa: E402
+from .decoding import engine  # noqa: E402
 from .model import BasedForCausalLM, BasedModel  # noqa: E402
 
 __all__ = ["BasedConfig", "BasedForCausalLM", "BasedModel", "StateLayer", "engine"]

@@ -129,7 +129,7 @@ def test_compiled_steps(name: str) -> None:
     """A step with its cache, traced."""
     net, ids = model(name), torch.randint(256, (2, 12))
     torch._dynamo.reset()
-    compiled = torch.compile(net, backend="aot_eager")
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     cache = DynamicCache(config=net.config)
     with torch.no_grad():
         want = net(ids, use_cache=False).logits
