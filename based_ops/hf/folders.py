@@ -53,6 +53,9 @@ def converted(
         dtype = None if dtype == "auto" else getattr(torch, dtype)
     made = BasedForCausalLM.of(checkpoint.load(folder, dtype=dtype))
     made.config.name_or_path = str(folder)
+    for token, number in published.tokens_of(folder).items():
+        setattr(made.config, token, number)
+        setattr(made.generation_config, token, number)
     model = made if kind is BasedForCausalLM else made.model
     nothing = {f"{what}_keys": set[str]() for what in ("missing", "unexpected", "mismatched")}
     return (model, nothing | {"error_msgs": []}) if output_loading_info else model
@@ -88,16 +91,22 @@ def checked(
     return (model, info) if output_loading_info else model
 
 
-def saved(save: Callable[..., Any], model: Any, folder: Path, *args: Any, **options: Any) -> None:
+def saved(save: Callable[..., Any], folder: Path, *args: Any, **options: Any) -> None:
     """Calls `save` for a folder aside, whose files are then renamed; weights of an earlier one go."""
     if folder.is_file():
         raise CheckpointError(f"{folder}: a file, and must be a folder")
-    if options.get("push_to_hub") or not options.get("is_main_process", True):
+    if options.get("push_to_hub"):  # by the name of the folder
         save(folder, *args, **options)
         return
-    older = set(folder.glob("model*.safetensors")) | {folder / INDEX}
+    older = weights_of(folder)
     with written_aside(folder) as place:
         save(place, *args, **options)
-        written = {folder / path.name for path in place.iterdir()}
-    for path in older - written:
-        path.unlink(missing_ok=True)
+        written = {folder / path.name for path in weights_of(place)}
+    if written:  # other ranks write none
+        for path in older - written:
+            path.unlink(missing_ok=True)
+
+
+def weights_of(folder: Path) -> set[Path]:
+    """The files of weights of a folder."""
+    return {*folder.glob("model*.safetensors"), *folder.glob(INDEX)}

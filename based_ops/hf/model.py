@@ -35,6 +35,7 @@ class BasedPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]
+    _skip_keys_device_placement = ["cache"]
     _input_embed_layer = "embedding"
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -61,7 +62,7 @@ class BasedPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **options: Any) -> None:
         """Writes config and weights, in shards of `max_shard_size`; no file is ever there in part."""
-        folders.saved(super().save_pretrained, self, Path(save_directory), *args, **options)
+        folders.saved(super().save_pretrained, Path(save_directory), *args, **options)
 
 
 class BasedModel(BasedPreTrainedModel):
@@ -197,6 +198,18 @@ class BasedForCausalLM(BasedPreTrainedModel, GenerationMixin):
             self.lm_head,
         )
         return made.train(self.training)
+
+    def generate(self, inputs: Tensor | None = None, *args: Any, **options: Any) -> Any:
+        """As Transformers has it; a prompt without tokens is an `ArgumentValueError`."""
+        ids = options.get("input_ids") if inputs is None else inputs
+        mask = options.get("attention_mask")
+        if ids is not None and ids.shape[-1] == 0 and options.get("inputs_embeds") is None:
+            fail(ArgumentValueError, "input_ids", "no tokens", "one token or more")
+        if mask is not None and not bool(mask.any(-1).all()):
+            fail(
+                ArgumentValueError, "attention_mask", "a prompt of padding", "1 for one token or more of each"
+            )
+        return super().generate(inputs, *args, **options)
 
     @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from .. import packed
+from ..checks import sizes
 from ..errors import ShapeError, StateError, fail
 from ..layers.rotary import rotate
 from ..tracing import is_traced
@@ -131,6 +132,7 @@ class FullAttention(nn.Module):
         return batch * (most * row + 8)
 
     def _extend(self, x: Tensor, state: KeyValueCache) -> Tensor:
+        self._check(x, state)
         length, room = x.shape[1], state.k.shape[2]
         if x.device.type == "cpu" and not is_traced() and int(state.length.max()) + length > room:
             got = f"room for {room} tokens after {int(state.length.max())}"
@@ -144,6 +146,14 @@ class FullAttention(nn.Module):
         y = scaled_dot_product_attention(q, state.k, state.v, seen.unsqueeze(1), enable_gqa=True)
         state.length.add_(length)
         return self._leave(y)
+
+    def _check(self, x: Tensor, state: KeyValueCache) -> None:
+        if not isinstance(state, KeyValueCache):
+            fail(StateError, "state", type(state).__name__, "a KeyValueCache, as this layer returns it")
+        batch, heads, _, width = state.k.shape
+        if (batch, heads, width) != (x.shape[0], self.kv_heads, self.width):
+            wanted = f"of shape [{x.shape[0]}, {self.kv_heads}, S, {self.width}]"
+            fail(StateError, "state.k", sizes(state.k), wanted)
 
     def _after(self, x: Tensor, state: KeyValueCache, mask: Tensor) -> Tensor:
         """The same of tokens of which some are padding: it goes behind the others, and is nobody's there."""

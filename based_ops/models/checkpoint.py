@@ -57,9 +57,13 @@ def convert(folder: str | Path, out: str | Path, transformers: bool = False) -> 
     With `transformers` as one that `based_ops.hf` and its Auto classes read.
     """
     require("models", "converting a model", "safetensors")
-    model, weights, report = read(folder_of(folder))
+    folder = folder_of(folder)
+    model, weights, report = read(folder)
     check(LanguageModel(model, device="meta"), weights)
-    (transformers_folder.write if transformers else write)(model, weights, Path(out))
+    if transformers:
+        transformers_folder.write(model, weights, Path(out), published.tokens_of(folder))
+    else:
+        write(model, weights, Path(out))
     return report
 
 

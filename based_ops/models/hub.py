@@ -23,8 +23,6 @@ def folder_of(name: str | Path, **options: Any) -> Path:
     path = Path(name)
     if path.is_dir() or not isinstance(name, str) or not REPOSITORY.fullmatch(name):
         return path
-    if path.parent.is_dir():  # a relative path that somebody mistyped
-        return path
     require("hf", f"downloading {name}", "huggingface_hub")
     from huggingface_hub import snapshot_download
 

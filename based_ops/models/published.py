@@ -63,6 +63,15 @@ def is_published(folder: Path) -> bool:
 
 
 WEIGHTS = ("pytorch_model.bin", "model.safetensors")
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def tokens_of(folder: Path) -> dict[str, int]:
+    """The tokens that mean something to whoever generates, as far as the config of such a folder has them."""
+    if not is_published(folder):
+        return {}
+    config = read_json(folder / "config.json")
+    return {key: config[key] for key in TOKENS if isinstance(config.get(key), int)}
 
 
 def read(folder: Path) -> tuple[s.ModelSpec, dict[str, Tensor], Report]:

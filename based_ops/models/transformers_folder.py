@@ -75,12 +75,16 @@ def read(folder: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
     return model, weights
 
 
-def write(model: ModelSpec, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Writes such a folder, of one file of weights."""
+def write(
+    model: ModelSpec, weights: Mapping[str, Tensor], folder: Path, others: Mapping[str, Any] | None = None
+) -> None:
+    """Writes such a folder, of one file of weights; `others` are more fields of its config."""
     from safetensors.torch import save_file
 
     free(folder, (folder / CONFIG).is_file() and is_one(folder))
-    made = {"architectures": ["BasedForCausalLM"], "model_type": MODEL_TYPE} | config_of(model)
+    made = {"architectures": ["BasedForCausalLM"], "model_type": MODEL_TYPE, **(others or {})} | config_of(
+        model
+    )
     made["dtype"] = str(weights["embedding.weight"].dtype).removeprefix("torch.")
     named = {HEAD if n == "head.weight" else BODY + n: x for n, x in untied(model, weights).items()}
     with written_aside(folder) as place:

@@ -158,11 +158,15 @@ def test_caches_that_are_not_its_own(cache, text) -> None:  # type: ignore[no-un
 
 
 def test_the_states_of_another_model() -> None:
-    one, two = model("hybrid-tiny"), model("mamba2-tiny")
     ids = torch.tensor([[1, 2]])
+    two_layers = [model(name) for name in TINY if name != "based-tiny"]
     with torch.no_grad():
-        cache = one(ids, use_cache=True).cache
-        with pytest.raises(errors.StateError, match="ShortConvState|Mamba2State|state"):
-            two(ids, cache=cache)
+        for one in two_layers:
+            for two in two_layers:
+                if one is not two:
+                    cache = one(ids, use_cache=True).cache
+                    with pytest.raises(errors.StateError, match=r"State|state|KeyValueCache"):
+                        two(ids, cache=cache)
+        one = model("hybrid-tiny")
         with pytest.raises(errors.StateError, match="^cache: got one of 1 sequences, must be of 2"):
             one(torch.tensor([[1], [2]]), cache=one(ids, use_cache=True).cache)

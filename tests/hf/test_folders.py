@@ -120,10 +120,12 @@ def test_embeddings_are_resized(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("config", [BASED, ATTENTION])
 def test_converted_there_and_back(config: dict[str, Any], tmp_path: Path) -> None:
-    folder = written(tmp_path / "published", config, weights(config))
+    folder = written(tmp_path / "published", config | {"eos_token_id": 7}, weights(config))
     net = models.load(folder)
     models.convert(folder, tmp_path / "a", transformers=True)
     same(AutoModelForCausalLM.from_pretrained(tmp_path / "a"), net)
+    for place in (folder, tmp_path / "a"):
+        assert BasedForCausalLM.from_pretrained(place).generation_config.eos_token_id == 7
     models.convert(tmp_path / "a", tmp_path / "b")
     same(models.load(tmp_path / "b"), net)
     for place in (folder, tmp_path / "b"):

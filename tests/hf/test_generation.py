@@ -189,6 +189,81 @@ def test_embeddings_instead_of_tokens() -> None:
     assert got[0].tolist() == greedy(net, [1, 2, 3], 5)
 
 
+def test_logits_that_are_asked_for() -> None:
+    net, ids = model(), torch.randint(256, (2, 9))
+    with torch.no_grad():
+        whole = net(ids).logits
+        assert_close(net(ids, logits_to_keep=1).logits, whole[:, -1:])
+        assert_close(net(ids, logits_to_keep=torch.tensor([0, 4])).logits, whole[:, [0, 4]])
+
+
+def test_drafts_end_where_greedy_search_does() -> None:
+    net, prompt = model(), [1, 2, 1, 2, 1, 2]
+    want = greedy(net, prompt, 12)
+    end = want[5]
+    got = net.generate(
+        torch.tensor([prompt]),
+        max_new_tokens=12,
+        prompt_lookup_num_tokens=5,
+        eos_token_id=end,
+        do_sample=False,
+    )
+    assert got[0, 6:].tolist() == want[: want.index(end) + 1]
+
+
+@pytest.mark.parametrize(
+    "how", [{"num_beams": 3}, {"prompt_lookup_num_tokens": 3}, {"num_return_sequences": 2}, {"top_p": 0.5}]
+)
+def test_sampling_in_other_ways(how: dict[str, Any]) -> None:
+    """The same draws with a cache and without one."""
+    found = []
+    for use_cache in (True, "prompt_lookup_num_tokens" in how):
+        torch.manual_seed(0)
+        ids = torch.tensor([[1, 2, 3]])
+        found.append(model().generate(ids, max_new_tokens=6, do_sample=True, use_cache=use_cache, **how))
+    assert torch.equal(*found) and found[0].shape[1] == 9
+
+
+def test_streams() -> None:
+    """A streamer sees the prompt, and then each token."""
+
+    class Streamer:
+        def __init__(self) -> None:
+            self.seen: list[int] = []
+            self.ended = False
+
+        def put(self, value: Tensor) -> None:
+            self.seen += value.flatten().tolist()
+
+        def end(self) -> None:
+            self.ended = True
+
+    streamer = Streamer()
+    net = model()
+    net.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=5, do_sample=False, streamer=streamer)
+    assert streamer.ended and streamer.seen == [1, 2, 3, *greedy(net, [1, 2, 3], 5)]
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"input_ids": torch.zeros(1, 0, dtype=torch.int64)}, "^input_ids: got no tokens"),
+        (
+            {"input_ids": torch.tensor([[1], [2]]), "attention_mask": torch.tensor([[0], [1]])},
+            "^attention_mask: got a prompt of padding",
+        ),
+        (
+            {"input_ids": torch.tensor([[1, 2, 3]]), "attention_mask": torch.tensor([[1, 0, 1]])},
+            "^attention_mask: got padding between tokens of sequence 0",
+        ),
+        ({"input_ids": torch.tensor([[300]])}, "^ids: got 300"),
+    ],
+)
+def test_bad_prompts(given: dict[str, Tensor], text: str) -> None:
+    with pytest.raises(errors.ArgumentValueError, match=text):
+        model().generate(**given, max_new_tokens=2)
+
+
 def test_sampling_is_that_of_the_logits() -> None:
     net, ids = model(), torch.tensor([[1, 2, 3]])
     net.lm_head.weight.data.mul_(0.1)  # embeddings too: nothing is nearly certain
