@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..extras import require
 
-require("hf", "the models for Transformers")
+require("hf", "based_ops.hf")
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM  # noqa: E402
 

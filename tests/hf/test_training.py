@@ -45,7 +45,7 @@ def test_gradients_with_checkpoints(name: str, padded: bool) -> None:
     for checkpoints in (False, True):
         if checkpoints:
             net.gradient_checkpointing_enable()
-            assert net.is_gradient_checkpointing
+            assert net.is_activation_checkpointing
         net.zero_grad()
         net(ids, attention_mask=mask, labels=ids).loss.backward()
         gradients.append({name: x.grad.clone() for name, x in net.named_parameters()})
