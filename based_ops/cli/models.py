@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from based_ops.errors import MissingExtra
+from based_ops.extras import MissingExtra
 
 from .console import Cell, document, fail, json_option, table
 
