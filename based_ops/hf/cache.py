@@ -29,17 +29,19 @@ class _Inputs:
     def __init__(self, x: Tensor, mask: Tensor | None) -> None:
         self.x, self.mask = x, mask
 
-    def then(self, other: _Inputs) -> _Inputs:
-        """These tokens, and the others behind them."""
-        mask = None
-        if self.mask is not None or other.mask is not None:
-            mask = torch.cat([self._mask(), other._mask()], 1)
-        return _Inputs(torch.cat([self.x, other.x], 1), mask)
+    @staticmethod
+    def cat(parts: list[_Inputs]) -> _Inputs:
+        """The tokens of all parts, one behind the other."""
+        masked = any(part.mask is not None for part in parts)
+        mask = torch.cat([part._mask() for part in parts], 1) if masked else None
+        return _Inputs(torch.cat([part.x for part in parts], 1), mask)
 
     def first(self, count: int) -> _Inputs:
+        """The first tokens alone."""
         return _Inputs(self.x[:, :count], None if self.mask is None else self.mask[:, :count])
 
     def each(self, function: Callable[[Tensor], Tensor]) -> _Inputs:
+        """With `function` of its tensors, which changes sequences."""
         return _Inputs(function(self.x), None if self.mask is None else function(self.mask))
 
     def __len__(self) -> int:
@@ -69,7 +71,7 @@ class StateLayer(CacheLayerMixin):
         self._again: _Inputs | None = None
         self._before: Any = None
         """The state before the tokens that were recorded."""
-        self._since: _Inputs | None = None
+        self._since: list[_Inputs] = []
 
     def call(
         self,
@@ -86,9 +88,9 @@ class StateLayer(CacheLayerMixin):
             self._enter(mixer, again)
         inputs = _Inputs(x, attention_mask)
         if self.record_past and not isinstance(mixer, FullAttention):
-            if self._since is None:
-                self._before = None if self.state is None else over_tensors(torch.clone, self.state)
-            self._since = inputs if self._since is None else self._since.then(inputs)
+            if not self._since:
+                self._before = over_tensors(torch.clone, self.state)
+            self._since.append(inputs)
         self.seen += len(inputs)
         return self._enter(mixer, inputs), None
 
@@ -106,8 +108,8 @@ class StateLayer(CacheLayerMixin):
         elif count and isinstance(self.state, KeyValueCache):  # what is behind its length is nobody's
             self.state = self.state._replace(length=(self.state.length - count).clamp(min=0))
         elif count:
-            self._go_back(count, self._since, self._before)
-        self._since = self._before = None
+            self._go_back(count)
+        self._since, self._before = [], None
         self.seen -= count
 
     def activate_past_recording(self) -> None:
@@ -129,7 +131,8 @@ class StateLayer(CacheLayerMixin):
     def reset(self) -> None:
         """As before the first token."""
         self.seen = 0
-        self.state = self._before = self._again = self._since = None
+        self.state = self._before = self._again = None
+        self._since = []
 
     def get_seq_length(self) -> int:
         """Tokens so far, padding included."""
@@ -165,23 +168,23 @@ class StateLayer(CacheLayerMixin):
             y, self.state = mixer(x, self.state, True, **given)
         return y
 
-    def _go_back(self, count: int, since: _Inputs | None, before: Any) -> None:
-        if since is None and self._again is not None:  # cropped twice in a row
-            since, before = self._again, self.state
-        recorded = 0 if since is None else len(since)
-        if since is None or count > recorded:
+    def _go_back(self, count: int) -> None:
+        since, before = self._since, self._before
+        if not since and self._again is not None:  # cropped twice in a row
+            since, before = [self._again], self.state
+        kept = sum(map(len, since)) - count
+        if kept < 0:
             what = (
-                f"-{recorded} or more, for so many tokens were recorded: `activate_past_recording` begins it"
+                f"of the {kept + count} that were recorded: call `activate_past_recording` before they come"
             )
             fail(StateError, "tokens_to_remove", -count, what)
-        self.state = before
-        self._again = since.first(recorded - count) if count < recorded else None
+        self.state, self._again = before, _Inputs.cat(since).first(kept) if kept else None
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> None:
         self.state = over_tensors(function, self.state)
         self._before = over_tensors(function, self._before)
         self._again = None if self._again is None else self._again.each(function)
-        self._since = None if self._since is None else self._since.each(function)
+        self._since = [part.each(function) for part in self._since]
 
     def _check(self, x: Tensor) -> None:
         """Raises `StateError` for a batch of another size; mixers look at the rest."""
