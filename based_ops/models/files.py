@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,32 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(found, dict) or not all(isinstance(x, Tensor) for x in found.values()):
         raise CheckpointError(f"{path}: not a dict of tensors by name")
     return found
+
+
+def has_weights(folder: Path, names: Iterable[str]) -> bool:
+    """Whether a folder has one of these files of weights, or the index of its shards."""
+    return any((folder / name).is_file() or (folder / f"{name}.index.json").is_file() for name in names)
+
+
+def read_weights(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """Tensors of the first of these files that there is, whole or in shards.  Raises `CheckpointError`."""
+    for name in names:
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return read_tensors(folder / name)
+        if index.is_file():
+            return _of_shards(folder, read_json(index).get("weight_map"), index)
+    raise CheckpointError(f"{folder}: has neither {' nor '.join(names)}")
+
+
+def _of_shards(folder: Path, places: Any, index: Path) -> dict[str, Tensor]:
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise CheckpointError(f"{index}: its weight_map is not a mapping of names to files")
+    shards = {file: read_tensors(folder / Path(file).name) for file in sorted(set(places.values()))}
+    for name, file in places.items():
+        if name not in shards[file]:
+            raise CheckpointError(f"{name}: missing from {folder / file}, where the index has it")
+    return {name: x for shard in shards.values() for name, x in shard.items()}
 
 
 def free(folder: Path, known: bool) -> None:

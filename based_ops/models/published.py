@@ -20,7 +20,7 @@ from torch import Tensor
 from based_ops.codegen.spec import language_model as s
 
 from ..errors import CheckpointError
-from .files import read_json, read_tensors
+from .files import has_weights, read_json, read_weights
 
 WITHOUT_EFFECT = frozenset(
     "_target_ _recursive_ _name_or_path activation_dropout architectures attn_pdrop bos_token_id do_sample "
@@ -59,7 +59,7 @@ class Report:
 
 def is_published(folder: Path) -> bool:
     """Whether a folder holds such a checkpoint."""
-    return (folder / "config.json").is_file() and any((folder / name).is_file() for name in WEIGHTS)
+    return (folder / "config.json").is_file() and has_weights(folder, WEIGHTS)
 
 
 WEIGHTS = ("pytorch_model.bin", "model.safetensors")
@@ -78,7 +78,7 @@ def read(folder: Path) -> tuple[s.ModelSpec, dict[str, Tensor], Report]:
     """The model of such a folder, and its weights by our names.  Raises `CheckpointError`."""
     report = Report()
     model = spec_of(read_json(folder / "config.json"), folder.name, report)
-    return model, dict(_renamed(model, _weights(folder), report)), report
+    return model, dict(_renamed(model, read_weights(folder, WEIGHTS), report)), report
 
 
 def spec_of(config: Mapping[str, Any], name: str, report: Report) -> s.ModelSpec:
@@ -250,12 +250,3 @@ def _renamed(model: s.ModelSpec, weights: dict[str, Tensor], report: Report) -> 
 def _listed(names: Iterable[str]) -> str:
     first, *others = sorted(names)
     return f"{first} and {len(others)} more" if others else first
-
-
-def _weights(folder: Path) -> dict[str, Tensor]:
-    for name in WEIGHTS:
-        path = folder / name
-        if not path.is_file():
-            continue
-        return read_tensors(path)
-    raise CheckpointError(f"{folder}: has neither {' nor '.join(WEIGHTS)}")

@@ -16,12 +16,13 @@ from torch import Tensor
 from based_ops.codegen.spec.language_model import ModelSpec
 
 from ..errors import CheckpointError
-from .files import free, read_json, read_tensors, written_aside
+from .files import free, read_json, read_weights, written_aside
 from .layer_specs import compiled, specs_of
 from .spec import parse_spec
 
 MODEL_TYPE = "based"
-CONFIG, TENSORS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+CONFIG, TENSORS = "config.json", "model.safetensors"
+INDEX = f"{TENSORS}.index.json"
 FIELDS = {
     "name": "model_name",
     "d_model": "hidden_size",
@@ -68,7 +69,7 @@ def read(folder: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
     """The model of a folder, and its weights by our names.  Raises `CheckpointError` and `SpecErrors`."""
     model = model_of(read_json(folder / CONFIG), str(folder / CONFIG))
     weights = {}
-    for name, x in _weights(folder).items():
+    for name, x in read_weights(folder, [TENSORS]).items():
         if name != HEAD and not name.startswith(BODY):
             raise CheckpointError(f"{name}: of no layer of {model.name}")
         weights["head.weight" if name == HEAD else name.removeprefix(BODY)] = x
@@ -96,18 +97,3 @@ def write(
 def untied(model: ModelSpec, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights that a file has: a head that is the embedding is left out."""
     return {n: x.contiguous() for n, x in weights.items() if not (model.tied and n == "head.weight")}
-
-
-def _weights(folder: Path) -> dict[str, Tensor]:
-    if (folder / TENSORS).is_file():
-        return read_tensors(folder / TENSORS)
-    if not (folder / INDEX).is_file():
-        raise CheckpointError(f"{folder}: has neither {TENSORS} nor {INDEX}")
-    places = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(places, dict):
-        raise CheckpointError(f"{folder / INDEX}: weight_map is missing")
-    shards = {file: read_tensors(folder / Path(file).name) for file in sorted(set(places.values()))}
-    for name, file in places.items():
-        if name not in shards[file]:
-            raise CheckpointError(f"{name}: missing from {folder / file}, where the index has it")
-    return {name: shards[file][name] for name, file in places.items()}

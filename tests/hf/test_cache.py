@@ -14,7 +14,7 @@ from transformers import DynamicCache, StaticCache
 from based_ops import errors
 from based_ops.hf import BasedForCausalLM
 
-from .conftest import TINY, model
+from .tiny import TINY, model
 
 
 def whole(net: BasedForCausalLM, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:

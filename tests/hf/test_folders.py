@@ -20,7 +20,7 @@ from based_ops.cli import main
 from based_ops.hf import BasedConfig, BasedForCausalLM, BasedModel
 from tests.models.test_published import ATTENTION, BASED, weights, written
 
-from .conftest import TINY, model
+from .tiny import TINY, model
 
 IDS = torch.tensor([[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]])
 
@@ -61,6 +61,8 @@ def test_an_older_save_is_replaced(tmp_path: Path) -> None:
     net.to(torch.bfloat16).save_pretrained(tmp_path)
     names = sorted(x.name for x in tmp_path.iterdir())
     assert names == ["config.json", "generation_config.json", "model.safetensors", "trainer_state.json"]
+    net.save_pretrained(tmp_path, is_main_process=False)  # another rank
+    assert names == sorted(x.name for x in tmp_path.iterdir())
     again = BasedForCausalLM.from_pretrained(tmp_path)
     assert again.dtype == torch.bfloat16
     same(again, net)

@@ -16,7 +16,7 @@ from based_ops import errors
 from based_ops.generate import Engine
 from based_ops.hf import BasedForCausalLM, engine
 
-from .conftest import TINY, model
+from .tiny import TINY, model
 
 
 def greedy(net: BasedForCausalLM, prompt: list[int], count: int) -> list[int]:

@@ -15,7 +15,7 @@ from transformers import DynamicCache, Trainer, TrainingArguments
 from based_ops import errors
 from based_ops.hf import BasedConfig, BasedForCausalLM
 
-from .conftest import TINY, model
+from .tiny import TINY, model
 
 
 @pytest.mark.parametrize("name", TINY)
