@@ -53,6 +53,8 @@ def engine(
     length, most = input_ids.shape[1], how.max_length - input_ids.shape[1]
     ends = [] if how._eos_token_tensor is None else how._eos_token_tensor.tolist()
     pad = 0 if how._pad_token_tensor is None else int(how._pad_token_tensor)
+    if engine is not None and engine.model.embedding.weight is not model.get_input_embeddings().weight:
+        fail(ArgumentValueError, "engine", "that of another model", "one of `model.language_model()`")
     if engine is None:
         engine = Engine(model.language_model(), slots=input_ids.shape[0], most=length + most)
     requests = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import torch
 
 from ..errors import ArgumentTypeError, CheckpointError, fail
 from ..models import checkpoint, published, transformers_folder
-from ..models.files import read_tensors, written_aside
+from ..models.files import read_weights, written_aside
 from ..models.hub import folder_of
-from ..models.transformers_folder import INDEX
+from ..models.transformers_folder import INDEX, TENSORS
 
 HUB = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 
@@ -32,12 +33,7 @@ def is_foreign(folder: Path) -> bool:
 
 
 def converted(
-    kind: Any,
-    folder: Path,
-    config: Any = None,
-    dtype: Any = None,
-    output_loading_info: bool = False,
-    **others: Any,
+    kind: Any, folder: Path, *, dtype: Any = None, output_loading_info: bool = False, **others: Any
 ) -> Any:
     """A model of `kind` from one of our other formats."""
     from .model import BasedForCausalLM
@@ -46,9 +42,9 @@ def converted(
     dtype = others.pop("torch_dtype", dtype)
     if others:
         what = (
-            "left out here: `based-ops models convert IN OUT --to transformers` makes a folder that takes it"
+            "left out, or given with a folder that `based-ops models convert IN OUT --to transformers` made"
         )
-        fail(ArgumentTypeError, next(iter(others)), "given", what)
+        fail(ArgumentTypeError, next(iter(others)), "one", what)
     if isinstance(dtype, str):
         dtype = None if dtype == "auto" else getattr(torch, dtype)
     made = BasedForCausalLM.of(checkpoint.load(folder, dtype=dtype))
@@ -62,7 +58,6 @@ def converted(
 
 
 def checked(
-    kind: Any,
     load: Callable[..., Any],
     name: Any,
     *args: Any,
@@ -75,9 +70,8 @@ def checked(
 
     try:
         model, info = load(name, *args, ignore_mismatched_sizes=True, output_loading_info=True, **options)
-    except SafetensorError as error:
-        for path in sorted(Path(name).glob("*.safetensors")):
-            read_tensors(path)
+    except (SafetensorError, JSONDecodeError) as error:
+        read_weights(Path(name), [TENSORS])  # which says what file it is
         raise CheckpointError(f"{name}: cannot be read: {error}") from error
     wrong = [(key, "missing from the weights") for key in sorted(info["missing_keys"])]
     wrong += [(key, f"of no layer of {model.config.model_name}") for key in sorted(info["unexpected_keys"])]

@@ -55,10 +55,10 @@ class BasedPreTrainedModel(PreTrainedModel):
         """
         folder = folders.found(pretrained_model_name_or_path, options)
         if folder is not None and folders.is_foreign(folder):
-            return folders.converted(cls, folder, *args, **options)
+            return folders.converted(cls, folder, **options)
         load = super().from_pretrained
         name = folder if folder is not None else pretrained_model_name_or_path
-        return folders.checked(cls, load, name, *args, **options)
+        return folders.checked(load, name, *args, **options)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **options: Any) -> None:
         """Writes config and weights, in shards of `max_shard_size`; no file is ever there in part."""

@@ -135,7 +135,7 @@ def test_converted_there_and_back(config: dict[str, Any], tmp_path: Path) -> Non
         same(found, net)
         same(found.language_model(), net)
     assert BasedModel.from_pretrained(folder, dtype=torch.bfloat16).norm.weight.dtype == torch.bfloat16
-    with pytest.raises(errors.ArgumentTypeError, match="^quantization_config: got given"):
+    with pytest.raises(errors.ArgumentTypeError, match="^quantization_config: got one, must be left out"):
         BasedForCausalLM.from_pretrained(folder, quantization_config={})
 
 
@@ -216,6 +216,11 @@ def test_damaged_files(folder: Path) -> None:
     next(folder.glob("model-00002-of-*.safetensors")).write_bytes(b"x")
     for load in (BasedForCausalLM.from_pretrained, models.load):
         with pytest.raises(errors.CheckpointError, match=r"model-\d+-of-\d+.safetensors: cannot be read"):
+            load(folder)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(index.read_text()[:99])
+    for load in (BasedForCausalLM.from_pretrained, models.load):
+        with pytest.raises(errors.CheckpointError, match="model.safetensors.index.json: cannot be read"):
             load(folder)
 
 

@@ -313,6 +313,7 @@ def test_the_engine_samples() -> None:
         ({"num_beams": 2}, "^num_beams: got 2"),
         ({"return_dict_in_generate": True}, "^return_dict_in_generate: got True"),
         ({"max_time": 3.0}, "^stopping_criteria: got MaxTimeCriteria"),
+        ({"engine": Engine(model().language_model())}, "^engine: got that of another model"),
     ],
 )
 def test_what_the_engine_cannot_do(how: dict[str, Any], text: str) -> None:
