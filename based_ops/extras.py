@@ -15,6 +15,7 @@ EXTRAS = {
     "compile": _COMPILE,
     "tilelang": ("tilelang",),
     "models": (*_COMPILE, "safetensors"),
+    "hf": (*_COMPILE, "transformers", "huggingface_hub"),
     "cli": (*_COMPILE, "click", "rich"),
 }
 """The modules that an extra brings, as far as this library imports them."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from based_ops.extras import MissingExtra
+
 from .console import Cell, document, fail, json_option, table
 
 
@@ -55,20 +57,20 @@ def new(name: str, like: str) -> None:
 @click.argument("model")
 @json_option
 def info(model: str, as_json: bool) -> None:
-    """Say what a MODEL is: a shipped one's name, a spec file, or the folder of a checkpoint."""
+    """Say what a MODEL is: a shipped one's name, a spec file, or a checkpoint's folder or name on the hub."""
     import torch
 
-    from based_ops.models import LanguageModel, checkpoint, load_spec, published
+    from based_ops.models import LanguageModel, checkpoint, hub, load_spec, published
     from based_ops.models.spec import shipped
 
-    path, report = Path(model), published.Report()
+    report = published.Report()
     try:
-        if path.is_dir() and model not in shipped():
+        if model not in shipped() and (path := hub.folder_of(model)).is_dir():
             spec, weights, report = checkpoint.read(path)
             checkpoint.check(LanguageModel(spec, device="meta"), weights)
         else:
             spec = load_spec(model)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MissingExtra) as error:
         fail(str(error))
     net = LanguageModel(spec, device="meta", dtype=torch.bfloat16)
     found: dict[str, Any] = {
@@ -96,18 +98,22 @@ def info(model: str, as_json: bool) -> None:
 
 
 @models.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("checkpoint")
 @click.argument("out", type=click.Path(path_type=Path))
-def convert(folder: Path, out: Path) -> None:
-    """Write the paper's checkpoint in FOLDER as one of ours, OUT.
+@click.option(
+    "--to", type=click.Choice(["based-ops", "transformers"]), default="based-ops", show_default=True
+)
+def convert(checkpoint: str, out: Path, to: str) -> None:
+    """Write a CHECKPOINT as one of ours, or as one for Transformers, OUT.
 
-    FOLDER has config.json and pytorch_model.bin, as `hazyresearch/based-360m` and its kin are published.
+    It is a folder, or a repository of the hub: of ours, of Transformers, or as the paper published them, with
+    config.json and pytorch_model.bin, such as `hazyresearch/based-360m`.
     """
     from based_ops.models import convert as converted
 
     try:
-        report = converted(folder, out)
-    except (ValueError, OSError) as error:
+        report = converted(checkpoint, out, transformers=to == "transformers")
+    except (ValueError, OSError, MissingExtra) as error:
         fail(str(error))
     for what, names in (
         ("keys without effect", report.without_effect),

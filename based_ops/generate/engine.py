@@ -39,6 +39,8 @@ class Request:
     """What was generated so far."""
     ended: str | None = None
     """Why it ended: `stop`, `length` or `cancelled`; None while it goes on."""
+    stop_token: int | None = None
+    """The token that ended it, if one of `stop_tokens` did; it is not among `tokens`."""
 
 
 class Engine:
@@ -208,7 +210,7 @@ class Engine:
             request, _ = self._running[slot]
             self._told.append(request)
             if token in request.stop_tokens:
-                request.ended = "stop"
+                request.ended, request.stop_token = "stop", token
             else:
                 request.tokens.append(token)
                 if self._stopped(request):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 
 from ..checks import count, sizes
-from ..errors import ArgumentTypeError, ArgumentValueError, ShapeError, fail
+from ..errors import ArgumentTypeError, ArgumentValueError, ShapeError, StateError, fail
 from ..mixers.short_conv import ShortConv, ShortConvState
 from ..registry import get
 from ..state import LinearAttentionState
@@ -80,7 +80,7 @@ class Mamba2Mixer(nn.Module):
         `cu_seqlens` [N+1] or `attention_mask` [B,T] tell sequences apart, as in calls of the variant.
         """
         z, mixed, steps = self._enter(u)
-        conv, ssm = state if state is not None else (None, None)
+        conv, ssm = self._parts(state) if state is not None else (None, None)
         sequences: dict[str, Any] = {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
         mixed, conv = self.conv(mixed, conv, output_state, None, cu_seqlens, attention_mask)
         x, (q, k, v, g) = self._operands(mixed, steps)
@@ -93,9 +93,10 @@ class Mamba2Mixer(nn.Module):
         With `state_indices`, int32 [B], `state` is a pool of which they name the slots, -1 none.
         """
         z, mixed, steps = self._enter(u)
-        mixed = self.conv.step(mixed, state.conv, None, state_indices)
+        conv, ssm = self._parts(state)
+        mixed = self.conv.step(mixed, conv, None, state_indices)
         x, (q, k, v, g) = self._operands(mixed, steps)
-        return self._leave(self.op.step(q, k, v, state.ssm, g, state_indices=state_indices), x, z)
+        return self._leave(self.op.step(q, k, v, ssm, g, state_indices=state_indices), x, z)
 
     def init_state(self, batch: int) -> Mamba2State:
         """The state before the first token, on the layer's device and for its dtype."""
@@ -110,6 +111,11 @@ class Mamba2Mixer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, groups={self.groups}, variant={self.op.name}"
+
+    def _parts(self, state: Mamba2State) -> Mamba2State:
+        if not isinstance(state, Mamba2State):
+            fail(StateError, "state", type(state).__name__, "a Mamba2State, as this layer returns it")
+        return state
 
     def _enter(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z; x, B and C side by side; Δ before its softplus."""

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from .. import packed
+from ..checks import sizes
 from ..errors import ShapeError, StateError, fail
 from ..layers.rotary import rotate
 from ..tracing import is_traced
@@ -22,6 +23,14 @@ class KeyValueCache(NamedTuple):
     v: Tensor
     length: Tensor
     """int64 [B]."""
+
+    def with_room(self, least: int, most: int = 0) -> KeyValueCache:
+        """The same with memory for `least` tokens or more; where it has to grow, for `most` at once."""
+        room = self.k.shape[2]
+        if least <= room:
+            return self
+        more = 0, 0, 0, max(least, most, room + room // 2) - room
+        return self._replace(k=pad(self.k, more), v=pad(self.v, more))
 
 
 class FullAttention(nn.Module):
@@ -69,9 +78,8 @@ class FullAttention(nn.Module):
         if cu_seqlens is not None and (state is not None or output_state):
             fail(StateError, "cu_seqlens", "packed sequences with a cache", "given without one")
         if state is not None:
-            if attention_mask is not None:
-                fail(StateError, "attention_mask", "a mask with a cache", "given with the first tokens alone")
-            return self._extend(x, state), state if output_state else None
+            y = self._extend(x, state) if attention_mask is None else self._after(x, state, attention_mask)
+            return y, state if output_state else None
         at = packed.numbers(cu_seqlens, attention_mask, x, is_traced())
         q, k, v = self._project(x, at.number.unsqueeze(-1))
         if cu_seqlens is None and attention_mask is None:
@@ -124,6 +132,7 @@ class FullAttention(nn.Module):
         return batch * (most * row + 8)
 
     def _extend(self, x: Tensor, state: KeyValueCache) -> Tensor:
+        self._check(x, state)
         length, room = x.shape[1], state.k.shape[2]
         if x.device.type == "cpu" and not is_traced() and int(state.length.max()) + length > room:
             got = f"room for {room} tokens after {int(state.length.max())}"
@@ -137,6 +146,23 @@ class FullAttention(nn.Module):
         y = scaled_dot_product_attention(q, state.k, state.v, seen.unsqueeze(1), enable_gqa=True)
         state.length.add_(length)
         return self._leave(y)
+
+    def _check(self, x: Tensor, state: KeyValueCache) -> None:
+        if not isinstance(state, KeyValueCache):
+            fail(StateError, "state", type(state).__name__, "a KeyValueCache, as this layer returns it")
+        batch, heads, _, width = state.k.shape
+        if (batch, heads, width) != (x.shape[0], self.kv_heads, self.width):
+            wanted = f"of shape [{x.shape[0]}, {self.kv_heads}, S, {self.width}]"
+            fail(StateError, "state.k", sizes(state.k), wanted)
+
+    def _after(self, x: Tensor, state: KeyValueCache, mask: Tensor) -> Tensor:
+        """The same of tokens of which some are padding: it goes behind the others, and is nobody's there."""
+        there = mask.bool()
+        order = there.logical_not().long().argsort(dim=1, stable=True)
+        y = self._extend(x.gather(1, order.unsqueeze(-1).expand_as(x)), state)
+        state.length.sub_(there.logical_not().sum(1))
+        y = y.gather(1, order.argsort(dim=1).unsqueeze(-1).expand_as(y))
+        return torch.where(there.unsqueeze(-1), y, torch.zeros_like(y))
 
     def _first_cache(self, k: Tensor, v: Tensor, at: packed.Numbers, padded: bool) -> KeyValueCache:
         """A cache of these tokens alone, those of each sequence from its beginning."""

@@ -11,6 +11,7 @@ from torch.nn.functional import silu
 from based_ops.codegen.spec import language_model as spec
 
 from .. import layers
+from ..state_base import State, named, variant_of
 from .attention import FullAttention
 
 
@@ -41,22 +42,32 @@ class Block(nn.Module):
         else:
             self.mlp = None
 
-    def forward(self, x: Tensor, state: Any, output_state: bool, **sequences: Any) -> tuple[Tensor, Any]:
-        """x [B,T,d_model] and the mixer's state, before and after."""
+    def forward(
+        self,
+        x: Tensor,
+        state: Any = None,
+        output_state: bool = False,
+        mix: Callable[..., tuple[Tensor, Any]] | None = None,
+        **sequences: Any,
+    ) -> tuple[Tensor, Any]:
+        """x [B,T,d_model] and the mixer's state, before and after.
+
+        `mix` is called in the mixer's place: by a cache that keeps the state itself.
+        """
         given = {name: value for name, value in sequences.items() if value is not None}
-        y, final = self.mixer(_normed(self.norm1, x), state, output_state, **given)
+        y, final = (mix or self.mixer)(normed(self.norm1, x), state, output_state, **given)
         return self._finish(x + y), final
 
     def step(self, x: Tensor, state: Any, indices: Tensor | None) -> Tensor:
         """A few more tokens; `state`, or the slots of a pool that indices name, is updated in place."""
         options = {} if indices is None else {"state_indices": indices}
-        return self._finish(x + self.mixer.step(_normed(self.norm1, x), state, **options))
+        return self._finish(x + self.mixer.step(normed(self.norm1, x), state, **options))
 
     def _finish(self, x: Tensor) -> Tensor:
-        return x if self.mlp is None else x + self.mlp(_normed(self.norm2, x))
+        return x if self.mlp is None else x + self.mlp(normed(self.norm2, x))
 
 
-def _normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
+def normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
     """The residual stream as the weights want it; squares are summed in its own dtype."""
     weight = norm.weight
     y: Tensor = nn.functional.rms_norm(x, norm.normalized_shape, weight.to(x.dtype), norm.eps)
@@ -98,6 +109,8 @@ def over_tensors(function: Callable[..., Tensor], *states: Any) -> Any:
     if isinstance(first, Tensor):
         return function(*states)
     parts = [over_tensors(function, *each) for each in zip(*states, strict=True)]
+    if isinstance(first, State):
+        return named(type(first)(*parts), variant_of(first))
     return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
 
 

@@ -1,10 +1,8 @@
-"""Models on disk: a folder with model.yaml and model.safetensors, or one as the paper's code wrote it."""
+"""Models on disk: a folder with model.yaml and model.safetensors, the paper's, or one of Transformers."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +13,31 @@ from based_ops.codegen.spec.language_model import ModelSpec
 
 from ..errors import CheckpointError
 from ..extras import require
-from . import published
+from . import published, transformers_folder
+from .files import free, read_tensors, written_aside
+from .hub import folder_of
 from .language_model import LanguageModel
+from .layer_specs import compiled, specs_of
 from .spec import parse_spec
+from .transformers_folder import untied
 
 SPEC, TENSORS = "model.yaml", "model.safetensors"
+LAYERS = "layers"
 
 
 def load(
     folder: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> LanguageModel:
-    """The model of a folder of ours or of the paper's (`hazyresearch/based-*`, `attn-*`), in evaluation mode.
+    """The model of a folder, or of a repository of the Hugging Face hub, in evaluation mode.
 
-    `dtype` is that of the checkpoint unless given.  Raises `CheckpointError`, which names the key or the
+    It may be one of ours, the paper's (`hazyresearch/based-*`, `attn-*`), or one of `based_ops.hf`.  `dtype`
+    is that of the checkpoint unless given.  Raises `CheckpointError`, which names the key or the
     file, for what is missing, unknown, misshapen or damaged, and `SpecErrors` for a wrong model.yaml.
     """
-    model, weights, _ = read(Path(folder))
+    model, weights, _ = read(folder_of(folder))
+    check(LanguageModel(model, device="meta"), weights)
     dtype = dtype or weights["embedding.weight"].dtype
     made = LanguageModel(model, device="meta", dtype=dtype)
-    check(made, weights)
     made.to_empty(device=device or "cpu")
     made.tie()
     _buffers_again(made, model, device, dtype)
@@ -47,26 +51,30 @@ def save(model: LanguageModel, folder: str | Path) -> None:
     write(model.spec, dict(model.state_dict()), Path(folder))
 
 
-def convert(folder: str | Path, out: str | Path) -> published.Report:
-    """Writes the paper's checkpoint of a folder as one of ours, and says what became of its keys."""
+def convert(folder: str | Path, out: str | Path, transformers: bool = False) -> published.Report:
+    """Writes the checkpoint that `load` would read as one of ours, and says what became of its keys.
+
+    With `transformers` as one that `based_ops.hf` and its Auto classes read.
+    """
     require("models", "converting a model", "safetensors")
-    model, weights, report = read(Path(folder))
+    folder = folder_of(folder)
+    model, weights, report = read(folder)
     check(LanguageModel(model, device="meta"), weights)
-    write(model, weights, Path(out))
+    if transformers:
+        transformers_folder.write(model, weights, Path(out), published.tokens_of(folder))
+    else:
+        write(model, weights, Path(out))
     return report
 
 
 def read(folder: Path) -> tuple[ModelSpec, dict[str, Tensor], published.Report]:
     """The spec of a folder's model, its weights by our names, and what became of other keys."""
     if (folder / SPEC).is_file():
-        require("models", "reading a model", "safetensors")
-        from safetensors.torch import load_file
-
         model = parse_spec((folder / SPEC).read_bytes(), str(folder / SPEC))
-        try:
-            return model, load_file(folder / TENSORS), published.Report()
-        except Exception as error:
-            raise CheckpointError(f"{folder / TENSORS}: cannot be read: {error}") from error
+        weights = read_tensors(folder / TENSORS)
+        return compiled(model, _layers(folder / TENSORS)), weights, published.Report()
+    if transformers_folder.is_one(folder):
+        return *transformers_folder.read(folder), published.Report()
     if published.is_published(folder):
         return published.read(folder)
     raise CheckpointError(
@@ -78,20 +86,22 @@ def write(model: ModelSpec, weights: dict[str, Tensor], folder: Path) -> None:
     """Writes spec and weights beside `folder`, and then gives them its name."""
     from safetensors.torch import save_file
 
-    if folder.exists() and not (folder / SPEC).is_file() and any(folder.iterdir()):
-        raise CheckpointError(f"{folder}: exists, and is no model: name another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        kept = {n: x.contiguous() for n, x in weights.items() if not (model.tied and n == "head.weight")}
-        save_file(kept, place / TENSORS)
+    free(folder, (folder / SPEC).is_file())
+    with written_aside(folder) as place:
+        save_file(untied(model, weights), place / TENSORS, {LAYERS: json.dumps(specs_of(model))})
         (place / SPEC).write_text(dump(model), encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(place, folder)
-    except BaseException:
-        shutil.rmtree(place, ignore_errors=True)
-        raise
+
+
+def _layers(path: Path) -> dict[str, str]:
+    """The specs of layers that were compiled for the model, which its tensors' file keeps."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get(LAYERS, "{}")
+    try:
+        return dict(json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its metadata `{LAYERS}` cannot be read: {error}") from error
 
 
 def dump(model: ModelSpec) -> str:

@@ -15,7 +15,7 @@ from ..checks import count, sizes
 from ..errors import ArgumentTypeError, ArgumentValueError, DtypeError, ShapeError, StateError, fail
 from ..tracing import is_traced
 from .attention import FullAttention
-from .blocks import Block, start
+from .blocks import Block, normed, start
 from .spec import load_spec
 
 ModelState = tuple[Any, ...]
@@ -126,23 +126,29 @@ class LanguageModel(nn.Module):
         return state
 
     def _enter(self, ids: Tensor) -> Tensor:
-        """The residual stream of tokens."""
-        if not isinstance(ids, Tensor):
-            fail(ArgumentTypeError, "ids", type(ids).__name__, "a torch.Tensor of int32 or int64")
-        if ids.dtype not in (torch.int32, torch.int64):
-            fail(DtypeError, "ids", str(ids.dtype), "torch.int32 or torch.int64")
-        if ids.dim() != 2:
-            fail(ShapeError, "ids", sizes(ids), "of shape [B, T]")
-        if ids.device.type == "cpu" and ids.numel() and not is_traced():
-            least, most = int(ids.min()), int(ids.max())
-            if least < 0 or most >= self.spec.vocabulary:
-                what = f"from 0 to {self.spec.vocabulary - 1}, the tokens of {self.spec.name}"
-                fail(ArgumentValueError, "ids", least if least < 0 else most, what)
-        x: Tensor = self.embedding(ids)
-        return x if x.dtype == torch.float64 else x.float()
+        return embedded(self.embedding, ids, self.spec.name)
 
     def _leave(self, x: Tensor) -> Tensor:
-        weight = self.norm.weight
-        y = nn.functional.rms_norm(x, self.norm.normalized_shape, weight.to(x.dtype), self.norm.eps)
-        logits: Tensor = self.head(y.to(weight.dtype))
+        logits: Tensor = self.head(normed(self.norm, x))
         return logits
+
+
+def embedded(embedding: nn.Embedding, ids: Tensor, name: str) -> Tensor:
+    """The residual stream of tokens; raises typed errors unless they are those of the model called `name`."""
+    if not isinstance(ids, Tensor):
+        fail(ArgumentTypeError, "ids", type(ids).__name__, "a torch.Tensor of int32 or int64")
+    if ids.dtype not in (torch.int32, torch.int64):
+        fail(DtypeError, "ids", str(ids.dtype), "torch.int32 or torch.int64")
+    if ids.dim() != 2:
+        fail(ShapeError, "ids", sizes(ids), "of shape [B, T]")
+    if ids.device.type == "cpu" and ids.numel() and not is_traced():
+        least, most = int(ids.min()), int(ids.max())
+        if least < 0 or most >= embedding.num_embeddings:
+            what = f"from 0 to {embedding.num_embeddings - 1}, the tokens of {name}"
+            fail(ArgumentValueError, "ids", least if least < 0 else most, what)
+    return wide(embedding(ids))
+
+
+def wide(x: Tensor) -> Tensor:
+    """In the dtype of the residual stream: float32, or float64."""
+    return x if x.dtype == torch.float64 else x.float()

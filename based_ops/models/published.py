@@ -9,7 +9,6 @@ the MLP's width is rounded up to a multiple of 256, and the SiLU is on the secon
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 from based_ops.codegen.spec import language_model as s
 
 from ..errors import CheckpointError
+from .files import has_weights, read_json, read_weights
 
 WITHOUT_EFFECT = frozenset(
     "_target_ _recursive_ _name_or_path activation_dropout architectures attn_pdrop bos_token_id do_sample "
@@ -59,17 +59,26 @@ class Report:
 
 def is_published(folder: Path) -> bool:
     """Whether a folder holds such a checkpoint."""
-    return (folder / "config.json").is_file() and any((folder / name).is_file() for name in WEIGHTS)
+    return (folder / "config.json").is_file() and has_weights(folder, WEIGHTS)
 
 
 WEIGHTS = ("pytorch_model.bin", "model.safetensors")
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def tokens_of(folder: Path) -> dict[str, int]:
+    """The tokens that mean something to whoever generates, as far as the config of such a folder has them."""
+    if not is_published(folder):
+        return {}
+    config = read_json(folder / "config.json")
+    return {key: config[key] for key in TOKENS if isinstance(config.get(key), int)}
 
 
 def read(folder: Path) -> tuple[s.ModelSpec, dict[str, Tensor], Report]:
     """The model of such a folder, and its weights by our names.  Raises `CheckpointError`."""
     report = Report()
-    model = spec_of(_json(folder / "config.json"), folder.name, report)
-    return model, dict(_renamed(model, _weights(folder), report)), report
+    model = spec_of(read_json(folder / "config.json"), folder.name, report)
+    return model, dict(_renamed(model, read_weights(folder, WEIGHTS), report)), report
 
 
 def spec_of(config: Mapping[str, Any], name: str, report: Report) -> s.ModelSpec:
@@ -241,33 +250,3 @@ def _renamed(model: s.ModelSpec, weights: dict[str, Tensor], report: Report) -> 
 def _listed(names: Iterable[str]) -> str:
     first, *others = sorted(names)
     return f"{first} and {len(others)} more" if others else first
-
-
-def _weights(folder: Path) -> dict[str, Tensor]:
-    for name in WEIGHTS:
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            if path.suffix == ".safetensors":
-                from safetensors.torch import load_file
-
-                found: dict[str, Tensor] = load_file(path)
-            else:
-                found = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise CheckpointError(f"{path}: cannot be read: {error}") from error
-        if not isinstance(found, dict) or not all(isinstance(x, Tensor) for x in found.values()):
-            raise CheckpointError(f"{path}: not a dict of tensors by name")
-        return found
-    raise CheckpointError(f"{folder}: has neither {' nor '.join(WEIGHTS)}")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: not a mapping")
-    return found

@@ -93,6 +93,13 @@ except based_ops.errors.BackendUnavailable as error:
     assert "pip install 'based-ops[tilelang]'" in python(code, {"tilelang"}).stdout
 
 
+@pytest.mark.parametrize("missing", ["transformers", "huggingface_hub", "yaml"])
+def test_models_for_transformers_name_their_extra(missing: str) -> None:
+    code = "try:\n    import based_ops.hf\nexcept ImportError as error:\n    print(error)"
+    expected = f"based_ops.hf needs {missing}; run: pip install 'based-ops[hf]'\n"
+    assert python(code, {missing}).stdout == expected
+
+
 @pytest.mark.parametrize("missing", ["click", "rich", "sympy", "yaml"])
 def test_the_command_line_names_its_extra(missing: str) -> None:
     code = "from based_ops.__main__ import main\nsys.argv = ['based-ops', 'list']\nmain()"

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from based_ops import errors
 from based_ops.models import LanguageModel, shipped
-from based_ops.models.blocks import bytes_of
+from based_ops.models.blocks import bytes_of, over_tensors
 from based_ops.models.spec import load_spec
 
 TINY = [name for name in shipped() if name.endswith("tiny")]
@@ -115,6 +115,51 @@ def test_the_residual_stream_is_wide(name: str) -> None:
 def test_state_bytes(name: str) -> None:
     net = model(name, torch.float32)
     assert bytes_of(net.init_state(3, 50)) == net.state_bytes(3, 50)
+
+
+def test_states_know_their_layers_when_they_are_copied() -> None:
+    net = model("mamba2-tiny")
+    state = net(torch.randint(256, (1, 5)), output_state=True)[1]
+    copied = over_tensors(torch.clone, state)
+    assert [x.conv.variant for x in copied] == ["conv4_silu"] * 2
+    assert [x.ssm.variant for x in copied] == ["mamba2_qk64_v64"] * 2
+    with (
+        torch.no_grad(),
+        pytest.raises(errors.StateError, match="^state: got ShortConvState, must be a Mamba2"),
+    ):
+        net.step(torch.tensor([[1]]), LanguageModel("hybrid-tiny", dtype=F64).init_state(1))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda net: LanguageModel("hybrid-tiny").init_state(1),
+        lambda net: net.init_state(2),
+        lambda net: tuple(x._replace(k=x.k[..., :3]) for x in net.init_state(1)),
+    ],
+)
+def test_caches_of_others(bad) -> None:  # type: ignore[no-untyped-def]
+    net = LanguageModel("transformer-tiny")
+    with torch.no_grad(), pytest.raises(errors.StateError, match=r"^state(\.k)?: got"):
+        net.step(torch.tensor([[1]]), bad(net))
+
+
+def test_padding_behind_a_cache() -> None:
+    """Full attention takes tokens and padding in any order after others."""
+    net = model("transformer-tiny")
+    ids = torch.randint(256, (2, 12))
+    mask = torch.ones(2, 12, dtype=torch.bool)
+    mask[0, 5:7] = mask[1, 9:] = False
+    with torch.no_grad():
+        state = net.init_state(2, 20)
+        net.step(ids[:, :4], state)
+        logits, state = net(ids[:, 4:], state, output_state=True, attention_mask=mask[:, 4:])
+        assert state[0].length.tolist() == [10, 9]
+        more = net.step(ids[:, :1], state)
+        for i in range(2):
+            whole = net(torch.cat([ids[i, mask[i]], ids[i, :1]])[None])[0][0]
+            there = mask[i, 4:]
+            assert_close(torch.cat([logits[i, there], more[i]]), whole[4:])
 
 
 def test_parameters_of_the_published() -> None:

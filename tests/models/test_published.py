@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import silu, softmax
 from torch.testing import assert_close
@@ -216,6 +217,28 @@ def test_names_with_a_prefix_and_scalars_that_are_no_weights(config: dict[str, A
     assert_close(models.load(other)(ids)[0], models.load(plain)(ids)[0])
     _, _, report = checkpoint.read(other)
     assert sorted(report.dropped) == sorted(extra)
+
+
+@pytest.mark.parametrize("kind", ["bin", "safetensors"])
+def test_weights_in_shards(kind: str, config: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+    tensors = {name: x.clone() for name, x in weights(config).items() if name != "lm_head.weight"}
+    other = written(tmp_path / "other", config, {})
+    (other / "pytorch_model.bin").unlink()
+    places = {name: f"shard-{i % 3}.{kind}" for i, name in enumerate(tensors)}
+    for file in set(places.values()):
+        part = {name: x for name, x in tensors.items() if places[name] == file}
+        save_file(part, other / file) if kind == "safetensors" else torch.save(part, other / file)
+    index = other / ("model.safetensors" if kind == "safetensors" else "pytorch_model.bin")
+    index = index.with_name(f"{index.name}.index.json")
+    index.write_text(json.dumps({"weight_map": places}))
+    ids = torch.randint(97, (1, 9))
+    assert_close(models.load(other)(ids)[0], models.load(folder)(ids)[0], rtol=0, atol=0)
+    index.write_text(json.dumps({"weight_map": places | {"extra": f"shard-0.{kind}"}}))
+    with pytest.raises(errors.CheckpointError, match="^extra: missing from .*shard-0"):
+        models.load(other)
+    index.write_text(json.dumps({"weight_map": []}))
+    with pytest.raises(errors.CheckpointError, match="index.json: its weight_map is not a mapping"):
+        models.load(other)
 
 
 def test_converted_saved_and_loaded(config: dict[str, Any], folder: Path, tmp_path: Path) -> None:
