@@ -50,7 +50,7 @@ PLANNED = {"SEGMENTS": 32, "SEQUENCES": 256, "num_warps": 4}
 
 
 def packed_plan(sequences: Tensor, T: int, SEGMENT: int, LENGTH: int) -> tuple[int, int, Tensor, Tensor]:
-    """That of `based_ops.support.host` in one kernel: one by one its operations take longer than many calls."""
+    """That of `based_ops.support.host` in one kernel: its many operations take longer than a short call."""
     N = len(sequences)
     count = -(-T // LENGTH) + N
     table = sequences.new_empty(count, 5, dtype=torch.int32)
