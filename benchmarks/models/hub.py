@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 from abc import abstractmethod
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,13 +48,16 @@ def missing(name: str) -> str | None:
         **dict.fromkeys(LLAMAS, ("transformers",)),
         **dict.fromkeys(FLA, ("transformers", "fla.models")),
     }
-    for package in needed.get(name, ()):
-        try:
-            if importlib.util.find_spec(package) is None:
-                return f"{package} is not installed"
-        except ImportError as error:
-            return f"{package} cannot be imported: {error}"
-    return None
+    lacking = [package for package in needed.get(name, ()) if not _is_there(package)]
+    return f"{' and '.join(lacking)}: not installed" if lacking else None
+
+
+def _is_there(package: str) -> bool:
+    """Whether a package can be found; none is imported, for some take memory of the device."""
+    top, *below = package.split(".")
+    spec = importlib.util.find_spec(top)
+    places = (spec and spec.submodule_search_locations) or ()
+    return any(Path(place, *below).is_dir() for place in places)
 
 
 class Hub(Contender):
@@ -108,7 +112,20 @@ class Llama(Hub):
         caches: Any = importlib.import_module("transformers.cache_utils")
 
         class LastToken(caches.StaticLayer):
-            """A static cache whose update is always the last that it has room for."""
+            """A static cache whose update is always the last that it has room for.
+
+            Its tensors are not marked as static addresses: a compiled block would be one for each cache, and
+            keep it alive.
+            """
+
+            def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+                self.dtype, self.device = key_states.dtype, key_states.device
+                batch, heads, _, width = key_states.shape
+                self.keys, self.values = (
+                    torch.randn(batch, heads, self.max_cache_len, width, dtype=self.dtype, device=self.device)
+                    for _ in range(2)
+                )
+                self.is_initialized = True
 
             def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> Any:
                 self.keys[:, :, -1:] = key_states
@@ -120,9 +137,6 @@ class Llama(Hub):
 
         found = caches.Cache(layers=[LastToken(length) for _ in range(self.layers)])
         found.early_initialization(batch, self.kv_heads, self.width, self.dtype, self.device)
-        for layer in found.layers:
-            layer.keys.normal_()
-            layer.values.normal_()
         return found
 
     def sequence_bytes(self, length: int) -> float:

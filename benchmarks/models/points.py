@@ -9,8 +9,8 @@ from itertools import groupby
 TASKS = ("generate", "prefill")
 LARGEST = 0
 """As a batch: the largest that fits."""
-WAYS = ("eager", "blocks", "graph", "graph, blocks", "graph, whole")
-"""As PyTorch runs it, or each block compiled; in a CUDA graph; or the whole compiled as one."""
+WAYS = ("eager", "blocks", "graph", "graph, blocks", "graph, whole", "graph, cudnn")
+"""As PyTorch runs it, or each block compiled; in a CUDA graph; all compiled as one; attention by cuDNN."""
 
 OURS, BASELINE, LLAMA, PEERS = "based-1b", "transformer-1b", "llama-1b", ("gla-1b", "gated-deltanet-1b")
 STEP_WAYS, PROMPT_WAYS = ("graph", "graph, blocks"), ("eager", "graph", "graph, blocks")
@@ -107,7 +107,7 @@ def _prefill() -> Iterator[Point]:
     yield from points(BASELINE, telling)
     yield from points(OURS, batches)
     yield from points(BASELINE, batches)
-    yield from points(LLAMA, telling)
+    yield from points(LLAMA, telling, (*PROMPT_WAYS, "graph, cudnn"))
     for model in PEERS:
         yield from points(model, telling, FLA_WAYS)
     yield from points(LLAMA, batches)

@@ -15,14 +15,14 @@ from .points import Point
 
 PACKAGES = ("transformers", "flash-linear-attention")
 METHOD = (
-    "Weights are drawn, of the dtype of the ceilings. A step ends in the likeliest token, which the next one "
-    "reads; graph: the whole of it is one CUDA graph; blocks: torch.compile makes each block, whole: all as "
-    "one. ms is that of one call among many in a row. Of a model whose states are constant a step is timed "
-    "after a prompt; of others at three lengths, the first, the middle and the last of the new tokens, with "
-    "caches exactly that long, so that nothing is masked and flash kernels serve; ms is Simpson's mean of "
-    "them. The largest batch is what memory holds at the last token. Prompts end in the logits of the last "
-    "token. limit_ms: weights and states over the copy bandwidth, or products over the rate of products, "
-    "whichever is longer (benchmarks/models/cost.py)."
+    "Weights are drawn, of the dtype of the ceilings. A step ends in the likeliest token, which the next "
+    "one reads; graph: the whole of it is one CUDA graph; blocks: torch.compile makes each block, whole: "
+    "all as one. Attention is PyTorch's flash kernel; cudnn: cuDNN's. ms is that of one call among many in "
+    "a row. Of a model whose states are constant a step is timed after a prompt; of others at three "
+    "lengths, the first, the middle and the last of the new tokens, with caches exactly that long, so that "
+    "nothing is masked; ms is Simpson's mean of them. The largest batch is what memory holds at the last "
+    "token. Prompts end in the logits of the last token. limit_ms: weights and states over the copy "
+    "bandwidth, or products over the rate of products, whichever is longer (benchmarks/models/cost.py)."
 )
 
 

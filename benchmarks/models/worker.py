@@ -12,10 +12,12 @@ import gc
 import json
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..ops import measure
 from . import hub, results
@@ -54,10 +56,6 @@ def run_job(job: dict[str, Any]) -> None:
 def make(name: str, device: str) -> Contender:
     """The contender of a name: a model of this library, or one of another."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    if device == "cuda":  # flash kernels or an error
-        torch.backends.cuda.enable_cudnn_sdp(False)
-        torch.backends.cuda.enable_mem_efficient_sdp(False)
-        torch.backends.cuda.enable_math_sdp(False)
     torch.manual_seed(0)
     if name in hub.LLAMAS:
         return hub.Llama(name, device, dtype)
@@ -88,7 +86,7 @@ def _measured(contender: Contender, point: Point, batch: int, ceilings: measure.
     generates = point.task == "generate"
     at: dict[str, float] = {}
     what = "step" if generates else "prompt"
-    with blocks_compiled(contender, what, point.way):
+    with _attention(contender, point.way), blocks_compiled(contender, what, point.way):
         if generates:
             lengths = _lengths(contender, point)
             costs, held = [], 0
@@ -120,6 +118,13 @@ def _measured(contender: Contender, point: Point, batch: int, ceilings: measure.
         at,
         generates and contender.constant,
     )
+
+
+def _attention(contender: Contender, way: str) -> AbstractContextManager[Any]:
+    """On a GPU flash kernels, or cuDNN's, or an error; what is slower serves nobody unnoticed."""
+    if contender.device.type == "cpu":
+        return nullcontext()
+    return sdpa_kernel(SDPBackend.CUDNN_ATTENTION if way.endswith("cudnn") else SDPBackend.FLASH_ATTENTION)
 
 
 def _lengths(contender: Contender, point: Point) -> list[int]:

@@ -223,6 +223,15 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [x.reason for x in report.missing] == ["x is not installed"] and len(report.lines) == 1
 
 
+def test_what_is_there_is_found_and_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hub.missing("based-1b") is None
+    monkeypatch.setattr(hub, "_is_there", lambda package: package == "transformers")
+    assert hub.missing("llama-1b") is None and hub.missing("gla-1b") == "fla.models: not installed"
+    monkeypatch.undo()
+    assert hub._is_there("based_ops.generate") and not hub._is_there("based_ops.nothing")
+    assert not hub._is_there("nothing_of_that_name")
+
+
 def test_too_little_memory_is_an_answer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
