@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from based_ops import errors
-from based_ops.generate import Engine, Sampling
+from based_ops.generate import Engine, Request, Sampling
 from based_ops.generate.sampling import chosen, uniform
 from based_ops.models import LanguageModel, shipped
 from based_ops.models.blocks import over_tensors
@@ -66,6 +67,50 @@ def test_requests_do_not_meet(data: st.DataObject) -> None:
             engine.submit([9] * (joined + 1), Sampling(0.7, seed=joined), most=2)
             joined += 1
     assert request.tokens == alone and request.ended == "length"
+
+
+@functools.cache
+def alone(prompt: tuple[int, ...], seed: int, most: int) -> list[int]:
+    (found,) = Engine(model(), 1).generate([prompt], sampling=Sampling(1.0, seed=seed), most=most)
+    return found
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_whatever_callers_do(data: st.DataObject) -> None:
+    """Slots are neither lost nor shared, and what was not cancelled is as if it were alone."""
+    slots = data.draw(st.integers(1, 3))
+    engine = Engine(model(), slots, batch_invariant=data.draw(st.booleans()))
+    requests: list[Request] = []
+    streams: list[Iterator[int]] = []
+    for act in data.draw(
+        st.lists(st.sampled_from(["submit", "step", "cancel", "stream", "close"]), max_size=25)
+    ):
+        chosen_one = data.draw(st.integers(0, 99))
+        if act == "submit":
+            prompt = (chosen_one,) * (1 + chosen_one % 3)
+            how = Sampling(1.0, seed=chosen_one % 4)
+            requests.append(engine.submit(prompt, how, most=1 + chosen_one % 5))
+        elif act == "step":
+            engine.step()
+        elif act == "cancel" and requests:
+            engine.cancel(requests[chosen_one % len(requests)])
+        elif act == "stream" and requests:
+            streams.append(engine.stream(requests[chosen_one % len(requests)]))
+            next(streams[-1], None)
+        elif act == "close" and streams:
+            streams[chosen_one % len(streams)].close()  # type: ignore[attr-defined]
+        running = list(engine._running.values())
+        assert len(running) + len(engine._free) == slots and len(set(running)) == len(running)
+        assert all(request.ended is None for request in (*running, *engine._waiting))
+        assert set(running).isdisjoint(engine._waiting)
+    while engine.busy:
+        engine.step()
+    assert sorted(engine._free) == list(range(slots))
+    for request in requests:
+        want = alone(tuple(request.prompt), request.sampling.seed or 0, request.most)
+        assert request.ended in ("length", "cancelled")
+        assert request.tokens == (want if request.ended == "length" else want[: len(request.tokens)])
 
 
 def test_streaming_and_cancelling() -> None:
