@@ -232,7 +232,7 @@ def _show_models(report: models.Report, directory: Path | None) -> None:
             click.echo(f"written: {path}")
 
 
-@bench.command(short_help="Rewrite the tables of README.md from results.")
+@bench.command(short_help="Rewrite the tables of documents from results.")
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if anything would change.")
 def tables(check: bool) -> None:
     """Rewrite the tables of measurements in the checkout's documents from the files that they name."""

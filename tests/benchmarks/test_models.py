@@ -15,6 +15,7 @@ from based_ops.benchmarks.models import clock, cost, hub, points, results, run, 
 from based_ops.benchmarks.models.contenders import Transformer
 from based_ops.benchmarks.models.points import LARGEST, Point, chosen
 from based_ops.benchmarks.ops.measure import Ceilings
+from based_ops.benchmarks.ops.tables import rewritten
 from based_ops.cli import main
 from based_ops.models import LanguageModel
 
@@ -269,10 +270,10 @@ def test_the_largest_batch_shrinks_until_it_fits(monkeypatch: pytest.MonkeyPatch
 # What people see
 
 
-def test_best_and_summary() -> None:
+def two_models(task: str = "generate") -> results.Report:
     def line(model: str, batch: int, prompt: int, rate: float, constant: bool) -> results.Line:
-        own = point(model, batch=batch, prompt=prompt)
-        return results.Line(own, batch, 1, 1.0, rate, 1.0, 1.0, 0.5, 1.0, {}, constant)
+        own = point(model, task, batch=batch, prompt=prompt)
+        return results.Line(own, batch, 1, 1000 / rate, rate, 1.0, 1.0, 500 / rate, 1.0, {}, constant)
 
     lines = [
         line("ours", 1, 8, 10.0, True),
@@ -280,7 +281,26 @@ def test_best_and_summary() -> None:
         line("theirs", 1, 8, 20.0, False),
         line("theirs", 1, 99, 5.0, False),
     ]
-    report = results.Report("generate", HERE["machine"], CEILINGS, lines, [], [], 1.0)
+    return results.Report(task, HERE["machine"], CEILINGS, lines, [], [], 1.0)
+
+
+def test_tables(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    block = f"<!-- from {path.name}: based-ops bench tables -->\n<!-- end -->\n"
+    two_models().write(path)
+    text = rewritten(block, tmp_path)
+    assert "none, float32, today, torch 1. In brackets the share of what 10 GB/s, 0 TFLOP/s allow." in text
+    assert "| prompt | ours, tokens/s | theirs, tokens/s | batch 1, ms |" in text
+    assert "| 8 | **90 at B64 (50 %)** | 20 at B1 (50 %) | 100.00, 50.00 |" in text
+    assert "| 99 | **90 at B64 (50 %)** | 5 at B1 (50 %) | 100.00, 200.00 |" in text
+    assert rewritten(text, tmp_path) == text
+    two_models("prefill").write(path)
+    text = rewritten(block, tmp_path)
+    assert "| 1 × 8 | 100 (50 %) | **50.0 (50 %)** |" in text and "| 64 × 8 | **11.1 (50 %)** |  |" in text
+
+
+def test_best_and_summary() -> None:
+    report = two_models()
     assert report.best("ours", 99).tokens_per_second == 90  # type: ignore[union-attr]
     assert report.best("ours", 99, 1).tokens_per_second == 10  # type: ignore[union-attr]
     assert report.best("theirs", 99, 64) is None
