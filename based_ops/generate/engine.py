@@ -10,6 +10,7 @@ import itertools
 import operator
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,8 +151,9 @@ class Engine:
 
         An error ends the requests in whose call it was raised, and no others: these go on at the next step.
         """
-        older = list(self._running)
-        return self._admit() + (self._decode(older) if older else [])
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            older = list(self._running)
+            return self._admit() + (self._decode(older) if older else [])
 
     def stream(self, request: Request) -> Iterator[int]:
         """The tokens of a request as they come; the others go on meanwhile.

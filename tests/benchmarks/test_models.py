@@ -48,6 +48,23 @@ def test_lines(model: str, way: str) -> None:
     assert vars(contender.net.blocks[0]).keys() == methods, "what was compiled is there no more"  # type: ignore
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device")
+@pytest.mark.parametrize("model", [*TINY, "llama-tiny"])
+def test_lines_on_a_gpu(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "BACKEND", "inductor")
+    if why := hub.missing(model):
+        pytest.skip(why)
+    contender = worker.make(model, "cuda")
+    for task in points.TASKS:
+        for way in points.WAYS:
+            if not way.endswith("cudnn"):  # heads of 16 are too narrow for it
+                line = worker.line_of(contender, point(model, task, way), CEILINGS)
+                assert line.ms > 0 and line.limit_ms > 0
+    monkeypatch.setattr(contender, "largest", lambda length, free: 3)
+    assert worker.line_of(contender, point(model, batch=LARGEST, way="graph"), CEILINGS).batch == 3
+
+
 def test_steps_of_constant_states_are_measured_once_and_others_over_the_span() -> None:
     based = worker.line_of(worker.make("based-tiny", "cpu"), point(new=9), CEILINGS)
     full = worker.line_of(worker.make("transformer-tiny", "cpu"), point("transformer-tiny", new=9), CEILINGS)
