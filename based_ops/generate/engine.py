@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentTypeError, ArgumentValueError, fail
+from ..errors import ArgumentTypeError, ArgumentValueError, BasedOpsError, fail
 from ..models import LanguageModel
 from ..models.blocks import over_tensors
 from .sampling import Sampling
@@ -106,7 +106,9 @@ class Engine:
         try:
             with torch.no_grad():
                 self.pool = model.init_state(slots, most)
-        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, BasedOpsError):
+                raise
             what = f"as many as there is memory for, {model.state_bytes(1, most)} bytes each"
             raise ArgumentValueError(f"slots: got {slots}, must be {what}: {error}") from error
         self._board = Board(slots, self.device)
