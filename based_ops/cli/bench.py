@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import fail, growing_table, json_option, table
+from .console import fail, table
 from .files import replace_text
 from .places import checkout
 
 if TYPE_CHECKING:
+    from based_ops.benchmarks.models import results as models
     from based_ops.benchmarks.ops.results import Report
 
 RESULT = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -52,15 +54,11 @@ def ops(
     line, and --resume goes on where a run was out of time.  Groups are those of the file; --only takes the
     group of a sweep too.
     """
-    import torch
-
     from based_ops.benchmarks.ops.results import read
     from based_ops.benchmarks.ops.run import run
     from based_ops.benchmarks.ops.works import entries
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        fail("--device: got 'cuda', but PyTorch sees no CUDA device")
+    device = _device(device)
     try:
         chosen = entries(device, sweep, only)
     except ValueError as error:
@@ -107,54 +105,134 @@ def compile(result: Path | None) -> None:
     help="Directory to write to.  [default: that of the result]",
 )
 def plots(result: Path, out: Path | None) -> None:
-    """Draw the plots of a result of `bench ops`, and print its table."""
+    """Draw the plots of a result of `bench ops`, `generate` or `prefill`, and print its table."""
+    from based_ops.benchmarks.models import results
     from based_ops.benchmarks.ops.results import read
 
+    _can_draw(out or result.parent)
     try:
+        if results.is_one(result):
+            return _show_models(results.read(result), out or result.parent)
         report = read(result)
     except ValueError as error:
         fail(str(error))
-    _can_draw(out or result.parent)
     _show(report)
     _draw(report, out or result.parent)
 
 
-@bench.command(short_help="Language models: prompts, tokens a second, memory of states.")
-@click.option("--device", type=click.Choice(["cuda", "cpu"]), help="[default: cuda if there is one]")
-@click.option("--model", "models", multiple=True, help="A model or its spec file; may be repeated.")
-@click.option("--batch", "batches", type=click.IntRange(min=1), multiple=True, help="May be repeated.")
-@click.option("--prompt", "prompts", type=click.IntRange(min=1), multiple=True, help="May be repeated.")
-@click.option("--new", type=click.IntRange(min=1), default=32, show_default=True, help="Tokens to time.")
-@json_option
-def generate(
+def _of_models(function: Callable[..., None]) -> Callable[..., None]:
+    """The options of `generate` and `prefill`."""
+    positive = click.IntRange(min=1)
+    for option in (
+        click.option(
+            "--budget-minutes",
+            type=click.FloatRange(min=0),
+            default=30.0,
+            show_default=True,
+            help="Begin no point after this time.",
+        ),
+        click.option(
+            "--plots", type=click.Path(file_okay=False, path_type=Path), help="Draw PNGs into DIRECTORY."
+        ),
+        click.option(
+            "--resume", is_flag=True, help="Keep that file's points; on the same machine and code only."
+        ),
+        click.option(
+            "--json", "result", type=click.Path(dir_okay=False, path_type=Path), help="Write the result."
+        ),
+        click.option("--prompt", "prompts", type=positive, multiple=True, help="Tokens; may be repeated."),
+        click.option("--batch", "batches", type=positive, multiple=True, help="May be repeated."),
+        click.option("--model", "models", multiple=True, help="A model or its spec file; may be repeated."),
+        click.option("--device", type=click.Choice(["cuda", "cpu"]), help="[default: cuda if there is one]"),
+    ):
+        function = option(function)
+    return function
+
+
+@bench.command(short_help="Language models: tokens a second.")
+@_of_models
+@click.option(
+    "--new", type=click.IntRange(min=1), default=1024, show_default=True, help="Tokens after a prompt."
+)
+def generate(new: int, **options: Any) -> None:
+    """Time the tokens that language models generate, beside what memory and products allow.
+
+    Without options: on a CPU the tiny models, a minute; on a GPU Based, a Transformer of equal size, and
+    models of Transformers and flash-linear-attention where those are installed.  Weights are drawn.
+    """
+    _models("generate", new, **options)
+
+
+@bench.command(short_help="Language models: time of prompts.")
+@_of_models
+def prefill(**options: Any) -> None:
+    """Time the prompts that language models read, beside what memory and products allow.
+
+    The same models as in `bench generate`, the last token's logits alone.
+    """
+    _models("prefill", 0, **options)
+
+
+def _models(
+    task: str,
+    new: int,
     device: str | None,
     models: tuple[str, ...],
     batches: tuple[int, ...],
     prompts: tuple[int, ...],
-    new: int,
-    as_json: bool,
+    result: Path | None,
+    resume: bool,
+    plots: Path | None,
+    budget_minutes: float,
 ) -> None:
-    """Time prompts and the tokens after them, for language models with weights that are drawn.
+    """`bench generate` and `bench prefill`: writes after every point."""
+    from based_ops.benchmarks.models import points, results
+    from based_ops.benchmarks.models.run import run
 
-    Without options: on a CPU the tiny models, a minute; on a GPU Based and a Transformer of equal size.
-    """
+    device = _device(device)
+    _can_draw(plots)
+    if resume and result is None:
+        raise click.UsageError("--resume needs --json, the file to go on with")
+
+    def save(report: results.Report) -> None:
+        if result is not None:
+            report.write(result)
+
+    chosen = points.chosen(task, device, models, batches, prompts, new)
+    try:
+        earlier = results.read(result) if resume and result is not None and result.exists() else None
+        report = run(chosen, device, budget_minutes, lambda text: click.echo(text, err=True), save, earlier)
+    except ValueError as error:
+        fail(f"--resume: {error}")
+    _show_models(report, plots)
+
+
+def _device(device: str | None) -> str:
     import torch
 
-    from based_ops.benchmarks.generate import measure
-
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    small = device == "cpu"
-    names = [*models] or (["based-tiny", "transformer-tiny"] if small else ["based-1b", "transformer-1b"])
-    lengths = [*prompts] or ([32, 256, 2048] if small else [1024, 4096, 16384])
-    counts = [*batches] or ([4] if small else [1, 16, 128])
-    columns = ("model", "batch", "prompt", "prompt ms", "step ms", "limit ms", "tokens/s", "state MB")
-    with growing_table(columns, (16, 5, 6, 9, 7, 8, 8, 8), as_json) as add:
-        for line in measure(names, counts, lengths, new, device):
-            cells = line.row().values()
-            add([f"{x:.3g}" if isinstance(x, float) and not as_json else x for x in cells])
+    if device == "cuda" and not torch.cuda.is_available():
+        fail("--device: got 'cuda', but PyTorch sees no CUDA device")
+    return device
 
 
-@bench.command(short_help="Rewrite the tables of README.md from results.")
+def _show_models(report: models.Report, directory: Path | None) -> None:
+    from based_ops.benchmarks.models.plots import draw
+    from based_ops.benchmarks.models.results import COLUMNS, cells, summary
+
+    table(COLUMNS, [cells(line) for line in report.lines])
+    for line in summary(report):
+        click.echo(line)
+    for x in report.missing:
+        click.echo(f"no number: {x.point}: {x.reason}")
+    if report.not_measured:
+        click.echo(f"not measured for want of time: {len(report.not_measured)} points")
+    if directory is not None:
+        for path in draw(report, directory):
+            click.echo(f"written: {path}")
+
+
+@bench.command(short_help="Rewrite the tables of documents from results.")
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if anything would change.")
 def tables(check: bool) -> None:
     """Rewrite the tables of measurements in the checkout's documents from the files that they name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .engine import Engine, Request
+from .runner import Progress, Runner
 from .sampling import Sampling
 
-__all__ = ["Engine", "Request", "Sampling"]
+__all__ = ["Engine", "Progress", "Request", "Runner", "Sampling"]

@@ -7,23 +7,29 @@ join and leave between steps.  On a GPU a step is one CUDA graph a size of batch
 from __future__ import annotations
 
 import itertools
+import operator
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentTypeError, ArgumentValueError, fail
+from ..errors import ArgumentTypeError, ArgumentValueError, BasedOpsError, fail
 from ..models import LanguageModel
 from ..models.blocks import over_tensors
-from .sampling import Sampling, chosen
+from .sampling import Sampling
+from .step import Board, Step
+from .text import Decode, Text
 
-Decode = Callable[[list[int]], str]
+PIECE = 2**14
+"""Tokens of prompts that one call of the model reads; a longer prompt is read in pieces, so that memory for
+what a call makes does not grow with it."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
     """A prompt, and what becomes of it."""
 
@@ -34,38 +40,86 @@ class Request:
     """Tokens that it may have besides the prompt."""
     stop_tokens: frozenset[int]
     stop: tuple[str, ...]
-    """Texts that end it; the tokens that make one are left out."""
+    """Texts that end it."""
     tokens: list[int] = field(default_factory=list)
-    """What was generated so far."""
+    """What was generated so far; without those that a stop string begins in or comes after."""
     ended: str | None = None
-    """Why it ended: `stop`, `length` or `cancelled`; None while it goes on."""
+    """Why it ended: `stop`, `length`, `cancelled` or `error`; None while it goes on."""
     stop_token: int | None = None
     """The token that ended it, if one of `stop_tokens` did; it is not among `tokens`."""
+    error: BaseException | None = None
+    """What went wrong in its batch."""
+    _text: Text | None = None
+
+    @property
+    def text(self) -> str:
+        """The text of its tokens, up to a stop string; while it goes on, as far as none can begin in it."""
+        if self._text is None:
+            fail(ArgumentValueError, "decode", "None", "given to the engine for requests to have text")
+        self._text.advance(self.ended is not None)
+        return self._text.found if self.ended else self._text.found[: self._text.safe]
+
+    def _take(self, token: int) -> None:
+        """One more token; ends the request if it is the last."""
+        if token in self.stop_tokens:
+            self.ended, self.stop_token = "stop", token
+            return
+        self.tokens.append(token)
+        last = len(self.tokens) >= self.most
+        if self.stop and self._text is not None and self._text.advance(last):
+            self.ended = "stop"
+        elif last:
+            self.ended = "length"
+
+    @property
+    def _safe(self) -> int:
+        """How many of its tokens no stop string can cut off any more."""
+        return self._text.safe_tokens if self._text and self.stop and not self.ended else len(self.tokens)
 
 
 class Engine:
     """Generates with a model whose layers have states of constant size, for up to `slots` requests at a time.
 
-    `decode` makes text of tokens, for stop strings.  A prompt waits until a slot is free.  The same request
-    has the same tokens whatever others there are, as far as kernels give a row the same bits in every batch.
+    `decode` makes text of tokens, for stop strings and `Request.text`.  A prompt waits until a slot is free.
+    What a request draws follows from its seed alone, so it has the same tokens whatever others there are, as
+    far as the same row of another batch has the same bits.  `batch_invariant` sees to that: prompts are read
+    one by one, and a step always has as many rows as there are slots.  It is slower where few are taken.
+
+    One thread at a time may call an engine.
     """
 
     def __init__(
-        self, model: LanguageModel, slots: int = 16, decode: Decode | None = None, most: int = 2048
+        self,
+        model: LanguageModel,
+        slots: int = 16,
+        decode: Decode | None = None,
+        most: int = 2048,
+        batch_invariant: bool = False,
     ) -> None:
-        """`most` is how many tokens a request may have in a model with full attention."""
+        """`most` is how many tokens a request may have, its prompt included, in a model with full attention.
+
+        Raises `ArgumentValueError` if there is no memory for so many slots.
+        """
         if slots < 1:
             fail(ArgumentValueError, "slots", slots, "1 or more")
-        self.model, self.slots, self.decode = model.eval(), slots, decode
+        self.model, self.slots, self.decode, self.most = model.eval(), slots, decode, most
+        self.batch_invariant = batch_invariant
         self.device = model.embedding.weight.device
-        with torch.no_grad():
-            self.pool = model.init_state(slots, most)
+        try:
+            with torch.no_grad():
+                self.pool = model.init_state(slots, most)
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, BasedOpsError):
+                raise
+            what = f"as many as there is memory for, {model.state_bytes(1, most)} bytes each"
+            raise ArgumentValueError(f"slots: got {slots}, must be {what}: {error}") from error
+        self._board = Board(slots, self.device)
         self._free = deque(range(slots))
-        self._running: dict[int, tuple[Request, torch.Generator]] = {}
+        self._running: dict[int, Request] = {}
         self._waiting: deque[Request] = deque()
         self._numbers = itertools.count()
-        self._steps: dict[int, _Step] = {}
-        self._told: list[Request] = []
+        self._steps: dict[tuple[int, bool], Step] = {}
+        self._memory = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
     # Requests
 
@@ -77,38 +131,18 @@ class Engine:
         stop_tokens: Sequence[int] = (),
         stop: Sequence[str] = (),
     ) -> Request:
-        """A request for up to `most` tokens after `prompt`, which must have one at least."""
-        if isinstance(prompt, str) or not all(isinstance(x, int) for x in prompt):
-            fail(ArgumentTypeError, "prompt", type(prompt).__name__, "a list of tokens, whole numbers")
-        if not prompt:
-            fail(ArgumentValueError, "prompt", "no tokens", "one token or more")
-        for token in prompt:
-            if not 0 <= token < self.model.spec.vocabulary:
-                fail(ArgumentValueError, "prompt", token, f"from 0 to {self.model.spec.vocabulary - 1}")
-        if most < 1:
-            fail(ArgumentValueError, "most", most, "1 or more")
-        if stop and self.decode is None:
-            fail(ArgumentValueError, "stop", "texts", "given to an engine with `decode`")
-        request = Request(
-            next(self._numbers),
-            list(prompt),
-            sampling or Sampling(),
-            most,
-            frozenset(stop_tokens),
-            tuple(stop),
-        )
+        """A request for up to `most` tokens after `prompt`, which must have one at least.
+
+        It ends before one of the `stop_tokens`, or where its text has one of the `stop` strings.  Raises
+        `ArgumentTypeError` and `ArgumentValueError`.
+        """
+        request = self._request(prompt, sampling, most, stop_tokens, stop)
         self._waiting.append(request)
         return request
 
     def cancel(self, request: Request) -> None:
         """Ends a request; its slot is free for another."""
-        if request.ended is None:
-            request.ended = "cancelled"
-            if request in self._waiting:
-                self._waiting.remove(request)
-            for slot, (running, _) in list(self._running.items()):
-                if running is request:
-                    self._release(slot)
+        self._end([request], "cancelled")
 
     @property
     def busy(self) -> bool:
@@ -117,61 +151,117 @@ class Engine:
 
     @torch.no_grad()
     def step(self) -> list[Request]:
-        """Prompts of waiting requests as far as slots are free, and a token for all others; who got one."""
-        self._told = []
-        older = list(self._running)
-        self._admit()
-        if older:
-            self._decode(older)
-        return self._told
+        """Prompts of waiting requests as far as slots are free, and a token for all others; who got one.
+
+        An error ends the requests in whose call it was raised, and no others: these go on at the next step.
+        """
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            older = list(self._running)
+            return self._admit() + (self._decode(older) if older else [])
 
     def stream(self, request: Request) -> Iterator[int]:
-        """The tokens of a request as they come; the others go on meanwhile."""
+        """The tokens of a request as they come; the others go on meanwhile.
+
+        An iterator that is closed before its end cancels the request.
+        """
         told = 0
-        while True:
-            safe = len(request.tokens) if request.ended else self._safe(request)
-            yield from request.tokens[told:safe]
-            told = max(told, safe)
-            if request.ended:
-                return
-            self.step()
+        try:
+            while True:
+                safe = request._safe
+                yield from request.tokens[told:safe]
+                told = max(told, safe)
+                if request.error is not None:
+                    raise request.error
+                if request.ended:
+                    return
+                self.step()
+        finally:
+            self.cancel(request)
 
     def generate(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
         """The tokens after each of several prompts, all with the same options of `submit`."""
-        requests = [self.submit(prompt, **options) for prompt in prompts]
-        while self.busy:
-            self.step()
+        defaults = dict(sampling=None, most=128, stop_tokens=(), stop=())
+        requests = [self._request(prompt, **{**defaults, **options}) for prompt in prompts]
+        self._waiting.extend(requests)
+        try:
+            while not all(request.ended for request in requests):
+                self.step()
+        finally:
+            self._end(requests, "cancelled")
         return [request.tokens for request in requests]
 
     # Inside
 
-    def _admit(self) -> None:
+    def _request(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling | None,
+        most: int,
+        stop_tokens: Sequence[int],
+        stop: Sequence[str],
+    ) -> Request:
+        ids = _whole(prompt, "prompt")
+        if not ids:
+            fail(ArgumentValueError, "prompt", "no tokens", "one token or more")
+        for token in ids:
+            if not 0 <= token < self.model.spec.vocabulary:
+                fail(ArgumentValueError, "prompt", token, f"from 0 to {self.model.spec.vocabulary - 1}")
+        if most < 1:
+            fail(ArgumentValueError, "most", most, "1 or more")
+        if not self.model.packs and len(ids) + most > self.most:
+            got = f"{len(ids)} tokens and {most} more"
+            what = f"{self.most} together: full attention has no room for more; `most` of the engine is that"
+            fail(ArgumentValueError, "prompt", got, what)
+        if isinstance(stop, str) or not all(isinstance(word, str) for word in stop):
+            fail(ArgumentTypeError, "stop", type(stop).__name__, "a list of texts")
+        if not all(stop):
+            fail(ArgumentValueError, "stop", "an empty text", "texts of a character or more")
+        if stop and self.decode is None:
+            fail(ArgumentValueError, "stop", "texts", "given to an engine with `decode`")
+        ends = frozenset(_whole(stop_tokens, "stop_tokens"))
+        how = sampling or Sampling()
+        made = Request(next(self._numbers), ids, how, most, ends, tuple(stop))
+        if self.decode is not None:
+            made._text = Text(self.decode, made.tokens, made.stop)
+        return made
+
+    def _admit(self) -> list[Request]:
         """Gives slots to waiting requests, and their first tokens from one packed call of all prompts."""
-        requests = []
-        while self._free and self._waiting:
-            request = self._waiting.popleft()
-            slot = self._free.popleft()
-            self._running[slot] = request, request.sampling.draws()
-            requests.append((slot, request))
+        requests: list[Request] = []
+        count = 0
+        while self._waiting and len(requests) < len(self._free):
+            count += len(self._waiting[0].prompt)
+            if requests and (self.batch_invariant or not self.model.packs or count > PIECE):
+                break
+            requests.append(self._waiting.popleft())
         if not requests:
-            return
-        slots = [slot for slot, _ in requests]
-        lengths = [len(request.prompt) for _, request in requests]
-        ids = torch.tensor([[x for _, request in requests for x in request.prompt]], device=self.device)
-        if self.model.packs and len(requests) > 1:
-            ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=self.device)
-            logits, states = self.model(ids, output_state=True, cu_seqlens=ends)
-            last = logits[0].index_select(0, ends[1:] - 1)
-            self._put(slots, states)
+            return []
+        slots = [self._free.popleft() for _ in requests]
+        self._running.update(zip(slots, requests, strict=True))
+        try:
+            last = self._read([request.prompt for request in requests], slots)
+            self._board.put(slots, [request.sampling for request in requests])
+            sampled = any(request.sampling.temperature for request in requests)
+            rows = torch.tensor(slots, device=self.device)
+            return self._append(slots, self._board.choose(last, rows, sampled).tolist())
+        except BaseException as error:
+            self._end(requests, "error", error)
+            raise
+
+    def _read(self, prompts: list[list[int]], slots: list[int]) -> Tensor:
+        """The logits [B,V] after each prompt; the states go into the slots."""
+        ids = torch.tensor([[x for prompt in prompts for x in prompt]], device=self.device)
+        if len(prompts) > 1:
+            lengths = itertools.accumulate(map(len, prompts))
+            ends = torch.tensor([0, *lengths], dtype=torch.int32, device=self.device)
+            last = (ends[1:] - 1).long()
+            logits, state = self.model(ids, output_state=True, cu_seqlens=ends, logits_to_keep=last)
         else:
-            rows = []
-            for (slot, _), part in zip(requests, ids.split(lengths, 1), strict=True):
-                logits, state = self.model(part, output_state=True)
-                rows.append(logits[0, -1:])
-                self._put([slot], state)
-            last = torch.cat(rows)
-        tokens = chosen(last, *self._controls(slots, len(slots)))
-        self._append(slots, tokens.tolist())
+            state = None
+            for piece in ids.split(PIECE if self.model.packs else ids.shape[1], 1):
+                logits, state = self.model(piece, state, output_state=True, logits_to_keep=1)
+        self._put(slots, state)
+        return logits[0]
 
     def _put(self, slots: list[int], states: Any) -> None:
         """Writes states into slots of the pool."""
@@ -185,115 +275,47 @@ class Engine:
 
         over_tensors(write, self.pool, states)
 
-    def _decode(self, slots: list[int]) -> None:
-        size = 1 << (len(slots) - 1).bit_length()
-        step = self._steps.get(size)
-        if step is None:
-            step = self._steps[size] = _Step(self, size)
-        last = [self._running[slot][0].tokens[-1] for slot in slots]
-        tokens = step.run(slots, last, self._controls(slots, size))
-        self._append(slots, tokens[: len(slots)].tolist())
+    def _decode(self, slots: list[int]) -> list[Request]:
+        size = self.slots if self.batch_invariant else min(self.slots, 1 << (len(slots) - 1).bit_length())
+        requests = [self._running[slot] for slot in slots]
+        try:
+            key = size, any(request.sampling.temperature for request in requests)
+            if key not in self._steps:
+                self._steps[key] = Step(self.model, self.pool, self._board, *key)
+            return self._append(slots, self._steps[key].run(slots, self._memory))
+        except BaseException as error:
+            self._end(requests, "error", error)
+            raise
 
-    def _controls(self, slots: list[int], size: int) -> tuple[Tensor, ...]:
-        """Temperature, top k, top p and a drawn number of each request, and of nobody up to `size`."""
-        rows = []
-        for slot in slots:
-            request, generator = self._running[slot]
-            how = request.sampling
-            drawn = float(torch.rand((), generator=generator, dtype=torch.float64))
-            rows.append((how.temperature, how.top_k, how.top_p, drawn))
-        rows += [(0.0, 0, 1.0, 0.0)] * (size - len(slots))
-        return tuple(torch.tensor(column, device=self.device) for column in zip(*rows, strict=True))
-
-    def _append(self, slots: list[int], tokens: list[int]) -> None:
-        for slot, token in zip(slots, tokens, strict=True):
-            request, _ = self._running[slot]
-            self._told.append(request)
-            if token in request.stop_tokens:
-                request.ended, request.stop_token = "stop", token
-            else:
-                request.tokens.append(token)
-                if self._stopped(request):
-                    request.ended = "stop"
-                elif len(request.tokens) >= request.most:
-                    request.ended = "length"
+    def _append(self, slots: list[int], tokens: list[int]) -> list[Request]:
+        requests = [self._running[slot] for slot in slots]
+        for slot, request, token in zip(slots, requests, tokens, strict=True):
+            request._take(token)
             if request.ended:
+                self._release(slot)
+        return requests
+
+    def _end(self, requests: Sequence[Request], why: str, error: BaseException | None = None) -> None:
+        """Ends those that have not ended, wherever they are."""
+        ending = {request for request in requests if request.ended is None}
+        for request in ending:
+            request.ended, request.error = why, error
+        if ending:
+            self._waiting = deque(request for request in self._waiting if request not in ending)
+        for slot, running in list(self._running.items()):
+            if running.ended:
                 self._release(slot)
 
     def _release(self, slot: int) -> None:
         del self._running[slot]
         self._free.append(slot)
 
-    def _stopped(self, request: Request) -> bool:
-        """Whether a stop string is there; the tokens from which it begins are cut off then."""
-        if not request.stop or self.decode is None:
-            return False
-        text = self.decode(request.tokens)
-        found = [place for word in request.stop if (place := text.find(word)) >= 0]
-        if not found:
-            return False
-        while request.tokens and len(self.decode(request.tokens)) > min(found):
-            request.tokens.pop()
-        return True
 
-    def _safe(self, request: Request) -> int:
-        """How many tokens no stop string can cut off any more."""
-        if not request.stop or self.decode is None:
-            return len(request.tokens)
-        longest = max(map(len, request.stop))
-        whole = len(self.decode(request.tokens))
-        count = len(request.tokens)
-        while count and len(self.decode(request.tokens[:count])) > whole - longest + 1:
-            count -= 1
-        return count
-
-
-class _Step:
-    """One token for a batch of a fixed size: on a GPU a CUDA graph, whose inputs are written before."""
-
-    def __init__(self, engine: Engine, size: int) -> None:
-        self.engine, self.size = engine, size
-        device = engine.device
-        self.ids = torch.zeros(size, 1, dtype=torch.int64, device=device)
-        self.indices = torch.full((size,), -1, dtype=torch.int32, device=device)
-        self.controls: tuple[Tensor, ...] | None = None
-        self.graph: Any = None
-        self.tokens: Tensor | None = None
-
-    def run(self, slots: list[int], last: list[int], controls: tuple[Tensor, ...]) -> Tensor:
-        """The next token [size] of each request; what is past them means nothing."""
-        empty = self.size - len(slots)
-        self.ids.copy_(torch.tensor([*last, *[0] * empty]).unsqueeze(1))
-        self.indices.copy_(torch.tensor([*slots, *[-1] * empty], dtype=torch.int32))
-        if self.controls is None:
-            self.controls = controls
-        else:
-            for mine, given in zip(self.controls, controls, strict=True):
-                mine.copy_(given)
-        if self.engine.device.type != "cuda":
-            return self._tokens()
-        if self.graph is None:
-            self._capture()
-        self.graph.replay()
-        assert self.tokens is not None
-        return self.tokens
-
-    def _tokens(self) -> Tensor:
-        assert self.controls is not None
-        logits = self.engine.model.step(self.ids, self.engine.pool, self.indices)
-        return chosen(logits[:, -1], *self.controls)
-
-    def _capture(self) -> None:
-        """Kernels are compiled by two calls without slots, which change no state."""
-        kept = self.indices.clone()
-        self.indices.fill_(-1)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                self._tokens()
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.tokens = self._tokens()
-        self.indices.copy_(kept)
+def _whole(numbers: Sequence[int], name: str) -> list[int]:
+    """Tokens as Python's whole numbers."""
+    if isinstance(numbers, str):
+        fail(ArgumentTypeError, name, "str", "a list of tokens, whole numbers")
+    try:
+        return [operator.index(x) for x in numbers]
+    except TypeError:
+        fail(ArgumentTypeError, name, type(numbers).__name__, "a list of tokens, whole numbers")

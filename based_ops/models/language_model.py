@@ -62,12 +62,14 @@ class LanguageModel(nn.Module):
         output_state: bool = False,
         cu_seqlens: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
     ) -> tuple[Tensor, ModelState | None]:
         """Logits [B,T,vocabulary] of ids [B,T], and the state after them or None unless `output_state`.
 
         `state` is that before them; `cu_seqlens` [N+1] packs sequences into a batch of 1, `attention_mask`
         [B,T] says which tokens are no padding.  A model with full attention wants room for what follows:
-        begin with `init_state(batch, most)`.
+        begin with `init_state(batch, most)`.  `logits_to_keep` asks for the logits of the last so many tokens
+        alone (0: of all), or of those at its numbers, int64 [K].
         """
         x = self._enter(ids)
         before = self._states(state)
@@ -76,6 +78,10 @@ class LanguageModel(nn.Module):
         for block, part in zip(self.blocks, before, strict=True):
             x, final = block(x, part, output_state, **sequences)
             after.append(final)
+        if isinstance(logits_to_keep, Tensor):
+            x = x.index_select(1, logits_to_keep)
+        elif logits_to_keep:
+            x = x[:, -logits_to_keep:]
         return self._leave(x), tuple(after) if output_state else None
 
     def step(self, ids: Tensor, state: ModelState, state_indices: Tensor | None = None) -> Tensor:

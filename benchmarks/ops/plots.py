@@ -78,12 +78,12 @@ def styles(report: Report) -> dict[str, Style]:
     }
 
 
-def draw(report: Report, directory: Path) -> list[Path]:
+def draw(report: Any, directory: Path, plots: Plots | None = None) -> list[Path]:
     """Writes the plots for which the report has lines; returns their paths."""
     plt = require()
     directory.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, plot in PLOTS.items():
+    for name, plot in (PLOTS if plots is None else plots).items():
         for theme, (paper, ink, grid) in THEMES.items():
             colours = {
                 "figure.facecolor": paper,
@@ -275,7 +275,9 @@ def _legends(figure: Figure, known: dict[str, Style], panels: Iterable[Axes]) ->
         figure.legend(handles, names, title=kind, fontsize=8, title_fontsize=8, **where)
 
 
-PLOTS: dict[str, Callable[[Any, Report], Figure | None]] = {
+Plots = dict[str, Callable[[Any, Any], "Figure | None"]]
+"""Functions of pyplot and a report, by the name of the file; None for a report that lacks the lines."""
+PLOTS: Plots = {
     "time-against-length": time_against_length,
     "percent-of-limit": percent_of_limit,
     "speed-up": speed_up,

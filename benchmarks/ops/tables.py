@@ -4,8 +4,8 @@
     ...
     <!-- end -->
 
-A `.json` is what one run of `bench ops` wrote.  `thunderkittens.yaml` holds times that no command here
-measures; it says how they were taken.
+A `.json` is what one run of `bench ops`, `generate` or `prefill` wrote.  `thunderkittens.yaml` holds times
+that no command here measures; it says how they were taken.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from pathlib import Path
 
 import yaml
 
+from ..models import results
+from ..models.tables import report_table
 from .report import described, dtype_of, label
 from .results import Line, Report, Time, read
 
-DOCUMENTS = ("README.md",)
+DOCUMENTS = ("README.md", "docs/models.md")
 BLOCK = re.compile(r"(<!-- from (\S+): based-ops bench tables -->\n).*?(<!-- end -->)", re.DOTALL)
 GROUPS = (
     *("taylor", "training", "window", "maps", "widths", "decay", "wide", "convolution", "step"),
@@ -35,6 +37,8 @@ def rewritten(text: str, root: Path) -> str:
 
 def _block(path: Path) -> str:
     if path.suffix == ".json":
+        if results.is_one(path):
+            return report_table(results.read(path))
         return report_tables(read(path))
     return thunderkittens_table(path)
 

@@ -17,6 +17,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
+from based_ops.generate import Engine, Sampling
 from based_ops.models import LanguageModel, shipped
 
 TINY = [name for name in shipped() if name.endswith("tiny")]
@@ -96,6 +97,22 @@ def heads(name: str, mesh: DeviceMesh) -> None:
     same_gradients(two, one)
 
 
+def requests(name: str, rank: int) -> None:
+    """Every second request each."""
+    prompts = [[n + 1] * (n + 1) for n in range(5)]
+
+    def serve(numbers: range) -> dict[int, list[int]]:
+        engine = Engine(model(name), slots=2, most=64)
+        asked = {n: engine.submit(prompts[n], Sampling(1.0, seed=n), most=6) for n in numbers}
+        while engine.busy:
+            engine.step()
+        return {n: request.tokens for n, request in asked.items()}
+
+    found: list[dict[int, list[int]]] = [{}, {}]
+    dist.all_gather_object(found, serve(range(rank, len(prompts), 2)))
+    assert found[0] | found[1] == serve(range(len(prompts)))
+
+
 def main(rank: int, file: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -104,6 +121,7 @@ def main(rank: int, file: str) -> None:
     mesh = init_device_mesh("cpu", (2,))
     for name in TINY:
         batches(name, rank)
+        requests(name, rank)
     for name in ("based-tiny", "hybrid-tiny"):
         heads(name, mesh)
     dist.destroy_process_group()

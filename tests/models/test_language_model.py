@@ -74,6 +74,16 @@ def test_sequences_of_several_lengths(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TINY)
+def test_logits_of_some_tokens(name: str) -> None:
+    net = model(name)
+    ids = torch.randint(256, (2, 9))
+    whole = net(ids)[0]
+    assert_close(net(ids, logits_to_keep=2)[0], whole[:, -2:])
+    some = torch.tensor([8, 0, 3])
+    assert_close(net(ids, logits_to_keep=some)[0], whole[:, some])
+
+
+@pytest.mark.parametrize("name", TINY)
 def test_it_learns(name: str) -> None:
     torch.manual_seed(0)
     net = LanguageModel(name)
