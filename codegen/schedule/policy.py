@@ -285,7 +285,11 @@ def _laid_out(spec: LayerSpec, program: Program, dtype: str) -> bool:
     """Whether products on tensor cores give the program's tiles their layouts.
 
     Not where a window is longer than `ROWS_LAID_OUT`: then rows that are done again sum several tiles of it.
+    Nor where such rows have a width, up to that of four warps, that threads cannot share evenly.
     """
+    widths = [spec.extents[name] for name in ("QK", "VALUES") if name in program.constants]
+    if "ROWS" in program.constants and any(x != power_of_two(x) for x in widths if x <= WARPGROUP * 32):
+        return False
     alone = program.does.isdisjoint({TOKEN, ROW_SUMS, RUNNING_SUMS})
     short = SOFTMAX not in program.does or spec.extents["KEYS"] <= ROWS_LAID_OUT
     return dtype != "float32" and alone and short

@@ -10,6 +10,7 @@ from based_ops.codegen import pipeline
 from based_ops.codegen.ir.check import check
 from based_ops.codegen.ir.program import Program
 from based_ops.codegen.mixers.linear_attention import LinearAttention
+from based_ops.codegen.mixers.sliding_window import SlidingWindow
 from based_ops.codegen.schedule.choose import choose
 from based_ops.codegen.schedule.legal import shares_out
 from based_ops.codegen.spec.model import Elementwise, HeadDims, LayerSpec
@@ -26,7 +27,8 @@ def test_warps_share_out_every_product(spec: LayerSpec) -> None:
 
 
 @pytest.mark.parametrize(
-    ("qk", "v", "program"), [(16, 16, "states"), (16, 48, "recurrence"), (80, 16, "outputs")]
+    ("qk", "v", "program"),
+    [(16, 16, "states"), (16, 48, "recurrence"), (80, 16, "outputs"), (16, 112, "key_gradients")],
 )
 def test_widths_that_divide_badly(qk: int, v: int, program: str) -> None:
     pytest.importorskip("tilelang")
@@ -34,3 +36,12 @@ def test_widths_that_divide_badly(qk: int, v: int, program: str) -> None:
 
     spec = LinearAttention("widths", Elementwise("elu(x) + 1"), HeadDims(qk, v))
     assert "mma" in tilelang_kernel(spec, build(spec, "tilelang"), program, torch.bfloat16).kernel_source
+
+
+@pytest.mark.parametrize("width", [48, 112])
+def test_windows_that_divide_badly(width: int) -> None:
+    pytest.importorskip("tilelang")
+    from based_ops.aot import tilelang_kernel
+
+    spec = SlidingWindow("widths", 64, HeadDims(width, width))
+    assert "mma" in tilelang_kernel(spec, build(spec, "tilelang"), "outputs", torch.bfloat16).kernel_source
