@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.autograd import forward_ad
 
-from based_ops.codegen.names import NAMESPACE, PASSES, op_name, qualified_op_name
+from based_ops.codegen.names import NAMESPACE, PASSES, op_name, qualified_op_name, variant_of
 
 from . import flops, sharding, transforms
 from .admission import Admission, checked
@@ -66,7 +66,7 @@ class Operators(NamedTuple):
 
 
 class Ops:
-    """The three operators of one variant."""
+    """The operators of one variant, three unless it has no state to step."""
 
     forward: OpOverload
     backward: OpOverload
@@ -125,7 +125,8 @@ def _look_up(name: str) -> Any:
 
     An exported program names operators: those of a layer that lies in the cache are registered now.
     """
-    variant, _, which = name.rpartition("_")
+    operator, _, which = name.rpartition("_")
+    variant = variant_of(operator)
     if which in PASSES and variant not in _registered:
         from .jit import operators
 

@@ -20,7 +20,9 @@ from .ir.program import Program
 from .ir.rewrite import drop_unused, without_second_look
 from .ir.tidy import tidy
 from .ir.traits import RECURS
-from .names import FEATURES, variant_file
+from .names import FEATURES, features_module, variant_file
+from .parts.layer import FeatureLayer, feature_layers
+from .parts.pieces import NoTile
 from .schedule.choose import choose
 from .schedule.legal import recurs
 from .schedule.model import HOST_C
@@ -36,6 +38,9 @@ EMITTERS: dict[str, Callable[[ScheduledLayer], str]] = {
     "torch": torch.emit,
 }
 """The printer of each generated module of a layer."""
+FEATURE_TARGETS = ("triton", "torch")
+"""The modules of what makes features from parts.  PyTorch's own functions do so too, wherever they are not
+asked for."""
 
 
 @dataclass(frozen=True)
@@ -135,10 +140,27 @@ def sources(spec: LayerSpec, directory: str | None = None) -> dict[str, str]:
         str(variant_file(directory, artifacts.module_name(target))): emit(schedule(lowered, target))
         for target in EMITTERS
     }
+    makers: dict[str, FeatureLayer | NoTile] = {}
     if isinstance(spec, Featured) and spec.has_parts:
         files[str(variant_file(directory, FEATURES))] = artifacts.signed(features.emit(spec))
+        makers = {which: _made(layer) for which, layer in feature_layers(spec).items()}
+    for which, layer in makers.items():
+        if isinstance(layer, FeatureLayer):
+            for target in FEATURE_TARGETS:
+                path = variant_file(directory, features_module(which, artifacts.module_name(target)))
+                files[str(path)] = emit(schedule(lower(layer), target))
     build = artifacts.hashed(_text(spec), *files.values())
-    return {str(variant_file(directory, "__init__")): artifacts.signed(registry.variant(spec, build))} | files
+    init = registry.variant(spec, build, makers)
+    return {str(variant_file(directory, "__init__")): artifacts.signed(init)} | files
+
+
+def _made(layer: FeatureLayer) -> FeatureLayer | NoTile:
+    """What makes features, or why nothing does but PyTorch."""
+    try:
+        layer.programs()
+    except NoTile as reason:
+        return reason
+    return layer
 
 
 def plan(
