@@ -47,8 +47,8 @@ class FeaturedVariant(Variant):
     first, and that calls, steps and `reference` take `parameters`, as `init_parameters` makes them.  `core`
     is that layer: its q and k are features.
 
-    Where Triton serves, one kernel makes features of a tensor (`feature_maker.py`); elsewhere, and of parts
-    that are no tile program, PyTorch does, and `torch.compile` fuses what lies between two products.
+    One kernel makes features of a tensor (`feature_maker.py`).  On the torch backend, and of parts that are no
+    tile program, functions of PyTorch do, and `torch.compile` fuses what lies between two products.
     All is computed in float32, or in float64 where that is given, but for products, of numbers in q's dtype;
     the features that enter the layer's kernels have q's dtype.  Gradients flow to learned parameters.
     """
@@ -288,7 +288,7 @@ class FeaturedVariant(Variant):
         if not self.makers or not isinstance(q, Tensor) or q.dtype not in self.dtypes:
             return ""
         served = dispatch.kernel(self.name, backend, q.device, q.dtype)
-        if not served.startswith("triton-"):
+        if served.startswith("torch-"):
             return ""
         return dispatch.kernel(self.name, backend, q.device, q.dtype, True) if is_traced() else served
 

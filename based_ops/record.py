@@ -124,8 +124,7 @@ class FeatureRecord(Record):
         return feature_layers(self.whole.layer)[self.which]
 
     def module(self, backend: str) -> ModuleType:
-        """The generated module of `backend`; PyTorch's, where it has none."""
-        name = features_module(self.which, backend if backend == "triton" else "torch")
+        name = features_module(self.which, backend)
         return importlib.import_module(f"{self.package}.{self.whole.name}.{name}")
 
 

@@ -38,9 +38,6 @@ EMITTERS: dict[str, Callable[[ScheduledLayer], str]] = {
     "torch": torch.emit,
 }
 """The printer of each generated module of a layer."""
-FEATURE_TARGETS = ("triton", "torch")
-"""The modules of what makes features from parts.  PyTorch's own functions do so too, wherever they are not
-asked for."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +143,7 @@ def sources(spec: LayerSpec, directory: str | None = None) -> dict[str, str]:
         makers = {which: _made(layer) for which, layer in feature_layers(spec).items()}
     for which, layer in makers.items():
         if isinstance(layer, FeatureLayer):
-            for target in FEATURE_TARGETS:
+            for target in EMITTERS:
                 path = variant_file(directory, features_module(which, artifacts.module_name(target)))
                 files[str(path)] = emit(schedule(lower(layer), target))
     build = artifacts.hashed(_text(spec), *files.values())

@@ -18,7 +18,6 @@ from ..ir.nodes import (
     Expr,
     Load,
     Unary,
-    Var,
     column,
     row,
 )
@@ -31,7 +30,7 @@ from ..spec.parts import (
     Positions,
     Signs,
 )
-from .pieces import TOKENS, Adjoint, Notes, NoTile, Piece, Pieces, added, padded, placed
+from .pieces import BATCH, TOKENS, Adjoint, Notes, NoTile, Piece, Pieces, added, padded, placed
 
 NUMBERED = "NUMBERED"
 """The flag under which tokens have other numbers than their places."""
@@ -126,11 +125,14 @@ def _(part: Signs, notes: Notes, x: Pieces) -> Made:
 
 @through.register
 def _(part: Positions, notes: Notes, x: Pieces) -> Made:
-    number = notes.let("number", TOKENS)
+    def angle_of(number: Expr) -> Expr:
+        """A whole turn is four periods."""
+        return Cast(number % (4 * part.period), ACC) * (math.pi / 2 / part.period)
+
+    angle = notes.let("angle", angle_of(TOKENS))
     with notes.b.when(NUMBERED):
-        notes.b.set(number, Load("tokens", (Var("b"), TOKENS), INDEX))
-    # A turn is four periods, and what is left of the number is exact.
-    angle = notes.let("angle", Cast(number % (4 * part.period), ACC) * (math.pi / 2 / part.period))
+        number = notes.let("number", Load("tokens", (BATCH, TOKENS), INDEX))
+        notes.b.set(angle, angle_of(number))
     turns = [column(notes.let(name, Unary(name, angle))) for name in ("cos", "sin")]
 
     def back(d: Pieces) -> Pieces:
