@@ -47,8 +47,8 @@ class FeaturedVariant(Variant):
     first, and that calls, steps and `reference` take `parameters`, as `init_parameters` makes them.  `core`
     is that layer: its q and k are features.
 
-    One kernel makes features of a tensor (`feature_maker.py`).  On the torch backend, and of parts that are no
-    tile program, functions of PyTorch do, and `torch.compile` fuses what lies between two products.
+    One kernel makes features of a tensor (`feature_maker.py`).  On the torch backend, and of parts that are
+    no tile program, functions of PyTorch do, and `torch.compile` fuses what lies between two products.
     All is computed in float32, or in float64 where that is given, but for products, of numbers in q's dtype;
     the features that enter the layer's kernels have q's dtype.  Gradients flow to learned parameters.
     """
@@ -239,9 +239,19 @@ class FeaturedVariant(Variant):
         return found
 
     def products(self, length: int, begun: bool = False, final: bool = False) -> float:
-        """Those of the layer of features; projections are PyTorch's, which counts them by itself."""
+        """Those of the layer of features; `feature_products` are counted by themselves."""
         found: float = self.core.products(length, begun, final)
         return found
+
+    def feature_products(self, length: int) -> float:
+        """Operations of the products of one sequence in one head that make features of q and of k."""
+        made = [self._maker(side) for side in self._sides]
+        return sum(maker.products(length) for maker in made if maker is not None)
+
+    @property
+    def features_by_torch(self) -> tuple[Any, Any]:
+        """Functions of PyTorch that make features of q and of k: of a tensor, parameters, token numbers."""
+        return self._of.of_query, self._of.of_key
 
     def _call(self, *arguments: Any, **options: Any) -> Any:
         """Calls of the core, as tools make them: with features."""
@@ -267,9 +277,8 @@ class FeaturedVariant(Variant):
 
         `tokens` are numbers of tokens, and `moved` too unless those are where tokens stand.
         """
-        by_torch = self._of.of_query, self._of.of_key
         made = []
-        for x, side, function in zip((q, k), self._sides, by_torch, strict=True):
+        for x, side, function in zip((q, k), self._sides, self.features_by_torch, strict=True):
             maker = self._maker(side)
             if maker is None or not kernel or x.numel() == 0:
                 made.append(function(x, given, tokens))
