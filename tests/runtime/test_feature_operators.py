@@ -1,0 +1,76 @@
+"""Operators that make features of queries and keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from based_ops import errors
+from based_ops.featured import FeaturedVariant
+from tests.runtime.conftest import WITH_PARTS
+from tests.runtime.test_features import MIXED, TIED, B, H, inputs, load, parameters, variant
+
+
+@pytest.fixture(params=WITH_PARTS)
+def op(request: pytest.FixtureRequest) -> FeaturedVariant:
+    return variant(request.param)
+
+
+def test_operators_that_make_features(op: FeaturedVariant) -> None:
+    """Schema, fake, autograd, tracing; and what they compute by PyTorch, which calls do not ask of them."""
+    (which,) = op.makers
+    forward, _ = op.makers[which].operators
+    x, p = inputs(op, 5)[0], parameters(op)
+    read = [p[parameter.name] for parameter in op.spec.sides[0].parameters]
+    tokens = [torch.arange(5, dtype=torch.int32).expand(B, 5).contiguous()] if op.spec.turns else []
+    given = (x, *read, *tokens, "torch")
+    torch.library.opcheck(forward, given)
+    numbers = torch.arange(5).expand(B, 5)
+    want = op.features_by_torch[0](x, p, numbers)
+    got = forward(*given)
+    assert_close(got, want)
+    leaves = [x, *(y for y in read if y.requires_grad)]
+    found, wanted = (torch.autograd.grad(y.sin().sum(), leaves) for y in (got, want))
+    for a, c in zip(found, wanted, strict=True):
+        assert_close(a, c)
+    with pytest.raises(errors.ShapeError, match="^x: got"):
+        forward(x[..., 1:], *given[1:])
+    if read:
+        with pytest.raises(errors.ShapeError, match=f"^{'random' if 'random' in p else '[a-z_]*'}: got"):
+            forward(x, read[0][..., 1:], *given[2:])
+
+
+def test_operations_of_features_are_counted() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    op = variant("hedgehog_qk64_v64")
+    forward, _ = op.makers["features"].operators
+    x, p = inputs(op, 5)[0], parameters(op)
+    with FlopCounterMode(display=False) as counter:
+        forward(x, p["query_weight"], p["query_bias"], "torch").sum().backward()
+    assert counter.get_total_flops() == 3 * B * 5 * H * 2 * 64 * 64
+
+
+def test_parts_that_are_no_tile_program_stay_with_pytorch(tmp_path: Path) -> None:
+    groups = "  - {{kind: signs}}\n  - {{kind: softmax, groups: 32}}\n"
+    text = TIED.replace("tied: true\n", "").replace("features: 8}}\n", "features: 32}}\n" + groups)
+    op = load(tmp_path, text, "parts_grouped")
+    assert "features by PyTorch: softmax in more than 16 groups" in repr(op)
+    assert not op.makers
+    q, k, v = inputs(op, 5)
+    p = parameters(op)
+    assert_close(op(q, k, v, parameters=p)[0], op.reference(q, k, v, parameters=p))
+
+
+def test_an_exported_program_finds_what_makes_features(tmp_path: Path) -> None:
+    """Its operators are named after a layer of the cache, which is registered when they are asked for."""
+    from based_ops.codegen.names import variant_of
+
+    op = load(tmp_path, MIXED, "parts_sides")
+    assert sorted(op.makers) == ["key_features", "query_features"]
+    for maker in op.makers.values():
+        name = maker.operators[0].name().partition("::")[2].removesuffix("_forward")
+        assert variant_of(name) == op.name
