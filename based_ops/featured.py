@@ -68,7 +68,7 @@ class FeaturedVariant(Variant):
         self._of = record.module(FEATURES)
         self.makers = {name: FeatureMaker(made) for name, made in record.makers.items()}
         """What makes features by kernels, of queries and keys alike or of each."""
-        self._whole = all(x.parts == () or self._maker(x) is not None for x in self._sides)
+        self._whole = all(x.parts == () or self.maker(x) is not None for x in self._sides)
 
     def __repr__(self) -> str:
         why = [f"PyTorch: {x}" for x in self._record.features.values() if isinstance(x, str)]
@@ -245,7 +245,7 @@ class FeaturedVariant(Variant):
 
     def feature_products(self, length: int) -> float:
         """Operations of the products of one sequence in one head that make features of q and of k."""
-        made = [self._maker(side) for side in self._sides]
+        made = [self.maker(side) for side in self._sides]
         return sum(maker.products(length) for maker in made if maker is not None)
 
     @property
@@ -279,7 +279,7 @@ class FeaturedVariant(Variant):
         """
         made = []
         for x, side, function in zip((q, k), self._sides, self.features_by_torch, strict=True):
-            maker = self._maker(side)
+            maker = self.maker(side)
             if maker is None or not kernel or x.numel() == 0:
                 made.append(function(x, given, tokens))
                 continue
@@ -288,7 +288,7 @@ class FeaturedVariant(Variant):
             made.append(maker(x, side, given, moved, kernel, is_traced()))
         return made[0], made[1]
 
-    def _maker(self, side: Side) -> FeatureMaker | None:
+    def maker(self, side: Side) -> FeatureMaker | None:
         """What makes its features by kernels."""
         return self.makers.get(features_of(None)) or self.makers.get(features_of(side.name))
 

@@ -137,10 +137,9 @@ def sources(spec: LayerSpec, directory: str | None = None) -> dict[str, str]:
         str(variant_file(directory, artifacts.module_name(target))): emit(schedule(lowered, target))
         for target in EMITTERS
     }
-    makers: dict[str, FeatureLayer | NoTile] = {}
+    makers = feature_makers(spec)
     if isinstance(spec, Featured) and spec.has_parts:
         files[str(variant_file(directory, FEATURES))] = artifacts.signed(features.emit(spec))
-        makers = {which: _made(layer) for which, layer in feature_layers(spec).items()}
     for which, layer in makers.items():
         if isinstance(layer, FeatureLayer):
             for target in EMITTERS:
@@ -151,13 +150,17 @@ def sources(spec: LayerSpec, directory: str | None = None) -> dict[str, str]:
     return {str(variant_file(directory, "__init__")): artifacts.signed(init)} | files
 
 
-def _made(layer: FeatureLayer) -> FeatureLayer | NoTile:
-    """What makes features, or why nothing does but PyTorch."""
-    try:
-        layer.programs()
-    except NoTile as reason:
-        return reason
-    return layer
+def feature_makers(spec: LayerSpec) -> dict[str, FeatureLayer | NoTile]:
+    """What makes a layer's features by kernels, or why nothing does but PyTorch; empty without parts."""
+    found: dict[str, FeatureLayer | NoTile] = {}
+    if isinstance(spec, Featured) and spec.has_parts:
+        for which, layer in feature_layers(spec).items():
+            try:
+                layer.programs()
+                found[which] = layer
+            except NoTile as reason:
+                found[which] = reason
+    return found
 
 
 def plan(

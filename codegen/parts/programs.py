@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from ..dtypes import ACC, IO, OPERAND
@@ -87,10 +88,11 @@ def totals(layer: FeatureLayer) -> Program:
     """A row of each parameter, of those that have several, summed over batch and segments."""
     notes = Notes(())
     b, at = notes.b, Var("row")
-    places, sums = {}, {}
+    rows = {x.name: math.prod(x.shape[:-1]) for x in layer.learned}
+    most, places, sums = max(rows.values()), {}, {}
     for x in layer.learned:
         *above, width = x.shape
-        places[x.name] = (*(minimum(at, rows - 1) for rows in above), notes.span(width))
+        places[x.name] = (*(at if n == most else minimum(at, n - 1) for n in above), notes.span(width))
         sums[x.name] = b.let(f"sums_{x.name}", Full(("PARTS", padded(width)), 0.0))
     with b.loop("i", 0, "B") as i, b.loop("s0", 0, "segments", "PARTS") as s0:
         s = b.let("s", Span(s0, "PARTS"))
@@ -99,12 +101,12 @@ def totals(layer: FeatureLayer) -> Program:
             b.add(total, b.let(f"part_{name}", part))
     for x in layer.learned:
         total = b.let(f"total_{x.name}", Sum(sums[x.name], 0))
-        with b.when(at < math.prod(x.shape[:-1])):
+        with b.when(at < rows[x.name]) if rows[x.name] < most else nullcontext():
             b.store(f"d{x.name}", (HEAD, *places[x.name]), Cast(total, layer.role(x)))
     return Program(
         TOTALS,
         "The gradients of the parameters, from what segments add to them.",
-        (AXES[1], Axis("row", wrap(max(math.prod(x.shape[:-1]) for x in layer.learned)))),
+        (AXES[1], Axis("row", wrap(most))),
         (
             *map(_sums, layer.learned),
             *(Tensor(f"d{x.name}", ("H", *x.shape), layer.role(x)) for x in layer.learned),
@@ -135,9 +137,9 @@ def _inputs(layer: FeatureLayer, notes: Notes) -> Pieces:
     """The tile that a pipeline begins with; as an operand where a product reads it first."""
     index = (BATCH, TOKENS, HEAD, notes.span(layer.width))
     if not _begins_in_product(layer.parts):
-        return (Piece(notes.let("x_", Load("x", index, ACC)), layer.width),)
-    loaded = notes.let("x_", Load("x", index, OPERAND))
-    return (Piece(notes.let("x_", Cast(loaded, ACC)), layer.width, loaded),)
+        return (Piece(notes.let("X", Load("x", index, ACC)), layer.width),)
+    loaded = notes.let("X", Load("x", index, OPERAND))
+    return (Piece(notes.let("X", Cast(loaded, ACC)), layer.width, loaded),)
 
 
 def _begins_in_product(parts: object) -> bool:

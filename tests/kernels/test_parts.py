@@ -370,3 +370,15 @@ def test_layers_say_who_makes_their_features() -> None:
     for name in SHIPPED:
         assert repr(variant(name)).endswith("; features by kernels>")
         assert variant(name).makers
+
+
+@KERNELS
+@torch.no_grad()
+def test_the_same_bits_in_any_batch() -> None:
+    op = variant("hedgehog_qk64_v64")
+    (q, k, v), _, options = drawn(op, 18)
+    both, _ = op(q, k, v, batch_invariant=True, **options)
+    alone, _ = op(q[1:], k[1:], v[1:], batch_invariant=True, **options)
+    same_numbers(both[1:], alone, rtol=0, atol=0)
+    with pytest.raises(based_ops.errors.ArgumentValueError, match="are made by PyTorch"):
+        op(q, k, v, batch_invariant=True, **options | {"backend": "torch"})

@@ -74,3 +74,18 @@ def test_an_exported_program_finds_what_makes_features(tmp_path: Path) -> None:
     for maker in op.makers.values():
         name = maker.operators[0].name().partition("::")[2].removesuffix("_forward")
         assert variant_of(name) == op.name
+
+
+def test_verify_measures_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    from based_ops.verify import Case
+    from based_ops.verify_features import measure_features
+
+    op, case = variant("t2r_qk64_v64"), [Case(2, 17, 3, 0, "dense")]
+    found = list(measure_features(op, "torch", "cpu", torch.bfloat16, case))
+    assert [m.tensor for m in found] == ["y", "dx", "dquery_weight", "dquery_bias"]
+    assert all(m.fine for m in found)
+    module = op.makers["features"]._ops.kernels["torch"]
+    whole = module.forward
+    monkeypatch.setattr(module, "forward", lambda *given: whole(*given) + 1)
+    assert not all(m.fine for m in measure_features(op, "torch", "cpu", torch.float32, case))
+    assert not [*measure_features(op.core, "torch", "cpu", torch.float32, case)]
