@@ -25,7 +25,7 @@ class FeatureMaker:
     """Operations of a backward pass over those of its forward: gradients of a matrix and of what it meets."""
 
     def __init__(self, record: FeatureRecord) -> None:
-        self._ops, self._layer = ops.of(record.name), record.layer
+        self._ops, self._layer = ops.registered(record), record.layer
         self._roles = [self._layer.role(x) for x in self._layer.parameters]
 
     @property

@@ -28,6 +28,7 @@ from based_ops.codegen.names import NAMESPACE, PASSES, op_name, qualified_op_nam
 from . import flops, sharding, transforms
 from .admission import Admission, checked
 from .errors import GradientError
+from .record import RECORDS
 
 if TYPE_CHECKING:
     from torch._ops import OpOverload
@@ -120,10 +121,22 @@ def register(record: Record) -> None:
         raise
 
 
+def registered(record: Record) -> Ops:
+    """The operators of a variant, defined now unless they are already.
+
+    Those that make features are defined when they are asked for: importing the package would take a tenth
+    longer.
+    """
+    if record.name not in _registered:
+        register(record)
+    return _registered[record.name]
+
+
 def _look_up(name: str) -> Any:
     """Called for an operator that `torch.ops.based_ops` does not have yet, before PyTorch looks for it.
 
-    An exported program names operators: those of a layer that lies in the cache are registered now.
+    An exported program names operators: those of a layer that lies in the cache are registered now, and those
+    that make features.
     """
     operator, _, which = name.rpartition("_")
     variant = variant_of(operator)
@@ -131,6 +144,9 @@ def _look_up(name: str) -> Any:
         from .jit import operators
 
         operators(variant)
+    if variant != operator and variant in RECORDS:
+        for maker in RECORDS[variant].makers.values():
+            registered(maker)
     raise AttributeError(name)
 
 

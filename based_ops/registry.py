@@ -44,8 +44,6 @@ def register_package(package: str, variants: Mapping[str, Mapping[str, Any]]) ->
                 )
         for found in fresh:
             ops.register(found)
-            for maker in found.makers.values():
-                ops.register(maker)
             RECORDS[found.name] = found
 
 

@@ -60,7 +60,7 @@ def backward(layer: FeatureLayer) -> Program:
     notes, learned = Notes(layer.parameters), layer.learned
     if learned:
         start, stop = _segment(notes)
-        with notes.b.loop("t0", start, stop, "CHUNK") as t0:
+        with notes.b.loop("t0", start, stop, "CHUNK", ahead=True) as t0:
             notes.b.let(TOKENS.name, Span(t0, "CHUNK"))
             _gradients(layer, notes)
         _store_totals(notes)

@@ -8,7 +8,7 @@ from ..ir.check import Types, check, infer
 from ..ir.fuse import statements
 from ..ir.kernels import LaunchPlan
 from ..ir.nodes import Add, Dot, Let, Load, Transpose
-from ..ir.program import Program
+from ..ir.program import Program, loads_ahead
 from ..ir.traits import GRADIENTS
 from .legal import WARPGROUP_ROWS, miscompiled, products, resolve
 from .model import HOST_C, Setting
@@ -25,7 +25,9 @@ LEAST, LONGEST = 16, 64
 FEW_PRODUCTS = 4
 """Products whose operands a block holds beside its tiles."""
 HELD_WEIGHTS = 8192
-"""Sums that four warps hold beside their tiles."""
+"""Sums that two warps hold beside tiles of few tokens."""
+AHEAD = 3
+"""Tiles of a walk that are in memory at once, on their way but for one."""
 PARTS = 16
 """Segments of which a program sums what they add to a row of a parameter."""
 
@@ -43,14 +45,17 @@ def tiles(program: Program, backend: str, dtype: str) -> Setting:
     if backend == HOST_C:
         return Setting(pick(program, {"CHUNK": LEAST, "PARTS": PARTS}))
     types, sizes = check(program), {"CHUNK": _chunk(program), "PARTS": PARTS}
-    count = len([*products(program, types)])
+    weights, count = _weights(program), len([*products(program, types)])
+    stages = AHEAD if backend == "triton" and loads_ahead(program) else 1
     if count and dtype == "float32":  # whose operands stand in registers
-        return Setting(pick(program, sizes | {"CHUNK": LEAST}), warps=8, stages=1)
-    if count > FEW_PRODUCTS:
+        return Setting(pick(program, sizes | {"CHUNK": LEAST}), warps=8, stages=stages)
+    if count > FEW_PRODUCTS or weights:
         sizes["CHUNK"] = LEAST
-    setting = Setting(pick(program, sizes), warps=8 if _weights(program) > HELD_WEIGHTS else 4, stages=1)
-    if miscompiled(program, types, setting, dtype) or _transposes_results(program, types, setting):
-        return Setting(pick(program, sizes | {"CHUNK": LEAST}), warps=2, stages=1)
+    setting = Setting(pick(program, sizes), warps=8 if weights > HELD_WEIGHTS else 4, stages=stages)
+    # Two warps keep off a warpgroup's instructions: see `policy._warps`.
+    doubtful = miscompiled(program, types, setting, dtype) or _transposes_results(program, types, setting)
+    if doubtful or 0 < weights <= HELD_WEIGHTS:
+        return Setting(pick(program, sizes | {"CHUNK": LEAST}), warps=2, stages=stages)
     return setting
 
 
@@ -67,7 +72,7 @@ def _weights(program: Program) -> int:
 
 
 def _transposes_results(program: Program, types: Types, setting: Setting) -> bool:
-    """Whether a warpgroup's product reads a transposed tile that was computed: see `policy._warps`."""
+    """Whether a warpgroup's product reads a transposed tile that was computed."""
     made = {s.name: s.value for s in statements(program.body) if isinstance(s, Let)}
     for stmt in statements(program.body):
         if not isinstance(stmt, Let | Add) or not isinstance(dot := stmt.value, Dot):

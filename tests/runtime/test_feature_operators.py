@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,18 @@ def test_operators_that_make_features(op: FeaturedVariant) -> None:
     if read:
         with pytest.raises(errors.ShapeError, match=f"^{'random' if 'random' in p else '[a-z_]*'}: got"):
             forward(x, read[0][..., 1:], *given[2:])
+
+
+def test_operators_are_defined_when_they_are_asked_for() -> None:
+    """Not with the import, which defines those of layers; by an exported program that names them as well."""
+    code = """
+import torch, based_ops
+from based_ops import ops
+assert not [name for name in ops._registered if name.endswith("features")]
+print(torch.ops.based_ops.t2r_qk64_v64_features_forward.default)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout == "based_ops.t2r_qk64_v64_features_forward.default\n", run.stderr
 
 
 def test_operations_of_features_are_counted() -> None:
