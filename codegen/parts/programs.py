@@ -106,7 +106,7 @@ def totals(layer: FeatureLayer) -> Program:
     return Program(
         TOTALS,
         "The gradients of the parameters, from what segments add to them.",
-        (AXES[1], Axis("row", wrap(most))),
+        (AXES[1], *((Axis("row", wrap(most)),) if most > 1 else ())),
         (
             *map(_sums, layer.learned),
             *(Tensor(f"d{x.name}", ("H", *x.shape), layer.role(x)) for x in layer.learned),
