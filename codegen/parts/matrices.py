@@ -69,7 +69,8 @@ def _multiplied(notes: Notes, x: Pieces, parameter: Parameter, features: int) ->
     matrices = []
     for piece, start in placed(x):
         index = notes.index(parameter, notes.span(piece.width, start, "d"), f)
-        matrices.append(notes.before("W", Load(parameter.name, index, OPERAND)))
+        loaded = Load(parameter.name, index, OPERAND)
+        matrices.append(notes.matrix("W", loaded, piece.width, features))
     operands = [notes.operand(piece) for piece in x]
     y = notes.product("product", [*zip(operands, matrices, strict=True)])
 
@@ -176,7 +177,7 @@ def _picked(notes: Notes, x: Pieces, place: Var, width: int) -> tuple[Var, Calla
         there = notes.inside(Where(column(d + start).equals(row(place)), wrap(1.0), wrap(0.0)), width)
         if padded(piece.width) != piece.width:  # what is past it is of the next piece
             there = Where(column(d) < piece.width, there, wrap(0.0))
-        matrices.append(notes.before("E", Cast(there, OPERAND)))
+        matrices.append(notes.matrix("E", Cast(there, OPERAND), piece.width, width))
     operands = [notes.operand(piece) for piece in x]
     tile = notes.product("picked", [*zip(operands, matrices, strict=True)])
 

@@ -31,6 +31,8 @@ LEAST = 16
 """Columns of the narrowest tile: what a matrix unit multiplies at once."""
 MOST_WEIGHTS = 128 * 128
 """Numbers of the learned matrices of a pipeline whose gradients a block of threads sums in registers."""
+MOST_NUMBERS = 1 << 15
+"""Numbers of all matrices that a pipeline multiplies by, which a block holds in shared memory."""
 TOKENS, HEAD, BATCH = Var("t"), Var("h"), Var("b")
 
 
@@ -87,7 +89,7 @@ class Notes:
         self._names = Counter[str]()
         self._spans: dict[tuple[str, int, int], Var] = {}
         self._operands: dict[tuple[str, bool], Var] = {}
-        self._weights = 0
+        self._weights = self._numbers = 0
 
     def read(self) -> Parameter:
         """The next parameter of the pipeline."""
@@ -161,6 +163,13 @@ class Notes:
         """Sums of tiles over all their features: a number a token."""
         sums = [self.let(stem, Sum(self.let(f"{stem}_of", value), 1)) for value in values]
         return sums[0] if len(sums) == 1 else self.let(stem, added(sums))
+
+    def matrix(self, stem: str, value: Expr, rows: int, features: int) -> Var:
+        """An operand that all tokens of the program are multiplied by."""
+        self._numbers += padded(rows) * padded(features)
+        if self._numbers > MOST_NUMBERS:
+            raise NoTile(f"matrices have more than {MOST_NUMBERS} numbers")
+        return self.before(stem, value)
 
     # Gradients of parameters
 

@@ -17,7 +17,7 @@ from torch.testing import assert_close as same_numbers
 import based_ops
 from based_ops.codegen import pipeline
 from based_ops.codegen.parts.layer import FeatureLayer, feature_layers
-from based_ops.codegen.parts.pieces import MOST_WEIGHTS, NoTile
+from based_ops.codegen.parts.pieces import MOST_NUMBERS, MOST_WEIGHTS, NoTile
 from based_ops.codegen.schedule.model import HOST_C
 from based_ops.codegen.spec import parts
 from based_ops.codegen.spec.featured import Side, numbered
@@ -216,9 +216,12 @@ def test_the_same_bits_again_and_alone(runner: Runner) -> None:
 
 
 def test_what_is_no_tile_program_says_why() -> None:
-    wide = layer((parts.Projection(256), parts.Projection(256)), 16)
+    wide = layer((parts.Projection(128), parts.Projection(128)), 64)
     with pytest.raises(NoTile, match=f"more than {MOST_WEIGHTS} numbers"):
         wide.programs()
+    rolled = layer((parts.Signs(), parts.RolledProducts()), 128)
+    with pytest.raises(NoTile, match=f"matrices have more than {MOST_NUMBERS} numbers"):
+        rolled.programs()
     with pytest.raises(NoTile, match="more than 16 groups"):
         layer((parts.Softmax(32),), 64).programs()
     branches = (parts.Signs(),), (parts.Projection(32),)
