@@ -277,10 +277,11 @@ class FeaturedVariant(Variant):
 
         `tokens` are numbers of tokens, and `moved` too unless those are where tokens stand.
         """
+        alike = (q.dtype, q.device) == (k.dtype, k.device)  # if not, the core says it
         made = []
         for x, side, function in zip((q, k), self._sides, self.features_by_torch, strict=True):
             maker = self.maker(side)
-            if maker is None or not kernel or x.numel() == 0:
+            if maker is None or not kernel or not alike or x.numel() == 0:
                 made.append(function(x, given, tokens))
                 continue
             dtype = checks.autocast_dtype(x, self.dtypes) if is_any_autocast_enabled() else None

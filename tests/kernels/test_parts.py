@@ -369,6 +369,17 @@ def test_padding_has_no_part_in_gradients_of_parameters() -> None:
         same_numbers(x, y, **CLOSE)
 
 
+@KERNELS
+def test_queries_and_keys_of_other_dtypes_are_refused() -> None:
+    op = variant("cosformer_qk64_v64")
+    (q, k, v), _, options = drawn(op, 3, heads=1, batch=1)
+    for tensors in ((q, k.double(), v), (q.bfloat16(), k, v)):
+        with pytest.raises(based_ops.errors.DtypeError, match="^k: got"):
+            op(*tensors, **options)
+    o, _ = op(q[:, :0], k[:, :0], v[:, :0], **options)
+    assert o.shape == (1, 0, 1, 64)
+
+
 def test_layers_say_who_makes_their_features() -> None:
     for name in SHIPPED:
         assert repr(variant(name)).endswith("; features by kernels>")
