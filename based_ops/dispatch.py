@@ -128,7 +128,7 @@ def kernel(
 def served(record: Record, kernel: str, device: torch.device, dtype: torch.dtype) -> str:
     """The kernel string of the generated module that serves a call of an operator with this one."""
     wanted = read(record, kernel)
-    return _kernel(record.name, None if wanted == DEFAULT else wanted, "kernel", device, dtype)
+    return _kernel(record.variant, None if wanted == DEFAULT else wanted, "kernel", device, dtype)
 
 
 def read(record: Record, kernel: str) -> str:

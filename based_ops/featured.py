@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from based_ops.codegen.names import FEATURES
+from based_ops.codegen.names import FEATURES, features_of
 
-from . import checks, invariance, packed
+from . import checks, dispatch, invariance, packed
 from .errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -22,6 +22,8 @@ from .errors import (
     ShapeError,
     fail,
 )
+from .feature_maker import FeatureMaker
+from .ops import is_any_autocast_enabled
 from .sharding import is_distributed
 from .state_base import named
 from .support.tiles import has_slots
@@ -45,9 +47,10 @@ class FeaturedVariant(Variant):
     first, and that calls, steps and `reference` take `parameters`, as `init_parameters` makes them.  `core`
     is that layer: its q and k are features.
 
-    Parts are computed by PyTorch, in float32 or in float64 where that is given, but for learned projections,
-    which are multiplied in q's dtype; the features that enter the kernels have q's dtype.  Gradients flow to
-    learned parameters, and `torch.compile` makes one kernel of what lies between two products.
+    One kernel makes features of a tensor (`feature_maker.py`).  On the torch backend, and of parts that are
+    no tile program, functions of PyTorch do, and `torch.compile` fuses what lies between two products.
+    All is computed in float32, or in float64 where that is given, but for products, of numbers in q's dtype;
+    the features that enter the layer's kernels have q's dtype.  Gradients flow to learned parameters.
     """
 
     qk = constant("given_qk", "Width of a query and of a key, before its features.")
@@ -63,6 +66,13 @@ class FeaturedVariant(Variant):
         """What the parts read, by name: of queries, and of keys."""
         self._turns = self.spec.turns
         self._of = record.module(FEATURES)
+        self.makers = {name: FeatureMaker(made) for name, made in record.makers.items()}
+        """What makes features by kernels, of queries and keys alike or of each."""
+        self._whole = all(x.parts == () or self.maker(x) is not None for x in self._sides)
+
+    def __repr__(self) -> str:
+        why = [f"PyTorch: {x}" for x in self._record.features.values() if isinstance(x, str)]
+        return f"{super().__repr__()[:-1]}; features by {'; '.join(why) or 'kernels'}>"
 
     def __getattr__(self, name: str) -> Any:
         """Whatever the layer of features has."""
@@ -142,12 +152,18 @@ class FeaturedVariant(Variant):
         `parameters` are [H, ...] for the heads of q and of k, by the names of `init_parameters`; missing,
         unknown and misshapen ones are typed errors.
         """
-        if more.get(invariance.NAME):
-            what = f"False: {self.name} has parts, which PyTorch computes for the batch as a whole"
+        kernel = self._kernel(q, backend)
+        if more.get(invariance.NAME) and not (self._whole and kernel):
+            what = f"False: features of {self.name} are made by PyTorch, for the batch as a whole"
             fail(ArgumentValueError, invariance.NAME, True, what)
         options = _given(cu_seqlens=cu_seqlens, attention_mask=attention_mask, state_indices=state_indices)
         tokens, counts = self._places(q, cu_seqlens, attention_mask)
-        q, k = self._features(q, k, parameters, tokens)
+        given = self._check_all(q, k, parameters)
+        if attention_mask is not None and any(x.learned for x in self.parameters.values()):
+            # Whatever padding holds, it has no part in gradients of parameters.
+            q, k = (packed.without_padding(x, attention_mask, is_traced()) for x in (q, k))
+        in_place = cu_seqlens is None and attention_mask is None
+        q, k = self._features(q, k, given, None if in_place else tokens, tokens, kernel)
         options |= {"output_final_state": output_final_state, "backend": backend} | more
         o, final = self.core(q, k, v, g, scale, initial_state, **options)
         if self._turns is not None and final is not None:
@@ -173,7 +189,8 @@ class FeaturedVariant(Variant):
         """A few more tokens, T up to 16: o [B,T,H,v], with `state` updated in place; as of the call."""
         tokens, counts = self._places(q, None, None)
         length = q.shape[1] if isinstance(q, Tensor) and q.dim() == 4 else 0
-        q, k = self._features(q, k, parameters, tokens)
+        given = self._check_all(q, k, parameters)
+        q, k = self._features(q, k, given, None, tokens, self._kernel(q, backend))
         options = _given(state_indices=state_indices) | {"backend": backend} | more
         o: Tensor = self.core.step(q, k, v, state, g, scale, **options)
         if self._turns is not None and length:
@@ -222,9 +239,19 @@ class FeaturedVariant(Variant):
         return found
 
     def products(self, length: int, begun: bool = False, final: bool = False) -> float:
-        """Those of the layer of features; projections are PyTorch's, which counts them by itself."""
+        """Those of the layer of features; `feature_products` are counted by themselves."""
         found: float = self.core.products(length, begun, final)
         return found
+
+    def feature_products(self, length: int) -> float:
+        """Operations of the products of one sequence in one head that make features of q and of k."""
+        made = [self.maker(side) for side in self._sides]
+        return sum(maker.products(length) for maker in made if maker is not None)
+
+    @property
+    def features_by_torch(self) -> tuple[Any, Any]:
+        """Functions of PyTorch that make features of q and of k: of a tensor, parameters, token numbers."""
+        return self._of.of_query, self._of.of_key
 
     def _call(self, *arguments: Any, **options: Any) -> Any:
         """Calls of the core, as tools make them: with features."""
@@ -237,10 +264,43 @@ class FeaturedVariant(Variant):
         found: tuple[Tensor, Any] = self.core._reference(tensors, numbers, initial_state)
         return found
 
-    def _features(self, q: Any, k: Any, parameters: Any, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Features of queries and of keys."""
-        given = self._check_all(q, k, parameters)
-        return self._of.of_query(q, given, tokens), self._of.of_key(k, given, tokens)
+    def _features(
+        self,
+        q: Tensor,
+        k: Tensor,
+        given: Parameters,
+        moved: Tensor | None,
+        tokens: Tensor | None,
+        kernel: str,
+    ) -> tuple[Tensor, Tensor]:
+        """Features of queries and of keys: by kernels, if there are any, else by PyTorch.
+
+        `tokens` are numbers of tokens, and `moved` too unless those are where tokens stand.
+        """
+        alike = (q.dtype, q.device) == (k.dtype, k.device)  # if not, the core says it
+        made = []
+        for x, side, function in zip((q, k), self._sides, self.features_by_torch, strict=True):
+            maker = self.maker(side)
+            if maker is None or not kernel or not alike or x.numel() == 0:
+                made.append(function(x, given, tokens))
+                continue
+            dtype = checks.autocast_dtype(x, self.dtypes) if is_any_autocast_enabled() else None
+            x = x if dtype is None else checks.cast(x, dtype)
+            made.append(maker(x, side, given, moved, kernel, is_traced()))
+        return made[0], made[1]
+
+    def maker(self, side: Side) -> FeatureMaker | None:
+        """What makes its features by kernels."""
+        return self.makers.get(features_of(None)) or self.makers.get(features_of(side.name))
+
+    def _kernel(self, q: Any, backend: str | None) -> str:
+        """The kernel string of operators that make features; "" where PyTorch does."""
+        if not self.makers or not isinstance(q, Tensor) or q.dtype not in self.dtypes:
+            return ""
+        served = dispatch.kernel(self.name, backend, q.device, q.dtype)
+        if served.startswith("torch-"):
+            return ""
+        return dispatch.kernel(self.name, backend, q.device, q.dtype, True) if is_traced() else served
 
     def _check_all(self, q: Any, k: Any, parameters: Any) -> Parameters:
         """The parameters; raises typed errors unless they, q and k are what this layer takes."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from based_ops.codegen.names import PASSES
 from based_ops.codegen.spec.signature import SEQUENCES
 
 from .heads import multiple
@@ -26,7 +25,7 @@ def count(ops: Ops) -> None:
 def _register(ops: Ops) -> None:
     from torch.utils.flop_counter import register_flop_formula
 
-    for which in PASSES:
+    for which in ops.record.schemas:
         register_flop_formula(getattr(ops, which).overloadpacket)(_formula(ops, which))
 
 
@@ -34,13 +33,11 @@ def _formula(ops: Ops, which: str) -> Any:
     names = [x.name for x in getattr(ops, which)._schema.arguments]
 
     def formula(*shapes: Any, out_shape: Any, **named: Any) -> int:
-        from .registry import get
-
         given, signature = dict(zip(names, shapes, strict=False)) | named, ops.signature
         sizes = {
             dim: n for x in signature.inputs for dim, n in zip(x.dims, given[x.name] or (), strict=False)
         }
-        variant = get(ops.record.name)
+        variant = ops.record.counted()
         units = multiple([sizes[part] for part in signature.groups.get(signature.unit, (signature.unit,))])
         rows = sizes["B"] * units
         if which == "step":

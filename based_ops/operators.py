@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from based_ops.codegen.names import PASSES
 from based_ops.codegen.spec.signature import Argument
 
 from . import slots
@@ -24,11 +23,12 @@ from .tracing import is_traced
 
 def define(ops: Ops) -> None:
     """Defines forward, backward and step."""
-    for which in PASSES:
+    for which in ops.record.schemas:
         ops.define(which, _implementation(ops, which), _fake(ops, which))
     derive(ops, "forward", _Forward)
     derive_backward(ops)
-    derive_step(ops)
+    if "step" in ops.record.schemas:
+        derive_step(ops)
 
 
 def _implementation(ops: Ops, which: str) -> Callable[..., Any]:

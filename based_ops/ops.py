@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.autograd import forward_ad
 
-from based_ops.codegen.names import NAMESPACE, PASSES, op_name, qualified_op_name
+from based_ops.codegen.names import NAMESPACE, PASSES, op_name, qualified_op_name, variant_of
 
 from . import flops, sharding, transforms
 from .admission import Admission, checked
 from .errors import GradientError
+from .record import RECORDS
 
 if TYPE_CHECKING:
     from torch._ops import OpOverload
@@ -66,7 +67,7 @@ class Operators(NamedTuple):
 
 
 class Ops:
-    """The three operators of one variant."""
+    """The operators of one variant, three unless it has no state to step."""
 
     forward: OpOverload
     backward: OpOverload
@@ -120,16 +121,32 @@ def register(record: Record) -> None:
         raise
 
 
+def registered(record: Record) -> Ops:
+    """The operators of a variant, defined now unless they are already.
+
+    Those that make features are defined when they are asked for: importing the package would take a tenth
+    longer.
+    """
+    if record.name not in _registered:
+        register(record)
+    return _registered[record.name]
+
+
 def _look_up(name: str) -> Any:
     """Called for an operator that `torch.ops.based_ops` does not have yet, before PyTorch looks for it.
 
-    An exported program names operators: those of a layer that lies in the cache are registered now.
+    An exported program names operators: those of a layer that lies in the cache are registered now, and those
+    that make features.
     """
-    variant, _, which = name.rpartition("_")
+    operator, _, which = name.rpartition("_")
+    variant = variant_of(operator)
     if which in PASSES and variant not in _registered:
         from .jit import operators
 
         operators(variant)
+    if variant != operator and variant in RECORDS:
+        for maker in RECORDS[variant].makers.values():
+            registered(maker)
     raise AttributeError(name)
 
 

@@ -273,6 +273,13 @@ def of_offsets(offsets: Tensor, length: Any) -> Tensor:
     return offsets.clamp(0, length).to(torch.int32).unfold(0, 2, 1)
 
 
+def without_padding(x: Tensor, mask: Any, traced: bool) -> Tensor:
+    """x [B,T,...] with zeros where a mask says that there is no token."""
+    check_mask(mask, x, x.shape[0], x.shape[1], traced)
+    there = (mask != 0).view(*mask.shape, *(1,) * (x.dim() - 2))
+    return torch.where(there, x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
 def of_mask(mask: Tensor) -> Tensor:
     """Where the sequences of a batch begin and end, laid end to end: int32 [B,2].
 

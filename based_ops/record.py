@@ -7,9 +7,11 @@ import functools
 import importlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
+
+from based_ops.codegen.names import features_module, features_name
 
 from .errors import RegistrationError, UnknownVariant
 
@@ -27,12 +29,19 @@ class Record:
     spec: Mapping[str, Any]
     schemas: Mapping[str, str]
     """The schema of each operator."""
+    features: Mapping[str, Mapping[str, str] | str] = field(default_factory=dict)
+    """Of a layer with parts: the schemas of the operators that make features, or why PyTorch alone does."""
 
     @staticmethod
     def of(name: str, package: str, entry: Mapping[str, Any]) -> Record:
         """What a generated package says of a variant; `RegistrationError` if it does not say enough."""
         found = Record(
-            name, package, str(entry.get("build")), entry.get("spec", {}), entry.get("schemas", {})
+            name,
+            package,
+            str(entry.get("build")),
+            entry.get("spec", {}),
+            entry.get("schemas", {}),
+            entry.get("features", {}),
         )
         if (
             _NAME.fullmatch(name)
@@ -42,6 +51,28 @@ class Record:
         ):
             return found
         raise RegistrationError(f"variant {name!r} of package {package!r}: not a description of a variant")
+
+    @property
+    def variant(self) -> str:
+        """The name of the variant that its operators serve."""
+        return self.name
+
+    def counted(self) -> Any:
+        """What says how many operations its operators are."""
+        from .registry import get
+
+        return get(self.name)
+
+    @functools.cached_property
+    def makers(self) -> Mapping[str, FeatureRecord]:
+        """What makes features of queries and of keys by kernels: by the same names as `features`."""
+        found = {}
+        for which, schemas in self.features.items():
+            if not isinstance(schemas, str):
+                name = features_name(self.name, which)
+                own = name, self.package, self.build, self.spec, schemas
+                found[which] = FeatureRecord(*own, whole=self, which=which)
+        return found
 
     @property
     def mixer(self) -> str:
@@ -67,6 +98,34 @@ class Record:
     def module(self, backend: str) -> ModuleType:
         """The generated module of `backend`, imported now (Triton and TileLang are slow to import)."""
         return importlib.import_module(f"{self.package}.{self.name}.{backend}")
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureRecord(Record):
+    """Operators that make features of a variant's queries, of its keys, or of both."""
+
+    whole: Record = field(kw_only=True)
+    which: str = field(kw_only=True)
+
+    @property
+    def variant(self) -> str:
+        return self.whole.name
+
+    def counted(self) -> Any:
+        from .registry import get
+
+        return get(self.variant).makers[self.which]
+
+    @functools.cached_property
+    def layer(self) -> Any:
+        """What it computes, as the compiler's model has it."""
+        from based_ops.codegen.parts.layer import feature_layers
+
+        return feature_layers(self.whole.layer)[self.which]
+
+    def module(self, backend: str) -> ModuleType:
+        name = features_module(self.which, backend)
+        return importlib.import_module(f"{self.package}.{self.whole.name}.{name}")
 
 
 RECORDS: dict[str, Record] = {}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from based_ops.codegen.names import PASSES, qualified_op_name
+from based_ops.codegen.names import qualified_op_name
 from based_ops.codegen.spec.signature import INDICES, MOST_TOKENS, POOLED, SEQUENCES
 
 from .errors import PlacementError, fail
@@ -250,7 +250,7 @@ def _register(ops: Ops) -> None:
 
     from .ops import LIBRARY
 
-    for which in PASSES:
+    for which in ops.record.schemas:
         name = qualified_op_name(ops.record.name, which)
         torch.library.register_torch_dispatch(name, DTensor, _rule(ops, which), lib=LIBRARY)
 

@@ -32,10 +32,11 @@ from torch import Tensor
 import based_ops
 from based_ops import slots
 from based_ops.benchmarks.ops.results import machine
-from based_ops.codegen.names import RECURRENCE
+from based_ops.codegen.names import RECURRENCE, variant_of
 from based_ops.codegen.spec.signature import OF_KEYS, OF_QUERIES, OF_VALUES, POOLED, SEQUENCES, Argument
 from based_ops.operands import dtype_of
-from based_ops.variant import Variant, dtype_named
+from based_ops.record import Record, record
+from based_ops.variant import dtype_named
 
 RESULTS = Path(__file__).resolve().parent / "results" / "sanitizer.json"
 TOOLS = ("memcheck", "racecheck", "synccheck")
@@ -109,29 +110,35 @@ class Case:
         return f"{self.layer} {self.backend} {self.dtype}"
 
     @property
-    def op(self) -> Variant:
-        """The variant whose kernels these are: of a layer with parts, that of its features."""
-        op: Any = based_ops.get(self.layer)
-        return getattr(op, "core", op)
+    def record(self) -> Record:
+        """Whose kernels these are: of a layer, of its features where it has parts, or of what makes those."""
+        whole = record(variant_of(self.layer))
+        return next((x for x in whole.makers.values() if x.name == self.layer), whole.core)
+
+    @property
+    def signature(self) -> Any:
+        return self.record.layer.signature()
 
     @property
     def module(self) -> ModuleType:
-        return self.op._ops.record.module(self.backend)
+        return self.record.module(self.backend)
 
     @property
     def forms(self) -> list[Form]:
         """Those that the layer has."""
-        signature = self.op.signature
+        signature = self.signature
         packs = SEQUENCES in signature.carried
-        return [x for x in FORMS if (packs or not x.packed) and (signature.groups or not x.groups)]
+        every = FORMS if signature.state else [x for x in FORMS if not x.step]
+        return [x for x in every if (packs or not x.packed) and (signature.groups or not x.groups)]
 
 
 def cases(backends: Sequence[str] = BACKENDS) -> list[Case]:
     """All of them, one of each mixer's layers after the other."""
     found = [
-        Case(backend, name, dtype)
+        Case(backend, layer, dtype)
         for backend in backends
         for name in based_ops.names()
+        for layer in (name, *(x.name for x in record(name).makers.values()))
         for dtype in based_ops.get(name).spec.dtypes
     ]
     return [case for case in found if dtype_named(case.dtype) != torch.float64]
@@ -152,7 +159,7 @@ class _Call:
 
     def __init__(self, case: Case, form: Form, device: str) -> None:
         self.case, self.form, self.device = case, form, device
-        self.signature, self.module = case.op.signature, case.module
+        self.signature, self.module = case.signature, case.module
         units = UNITS if self.signature.unit == "H" else CHANNELS
         heads: dict[str, int] = dict(self.signature.alike(units))
         if form.groups:
@@ -161,7 +168,7 @@ class _Call:
             heads |= {OF_QUERIES: q, OF_KEYS: k, OF_VALUES: v, "H": most, "HS": max(k, v)}
         batch = 1 if form.packed else BATCH
         count = len(EDGES) - 1 if form.packed else batch
-        longer = form.tokens + getattr(case.op, "window", 0) * form.begun * (not form.packed)
+        longer = form.tokens + getattr(case.record.layer, "window", 0) * form.begun * (not form.packed)
         self.sizes = heads | {"B": batch, "N": count, "T": form.tokens, "Tk": longer, POOLED: 5}
 
     def run(self) -> None:
@@ -219,7 +226,7 @@ class _Call:
         if not x.present:
             return None
         shape = [self.sizes[dim] if isinstance(dim, str) else dim for dim in x.dims]
-        dtype = dtype_of(self.case.op.spec, x.dtype, dtype_named(self.case.dtype))
+        dtype = dtype_of(self.case.record.layer, x.dtype, dtype_named(self.case.dtype))
         if not dtype.is_floating_point:
             return torch.zeros(shape, dtype=dtype, device=self.device)
         numbers = torch.rand(shape, device=self.device) + 0.5

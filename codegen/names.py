@@ -13,7 +13,7 @@ PASSES = ("forward", "backward", "step")
 BACKENDS = ("triton", "tilelang", "torch")
 
 FEATURES = "features"
-"""The generated module of what queries and keys go through before a layer's kernels."""
+"""The generated module of what queries and keys go through before a layer's kernels, in PyTorch."""
 
 WINDOW_PROGRAMS = {"forward": "outputs", "backward": "gradients"}
 """The one program of each pass of a window over a sequence."""
@@ -37,6 +37,29 @@ def packed(name: str) -> str:
 def second_look(program: str) -> str:
     """The function in which a kernel does rows again, where something is not finite."""
     return f"{program}_second_look"
+
+
+def features_of(side: str | None) -> str:
+    """What makes features of one side, query or key, or of both alike: for operators and modules."""
+    return FEATURES if side is None else f"{side}_{FEATURES}"
+
+
+def features_name(name: str, which: str) -> str:
+    """How the operators that make a layer's features begin: ``t2r_qk64_v64_features``."""
+    return f"{name}_{which}"
+
+
+def variant_of(name: str) -> str:
+    """The variant of operators of this name, which may make its features."""
+    for side in ("query", "key", None):
+        if name.endswith(end := f"_{features_of(side)}"):
+            return name.removesuffix(end)
+    return name
+
+
+def features_module(which: str, backend: str) -> str:
+    """The generated module of one backend that makes features: ``features_triton``."""
+    return f"{which}_{backend}"
 
 
 def name_problem(name: str, hyphens: bool = False) -> str | None:

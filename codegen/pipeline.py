@@ -20,7 +20,9 @@ from .ir.program import Program
 from .ir.rewrite import drop_unused, without_second_look
 from .ir.tidy import tidy
 from .ir.traits import RECURS
-from .names import FEATURES, variant_file
+from .names import FEATURES, features_module, variant_file
+from .parts.layer import FeatureLayer, feature_layers
+from .parts.pieces import NoTile
 from .schedule.choose import choose
 from .schedule.legal import recurs
 from .schedule.model import HOST_C
@@ -135,10 +137,30 @@ def sources(spec: LayerSpec, directory: str | None = None) -> dict[str, str]:
         str(variant_file(directory, artifacts.module_name(target))): emit(schedule(lowered, target))
         for target in EMITTERS
     }
+    makers = feature_makers(spec)
     if isinstance(spec, Featured) and spec.has_parts:
         files[str(variant_file(directory, FEATURES))] = artifacts.signed(features.emit(spec))
+    for which, layer in makers.items():
+        if isinstance(layer, FeatureLayer):
+            for target in EMITTERS:
+                path = variant_file(directory, features_module(which, artifacts.module_name(target)))
+                files[str(path)] = emit(schedule(lower(layer), target))
     build = artifacts.hashed(_text(spec), *files.values())
-    return {str(variant_file(directory, "__init__")): artifacts.signed(registry.variant(spec, build))} | files
+    init = registry.variant(spec, build, makers)
+    return {str(variant_file(directory, "__init__")): artifacts.signed(init)} | files
+
+
+def feature_makers(spec: LayerSpec) -> dict[str, FeatureLayer | NoTile]:
+    """What makes a layer's features by kernels, or why nothing does but PyTorch; empty without parts."""
+    found: dict[str, FeatureLayer | NoTile] = {}
+    if isinstance(spec, Featured) and spec.has_parts:
+        for which, layer in feature_layers(spec).items():
+            try:
+                layer.programs()
+                found[which] = layer
+            except NoTile as reason:
+                found[which] = reason
+    return found
 
 
 def plan(

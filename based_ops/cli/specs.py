@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,31 +64,33 @@ def show(name: str, stage: str, specs: Path | None, as_json: bool) -> None:
 
 
 def _show(spec: LayerSpec, stage: str, as_json: bool) -> None:
-    """Print what the compiler makes of a spec."""
+    """Print what the compiler makes of a spec: the layer, and what makes its features if it has parts."""
     from based_ops.codegen import pipeline
     from based_ops.codegen.ir.printer import print_program
+    from based_ops.codegen.parts.pieces import NoTile
     from based_ops.codegen.schedule.record_file import RecordError
 
     try:
-        lowered = pipeline.lower(spec)
+        makers = pipeline.feature_makers(spec).values()
+        found = [pipeline.lower(layer) for layer in (spec, *makers) if not isinstance(layer, NoTile)]
         if stage == "program":
-            source("\n".join(map(print_program, lowered.programs)), "text")
+            source("\n".join(print_program(x) for lowered in found for x in lowered.programs), "text")
         elif stage == "schedule":
-            _schedules(lowered, as_json)
+            _schedules(found, as_json)
         else:
-            source(pipeline.emit(pipeline.schedule(lowered, stage)), "python")
+            source("\n\n".join(pipeline.emit(pipeline.schedule(x, stage)) for x in found), "python")
     except RecordError as error:
         fail(str(error))
 
 
-def _schedules(lowered: Lowered, as_json: bool) -> None:
+def _schedules(found: Sequence[Lowered], as_json: bool) -> None:
     """Every choice of every generated module, one program and dtype a row; and which backend serves."""
     from based_ops.codegen import pipeline
     from based_ops.codegen.schedule import records
     from based_ops.codegen.schedule.legal import ALL_TOKENS
 
     rows = []
-    for target in pipeline.EMITTERS:
+    for target, lowered in product(pipeline.EMITTERS, found):
         layer = pipeline.schedule(lowered, target)
         for schedule in (*(kernel.schedule for kernel in layer.kernels), *layer.plans):
             for dtype, setting in schedule.settings.items():
@@ -102,8 +106,8 @@ def _schedules(lowered: Lowered, as_json: bool) -> None:
     table(columns, rows, as_json)
     for architecture in sorted(set(records.ARCHITECTURE.values())):
         book = records.book(architecture)
-        if mixer := book.serves.get(lowered.spec.mixer):
-            why = book.why.get(lowered.spec.mixer)
+        if mixer := book.serves.get(found[0].spec.mixer):
+            why = book.why.get(found[0].spec.mixer)
             click.echo(f"{architecture}: {mixer} serves" + (f": {why}" if why else ""), err=as_json)
 
 

@@ -62,6 +62,7 @@ def verify(
     found: list[list[Measurement]] = []
     broken: list[str] = []
     from ..verify import domain, measure, strain
+    from ..verify_features import measure_features
 
     drawn = {variant.name: domain(variant).name for variant, _, _ in jobs}
     widths = [max(map(len, (*drawn, ""))), *WIDTHS, max(map(len, (*drawn.values(), ""))), 0]
@@ -71,6 +72,7 @@ def verify(
             begin(job)
             try:
                 measurements = list(measure(variant, backend, device, dtype))
+                measurements += measure_features(variant, backend, device, dtype)
             except Exception as error:  # kernels fail in every way there is; the others are worth knowing
                 reason = str(error).strip().splitlines() or ["without a message"]
                 broken.append(f"{job}: {type(error).__name__}: {reason[-1]}")

@@ -48,6 +48,8 @@ def _sequence(work: Work) -> Floor:
     output = _bytes(work, op.signature.output)
     count = inputs + output
     flops = work.rows * op.products(work.length)
+    if work.form == "featured":
+        flops += work.rows * op.feature_products(work.length)
     if work.kv_heads and work.spec.mixer == "linear_attention":
         flops *= (1 + work.kv_heads / work.heads) / 2
     if work.task == "training":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,10 +27,17 @@ class Inputs:
     leaves: tuple[Tensor, ...]
     weight: Tensor
     state: Any
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+    """What makes features, where the work is from queries and keys on."""
+
+    @property
+    def learned(self) -> tuple[Tensor, ...]:
+        """The parameters that get gradients."""
+        return tuple(x for x in self.parameters.values() if x.requires_grad)
 
     @property
     def bytes(self) -> int:
-        tensors = [*self.leaves, *(x for x in self.state or () if x is not None)]
+        tensors = [*self.leaves, *self.parameters.values(), *(x for x in self.state or () if x is not None)]
         return sum(x.numel() * x.element_size() for x in tensors)
 
 
@@ -44,7 +51,7 @@ def make(work: Work, device: str, seed: int = 0) -> Inputs:
             return torch.randn(tuple(shape), device=device, dtype=dtype)
 
         made = draw(op, work.batch, length, work.heads, normal, lambda x: x)
-        return tuple(_shared(work, kind, x) for kind, x in zip(taken(op), made, strict=True))
+        return tuple(_sized(work, kind, x) for kind, x in zip(taken(op), made, strict=True))
 
     training = work.task == "training"
     leaves = tuple(x.detach().requires_grad_(training) for x in drawn(work.length, work.torch_dtype))
@@ -57,14 +64,18 @@ def make(work: Work, device: str, seed: int = 0) -> Inputs:
         _, exact = op.reference(*past, output_final_state=True)
         kept = op.init_state(work.batch, work.heads, device=device, dtype=work.torch_dtype)
         state = type(exact)(*(x if x is None else x.to(y.dtype) for x, y in zip(exact, kept, strict=True)))
-    return Inputs(leaves, weight, state)
+    parameters = {}
+    if work.form == "featured":
+        made = op.init_parameters(work.heads, device=device, dtype=work.torch_dtype)
+        parameters = {name: x.requires_grad_(training and x.requires_grad) for name, x in made.items()}
+    return Inputs(leaves, weight, state, parameters)
 
 
-def _shared(work: Work, kind: Argument, x: Tensor) -> Tensor:
-    """An input with as many heads as the work gives it."""
-    sizes = zip(kind.dims, work.shape(kind), strict=True)
-    for axis, size in enumerate(size if dim in SHARED else None for dim, size in sizes):
-        if size is not None and size != x.shape[axis]:
+def _sized(work: Work, kind: Argument, x: Tensor) -> Tensor:
+    """An input with as many heads and columns as the work gives it."""
+    last = len(kind.dims) - 1
+    for axis, (dim, size) in enumerate(zip(kind.dims, work.shape(kind), strict=True)):
+        if (dim in SHARED or axis == last) and size != x.shape[axis]:
             x = x.narrow(axis, 0, size).contiguous()
     return x
 
@@ -80,4 +91,7 @@ def another(inputs: Inputs) -> Inputs:
     if inputs.state is not None:
         return another_state(inputs)
     leaves = tuple(x.detach().clone().requires_grad_(x.requires_grad) for x in inputs.leaves)
-    return Inputs(leaves, inputs.weight.clone(), None)
+    parameters = {
+        name: x.detach().clone().requires_grad_(x.requires_grad) for name, x in inputs.parameters.items()
+    }
+    return Inputs(leaves, inputs.weight.clone(), None, parameters)

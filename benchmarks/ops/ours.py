@@ -49,13 +49,15 @@ class Ours(Contender):
             return lambda: (op.step(q, k, v, state, *decays, backend=by),)
         given, options = _laid(work, filled(op, inputs.leaves))
         options |= {"initial_state": state, "output_final_state": kept, "backend": by}
+        options |= {"parameters": inputs.parameters} if inputs.parameters else {}
         shape = work.shape(op.signature.output)
         if work.task == "forward":
             return lambda: (op(*given, **options)[0].view(shape),)
 
         def train() -> Results:
             o, _ = op(*given, **options)
-            return torch.autograd.grad(o.view(shape), inputs.leaves, inputs.weight)
+            leaves = (*inputs.leaves, *inputs.learned)
+            return torch.autograd.grad(o.view(shape), leaves, inputs.weight)[: len(inputs.leaves)]
 
         return train
 
@@ -64,7 +66,7 @@ def _laid(work: Work, inputs: Sequence[Tensor | None]) -> tuple[Sequence[Tensor 
     """The inputs of a call in the form of the work, and what else it is given."""
     if work.form == "batch invariant":
         return inputs, {"batch_invariant": True}
-    if work.form == "dense":
+    if work.form in ("dense", "featured"):
         return inputs, {}
     lead: Any = inputs[0]
     numbers = torch.arange(work.batch + 1, dtype=torch.int32, device=lead.device)
@@ -91,12 +93,16 @@ def expected(work: Work, inputs: Inputs) -> Results:
     training, op = work.task == "training", work.op
     pairs = zip(taken(op), inputs.leaves, strict=True)
     leaves = [_row(work, kind, x).detach().double().requires_grad_(training) for kind, x in pairs]
-    state = _state_row(inputs.state)
+    state, options = _state_row(inputs.state), {}
+    if inputs.parameters:  # those of the last head, but of all where they are not learned
+        learned = {name for name, x in op.parameters.items() if x.learned}
+        rows = {n: x[-1:] if n in learned else x for n, x in inputs.parameters.items()}
+        options = {"parameters": {name: x.detach().double() for name, x in rows.items()}}
     with torch.set_grad_enabled(training):
         parts = []
         for start in range(0, work.length, PIECE):
             piece = filled(op, tokens(op, leaves, start, start + PIECE))
-            o, state = op.reference(*piece, initial_state=state, output_final_state=True)
+            o, state = op.reference(*piece, initial_state=state, output_final_state=True, **options)
             parts.append(o)
         o = torch.cat(parts, dim=1)
     if not training:

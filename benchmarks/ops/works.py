@@ -21,7 +21,9 @@ SPECS = ROOM / "specs"
 TARGETS = ROOM / "targets.yaml"
 TASKS = ("forward", "training", "step")
 CLOCKS = ("device", "graph", "host")
-FORMS = ("dense", "packed", "batch invariant")
+FORMS = ("dense", "packed", "batch invariant", "featured")
+FEATURED = ("q", "k")
+"""The inputs that become features."""
 HEADS = 16
 """Heads of a sweep's line, where it has so many rows."""
 
@@ -34,8 +36,9 @@ class Work:
     state.  `clock` is what is timed: "device" (the device's time for an eager call), "graph" (the same in a
     CUDA graph of many calls) or "host" (the time until the call returns).
 
-    `form`: a batch as it is, its sequences "packed" behind each other, or "batch invariant".  `kv_heads`: the
-    heads of k and v where they are shared, which lets a layer with decays have as many.
+    `form`: a batch as it is, its sequences "packed" behind each other, "batch invariant", or "featured": of a
+    layer with parts the whole of it, where otherwise its queries and keys are features already.  `kv_heads`:
+    the heads of k and v where they are shared, which lets a layer with decays have as many.
     """
 
     variant: str
@@ -77,7 +80,9 @@ class Work:
         sizes |= self.op.signature.alike(self.heads)
         if self.kv_heads:
             sizes |= dict.fromkeys((OF_KEYS, OF_VALUES, OF_STATES), self.kv_heads)
-        return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in argument.dims)
+        shape = tuple(sizes[dim] if isinstance(dim, str) else dim for dim in argument.dims)
+        featured = self.form == "featured" and argument.name in FEATURED
+        return (*shape[:-1], self.op.qk) if featured else shape
 
     @property
     def torch_dtype(self) -> torch.dtype:

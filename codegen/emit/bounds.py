@@ -41,7 +41,12 @@ class Bounds:
     def inside(self, index: Expr, extent: Dim) -> bool:
         """Whether the index tile can never leave ``0 .. extent - 1``, whatever the dtype."""
         span = self.span(index)
-        if span is None or not isinstance(extent, int) or not self._whole_tiles(span.start, span.size):
+        if span is None or not isinstance(extent, int):
+            return False
+        match span.start, span.size:
+            case Const(int(start)), int(size) if start > 0:
+                return start + size <= extent
+        if not self._whole_tiles(span.start, span.size):
             return False
         stop = self._stop(span.start)
         if isinstance(stop, Const) and stop.value > extent:  # tiles of something wider

@@ -45,7 +45,7 @@ def emit(layer: ScheduledLayer) -> str:
 
     w = Writer()
     where = "the host, through C" if target.on_host else "CUDA"
-    header(w, layer.spec.name, "tilelang", f"TileLang kernels of {layer.spec.name} for {where}.")
+    header(w, layer.spec.origin, "tilelang", f"TileLang kernels of {layer.spec.name} for {where}.")
     w.line("from math import prod")
     w.blank()
     w.line("import tilelang.language as tl")

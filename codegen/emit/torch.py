@@ -106,7 +106,7 @@ def emit(layer: ScheduledLayer) -> str:
     emit_passes(body, layer, _launch)
 
     w = Writer()
-    header(w, layer.spec.name, "torch", f"{layer.spec.name} as batched PyTorch expressions.")
+    header(w, layer.spec.origin, "torch", f"{layer.spec.name} as batched PyTorch expressions.")
     w.line("import torch")
     w.blank()
     if called := used_helpers(body.text(), host_helpers(layer)):

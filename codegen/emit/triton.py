@@ -32,7 +32,7 @@ def emit(layer: ScheduledLayer) -> str:
     emit_passes(body, layer, _launch)
 
     w = Writer()
-    header(w, layer.spec.name, "triton", f"Triton kernels of {layer.spec.name}.")
+    header(w, layer.spec.origin, "triton", f"Triton kernels of {layer.spec.name}.")
     w.line("import torch")
     w.line("import triton")
     w.line("import triton.language as tl")

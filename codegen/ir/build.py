@@ -23,6 +23,11 @@ class Builder:
         self._blocks[-1].append(Let(name, wrap(value)))
         return Var(name)
 
+    def before(self, name: str, value: Operand) -> Var:
+        """`let` in front of the loops that are open."""
+        self._blocks[0].append(Let(name, wrap(value)))
+        return Var(name)
+
     def set(self, target: Var, value: Operand) -> None:
         self._blocks[-1].append(Set(target.name, wrap(value)))
 

@@ -9,6 +9,7 @@ from ..ir.check import check
 from ..ir.kernels import ForeignKernel, LaunchPlan, Sized
 from ..ir.program import Program
 from ..ir.traits import (
+    FEATURES,
     GRADIENTS,
     RECURS,
     ROW_SUMS,
@@ -21,7 +22,7 @@ from ..ir.traits import (
 )
 from ..names import RECURRENCE
 from ..spec.model import LayerSpec
-from . import foreign, orders, streams
+from . import foreign, orders, parts, streams
 from .legal import (
     ALL_TOKENS,
     COLUMNS_OF_A_WARP,
@@ -89,7 +90,12 @@ def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
             return Schedule(
                 subject.name, backend, dict.fromkeys(dtypes, streams.launch_plan(subject, backend))
             )
+        if subject.function == "segment_plan" and subject.kernel is None:
+            return Schedule(subject.name, backend, dict.fromkeys(dtypes, parts.launch_plan(subject, backend)))
         settings = {dtype: _launch_plan(spec, subject, backend, dtype) for dtype in dtypes}
+        return Schedule(subject.name, backend, settings)
+    if FEATURES in subject.does:
+        settings = {dtype: parts.tiles(subject, backend, dtype) for dtype in dtypes}
         return Schedule(subject.name, backend, settings)
     if STREAMS in subject.does:
         return Schedule(subject.name, backend, dict.fromkeys(dtypes, streams.tiles(subject, backend)))

@@ -78,12 +78,10 @@ class Featured(LayerSpec):
         return self._side(SIDES[0], self.parts), self._side(SIDES[1], keys)
 
     def _side(self, name: str, parts: tuple[Part, ...]) -> Side:
-        found, seen = [], dict[str, int]()
-        for x in parameters_of(parts, self.head_dims.qk):
-            seen[x.name] = seen.get(x.name, 0) + 1
-            number = f"_{seen[x.name]}" if seen[x.name] > 1 else ""
+        found = []
+        for x in numbered(parts, self.head_dims.qk):
             prefix = "" if self.tied or self.key_parts is None and not x.learned else f"{name}_"
-            found.append(replace(x, name=f"{prefix}{x.name}{number}"))
+            found.append(replace(x, name=f"{prefix}{x.name}"))
         return Side(name, parts, tuple(found))
 
     @property
@@ -97,6 +95,14 @@ class Featured(LayerSpec):
         """What comes before the map, in a few words that follow its own."""
         kinds = (getattr(x, "expression", x.kind.replace("_", " ")) for x in self.parts)
         return f" after {', '.join(kinds)}" if self.parts else ""
+
+
+def numbered(parts: tuple[Part, ...], width: int) -> Iterable[Parameter]:
+    """What parts read, each by a name of its own."""
+    seen = dict[str, int]()
+    for x in parameters_of(parts, width):
+        seen[x.name] = seen.get(x.name, 0) + 1
+        yield replace(x, name=f"{x.name}_{seen[x.name]}") if seen[x.name] > 1 else x
 
 
 def conflicts(values: Mapping[str, Any], widest: int, streams: bool) -> Iterable[Conflict]:

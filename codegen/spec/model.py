@@ -213,6 +213,11 @@ class LayerSpec(ABC):
         return self
 
     @property
+    def origin(self) -> str:
+        """The layer of whose spec it is made."""
+        return self.name
+
+    @property
     def kept_dtype(self) -> str:
         """The dtype of the state that a user holds between calls, where inputs are not float64."""
         return "float32"

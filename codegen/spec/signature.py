@@ -91,7 +91,7 @@ class Signature:
     """Tensors that a call mixes; the first one leads: its dtype and device are those of the call."""
     output: Argument
     state: tuple[Argument, ...]
-    """The parts of what a user holds between calls."""
+    """The parts of what a user holds between calls; without any there is no step."""
     numbers: dict[str, float] = field(default_factory=dict, hash=False)
     """Factors, and what each of them is unless a call says otherwise."""
     carried: tuple[Argument, ...] = ()
@@ -168,11 +168,13 @@ class Signature:
             f"Tensor({letter}!){'' if part.present else '?'} {part.name}"
             for letter, part in zip("abcdefgh", self.state, strict=False)
         ]
-        return {
+        found = {
             "forward": _schema([*inputs, *numbers, *carried, *asked], len(self.results)),
             "backward": _schema([*given, *inputs, *read, *numbers, *carried], len(self.differentiable)),
-            "step": _schema([*inputs, *numbers, *state, *_parameters((INDICES,))], 1),
         }
+        if self.state:
+            found["step"] = _schema([*inputs, *numbers, *state, *_parameters((INDICES,))], 1)
+        return found
 
 
 def _parameters(arguments: tuple[Argument, ...]) -> list[str]:

@@ -13,8 +13,9 @@ import torch
 from based_ops.benchmarks.ops import ours
 from based_ops.benchmarks.ops.inputs import another, another_state, make
 from based_ops.benchmarks.ops.ours import Ours
-from based_ops.benchmarks.ops.peers import ON_CUDA, peers, too_long
+from based_ops.benchmarks.ops.peers import FEATURED, ON_CUDA, peers, too_long
 from based_ops.benchmarks.ops.peers.common import taylor_features
+from based_ops.benchmarks.ops.peers.features import Features
 from based_ops.benchmarks.ops.peers.pytorch import Conv1d, Sdpa, naive_step, window_mask
 from based_ops.benchmarks.ops.warm import ended_well, jobs
 from based_ops.benchmarks.ops.works import Entry, Work, entries
@@ -44,6 +45,8 @@ WORKS = [
     Work("taylor2_qk16_v64", "training", 2, 4, 70, "float32", kv_heads=2),
     Work("simple_gla_qk64_v64", "training", 2, 4, 70, "float32", kv_heads=1),
     Work("window64_d64", "training", 2, 4, 70, "float32", kv_heads=2),
+    Work("hedgehog_qk64_v64", "forward", 1, 2, 70, "float32", form="featured"),
+    Work("hedgehog_qk64_v64", "training", 2, 2, 70, "float32", form="featured"),
     Work("taylor2_qk16_v64", "training", 2, 2, 70, "float32", form="batch invariant"),
     Work("hybrid_taylor2_qk16_v64_w64", "forward", 2, 2, 70, "float32", form="batch invariant"),
 ]
@@ -57,7 +60,7 @@ def test_ours_pass_the_check_and_a_wrong_result_does_not(work: Work, monkeypatch
     results = Ours("torch").prepare(work, inputs)()
     assert ours.fault(work, results, exact) is None
     broken = (results[0].clone(), *results[1:])
-    broken[0].flatten()[-1] += 1
+    broken[0][(-1,) * broken[0].dim()] += 1
     assert "wrong: " in str(ours.fault(work, broken, exact))
     missing = (torch.full_like(results[0], float("nan")), *results[1:])
     assert ours.fault(work, missing, exact) is not None
@@ -141,7 +144,18 @@ def test_long_quadratic_peers_are_predicted() -> None:
 
 def test_every_peer_is_compared_on_some_line() -> None:
     taken = {peer.by for entry in entries("cuda") for peer in peers(entry.work, "cuda")}
-    assert taken == {peer.by for peer in ON_CUDA}
+    assert taken == {peer.by for peer in (*ON_CUDA, *FEATURED)}
+
+
+@pytest.mark.parametrize("task", ["forward", "training"])
+def test_features_by_pytorch_are_ours(task: str) -> None:
+    work = Work("hedgehog_qk64_v64", task, 1, 2, 40, "float32", form="featured")
+    inputs = make(work, "cpu")
+    peer = Features("features by PyTorch", compiled=False, own=True)
+    assert peer.takes(work) and not peer.takes(WORKS[0])
+    got, exact = peer.prepare(work, inputs)(), Ours("torch").prepare(work, inputs)()
+    for x, y in zip(got, exact, strict=True):
+        torch.testing.assert_close(x, y)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("fla") is not None, reason="flash-linear-attention is here")

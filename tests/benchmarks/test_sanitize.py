@@ -13,6 +13,8 @@ import torch
 import based_ops
 from based_ops.benchmarks import sanitize
 from based_ops.benchmarks.sanitize import Case, Found, calls, cases, parsed
+from based_ops.codegen.names import variant_of
+from based_ops.record import record
 
 OUTPUT = """\
 ========= COMPUTE-SANITIZER
@@ -37,7 +39,7 @@ def kernels(module: ModuleType, dtype: str) -> set[str]:
 @pytest.mark.parametrize("name", based_ops.names())
 def test_every_kernel_is_called(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its module's own host functions, which launch nothing here, as on a Hopper GPU."""
-    for case in (case for case in cases(["triton"]) if case.layer == name):
+    for case in (case for case in cases(["triton"]) if variant_of(case.layer) == name):
         module, launched = case.module, set[str]()
         if not kernels(module, case.dtype):
             pytest.skip("under the interpreter there are no kernels to tell")
@@ -52,7 +54,8 @@ def test_every_kernel_is_called(name: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_every_layer_backend_and_dtype_is_a_case() -> None:
     found = {(case.backend, case.layer) for case in cases()}
-    assert found == {(backend, name) for backend in sanitize.BACKENDS for name in based_ops.names()}
+    layers = {x.name for name in based_ops.names() for x in (record(name), *record(name).makers.values())}
+    assert found == {(backend, name) for backend in sanitize.BACKENDS for name in layers}
     assert Case("triton", "taylor2_qk16_v64", "bfloat16") in cases()
 
 

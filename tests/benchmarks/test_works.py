@@ -113,6 +113,15 @@ def test_floor_of_a_hybrid() -> None:
     assert floor(work).flops > floor(window).flops
 
 
+def test_floor_of_features() -> None:
+    """Queries and keys as they are, where without parts they are features, twice as wide."""
+    work = Work("hedgehog_qk64_v64", "forward", 8, 16, 2048, form="featured")
+    mixed = replace(work, form="dense")
+    assert floor(work).bytes == 8 * 16 * 2048 * 512
+    assert floor(mixed).bytes == 8 * 16 * 2048 * 768
+    assert floor(work).flops - floor(mixed).flops == 8 * 16 * 2048 * 2 * 2 * 64 * 64
+
+
 def test_floor_of_steps() -> None:
     linear = Work("taylor2_qk16_v64", "step", 128, 16, 1)
     assert floor(linear).bytes == 2048 * (2 * 153 * 65 * 4 + 320)

@@ -19,6 +19,8 @@ from hypothesis import given
 from based_ops.codegen import artifacts, pipeline
 from based_ops.codegen.ir.printer import print_program
 from based_ops.codegen.ir.rewrite import gather_by_product
+from based_ops.codegen.parts.layer import feature_layers
+from based_ops.codegen.spec.featured import Featured
 from based_ops.codegen.spec.load import load_file
 from based_ops.codegen.spec.model import HeadDims, LayerSpec, dump_yaml
 from tests.conftest import ROOT, SPECS
@@ -31,8 +33,11 @@ PRINTED = ("taylor2_qk16_v64", "pos_elu_qk64_v64", "window64_d64")
 
 
 def modules(name: str) -> int:
-    """How many files a shipped layer has: one of those with parts makes its features in one more."""
-    return 6 if getattr(load_file(SPECS / f"{name}.yaml"), "has_parts", False) else 5
+    """How many files a shipped layer has: those with parts make features, by PyTorch and by kernels."""
+    spec = load_file(SPECS / f"{name}.yaml")
+    if isinstance(spec, Featured) and spec.has_parts:
+        return 6 + 4 * len(feature_layers(spec))
+    return 5
 
 
 @pytest.fixture(scope="module")

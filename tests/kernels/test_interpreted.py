@@ -29,6 +29,7 @@ from tests.kernels.runners import interpreting
         "test_steps",
         "test_groups",
         "test_monomials",
+        "test_parts",
     ],
 )
 def test_triton_under_its_interpreter(module: str) -> None:

@@ -35,6 +35,8 @@ DENSE = {"RAGGED": False, "BEGUN": False}
 """The flags with which programs of one sequence are what they are; those of packed ones have them on."""
 ONE_TOKEN = {"SEVERAL": False, "SLOTS": False, "GROUPED": False}
 """The flags with which the kernel of a step is that of a single token, without a loop and without a pool."""
+AS_THEY_STAND = {"NUMBERED": False}
+"""The flag with which features are of tokens that are numbered as they stand."""
 OF_GROUPS = ("group_sums", "owed_sums")
 """Kernels that run only where heads are in groups; the others are compiled for calls without any."""
 SHARED_MEMORY = 227 * 1024
@@ -76,6 +78,11 @@ def test_kernels_keep_to_their_budgets(
         for program in served
     }
     found["one token"] = compile_one(spec, module, "token", dtype, **ONE_TOKEN)
+    for which, maker in record_of(name).makers.items():
+        of_features = maker.module(backend)
+        for program in pipeline.lower(maker.layer).programs:
+            compiled = compile_one(maker.layer, of_features, program.name, dtype, **AS_THEY_STAND)
+            found[f"{which}: {program.name}"] = compiled
     assert all(resources.shared <= SHARED_MEMORY for resources in found.values()), found
     if request.config.getoption("--update-budgets"):
         record(backend, name, dtype, found)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from ..contender import Contender
 from ..works import Work
 from .causal_conv1d import CausalConv1d
+from .features import Features
 from .fla import FlaBased, FlaDecay, FlaLinear, FlaStep
 from .pytorch import CompiledStep, Conv1d, Flex, Sdpa, Varlen
 
@@ -34,11 +35,19 @@ ON_CUDA: tuple[Contender, ...] = (
     CausalConv1d(),
     Conv1d(),
 )
+FEATURED: tuple[Contender, ...] = (
+    Features("features by torch.compile", compiled=True, own=True),
+    Features("PyTorch + fla chunk_linear_attn", compiled=False, own=False),
+    Features("torch.compile + fla chunk_linear_attn", compiled=True, own=False),
+)
+"""Layers with parts from the queries and keys on."""
 ON_CPU: tuple[Contender, ...] = (Sdpa("SDPA", None),)
 
 
 def peers(work: Work, device: str) -> list[Contender]:
     """The peers that a piece of work is compared with on a device."""
+    if work.form == "featured":
+        return [peer for peer in FEATURED if peer.takes(work)]
     every = ON_CPU if device == "cpu" else ON_CUDA
     own = work.state or work.clock == "host" or work.form != "dense" or work.kv_heads
     return [] if own else [peer for peer in every if peer.takes(work)]

@@ -37,14 +37,21 @@ def taylor_features(x: Tensor, scale: float) -> Tensor:
 
 
 def sequence_call(
-    work: Work, inputs: Inputs, leaves: tuple[Tensor, ...], forward: Callable[..., Tensor]
+    work: Work,
+    inputs: Inputs,
+    leaves: tuple[Tensor, ...],
+    forward: Callable[..., Tensor],
+    count: int | None = None,
 ) -> Call:
-    """The call of a sequence's work: `forward(*leaves)`, with its backward for training."""
+    """The call of a sequence's work: `forward(*leaves)`, with its backward for training.
+
+    Gradients are of all leaves, and those of the first `count` are results.
+    """
     if work.task == "forward":
         return lambda: (forward(*leaves),)
 
     def train() -> Results:
         o = forward(*leaves)
-        return torch.autograd.grad(o, leaves, inputs.weight.view(o.shape))
+        return torch.autograd.grad(o, leaves, inputs.weight.view(o.shape))[:count]
 
     return train

@@ -36,7 +36,7 @@ class FlaBased(Contender):
     def why_not(self, entry: Entry, device: str) -> str | None:
         if entry.work.op.qk > self.widest:
             return f"takes queries of at most {self.widest}"
-        return _fla_missing()
+        return fla_missing()
 
     def prepare(self, work: Work, inputs: Inputs) -> Call:
         import fla.ops.based
@@ -68,7 +68,7 @@ class FlaLinear(Contender):
             return "not run: trusted at the 273 features of width 16 only"
         if is_taylor(entry.work) and entry.group not in TUNED:
             return f"not run: tunes itself for 18 s at each shape; in the groups {' and '.join(TUNED)} only"
-        return _fla_missing()
+        return fla_missing()
 
     def prepare(self, work: Work, inputs: Inputs) -> Call:
         import fla.ops.linear_attn
@@ -105,7 +105,7 @@ class FlaDecay(Contender):
         return identity and spec.decay == "token" and work.task != "step"
 
     def why_not(self, entry: Entry, device: str) -> str | None:
-        return _fla_missing()
+        return fla_missing()
 
     def prepare(self, work: Work, inputs: Inputs) -> Call:
         from fla.ops.simple_gla import chunk_simple_gla
@@ -129,7 +129,7 @@ class FlaStep(Contender):
         return work.task == "step" and is_taylor(work)
 
     def why_not(self, entry: Entry, device: str) -> str | None:
-        return _fla_missing()
+        return fla_missing()
 
     def prepare(self, work: Work, inputs: Inputs) -> Call:
         from fla.ops.linear_attn import fused_recurrent_linear_attn
@@ -154,5 +154,6 @@ class FlaStep(Contender):
         return run
 
 
-def _fla_missing() -> str | None:
+def fla_missing() -> str | None:
+    """Why it cannot be measured; None if it can."""
     return None if importlib.util.find_spec("fla") else "flash-linear-attention is not installed"
