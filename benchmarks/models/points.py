@@ -12,8 +12,7 @@ LARGEST = 0
 WAYS = ("eager", "blocks", "graph", "graph, blocks", "graph, whole", "graph, cudnn")
 """As PyTorch runs it, or each block compiled; in a CUDA graph; all compiled as one; attention by cuDNN."""
 
-OURS, NARROW, BASELINE, LLAMA = "based-1b", "based-1b-f16", "transformer-1b", "llama-1b"
-PEERS = "gla-1b", "gated-deltanet-1b"
+OURS, BASELINE, LLAMA, PEERS = "based-1b", "transformer-1b", "llama-1b", ("gla-1b", "gated-deltanet-1b")
 STEP_WAYS, PROMPT_WAYS = ("graph", "graph, blocks"), ("eager", "graph", "graph, blocks")
 FLA_WAYS = ("eager", "graph")
 
@@ -83,7 +82,6 @@ def _generate(new: int) -> Iterator[Point]:
 
     k = 1024
     yield from points(OURS, [(batch, k) for batch in (1, 128, 512, 1024)])
-    yield from points(NARROW, [(batch, k) for batch in (1024, 2048)])
     yield from points(BASELINE, [(x, n) for n in (k, 4 * k, 16 * k) for x in (1, LARGEST)] + [(128, k)])
     for model in (OURS, BASELINE):
         yield from points(model, [(1, k), (128, k)], ("graph, whole",))

@@ -132,7 +132,6 @@ def test_shipped_specs() -> None:
         "taylor1_qk16_v64",
         "taylor2_decay_qk16_v64",
         "taylor2_qk16_v112",
-        "taylor2_qk16_v112_f16",
         "taylor2_qk16_v128",
         "taylor2_qk16_v64",
         "taylor3_qk16_v64",
