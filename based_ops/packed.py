@@ -127,15 +127,16 @@ class Spread(NamedTuple):
     tokens: Tensor
     """Where the tokens go."""
     where: Tensor
-    """Of each place, what is there: of all tokens, and behind them what goes in front."""
+    """Of each place, what is there: of all tokens, behind them what goes in front, and behind that nothing."""
     sequences: Tensor
     """The sequences, what is in front of them included."""
     there: Tensor
     """Which tokens some sequence has."""
 
     def laid(self, x: Tensor, front: Tensor) -> Tensor:
-        """x [1,T,...] with what goes in front of each sequence, [N,width,...]."""
-        return torch.cat((x, front.reshape(1, -1, *x.shape[2:])), 1).index_select(1, self.where)
+        """x [1,T,...] with what goes in front of each sequence, [N,width,...]; 0 for tokens of none."""
+        front = front.reshape(1, -1, *x.shape[2:])
+        return torch.cat((x, front, torch.zeros_like(front[:, :1])), 1).index_select(1, self.where)
 
 
 def last_tokens(x: Tensor, sequences: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -175,7 +176,11 @@ def spread(sequences: Tensor, length: Any, width: int) -> Spread:
     tokens = places + width * begun
     others = front.unsqueeze(1) + torch.arange(width, device=start.device)
     ends = torch.stack((front, front + width + stop - start), 1)
-    return Spread(tokens, torch.cat((tokens, others.flatten())).argsort(), ends, there)
+    nothing = length + others.numel()
+    kept = torch.where(there, tokens, nothing)  # a place behind all others
+    what = torch.arange(nothing, device=start.device)
+    where = what.new_full((nothing + 1,), nothing).scatter(0, torch.cat((kept, others.flatten())), what)
+    return Spread(tokens, where.narrow(0, 0, nothing), ends, there)
 
 
 def chosen(there: Tensor, x: Tensor) -> Tensor:

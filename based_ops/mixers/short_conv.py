@@ -203,9 +203,9 @@ class ShortConvVariant(Variant):
         if state is not None:
             front = torch.cat((front, state.inputs.transpose(1, 2)), 1)
         found = packed.spread(sequences, x.shape[1], front.shape[1])
-        x = found.laid(packed.chosen(found.there, x), front)
+        x = found.laid(x, front)
         if gate is not None:
-            gate = found.laid(packed.chosen(found.there, gate), torch.zeros_like(front))
+            gate = found.laid(gate, torch.zeros_like(front))
         return packed.Laid((x, weight, bias, gate), (None,), found.sequences, found.tokens, found.there)
 
     def _take(
