@@ -127,7 +127,7 @@ class Spread(NamedTuple):
     tokens: Tensor
     """Where the tokens go."""
     where: Tensor
-    """Of each place, what is there: of all tokens, behind them what goes in front, and behind that nothing."""
+    """Of each place, what is there: of all tokens, behind them what goes in front, and then nothing."""
     sequences: Tensor
     """The sequences, what is in front of them included."""
     there: Tensor
