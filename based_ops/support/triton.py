@@ -16,6 +16,8 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from based_ops.codegen.schedule.packed import PLAN
+
 
 def operand(dtype: tl.dtype) -> tl.dtype:
     """The dtype in which a tile enters a matrix product.
@@ -46,9 +48,6 @@ def _mixed(x):  # type: ignore[no-untyped-def]
     return x ^ (x >> 16)
 
 
-PLANNED = {"SEGMENTS": 32, "SEQUENCES": 256, "num_warps": 4}
-
-
 def packed_plan(sequences: Tensor, T: int, SEGMENT: int, LENGTH: int) -> tuple[int, int, Tensor, Tensor]:
     """That of `based_ops.support.host` in one kernel: its many operations take longer than a short call."""
     N = len(sequences)
@@ -56,7 +55,7 @@ def packed_plan(sequences: Tensor, T: int, SEGMENT: int, LENGTH: int) -> tuple[i
     table = sequences.new_empty(count, 5, dtype=torch.int32)
     bounds = sequences.new_empty(N, 2, dtype=torch.int32)
     numbers = (*sequences.stride(), N, T, LENGTH, count)
-    launch(plan, lambda c: (-(-count // c["SEGMENTS"]),), (sequences, table, bounds), numbers, PLANNED)
+    launch(plan, lambda c: (-(-count // c["SEGMENTS"]),), (sequences, table, bounds), numbers, PLAN)
     return count, count * LENGTH, table, bounds
 
 
