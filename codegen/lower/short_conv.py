@@ -132,7 +132,11 @@ def tap_gradients(layer: Layer) -> Program:
     """Sums over batch and segments."""
     b = Builder()
     d = b.let("d", Span(Var("channel_block") * "CHANNELS", "CHANNELS"))
-    taps, bias = layer.totals(b, ("PARTS", "CHANNELS"))
+    taps = layer.tap_totals(b, ("PARTS", "CHANNELS"))
+    bias = None
+    if layer.spec.bias:
+        with b.when("BIAS"):  # TileLang finds no layout for a tile that nothing else touches
+            bias = layer.bias_total(b, ("PARTS", "CHANNELS"))
     with b.loop("i", 0, "B") as i, b.loop("s0", 0, "segments", "PARTS") as s0:
         s = b.let("s", Span(s0, "PARTS"))
         for j, total in enumerate(taps):

@@ -115,8 +115,13 @@ class Layer:
 
     def totals(self, b: Builder, shape: tuple[Dim, ...]) -> tuple[list[Var], Var | None]:
         """Sums over tokens: one for each tap, and one for the bias if there may be any."""
-        taps = [b.let(f"dw{j}", Full(shape, 0.0)) for j in range(self.width)]
-        return taps, b.let("db", Full(shape, 0.0)) if self.spec.bias else None
+        return self.tap_totals(b, shape), self.bias_total(b, shape) if self.spec.bias else None
+
+    def tap_totals(self, b: Builder, shape: tuple[Dim, ...]) -> list[Var]:
+        return [b.let(f"dw{j}", Full(shape, 0.0)) for j in range(self.width)]
+
+    def bias_total(self, b: Builder, shape: tuple[Dim, ...]) -> Var:
+        return b.let("db", Full(shape, 0.0))
 
 
 def _along(x: Expr, shape: tuple[Dim, ...]) -> Expr:

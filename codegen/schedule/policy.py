@@ -40,6 +40,8 @@ MATRIX_UNIT = 16
 """The smallest side of a matrix product on a tensor core, in elements."""
 TILE_OF_TWO_WARPS = 64 * 64
 """The largest float32 accumulator that two warps hold beside their operands without spilling."""
+ROWS_OF_TWO_WARPS = 512
+"""Rows of a state that two warps go through in a gradient; 165 do compile, 969 do not."""
 AT_ONCE = 64 * 128
 """Elements of a state that two warps read at once."""
 HALF_OF_SHARED = 113 * 1024
@@ -228,6 +230,8 @@ def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     if TOKEN in program.does:
         return _step(spec, program, sizes)
     crowded = wide or 32 * max(widths) > TILE_OF_TWO_WARPS or 32 * held > TILE_OF_TWO_WARPS * 3 // 2
+    # Triton 3.6 fails to compile gradients of more rows for two warps (LLVM's vectorizer aborts).
+    crowded |= gradients and spec.extents.get("FEATURES", 1) > ROWS_OF_TWO_WARPS
     warps = 8 if 32 * held * (1 + wide) >= 4 * TILE_OF_TWO_WARPS else 4 if crowded else 2
     return Setting(pick(program, sizes), warps, stages=2 if gradients else 3)
 
@@ -281,7 +285,8 @@ def _tensor_cores(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     whole = max(groups * MATRIX_UNIT, power_of_two(v))
     if not _laid_out(spec, program, dtype):
         return _blocks_of_warpgroups(spec, program, dtype, groups, whole)
-    widths = (_multiple(v, groups), whole, WARPGROUP * groups * COLUMNS_OF_A_WARP)
+    least = whole if RECURS in program.does else _multiple(v, groups)  # a state that stays is such a tile too
+    widths = (least, whole, WARPGROUP * groups * COLUMNS_OF_A_WARP)
     settings = [_blocks_of_warpgroups(spec, program, dtype, groups, width) for width in widths]
     types = check(program)
     return next(setting for setting in settings if shares_out(program, types, setting))

@@ -10,6 +10,7 @@ from based_ops.codegen import pipeline
 from based_ops.codegen.ir.check import check
 from based_ops.codegen.ir.program import Program
 from based_ops.codegen.mixers.linear_attention import LinearAttention
+from based_ops.codegen.mixers.short_conv import ShortConv
 from based_ops.codegen.mixers.sliding_window import SlidingWindow
 from based_ops.codegen.schedule.choose import choose
 from based_ops.codegen.schedule.legal import shares_out
@@ -28,7 +29,13 @@ def test_warps_share_out_every_product(spec: LayerSpec) -> None:
 
 @pytest.mark.parametrize(
     ("qk", "v", "program"),
-    [(16, 16, "states"), (16, 48, "recurrence"), (80, 16, "outputs"), (16, 112, "key_gradients")],
+    [
+        (16, 16, "states"),
+        (16, 48, "recurrence"),
+        (64, 40, "recurrence"),
+        (80, 16, "outputs"),
+        (16, 112, "key_gradients"),
+    ],
 )
 def test_widths_that_divide_badly(qk: int, v: int, program: str) -> None:
     pytest.importorskip("tilelang")
@@ -45,3 +52,15 @@ def test_windows_that_divide_badly(width: int) -> None:
 
     spec = SlidingWindow("widths", 64, HeadDims(width, width))
     assert "mma" in tilelang_kernel(spec, build(spec, "tilelang"), "outputs", torch.bfloat16).kernel_source
+
+
+@pytest.mark.parametrize("program", ["gradients", "tap_gradients"])
+def test_a_convolution_without_the_bias_it_may_have(program: str) -> None:
+    """What is there under a flag alone takes no part where the flag is off: TileLang could not lay it out."""
+    pytest.importorskip("tilelang")
+    from based_ops.aot import tilelang_kernel
+
+    spec = ShortConv("conv", 3)
+    assert spec.bias
+    lowered = tilelang_kernel(spec, build(spec, "tilelang"), program, torch.bfloat16, BIAS=False)
+    assert "__global__" in lowered.kernel_source

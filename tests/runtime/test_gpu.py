@@ -104,12 +104,16 @@ def copy_of(state: Any) -> Any:
 
 
 @pytest.mark.parametrize("static", [False, True])
-def test_compiled_steps_are_cuda_graphs(variant: Variant, static: bool) -> None:
+def test_compiled_steps_are_cuda_graphs(
+    variant: Variant, static: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If the state is known to stay where it is; otherwise PyTorch skips them: a step writes into it."""
     from torch._dynamo.utils import counters
     from torch._inductor import cudagraph_trees
 
-    torch._dynamo.reset()  # or what was compiled for a state that may move serves one that stays
+    # PyTorch keeps what it compiled, in memory and on disk, under keys that do not say whether inputs move.
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
     cudagraph_trees.reset_cudagraph_trees()
     counters.clear()
     state = variant.init_state(2, 2, device="cuda", dtype=torch.bfloat16)
