@@ -85,6 +85,9 @@ class Engine:
     far as the same row of another batch has the same bits.  `batch_invariant` sees to that: prompts are read
     one by one, and a step always has as many rows as there are slots.  It is slower where few are taken.
 
+    With `compiled`, steps are of blocks that `torch.compile` made: they fuse what lies between the products.
+    That takes some tens of seconds when steps of a size of batch (a power of two) are first wanted.
+
     One thread at a time may call an engine.
     """
 
@@ -95,6 +98,7 @@ class Engine:
         decode: Decode | None = None,
         most: int = 2048,
         batch_invariant: bool = False,
+        compiled: bool = False,
     ) -> None:
         """`most` is how many tokens a request may have, its prompt included, in a model with full attention.
 
@@ -103,7 +107,7 @@ class Engine:
         if slots < 1:
             fail(ArgumentValueError, "slots", slots, "1 or more")
         self.model, self.slots, self.decode, self.most = model.eval(), slots, decode, most
-        self.batch_invariant = batch_invariant
+        self.batch_invariant, self.compiled = batch_invariant, compiled
         self.device = model.embedding.weight.device
         try:
             with torch.no_grad():
@@ -281,7 +285,7 @@ class Engine:
         try:
             key = size, any(request.sampling.temperature for request in requests)
             if key not in self._steps:
-                self._steps[key] = Step(self.model, self.pool, self._board, *key)
+                self._steps[key] = Step(self.model, self.pool, self._board, *key, self.compiled)
             return self._append(slots, self._steps[key].run(slots, self._memory))
         except BaseException as error:
             self._end(requests, "error", error)

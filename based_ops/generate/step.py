@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..models import LanguageModel
+from ..models import LanguageModel, inference
 from .sampling import Sampling, chosen, uniform
 
 
@@ -58,9 +59,14 @@ class Board:
 class Step:
     """The step of a batch of `size`; on a GPU recorded at its first call, and replayed from then on."""
 
-    def __init__(self, model: LanguageModel, pool: Any, board: Board, size: int, sampled: bool) -> None:
+    def __init__(
+        self, model: LanguageModel, pool: Any, board: Board, size: int, sampled: bool, compiled: bool
+    ) -> None:
         self.model, self.pool, self.board, self.size, self.sampled = model, pool, board, size, sampled
         self.indices = torch.full((size,), -1, dtype=torch.int32, device=board.last.device)
+        self._steps: list[Any] | None = None
+        if compiled:
+            self._steps = [inference.compiled(step, size) for step in model.block_steps()]
         self._slots: list[int] = []
         self._graph: Any = None
         self._tokens: Tensor | None = None
@@ -81,7 +87,8 @@ class Step:
 
     def _next(self) -> Tensor:
         rows = self.board.rows(self.indices)
-        logits = self.model.step(self.board.last[rows].unsqueeze(1), self.pool, self.indices)
+        with inference.room_to_compile() if self._steps else nullcontext():
+            logits = self.model.step(self.board.last[rows].unsqueeze(1), self.pool, self.indices, self._steps)
         return self.board.choose(logits[:, -1], rows, self.sampled)
 
     def _record(self, memory: Any) -> None:

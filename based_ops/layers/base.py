@@ -14,6 +14,7 @@ from ..errors import ArgumentTypeError, ArgumentValueError, ShapeError, UnknownV
 from ..record import names, record
 from ..registry import get
 from ..variant import Variant
+from .projections import projected
 
 
 def _named(name: Any, mixer: str) -> Variant:
@@ -95,7 +96,7 @@ class AttentionLayer(nn.Module):
         """
         if foreign:
             refuse(AttentionLayer.init_state, tuple(foreign))
-        return self.op.init_state(batch, self.kv_heads, device=self.q_proj.weight.device, dtype=self._dtype())
+        return self.op.init_state(batch, self.kv_heads, device=self.o_proj.weight.device, dtype=self._dtype())
 
     def state_bytes(self, batch: int) -> int:
         """Bytes of the state of `batch` sequences, whatever their length."""
@@ -107,7 +108,7 @@ class AttentionLayer(nn.Module):
 
     def _dtype(self) -> torch.dtype:
         """The dtype in which the mixer computes: that of the weights if the spec has it."""
-        weight = self.q_proj.weight
+        weight = self.o_proj.weight
         if weight.dtype in self.op.dtypes:
             return weight.dtype
         return self.op.autocast_dtype(weight) or self.op.dtypes[0]
@@ -123,7 +124,7 @@ class AttentionLayer(nn.Module):
             fail(ArgumentTypeError, "x", type(x).__name__, "a torch.Tensor")
         if x.dim() != 3 or x.shape[2] != self.d_model:
             fail(ShapeError, "x", sizes(x), f"of shape [B, T, {self.d_model}]")
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        q, k, v = projected(self, x)
         return (
             q.unflatten(-1, (self.heads, self.op.qk)),
             k.unflatten(-1, (self.kv_heads, self.op.qk)),

@@ -5,7 +5,18 @@ from __future__ import annotations
 from based_ops.codegen.spec.language_model import ModelSpec
 
 from .checkpoint import convert, load, save
+from .inference import merge_projections
 from .language_model import LanguageModel, ModelState
 from .spec import load_spec, shipped
 
-__all__ = ["LanguageModel", "ModelSpec", "ModelState", "convert", "load", "load_spec", "save", "shipped"]
+__all__ = [
+    "LanguageModel",
+    "ModelSpec",
+    "ModelState",
+    "convert",
+    "load",
+    "load_spec",
+    "merge_projections",
+    "save",
+    "shipped",
+]

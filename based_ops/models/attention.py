@@ -11,6 +11,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from .. import packed
 from ..checks import sizes
 from ..errors import ShapeError, StateError, fail
+from ..layers.projections import projected
 from ..layers.rotary import rotate
 from ..tracing import is_traced
 
@@ -120,7 +121,7 @@ class FullAttention(nn.Module):
 
     def init_state(self, batch: int, most: int = 2048) -> KeyValueCache:
         """A cache without tokens and with room for `most`."""
-        weight = self.k_proj.weight
+        weight = self.o_proj.weight
         shape = batch, self.kv_heads, most, self.width
         return KeyValueCache(
             weight.new_zeros(shape), weight.new_zeros(shape), weight.new_zeros(batch, dtype=torch.int64)
@@ -128,7 +129,7 @@ class FullAttention(nn.Module):
 
     def state_bytes(self, batch: int, most: int = 2048) -> int:
         """Bytes of such a cache."""
-        row = 2 * self.kv_heads * self.width * self.k_proj.weight.element_size()
+        row = 2 * self.kv_heads * self.width * self.o_proj.weight.element_size()
         return batch * (most * row + 8)
 
     def _extend(self, x: Tensor, state: KeyValueCache) -> Tensor:
@@ -176,9 +177,7 @@ class FullAttention(nn.Module):
 
     def _project(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v [B,H,T,D], the first two turned."""
-        q = self.q_proj(x).unflatten(-1, (self.heads, self.width))
-        k = self.k_proj(x).unflatten(-1, (self.kv_heads, self.width))
-        v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.width))
+        q, k, v = (y.unflatten(-1, (-1, self.width)) for y in projected(self, x))
         return (
             self._turned(q, position).transpose(1, 2),
             self._turned(k, position).transpose(1, 2),

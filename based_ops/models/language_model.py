@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,16 +84,27 @@ class LanguageModel(nn.Module):
             x = x[:, -logits_to_keep:]
         return self._leave(x), tuple(after) if output_state else None
 
-    def step(self, ids: Tensor, state: ModelState, state_indices: Tensor | None = None) -> Tensor:
+    def step(
+        self,
+        ids: Tensor,
+        state: ModelState,
+        state_indices: Tensor | None = None,
+        steps: Sequence[Callable[..., Tensor]] | None = None,
+    ) -> Tensor:
         """Logits [B,T,vocabulary] of up to 16 more tokens; updates `state` in place.  Not differentiable.
 
         With `state_indices`, int32 [B], `state` is a pool of which they name the slots, -1 none: the state
-        that `init_state` makes for as many sequences as there are slots.
+        that `init_state` makes for as many sequences as there are slots.  `steps` are called in the place of
+        the blocks' own: what a compiler made of them.
         """
         x = self._enter(ids)
-        for block, part in zip(self.blocks, self._states(state), strict=True):
-            x = block.step(x, part, state_indices)  # type: ignore[operator]
+        for step, part in zip(steps or self.block_steps(), self._states(state), strict=True):
+            x = step(x, part, state_indices)
         return self._leave(x)
+
+    def block_steps(self) -> list[Callable[..., Tensor]]:
+        """The step of each block."""
+        return [cast(Block, block).step for block in self.blocks]
 
     def init_state(self, batch: int, most: int = 2048) -> ModelState:
         """The state before the first token of `batch` sequences; full attention keeps up to `most` tokens."""

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import torch
 
+from based_ops.models.inference import compiled, room_to_compile
+
 from .contenders import Call, Contender
 
 SECONDS = 0.4
@@ -23,12 +25,12 @@ BACKEND = "inductor"
 
 
 @contextmanager
-def blocks_compiled(contender: Contender, what: str, way: str) -> Iterator[None]:
-    """Each block compiled by itself, where a way says so; blocks of a kind share what is compiled."""
+def blocks_compiled(contender: Contender, what: str, way: str, rows: int) -> Iterator[None]:
+    """Each block compiled by itself for so many tokens, where a way says so."""
     found = list(contender.blocks(what)) if way.endswith("blocks") else []
-    with torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True):
+    with room_to_compile():
         for module, method in found:
-            setattr(module, method, torch.compile(getattr(module, method), backend=BACKEND))
+            setattr(module, method, compiled(getattr(module, method), rows, BACKEND))
         try:
             yield
         finally:
@@ -36,10 +38,10 @@ def blocks_compiled(contender: Contender, what: str, way: str) -> Iterator[None]
                 delattr(module, method)  # the class has its own
 
 
-def ms_of(call: Call, way: str, device: torch.device) -> float:
+def ms_of(call: Call, way: str, device: torch.device, rows: int) -> float:
     """Milliseconds of one call among many in a row, each of which waits for the one before."""
     if way.endswith("whole"):
-        call = torch.compile(call, backend=BACKEND)
+        call = compiled(call, rows, BACKEND)
     run: Callable[[], object] = _graph(call).replay if way.startswith("graph") else call
     for _ in range(WARM):
         once = _ms(run, 1, device)

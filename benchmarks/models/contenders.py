@@ -17,6 +17,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from based_ops.models import LanguageModel
 from based_ops.models.attention import FullAttention, KeyValueCache
 from based_ops.models.blocks import bytes_of, over_tensors
+from based_ops.models.inference import merge_projections
 
 from . import cost
 from .cost import Cost
@@ -84,7 +85,7 @@ class Ours(Contender):
     constant = True
 
     def __init__(self, name: str, device: str, dtype: torch.dtype) -> None:
-        self.net: LanguageModel = LanguageModel(name, device=device, dtype=dtype)
+        self.net: LanguageModel = merge_projections(LanguageModel(name, device=device, dtype=dtype))
         super().__init__(self.net, self.net.embedding, self.net.head)
 
     def blocks(self, what: str) -> Iterator[tuple[nn.Module, str]]:
@@ -148,7 +149,7 @@ class LastToken(FullAttention):
 
     def cache(self, batch: int, length: int) -> KeyValueCache:
         """One that lacks the last of `length` tokens."""
-        weight = self.k_proj.weight
+        weight = self.o_proj.weight
         k, v = (weight.new_zeros(batch, self.kv_heads, length, self.wide) for _ in range(2))
         for x in (k, v):
             x[..., : self.width].normal_()

@@ -85,14 +85,14 @@ def line_of(contender: Contender, point: Point, ceilings: measure.Ceilings) -> L
 def _measured(contender: Contender, point: Point, batch: int, ceilings: measure.Ceilings) -> Line:
     generates = point.task == "generate"
     at: dict[str, float] = {}
-    what = "step" if generates else "prompt"
-    with _attention(contender, point.way), blocks_compiled(contender, what, point.way):
+    what, rows = ("step", batch) if generates else ("prompt", batch * point.prompt)
+    with _attention(contender, point.way), blocks_compiled(contender, what, point.way, rows):
         if generates:
             lengths = _lengths(contender, point)
             costs, held = [], 0
             for length in lengths:
                 step, cost, bytes_held = contender.step(batch, length)
-                at[str(length)] = ms_of(step, point.way, contender.device)
+                at[str(length)] = ms_of(step, point.way, contender.device, rows)
                 costs.append(cost)
                 held = max(held, bytes_held)
                 del step
@@ -103,7 +103,7 @@ def _measured(contender: Contender, point: Point, batch: int, ceilings: measure.
             cost = contender.prompt_cost(batch, point.prompt)
             held = round(batch * contender.sequence_bytes(point.prompt))
             ms = at[str(point.prompt)] = ms_of(
-                contender.prompt(batch, point.prompt), point.way, contender.device
+                contender.prompt(batch, point.prompt), point.way, contender.device, rows
             )
     return Line(
         point,

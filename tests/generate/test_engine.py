@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from based_ops import errors
 from based_ops.generate import Engine, Request, Sampling
 from based_ops.generate.sampling import chosen, uniform
-from based_ops.models import LanguageModel, shipped
+from based_ops.models import LanguageModel, merge_projections, shipped
 from based_ops.models.blocks import over_tensors
 
 TINY = [name for name in shipped() if name.endswith("tiny")]
@@ -239,6 +240,14 @@ def test_a_compiled_step() -> None:
     torch._dynamo.reset()
     net.step = torch.compile(net.step, backend="aot_eager", fullgraph=True)  # type: ignore[method-assign]
     assert Engine(net, slots=3).generate(prompts, most=6) == want
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
+def test_compiled_blocks() -> None:
+    net = merge_projections(model("based-tiny"))
+    prompts = [[1, 2, 3], [200], [7] * 20]
+    want = Engine(net, slots=2).generate(prompts, most=5)
+    assert Engine(net, slots=2, compiled=True).generate(prompts, most=5) == want
 
 
 def test_seeds() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from based_ops import errors
-from based_ops.models import LanguageModel, shipped
+from based_ops.models import LanguageModel, merge_projections, shipped
 from based_ops.models.blocks import bytes_of, over_tensors
 from based_ops.models.spec import load_spec
 
@@ -81,6 +83,26 @@ def test_logits_of_some_tokens(name: str) -> None:
     assert_close(net(ids, logits_to_keep=2)[0], whole[:, -2:])
     some = torch.tensor([8, 0, 3])
     assert_close(net(ids, logits_to_keep=some)[0], whole[:, some])
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_merged_projections_change_nothing(name: str) -> None:
+    """But the names of weights, which say so; merging twice is merging once."""
+    net = model(name)
+    ids = torch.randint(256, (2, 9))
+    with torch.no_grad():
+        want, _ = net(ids)
+        merged = merge_projections(merge_projections(copy.deepcopy(net)))
+        got, state = merged(ids[:, :-1], merged.init_state(2), output_state=True)
+        last = merged.step(ids[:, -1:], state)
+    assert_close(torch.cat([got, last], 1), want)
+    kept = {
+        key
+        for key in net.state_dict()
+        if not key.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))
+    }
+    assert {key for key in merged.state_dict() if "qkv_proj" not in key} == kept
+    assert sum(x.numel() for x in merged.parameters()) == sum(x.numel() for x in net.parameters())
 
 
 @pytest.mark.parametrize("name", TINY)
