@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from .results import Line, Report
 
 
 def report_table(report: Report) -> str:
-    """What was measured where, and a row for each prompt: of each model its best, the fastest bold."""
+    """What was measured where, and a row for each prompt: of each model its best, the fastest bold.
+
+    Of steps also a row for each batch after the prompt of which most were measured.
+    """
     machine, versions = report.machine, ("torch", "triton", "transformers", "flash-linear-attention")
     named = [f"{name} {machine[name]}" for name in versions if machine.get(name)]
     head = ", ".join([str(machine["device"]), report.ceilings.matmul_dtype, str(machine["date"]), *named])
@@ -28,6 +32,15 @@ def _generated(report: Report) -> Iterable[str]:
         single = [report.best(model, prompt, 1) for model in models]
         steps = ", ".join("–" if line is None else f"{line.ms:.2f}" for line in single)
         yield _row((_tokens(prompt), *(_rate(line, first) for line in best), steps))
+    prompt = Counter(line.point.prompt for line in report.lines).most_common(1)[0][0]
+    yield ""
+    yield f"After prompts of {_tokens(prompt)}, each model's fastest way, milliseconds:"
+    yield ""
+    yield _row(("batch", *models))
+    yield _row(["---"] * (len(models) + 1))
+    for batch in sorted({line.batch for line in report.lines if line.point.prompt == prompt}):
+        at = [report.best(model, prompt, batch) for model in models]
+        yield _row((str(batch), *(_ms(line, min(x.ms for x in at if x)) for line in at)))
 
 
 def _rate(line: Line | None, first: float) -> str:
