@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -355,6 +356,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60.0, help="no process begins later")
     parser.add_argument("--resume", action="store_true", help="keep what an earlier run has found")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--backend", choices=BACKENDS, action="append", help="all unless given")
     parser.add_argument("--tool", choices=TOOLS, action="append", help="all unless given")
     parser.add_argument("--only", default="", help="layers whose names hold this")
@@ -369,22 +371,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = read(about, RESULTS) if given.resume else {}
     end = time.monotonic() + 60 * given.minutes
     chosen = [case for case in cases(given.backend or BACKENDS) if given.only in case.layer]
-    for case in chosen:
-        for tool in given.tool or TOOLS:
-            left = end - time.monotonic()
-            if key(tool, case) in found or left <= 0:
+    wanted = [(tool, case) for case in chosen for tool in given.tool or TOOLS]
+
+    def run(tool: str, case: Case) -> Found | None:
+        left = end - time.monotonic()
+        return under(tool, case, min(SECONDS, max(left, 60.0))) if left > 0 else None
+
+    with ThreadPoolExecutor(given.jobs) as pool:
+        runs = {pool.submit(run, *each): key(*each) for each in wanted if key(*each) not in found}
+        for done in as_completed(runs):
+            if (result := done.result()) is None:
                 continue
-            result = under(tool, case, min(SECONDS, max(left, 60.0)))
-            found[key(tool, case)] = {
+            found[runs[done]] = {
                 "errors": result.errors,
                 "forms": list(result.forms),
                 "failed": result.failed,
             }
             write(about, found, RESULTS)
-            print(f"{key(tool, case)}: {result.failed or f'{result.errors} errors'}", flush=True)
-    left_out = [
-        key(tool, case) for case in chosen for tool in given.tool or TOOLS if key(tool, case) not in found
-    ]
+            print(f"{runs[done]}: {result.failed or f'{result.errors} errors'}", flush=True)
+    left_out = [key(*each) for each in wanted if key(*each) not in found]
     print("\n".join(table(found)))
     if left_out:
         print(f"not begun: {len(left_out)}; go on with --resume")
