@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import softplus
 
 from ..arguments import refuse
 from ..state import LinearAttentionState
@@ -86,5 +86,6 @@ class LinearAttention(AttentionLayer):
 
     def _decays(self, x: Tensor) -> Tensor | None:
         if self.decay == "token":
-            return logsigmoid(self.g_proj(x).float()) / self.GATE
+            # log σ(x), by a function whose gradient `DTensor`s have too; exact to float64 below its threshold
+            return -softplus(-self.g_proj(x).float(), threshold=50.0) / self.GATE
         return self.g

@@ -1,0 +1,175 @@
+"""Text of a folder as tokens: bytes, or byte-level pairs that are learned from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentValueError, fail
+from ..extras import require
+
+PIECE = 2**16
+"""Characters that are trained on or held out together: a long file has parts of both."""
+HELD_OUT = 20
+"""One piece of so many is held out."""
+END = "<|endoftext|>"
+FILE = "tokenizer.json"
+
+
+class Bytes:
+    """A token is a byte, and byte 0, which text does not have, ends a file."""
+
+    vocabulary, end = 256, 0
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def encode_all(self, texts: Sequence[str]) -> Iterable[Tensor]:
+        """The tokens of each text, int64."""
+        for text in texts:
+            # PyTorch refuses an empty buffer.
+            yield torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)[:-1].long()
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return bytes(tokens).decode(errors="replace")
+
+    def save(self, folder: Path) -> None:
+        """Writes tokenizer.json, as the library `tokenizers` has it, where a token is a byte too."""
+        (folder / FILE).write_text(json.dumps(_bytes_of_tokenizers()), encoding="utf-8")
+
+
+class Pairs:
+    """Byte-level BPE of the library `tokenizers`, which the extra `hf` brings."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.vocabulary: int = tokenizer.get_vocab_size()
+        self.end: int = tokenizer.token_to_id(END)
+
+    @classmethod
+    def learned(cls, texts: Iterable[str], vocabulary: int) -> Pairs:
+        """That of the most frequent pairs of `texts`, with `vocabulary` tokens or, of little text, fewer."""
+        require("hf", "a tokenizer of pairs", "tokenizers")
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+        if vocabulary < 257:
+            fail(ArgumentValueError, "vocabulary", vocabulary, "257 or more: bytes, and the end of a file")
+        made = Tokenizer(models.BPE())
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+        )
+        made.train_from_iterator(texts, trainer)
+        return cls(made)
+
+    def encode(self, text: str) -> list[int]:
+        found: list[int] = self._tokenizer.encode(text).ids
+        return found
+
+    def encode_all(self, texts: Sequence[str]) -> Iterable[Tensor]:
+        """The tokens of each text, int64."""
+        for found in self._tokenizer.encode_batch(list(texts)):
+            yield torch.tensor(found.ids, dtype=torch.int64)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        found: str = self._tokenizer.decode(list(tokens))
+        return found
+
+    def save(self, folder: Path) -> None:
+        """Writes tokenizer.json."""
+        self._tokenizer.save(str(folder / FILE))
+
+
+@dataclass(frozen=True)
+class Text:
+    """Tokens to train on and tokens held out, int32 [N] each, of files one after the other."""
+
+    train: Tensor
+    held_out: Tensor
+    tokenizer: Bytes | Pairs
+    bytes_of_token: float
+    """Bytes that a held out token stands for, on average: perplexities of two tokenizers compare a byte."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells one text from another."""
+        digest = hashlib.sha256(self.train.numpy().tobytes())
+        digest.update(self.held_out.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def read(folder: str | Path | Sequence[str | Path], vocabulary: int | None = None) -> Text:
+    """The text of all files below a folder, or several, in UTF-8: as bytes, or pairs of a `vocabulary`.
+
+    Files are cut into pieces of 64 Ki characters, and the hash of a piece says whether it is held out, one
+    of twenty: the same on every machine, wherever the file lies, and on one side if it is there twice.
+    Raises `ArgumentValueError` where there is no text, or too little to hold any out.
+    """
+    folders = [Path(x) for x in ([folder] if isinstance(folder, str | Path) else folder)]
+    files = [piece for x in folders for piece in _files(x)]
+    train = [piece for file in files for piece in file if not _is_held_out(piece)]
+    held_out = [piece for file in files for piece in file if _is_held_out(piece)]
+    if not train or not held_out:
+        where = ", ".join(map(str, folders))
+        got = f"{where} with {len(train) + len(held_out)} pieces of text"
+        what = f"a folder of text in UTF-8, of which one piece of {HELD_OUT} can be held out"
+        fail(ArgumentValueError, "folder", got, what)
+    tokenizer = Bytes() if vocabulary is None else Pairs.learned(train, vocabulary)
+    held = _joined(held_out, tokenizer)
+    size = sum(len(x.encode()) for x in held_out)
+    return Text(_joined(train, tokenizer), held, tokenizer, size / len(held))
+
+
+def _files(folder: Path) -> Iterable[list[str]]:
+    """The pieces of each file of text, in the order of their names."""
+    if not folder.is_dir():
+        fail(ArgumentValueError, "folder", str(folder), "a folder that is there")
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file():
+            continue
+        try:
+            text = path.read_bytes().decode()
+        except (UnicodeDecodeError, PermissionError):
+            continue
+        if text and "\0" not in text:
+            yield [text[i : i + PIECE] for i in range(0, len(text), PIECE)]
+
+
+def _is_held_out(piece: str) -> bool:
+    return int.from_bytes(hashlib.sha256(piece.encode()).digest()[:4], "big") % HELD_OUT == 0
+
+
+def _joined(pieces: Sequence[str], tokenizer: Bytes | Pairs) -> Tensor:
+    end = torch.tensor([tokenizer.end])
+    parts = [x for found in tokenizer.encode_all(pieces) for x in (found, end)]
+    return torch.cat(parts).to(torch.int32)
+
+
+def _bytes_of_tokenizers() -> dict[str, Any]:
+    """A model of pairs without any, in which each byte has its own number."""
+    require("hf", "a tokenizer of bytes for Transformers", "tokenizers")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    signs = _signs()
+    made = Tokenizer(models.BPE({sign: byte for byte, sign in enumerate(signs)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    found: dict[str, Any] = json.loads(made.to_str())
+    return found
+
+
+def _signs() -> list[str]:
+    """The sign that byte-level tokenizers write for each byte: itself where it prints, else a later one."""
+    prints = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in prints]
+    number = {byte: byte for byte in prints} | {byte: 256 + i for i, byte in enumerate(others)}
+    return [chr(number[byte]) for byte in range(256)]
