@@ -16,6 +16,7 @@ EXTRAS = {
     "tilelang": ("tilelang",),
     "models": (*_COMPILE, "safetensors"),
     "hf": (*_COMPILE, "transformers", "huggingface_hub"),
+    "harness": (*_COMPILE, "lm_eval"),
     "cli": (*_COMPILE, "click", "rich"),
 }
 """The modules that an extra brings, as far as this library imports them."""

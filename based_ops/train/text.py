@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentValueError, fail
+from ..errors import ArgumentValueError, CheckpointError, fail
 from ..extras import require
 
 PIECE = 2**16
@@ -107,8 +107,14 @@ class Text:
         return digest.hexdigest()[:16]
 
 
-def read(folder: str | Path | Sequence[str | Path], vocabulary: int | None = None) -> Text:
+def read(
+    folder: str | Path | Sequence[str | Path],
+    vocabulary: int | None = None,
+    tokenizer: Bytes | Pairs | None = None,
+) -> Text:
     """The text of all files below a folder, or several, in UTF-8: as bytes, or pairs of a `vocabulary`.
+
+    With a `tokenizer` it is that one's tokens.
 
     Files are cut into pieces of 64 Ki characters, and the hash of a piece says whether it is held out, one
     of twenty: the same on every machine, wherever the file lies, and on one side if it is there twice.
@@ -123,10 +129,41 @@ def read(folder: str | Path | Sequence[str | Path], vocabulary: int | None = Non
         got = f"{where} with {len(train) + len(held_out)} pieces of text"
         what = f"a folder of text in UTF-8, of which one piece of {HELD_OUT} can be held out"
         fail(ArgumentValueError, "folder", got, what)
-    tokenizer = Bytes() if vocabulary is None else Pairs.learned(train, vocabulary)
+    if tokenizer is None:
+        tokenizer = Bytes() if vocabulary is None else Pairs.learned(train, vocabulary)
     held = _joined(held_out, tokenizer)
     size = sum(len(x.encode()) for x in held_out)
     return Text(_joined(train, tokenizer), held, tokenizer, size / len(held))
+
+
+def tokenizer_of(folder: Path) -> Bytes | Pairs:
+    """The tokenizer that `save` wrote to a folder; bytes where there is none.  Raises `CheckpointError`."""
+    if not (folder / FILE).is_file():
+        return Bytes()
+    require("hf", "a tokenizer on disk", "tokenizers")
+    from tokenizers import Tokenizer
+
+    try:
+        found = Tokenizer.from_file(str(folder / FILE))
+    except Exception as error:  # which has no type of its own
+        raise CheckpointError(f"{folder / FILE}: cannot be read: {error}") from error
+    if found.get_vocab_size() == Bytes.vocabulary:
+        return Bytes()
+    if found.token_to_id(END) is None:
+        raise CheckpointError(f"{folder / FILE}: has no token {END}, which ends a file")
+    return Pairs(found)
+
+
+def rows_of(tokens: Tensor, length: int, most: int) -> Tensor:
+    """Sequences [N,length+1] spread over tokens evenly, `most` at the most, as far as they need not overlap.
+
+    Raises `ArgumentValueError` where there is not even one.
+    """
+    room = len(tokens) - length - 1
+    if room < 0:
+        fail(ArgumentValueError, "length", length, f"below the {len(tokens)} tokens of held out text")
+    starts = torch.linspace(0, room, min(most, room // length + 1), dtype=torch.float64).long()
+    return tokens[starts.unsqueeze(1) + torch.arange(length + 1)]
 
 
 def _files(folder: Path) -> Iterable[list[str]]:

@@ -22,7 +22,7 @@ from . import checkpoint, flops
 from .distribute import Share
 from .masters import Masters
 from .settings import DTYPES, Settings
-from .text import Text
+from .text import Text, rows_of
 
 SHAPES = 64
 """Kinds of blocks that `torch.compile` may meet in one model."""
@@ -127,19 +127,17 @@ class Trainer:
 
         Every rank asks for it at the same time.
         """
-        tokens, length = self.text.held_out, self.settings.length
-        room = len(tokens) - length - 1
-        if room < 0:
-            fail(ArgumentValueError, "length", length, f"below the {len(tokens)} tokens of held out text")
+        rows = rows_of(self.text.held_out, self.settings.length, sequences)
         ranks = self.share.sizes["data"]
-        count = -(-min(sequences, max(1, room // length + 1)) // ranks) * ranks
-        starts = torch.linspace(0, room, count, dtype=torch.float64).long()
-        ids = self.share.part(tokens[starts.unsqueeze(1) + torch.arange(length + 1)])
+        rows = rows[: max(len(rows) // ranks, 1) * ranks]
+        if len(rows) < ranks:
+            fail(ArgumentValueError, "sequences", len(rows), f"at least {ranks}, one of each rank")
+        ids = self.share.part(rows)
         most = max(1, self.settings.batch // self.settings.calls // ranks)
         total = torch.zeros((), device=self.device)
-        for rows in ids.split(most):
+        for several in ids.split(most):
             with self.share.computing():
-                total += self.loss(rows.to(self.device, torch.int64)).detach() * len(rows)
+                total += self.loss(several.to(self.device, torch.int64)).detach() * len(several)
         return float(self.share.mean(total / len(ids)))
 
     def loss(self, ids: Tensor) -> Tensor:

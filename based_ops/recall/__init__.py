@@ -1,0 +1,1 @@
+"""Recall: how well models find again what stood earlier in their context."""
