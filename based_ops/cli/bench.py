@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .bench_train import train
 from .console import fail, table
 from .files import replace_text
 from .places import checkout
@@ -22,6 +23,9 @@ RESULT = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.group(short_help="Measure how fast everything is here.")
 def bench() -> None:
     """Measure how fast everything is on this machine, beside other libraries."""
+
+
+bench.add_command(train)
 
 
 @bench.command(short_help="Operators: time, bandwidth, memory, beside other libraries.")

@@ -47,10 +47,14 @@ class Masters:
             {"params": others, "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(
-            [x for x in groups if x["params"]], lr=settings.lr, betas=settings.betas, eps=settings.eps
+            [x for x in groups if x["params"]],
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            fused=True,
         )
         for x in matrices + others:  # there before the first step, for a checkpoint to be read into
-            self.optimizer.state[x] = {"step": torch.tensor(0.0)}
+            self.optimizer.state[x] = {"step": torch.zeros((), device=x.device)}
             self.optimizer.state[x] |= {moment: torch.zeros_like(x) for moment in MOMENTS}
 
     def compute_in(self, dtypes: dict[str, torch.dtype]) -> None:
@@ -88,9 +92,10 @@ class Masters:
     @torch.no_grad()
     def write_back(self) -> None:
         """Rounds the masters into the parameters."""
-        for master in self.masters.values():
-            if not mine(master.parameter).is_set_to(master.value):
-                mine(master.parameter).copy_(master.value)
+        pairs = [(mine(x.parameter), x.value) for x in self.masters.values()]
+        rounded = [(x, value) for x, value in pairs if not x.is_set_to(value)]
+        if rounded:
+            torch._foreach_copy_([x for x, _ in rounded], [value for _, value in rounded])
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has: tensors of whole parameters, of which a rank holds its shard."""
@@ -109,17 +114,16 @@ class Masters:
 
     def _norm(self) -> Tensor:
         """√Σ g² of all parameters, each once, whichever ranks have it."""
-        squares: dict[Any, list[Tensor]] = {}
+        parts: dict[Any, list[Tensor]] = {}
         for master in self.masters.values():
             if master.value.grad is not None:
-                square = torch.linalg.vector_norm(master.value.grad).square()
-                squares.setdefault(_shards(master.parameter), []).append(square)
+                parts.setdefault(_shards(master.parameter), []).append(master.value.grad)
         total = torch.zeros((), device=self._device())
-        for groups, parts in squares.items():
-            part = torch.stack(parts).sum()
+        for groups, gradients in parts.items():
+            square = torch.stack(torch._foreach_norm(gradients)).square().sum()
             for group in groups:
-                torch.distributed.all_reduce(part, group=group)
-            total = total + part
+                torch.distributed.all_reduce(square, group=group)
+            total = total + square
         return total.sqrt()
 
     def gradients(self) -> Iterator[Tensor]:

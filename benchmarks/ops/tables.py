@@ -4,8 +4,8 @@
     ...
     <!-- end -->
 
-A `.json` is what one run of `bench ops`, `generate` or `prefill` wrote.  `thunderkittens.yaml` holds times
-that no command here measures; it says how they were taken.
+A `.json` is what one run of `bench ops`, `generate`, `prefill` or `train` wrote.  `thunderkittens.yaml` holds
+times that no command here measures; it says how they were taken.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import yaml
 
 from ..models import results
 from ..models.tables import report_table
+from ..train import results as training
 from .report import described, dtype_of, label
 from .results import Line, Report, Time, read
 
-DOCUMENTS = ("README.md", "docs/models.md")
+DOCUMENTS = ("README.md", "docs/models.md", "docs/training.md")
 BLOCK = re.compile(r"(<!-- from (\S+): based-ops bench tables -->\n).*?(<!-- end -->)", re.DOTALL)
 GROUPS = (
     *("taylor", "training", "window", "maps", "widths", "decay", "wide", "convolution", "step"),
@@ -37,6 +38,8 @@ def rewritten(text: str, root: Path) -> str:
 
 def _block(path: Path) -> str:
     if path.suffix == ".json":
+        if training.is_one(path):
+            return training.report_table(training.read(path))
         if results.is_one(path):
             return report_table(results.read(path))
         return report_tables(read(path))

@@ -56,11 +56,11 @@ class Score:
     truncation: str = "left"
 
 
-def read(path: Path) -> list[Example]:
+def read(path: str | Path) -> list[Example]:
     """The examples of a file, a JSON object a line with `text` and `value`.  Raises `ArgumentValueError`."""
     found = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ArgumentValueError(f"{path}: cannot be read: {error}") from error
     for number, line in enumerate(lines, 1):
