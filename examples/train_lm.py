@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from based_ops.errors import BasedOpsError
+from based_ops.extras import installed
 from based_ops.models import LanguageModel, load_spec
 from based_ops.train import Progress, Settings, Trainer, distribute, read
 from based_ops.train.settings import DTYPES
@@ -102,7 +103,10 @@ def main() -> None:
     loss = trainer.evaluate()
     bits = loss / math.log(2) / text.bytes_of_token
     say(f"held out: loss {loss:.4f}, perplexity {math.exp(loss):.2f}, {bits:.3f} bits a byte")
-    trainer.export(given.out / "model")
+    if installed("safetensors"):
+        trainer.export(given.out / "model")
+    else:
+        say("no folder for based_ops.models: safetensors is not installed")
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 from torch import Tensor
 
+from based_ops.codegen.spec.model import plain_fields
+
 from ..errors import CheckpointError
+from ..models import LanguageModel
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -31,12 +34,15 @@ PLANNED = ("steps",)
 
 def about(trainer: Trainer) -> dict[str, Any]:
     """What has to be equal for a run to go on."""
-    return {
-        "model": trainer.name,
+    net = trainer.model
+    found = {
+        "model": plain_fields(net.spec) if isinstance(net, LanguageModel) else {"name": type(net).__name__},
         "text": trainer.text.fingerprint,
         "settings": asdict(trainer.settings),
         "sizes": {name: list(x.parameter.shape) for name, x in trainer.masters.masters.items()},
     }
+    plain: dict[str, Any] = json.loads(json.dumps(found))  # which has no tuples
+    return plain
 
 
 def save(trainer: Trainer, folder: Path) -> Path:
@@ -132,7 +138,7 @@ def _require_same(folder: Path, now: dict[str, Any]) -> None:
             what = f"{key}: got a run of {got}, must be of {must}"
             raise CheckpointError(f"{folder}: {what}; name another folder for another run")
     settings = then.get("settings", {})
-    for name, value in json.loads(json.dumps(now["settings"])).items():
+    for name, value in now["settings"].items():
         if name not in PLANNED and settings.get(name) != value:
             what = f"{name}: got a run with {settings.get(name)!r}, must be {value!r}"
             raise CheckpointError(f"{folder}: {what}; name another folder for another run")

@@ -50,6 +50,7 @@ class _Hands:
         self.later = ranks[here + 1] if here + 1 < len(ranks) else None
         self.sent: list[tuple[Any, Tensor]] = []
 
+    @torch._dynamo.disable
     def before(self, mixer: Any, given: tuple[Any, ...], named: Any) -> tuple[tuple[Any, ...], Any]:
         """Calls the mixer with the state of the rank before."""
         x, state, output_state = given
@@ -61,6 +62,7 @@ class _Hands:
             state = over_tensors(lambda part: next(parts), like)
         return (x, state, True), named
 
+    @torch._dynamo.disable
     def after(self, mixer: Any, given: Any, named: Any, found: tuple[Tensor, Any]) -> tuple[Tensor, None]:
         """Hands its state to the rank behind."""
         y, state = found

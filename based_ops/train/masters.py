@@ -61,7 +61,8 @@ class Masters:
         """The model computes in these dtypes from now on; masters keep all digits."""
         for name, master in self.masters.items():
             if master.parameter.dtype != dtypes[name]:
-                master.parameter.data = master.parameter.data.to(dtypes[name])
+                rounded = nn.Parameter(master.parameter.detach().to(dtypes[name]))
+                torch.utils.swap_tensors(master.parameter, rounded)  # it stays where the model has it
 
     @torch.no_grad()
     def gather(self) -> None:

@@ -68,7 +68,6 @@ class Trainer:
         that the model lacks.
         """
         self.model, self.text, self.settings, self.share = model, text, settings, share or Share()
-        self.name: str = model.spec.name if isinstance(model, LanguageModel) else type(model).__name__
         self.done = 0
         if len(text.train) <= settings.length:
             what = f"below the {len(text.train)} tokens of the text"

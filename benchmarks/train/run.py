@@ -95,10 +95,9 @@ def run(
 
 def measured(point: Point, text: Text, asked: Sequence[Example], recipe: Settings, device: str) -> Line:
     """One point."""
-    with _attention(device):
-        if isinstance(point, Speed):
-            return _speed(point, recipe, device)
-        return _quality(point, text, asked, recipe, device)
+    if isinstance(point, Speed):
+        return _speed(point, recipe, device)
+    return _quality(point, text, asked, recipe, device)
 
 
 def _quality(point: Quality, text: Text, asked: Sequence[Example], recipe: Settings, device: str) -> Line:
@@ -106,7 +105,8 @@ def _quality(point: Quality, text: Text, asked: Sequence[Example], recipe: Setti
     recipe = replace(recipe, lr=point.lr, seed=point.seed)
     trainer = Trainer(net, text, recipe)
     begin = time.perf_counter()
-    last = list(trainer.run(every=max(1, recipe.steps // 4)))[-1]
+    with _attention(device):
+        last = list(trainer.run(every=max(1, recipe.steps // 4)))[-1]
     seconds = time.perf_counter() - begin
     if not math.isfinite(last.loss):
         raise RuntimeError(f"the loss is {last.loss} after {last.step} steps")
@@ -144,10 +144,11 @@ def _speed(point: Speed, recipe: Settings, device: str) -> Line:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     trainer = Trainer(net, words, recipe, compiled=point.compiled)
-    for _ in range(WARM):
-        loss, _ = trainer.step()
-    float(loss)
-    (last,) = trainer.run(every=WARM + TIMED)
+    with _attention(device):
+        for _ in range(WARM):
+            loss, _ = trainer.step()
+        float(loss)  # which waits for the device
+        (last,) = trainer.run(every=WARM + TIMED)
     tokens = TIMED * point.batch * point.length
     memory = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None
     return Line(
@@ -162,7 +163,7 @@ def _speed(point: Speed, recipe: Settings, device: str) -> Line:
 
 
 def _attention(device: str) -> AbstractContextManager[Any]:
-    """On a GPU flash kernels, or cuDNN's, or an error; what is slower serves nobody unnoticed."""
+    """While models are trained on a GPU flash kernels, or cuDNN's, or an error: nothing slower unnoticed."""
     if device == "cpu":
         return nullcontext()
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION])

@@ -6,6 +6,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -53,6 +54,35 @@ def checkpoints(words: Text, folder: Path) -> None:
     assert one.resume(folder) == 2 and losses(one, 2) == pytest.approx(want, rel=1e-9)
 
 
+def in_bfloat16(words: Text) -> None:
+    """Weights that are gathered, states that are sent and heads that are shared in bfloat16."""
+    recipe = settings(dtype="bfloat16")
+    want = losses(made("based-tiny", words, dtype="bfloat16"), 3)
+    for how in ("data", "context", "heads"):
+        net = model("based-tiny", torch.float32)
+        two = Trainer(net, words, recipe, distribute(net, **{how: 2}, device="cpu"))
+        assert losses(two, 3) == pytest.approx(want, rel=0.02), how
+        assert all(x.dtype == torch.float32 for x in two.weights().values())
+
+
+def compiled(words: Text) -> None:
+    """Blocks that are compiled hand states on too, and gather their weights."""
+    compile_ = torch.compile
+    for how in ("data", "context"):
+        torch._dynamo.reset()
+        want = losses(made("based-tiny", words), 2)
+        net = model("based-tiny")
+        share = distribute(net, **{how: 2}, dtype=torch.float64, device="cpu")
+        with mock.patch.object(torch, "compile", lambda f: compile_(f, backend="aot_eager")):
+            with mock.patch.object(torch.nn.Module, "compile", _compile):
+                two = Trainer(net, words, settings(), share, compiled=True)
+        assert losses(two, 2) == pytest.approx(want, rel=1e-9), how
+
+
+def _compile(module: torch.nn.Module) -> None:
+    module._compiled_call_impl = torch._dynamo.optimize("aot_eager")(module._call_impl)  # type: ignore
+
+
 def refusals(words: Text) -> None:
     net = model("transformer-tiny")
     with pytest.raises(PlacementError, match=r"^blocks.0.mixer: got full attention"):
@@ -94,6 +124,8 @@ def main(rank: int, file: str) -> None:
             alike(name, "heads", words)
     numbers_of_heads(words)
     checkpoints(words, folder / "run")
+    in_bfloat16(words)
+    compiled(words)
     refusals(words)
     dist.destroy_process_group()
     print("fine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
+from based_ops import models
 from based_ops.errors import ArgumentTypeError, ArgumentValueError, CheckpointError
 from based_ops.models import LanguageModel
 from based_ops.train import Settings, Trainer, flops
@@ -195,12 +197,17 @@ def test_runs_of_others(tmp_path: Path) -> None:
     place = one.save(tmp_path)
     assert made("based-tiny", dtype="float32", steps=9).resume(tmp_path) == 1, "a longer run is the same"
     for other, message in (
-        (made("hybrid-tiny", dtype="float32"), "model: got a run of based-tiny, must be of hybrid-tiny"),
+        (made("hybrid-tiny", dtype="float32"), "model: got a run of layers 4, must be of layers 2"),
         (made("based-tiny", dtype="bfloat16"), "dtype: got a run with 'float32', must be 'bfloat16'"),
         (made("based-tiny", text(2000), dtype="float32"), "text: got a run of"),
     ):
         with pytest.raises(CheckpointError, match=message):
             other.resume(tmp_path)
+    wider = dataclasses.replace(models.load_spec("based-tiny"), norm_eps=1e-3)
+    with pytest.raises(
+        CheckpointError, match="got a run of norm_eps 1e-05, must be of norm_eps 0.001"
+    ):
+        made(wider, dtype="float32").resume(tmp_path)
     run = json.loads((tmp_path / "run.json").read_text())
     del run["sizes"]["norm.weight"]
     (tmp_path / "run.json").write_text(json.dumps(run))
