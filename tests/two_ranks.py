@@ -1,4 +1,4 @@
-"""Two processes that work on one thing."""
+"""Two processes, or more, that work on one thing."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def run(module: str, meeting: Path, timeout: float = 120) -> None:
-    """Runs `python -m module RANK FILE` twice; each has to end with the word `fine`."""
+def run(module: str, meeting: Path, timeout: float = 120, count: int = 2) -> None:
+    """Runs `python -m module RANK FILE` twice, or `count` times; each has to end with the word `fine`."""
     words = [sys.executable, "-m", module]
     ranks = [
         subprocess.Popen(
@@ -20,7 +20,7 @@ def run(module: str, meeting: Path, timeout: float = 120) -> None:
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(count)
     ]
     try:
         results = [rank.communicate(timeout=timeout) for rank in ranks]

@@ -15,18 +15,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import PlacementError, fail
+from ..layers.base import AttentionLayer
 from ..models import LanguageModel
 from ..models.attention import FullAttention
 from ..models.blocks import over_tensors
+from .masters import mine
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
 
-def hand_on_states(model: LanguageModel, group: ProcessGroup) -> None:
+def hand_on_states(model: LanguageModel, group: ProcessGroup, heads: DeviceMesh | None = None) -> None:
     """Has the mixers of a model go on after those of the rank before, in calls that keep gradients or not.
 
     Every rank of the group calls the model with a piece of the same sequences, in the order of the ranks.
+    `heads` are the ranks that share the heads of layers of attention, whose states are `DTensor`s then.
     Raises `PlacementError` for full attention, whose cache grows.
     """
     for i, block in enumerate(model.blocks):
@@ -34,7 +38,7 @@ def hand_on_states(model: LanguageModel, group: ProcessGroup) -> None:
         if isinstance(mixer, FullAttention):
             what = "a mixer with a state of constant size, to be handed from rank to rank"
             fail(PlacementError, f"blocks.{i}.mixer", "full attention", what)
-        hands = _Hands(group)
+        hands = _Hands(group, heads if isinstance(mixer, AttentionLayer) else None)
         mixer.register_forward_pre_hook(hands.before, with_kwargs=True)
         mixer.register_forward_hook(hands.after, with_kwargs=True)
 
@@ -42,10 +46,10 @@ def hand_on_states(model: LanguageModel, group: ProcessGroup) -> None:
 class _Hands:
     """Between which ranks the states of one mixer go."""
 
-    def __init__(self, group: ProcessGroup) -> None:
+    def __init__(self, group: ProcessGroup, heads: DeviceMesh | None) -> None:
         ranks = dist.get_process_group_ranks(group)
         here = dist.get_rank(group)
-        self.group = group
+        self.group, self.heads = group, heads
         self.earlier = ranks[here - 1] if here > 0 else None
         self.later = ranks[here + 1] if here + 1 < len(ranks) else None
         self.sent: list[tuple[Any, Tensor]] = []
@@ -58,8 +62,8 @@ class _Hands:
             fail(PlacementError, "state", "one, or asked for", "left to the ranks, which hand states on")
         if self.earlier is not None:
             like = mixer.init_state(x.shape[0])
-            parts = iter(_Receive.apply(self, x, *_tensors(like)))
-            state = over_tensors(lambda part: next(parts), like)
+            parts = iter(_Receive.apply(self, x, *map(self._mine, _tensors(like))))
+            state = over_tensors(lambda part: self._whole(next(parts)), like)
         return (x, state, True), named
 
     @torch._dynamo.disable
@@ -67,8 +71,20 @@ class _Hands:
         """Hands its state to the rank behind."""
         y, state = found
         if self.later is not None:
-            y = _HandOn.apply(self, y, *_tensors(state))
+            y = _HandOn.apply(self, y, *map(mine, _tensors(state)))
         return y, None
+
+    def _mine(self, x: Tensor) -> Tensor:
+        """Of a part of a state the heads of this rank."""
+        return x if self.heads is None else x.chunk(self.heads.size(), 1)[0]
+
+    def _whole(self, part: Tensor) -> Tensor:
+        """The part of a state of which these are this rank's heads."""
+        if self.heads is None:
+            return part
+        from torch.distributed.tensor import DTensor, Shard
+
+        return DTensor.from_local(part, self.heads, [Shard(1)], run_check=False)
 
     def send(self, parts: list[Tensor], rank: int) -> None:
         """Does not wait for the other rank; what is sent is kept until it has gone."""

@@ -127,7 +127,7 @@ def distribute(
     if heads > 1:
         _share_heads(model, mesh["heads"])
     if context > 1:
-        hand_on_states(model, mesh.get_group("context"))
+        hand_on_states(model, mesh.get_group("context"), mesh["heads"] if heads > 1 else None)
     if data > 1:
         _shard_weights(model, mesh["data"], dtype)
     return Share(mesh)

@@ -157,4 +157,6 @@ def _shards(x: Tensor) -> tuple[Any, ...]:
     if not is_distributed(x):
         return ()
     given: Any = x
-    return tuple(given.device_mesh.get_group(i) for i, p in enumerate(given.placements) if p.is_shard())
+    # Not `is_shard`: a parameter whose heads are shared is cut a second time, by a private kind of shard.
+    cut = [i for i, placement in enumerate(given.placements) if not placement.is_replicate()]
+    return tuple(given.device_mesh.get_group(i) for i in cut)

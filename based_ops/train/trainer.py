@@ -133,7 +133,7 @@ class Trainer:
             fail(ArgumentValueError, "sequences", len(rows), f"at least {ranks}, one of each rank")
         ids = self.share.part(rows)
         most = max(1, self.settings.batch // self.settings.calls // ranks)
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         for several in ids.split(most):
             with self.share.computing():
                 total += self.loss(several.to(self.device, torch.int64)).detach() * len(several)

@@ -33,22 +33,22 @@ def losses(trainer: Trainer, steps: int) -> list[float]:
     return [float(x) for _ in range(steps) for x in trainer.step()]
 
 
-def alike(name: str | spec.ModelSpec, how: str, words: Text) -> None:
+def alike(name: str | spec.ModelSpec, how: dict[str, int], words: Text) -> None:
     """Losses, norms of gradients, evaluation and weights after steps are those of one process."""
-    one, two = made(name, words), shared(name, words, settings(), **{how: 2})
+    one, two = made(name, words), shared(name, words, settings(), **how)
     assert one.evaluate(4) == pytest.approx(two.evaluate(4), rel=1e-9), (name, how)
     assert losses(two, 3) == pytest.approx(losses(one, 3), rel=1e-9), (name, how)
     for (key, x), y in zip(two.weights().items(), one.weights().values(), strict=True):
         assert_close(x, y, msg=lambda text, key=key: f"{how} {name} {key}: {text}")
 
 
-def checkpoints(words: Text, folder: Path) -> None:
-    """What two ranks write, two and one go on with."""
-    two = shared("based-tiny", words, settings(), data=2)
+def checkpoints(words: Text, folder: Path, how: dict[str, int]) -> None:
+    """What several ranks write, as many and one go on with."""
+    two = shared("based-tiny", words, settings(), **how)
     losses(two, 2)
     two.save(folder)
     want = losses(two, 2)
-    again = shared("based-tiny", words, settings(), data=2)
+    again = shared("based-tiny", words, settings(), **how)
     assert again.resume(folder) == 2 and losses(again, 2) == want
     one = made("based-tiny", words)
     assert one.resume(folder) == 2 and losses(one, 2) == pytest.approx(want, rel=1e-9)
@@ -106,7 +106,7 @@ def numbers_of_heads(words: Text) -> None:
     mixers = [kind(variant=variant, heads=2) for kind, variant in zip(kinds, variants, strict=True)]
     placement = tuple(spec.Placement((i,), mixer) for i, mixer in enumerate(mixers))
     of_heads = spec.ModelSpec("of-heads", 32, 256, len(mixers), mixers[0], placement)
-    alike(of_heads, "heads", words)
+    alike(of_heads, {"heads": 2}, words)
 
 
 def main(rank: int, file: str) -> None:
@@ -117,13 +117,13 @@ def main(rank: int, file: str) -> None:
     folder = Path(file).parent
     words = text()
     for name in TINY:
-        alike(name, "data", words)
+        alike(name, {"data": 2}, words)
         if LanguageModel(name, device="meta").packs:
-            alike(name, "context", words)
+            alike(name, {"context": 2}, words)
         if name in HEADS:
-            alike(name, "heads", words)
+            alike(name, {"heads": 2}, words)
     numbers_of_heads(words)
-    checkpoints(words, folder / "run")
+    checkpoints(words, folder / "run", {"data": 2})
     in_bfloat16(words)
     compiled(words)
     refusals(words)

@@ -204,9 +204,7 @@ def test_runs_of_others(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=message):
             other.resume(tmp_path)
     wider = dataclasses.replace(models.load_spec("based-tiny"), norm_eps=1e-3)
-    with pytest.raises(
-        CheckpointError, match="got a run of norm_eps 1e-05, must be of norm_eps 0.001"
-    ):
+    with pytest.raises(CheckpointError, match="got a run of norm_eps 1e-05, must be of norm_eps 0.001"):
         made(wider, dtype="float32").resume(tmp_path)
     run = json.loads((tmp_path / "run.json").read_text())
     del run["sizes"]["norm.weight"]
