@@ -116,18 +116,19 @@ def read(
 
     With a `tokenizer` it is that one's tokens.
 
-    Files are cut into pieces of 64 Ki characters, and the hash of a piece says whether it is held out, one
-    of twenty: the same on every machine, wherever the file lies, and on one side if it is there twice.
-    Raises `ArgumentValueError` where there is no text, or too little to hold any out.
+    Files are cut into pieces of 64 Ki characters, and of twenty the one with the lowest hash is held out: the
+    same on every machine, wherever files lie, and a piece that is there twice is on one side.  Raises
+    `ArgumentValueError` where there is no text, or too little to hold any out.
     """
     folders = [Path(x) for x in ([folder] if isinstance(folder, str | Path) else folder)]
-    files = [piece for x in folders for piece in _files(x)]
-    train = [piece for file in files for piece in file if not _is_held_out(piece)]
-    held_out = [piece for file in files for piece in file if _is_held_out(piece)]
-    if not train or not held_out:
-        where = ", ".join(map(str, folders))
-        got = f"{where} with {len(train) + len(held_out)} pieces of text"
-        what = f"a folder of text in UTF-8, of which one piece of {HELD_OUT} can be held out"
+    pieces = [piece for x in folders for file in _files(x) for piece in file]
+    hashes = [hashlib.sha256(piece.encode()).digest() for piece in pieces]
+    last = sorted(hashes)[-(-len(pieces) // HELD_OUT) - 1] if pieces else b""
+    train = [piece for piece, digest in zip(pieces, hashes, strict=True) if digest > last]
+    held_out = [piece for piece, digest in zip(pieces, hashes, strict=True) if digest <= last]
+    if not train:
+        got = f"{', '.join(map(str, folders))} with {len(pieces)} pieces of text"
+        what = "a folder of text in UTF-8 that has two pieces or more, one to be held out"
         fail(ArgumentValueError, "folder", got, what)
     if tokenizer is None:
         tokenizer = Bytes() if vocabulary is None else Pairs.learned(train, vocabulary)
@@ -179,10 +180,6 @@ def _files(folder: Path) -> Iterable[list[str]]:
             continue
         if text and "\0" not in text:
             yield [text[i : i + PIECE] for i in range(0, len(text), PIECE)]
-
-
-def _is_held_out(piece: str) -> bool:
-    return int.from_bytes(hashlib.sha256(piece.encode()).digest()[:4], "big") % HELD_OUT == 0
 
 
 def _joined(pieces: Sequence[str], tokenizer: Bytes | Pairs) -> Tensor:

@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,15 +18,13 @@ from .. import models
 from ..errors import ArgumentValueError, fail
 from ..extras import installed, require
 from ..models import LanguageModel
+from ..models.inference import room_to_compile
 from ..sharding import is_distributed
 from . import checkpoint, flops
 from .distribute import Share
 from .masters import Masters
 from .settings import DTYPES, Settings
 from .text import Text, rows_of
-
-SHAPES = 64
-"""Kinds of blocks that `torch.compile` may meet in one model."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,8 @@ class Trainer:
         if not self.share.owns_weights:
             self.masters.compute_in(_dtypes(model, DTYPES[settings.dtype]))
         self._loss: Callable[[Tensor, Tensor], Tensor] = _loss
+        self.compiled = compiled
         if compiled:
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
             for block in getattr(model, "blocks", ()):
                 block.compile()
             self._loss = torch.compile(_loss)
@@ -97,7 +96,7 @@ class Trainer:
         ids = self.share.part(self.sequences(self.done))
         losses = []
         for rows in ids.chunk(self.settings.calls):
-            with self.share.computing():
+            with self._calling():
                 loss = self.loss(rows.to(self.device, torch.int64))
                 (loss / self.settings.calls).backward()
             losses.append(loss.detach())
@@ -135,7 +134,7 @@ class Trainer:
         most = max(1, self.settings.batch // self.settings.calls // ranks)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for several in ids.split(most):
-            with self.share.computing():
+            with self._calling():
                 total += self.loss(several.to(self.device, torch.int64)).detach() * len(several)
         return float(self.share.mean(total / len(ids)))
 
@@ -179,6 +178,12 @@ class Trainer:
             models.checkpoint.write(self.model.spec, weights, Path(folder))  # type: ignore[arg-type]
             if installed("tokenizers"):
                 self.text.tokenizer.save(Path(folder))
+
+    @contextmanager
+    def _calling(self) -> Iterator[None]:
+        """Around calls of the model and their backward passes."""
+        with self.share.computing(), room_to_compile() if self.compiled else nullcontext():
+            yield
 
     def _utilisation(self, rate: float) -> float | None:
         peak = flops.peak(self.device)

@@ -128,8 +128,8 @@ def _quality(point: Quality, text: Text, asked: Sequence[Example], recipe: Setti
         last.tokens_per_second,
         last.utilisation if isinstance(net, LanguageModel) else None,
         found.all.loss / bits,
-        found.hits.loss / bits,
-        found.others.loss / bits,
+        found.hits.loss / bits if found.hits.tokens else None,
+        found.others.loss / bits if found.others.tokens else None,
         found.hits.tokens / found.all.tokens,
         answered,
     )

@@ -31,7 +31,7 @@ def words() -> Text:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "SEQUENCES", 4)
+    monkeypatch.setattr(run, "SEQUENCES", 16)
     monkeypatch.setattr(run, "WARM", 1)
     monkeypatch.setattr(run, "TIMED", 2)
 
@@ -83,6 +83,15 @@ def test_quality_is_the_same_twice(words: Text) -> None:
     assert (one.bits, one.hits, one.others) == (two.bits, two.hits, two.others)
     parts = one.hit_share * one.hits + (1 - one.hit_share) * one.others  # type: ignore[operator]
     assert parts == pytest.approx(one.bits)
+
+
+def test_text_without_hits(words: Text, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "ORDER", 7)
+    monkeypatch.setattr(run, "SEQUENCES", 1)
+    once = replace(words, held_out=torch.arange(65, dtype=torch.int32))
+    report = go([Quality("based-tiny", 1e-3, 0)], once)
+    assert report.lines[0].hits is None and report.lines[0].others == pytest.approx(report.lines[0].bits)
+    assert next(results.quality_rows(report))[3] == "-"
 
 
 def test_failures_cost_their_own_point(words: Text) -> None:

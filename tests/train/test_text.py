@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,23 @@ def test_held_out_is_the_same_wherever_files_lie_and_once(folder: Path, tmp_path
     assert len(twice.held_out) == 2 * len(found.held_out), "on one side, both times"
 
 
+@given(st.lists(st.text("abc", min_size=1, max_size=3), min_size=2, max_size=60))
+def test_what_is_held_out(words: list[str]) -> None:
+    """One of twenty and at least one, by hash; equal texts are on one side."""
+    with tempfile.TemporaryDirectory() as place:
+        for i, word in enumerate(words):
+            Path(place, f"{i}.txt").write_text(word)
+        if len(set(words)) == 1:
+            with pytest.raises(ArgumentValueError, match="^folder: got "):
+                read(place)
+            return
+        found = read(place)
+    sides = [Bytes().decode(x.tolist()).split("\0")[:-1] for x in (found.train, found.held_out)]
+    assert sorted(sides[0] + sides[1]) == sorted(words) and not set(sides[0]) & set(sides[1])
+    most = max(words.count(word) for word in words)
+    assert -(-len(words) // 20) <= len(sides[1]) < -(-len(words) // 20) + most
+
+
 def test_a_long_file_has_parts_of_both(tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("".join(f"{i} " for i in range(500_000)), encoding="utf-8")
     found = read(tmp_path)
@@ -98,7 +116,7 @@ def test_export(tmp_path: Path) -> None:
     [
         ({}, None, "folder: got .* with 0 pieces of text, must be a folder of text in UTF-8"),
         ({"a.bin": b"\xff"}, None, "folder: got .* with 0 pieces of text"),
-        ({"a.txt": b"words"}, None, "folder: got .* with 1 pieces of text, must be .* held out"),
+        ({"a.txt": b"words"}, None, "folder: got .* with 1 pieces of text, must be .* one to be held out"),
     ],
 )
 def test_bad_folders(tmp_path: Path, files: dict[str, bytes], vocabulary: int | None, start: str) -> None:
