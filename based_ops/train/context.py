@@ -33,11 +33,12 @@ def hand_on_states(model: LanguageModel, group: ProcessGroup, heads: DeviceMesh 
     `heads` are the ranks that share the heads of layers of attention, whose states are `DTensor`s then.
     Raises `PlacementError` for full attention, whose cache grows.
     """
-    for i, block in enumerate(model.blocks):
-        mixer: Any = block.mixer
+    mixers: list[Any] = [block.mixer for block in model.blocks]
+    for i, mixer in enumerate(mixers):
         if isinstance(mixer, FullAttention):
             what = "a mixer with a state of constant size, to be handed from rank to rank"
             fail(PlacementError, f"blocks.{i}.mixer", "full attention", what)
+    for mixer in mixers:
         hands = _Hands(group, heads if isinstance(mixer, AttentionLayer) else None)
         mixer.register_forward_pre_hook(hands.before, with_kwargs=True)
         mixer.register_forward_hook(hands.after, with_kwargs=True)
@@ -64,7 +65,7 @@ class _Hands:
             like = mixer.init_state(x.shape[0])
             parts = iter(_Receive.apply(self, x, *map(self._mine, _tensors(like))))
             state = over_tensors(lambda part: self._whole(next(parts)), like)
-        return (x, state, True), named
+        return (x, state, self.later is not None), named
 
     @torch._dynamo.disable
     def after(self, mixer: Any, given: Any, named: Any, found: tuple[Tensor, Any]) -> tuple[Tensor, None]:

@@ -49,7 +49,7 @@ class Trainer:
     """Trains a model on a text.
 
     What a step reads follows from the seed and the number of the step alone, so a run that was interrupted
-    goes on as if it had not been: on one CPU with the same bits, also with another number of ranks.
+    goes on as if it had not been: on a CPU with the same bits, with another number of ranks up to rounding.
     """
 
     def __init__(
