@@ -11,6 +11,7 @@ from .demo import demo
 from .doctor import doctor
 from .generate import generate
 from .models import models
+from .recall import recall
 from .specs import list_specs, new, show
 from .tune import tune
 from .verify import verify
@@ -23,5 +24,5 @@ def main() -> None:
     click.get_current_context().with_resource(plain_warnings())
 
 
-for command in (generate, list_specs, show, new, verify, tune, bench, models, doctor, demo):
+for command in (generate, list_specs, show, new, verify, tune, bench, models, recall, doctor, demo):
     main.add_command(command)

@@ -44,14 +44,16 @@ def draw(segment: Segment, vocabulary: int, seed: int, device: torch.device | st
     Keys are 1 … vocabulary/2 - 1 and values the upper half, each drawn without replacement.  Positions
     0 … 2K-1 are k₁ v₁ k₂ v₂ …; behind them lie (T - 2K)/2 slots of two tokens, and in the first token of a
     slot of its own, drawn without replacement by `POWER`, each key stands again.  All else is uniform over
-    the vocabulary.  Raises `ArgumentValueError` unless T is even and at least 4K, and the vocabulary has K keys.
+    the vocabulary.  Raises `ArgumentValueError` unless T is even, at least 4K, and there are K keys.
     """
     length, pairs, examples = segment
     half = vocabulary // 2
     if length % 2 or length < 4 * pairs:
-        fail(ArgumentValueError, "segment.length", length, f"even and at least four times the pairs, {4 * pairs}")
+        what = f"even and at least four times the pairs, {4 * pairs}"
+        fail(ArgumentValueError, "segment.length", length, what)
     if vocabulary % 2 or not 1 <= pairs < half:
-        fail(ArgumentValueError, "segment.pairs", pairs, f"from 1 to {half - 1}, of a vocabulary of {vocabulary}")
+        what = f"from 1 to {half - 1}, of a vocabulary of {vocabulary}"
+        fail(ArgumentValueError, "segment.pairs", pairs, what)
     if examples < 1:
         fail(ArgumentValueError, "segment.examples", examples, "1 or more")
     generator = torch.Generator(device).manual_seed(seed)
