@@ -1,4 +1,4 @@
-"""Models side by side compute what each computes alone; a minute of training orders the mixers as the papers do."""
+"""Models side by side compute what each computes alone; a minute of training orders mixers as the papers do."""
 
 from __future__ import annotations
 
@@ -139,7 +139,9 @@ def test_what_cannot_be_trained() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("text", ["based features=8", "window window=8", "mamba2 head=16 state=8", "attention"])
+@pytest.mark.parametrize(
+    "text", ["based features=8", "window window=8", "mamba2 head=16 state=8", "attention"]
+)
 def test_a_graph_of_a_step_is_the_step(text: str) -> None:
     data = Data.of(replace(TINY, dropout=0.0), "cuda")
     losses = [
@@ -151,7 +153,7 @@ def test_a_graph_of_a_step_is_the_step(text: str) -> None:
 
 def test_windows_are_below_based_and_based_below_attention() -> None:
     """A minute, and tests of more and of four times more pairs than there are in training."""
-    recipe = replace(SMALL, vocabulary=128, tests=(Segment(64, 8, 256), Segment(128, 32, 256)), epochs=4)
+    recipe = replace(SMALL, vocabulary=128, tests=(Segment(64, 8, 256), Segment(128, 32, 256)), epochs=3)
     data = Data.of(recipe, "cpu")
     found = {}
     for text in ("window window=8", "based features=8", "attention"):
@@ -160,6 +162,6 @@ def test_windows_are_below_based_and_based_below_attention() -> None:
     for few, many in [found["window"]]:
         assert few < 0.2 and many < 0.1, found
     for few, many in [found["based"]]:
-        assert few > 0.6 and 0.15 < many < 0.7, found
+        assert few > 0.6 and 0.15 < many < 0.85, found
     for few, many in [found["attention"]]:
-        assert few > 0.9 and many > 0.9, found
+        assert few > 0.93 and many > 0.93, found
