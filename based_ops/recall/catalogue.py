@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from .. import layers
 from ..errors import ArgumentValueError, fail
 from ..extras import require
+from ..operands import dtype_of
 from ..variant import Variant
 from .attention import SoftmaxAttention
 from .maps import MAPS
 from .peers import PEERS, peer
 from .recipe import LENGTH
 
+if TYPE_CHECKING:
+    from based_ops.codegen.spec.model import LayerSpec
+
 Dial = int | str | bool
 Dials = Mapping[str, Any]
-Layer = Callable[[int], nn.Module]
+Made = Callable[[int], nn.Module]
 """A layer of so many models side by side; `keep_apart` has still to keep them apart."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a model: how it is made, and what it keeps of one sequence of `LENGTH` tokens."""
+
+    make: Made
+    state_bytes: int
+    """In float32."""
+    spec: LayerSpec | None = None
+    """That of what mixes tokens, where it is a spec."""
 
 
 @dataclass(frozen=True)
@@ -33,22 +51,49 @@ class Kind:
     dials: Dials = field(default_factory=dict)
 
 
-def compiled(mixer: str, name: str, **fields: Any) -> Variant:
-    """The variant of a spec with these fields: one that is shipped, or it is compiled into the cache now."""
-    require("compile", "compiling a spec")
+def spec_of(mixer: str, name: str, **fields: Any) -> LayerSpec:
+    """The spec with these fields; raises `SpecErrors` if they make none."""
+    require("compile", "a layer's spec")
     import yaml
 
     from based_ops.codegen.spec.load import parse_spec
 
+    return parse_spec(yaml.safe_dump({"name": name, "mixer": mixer} | fields), f"<{name}>")
+
+
+def compiled(spec: LayerSpec) -> Variant:
+    """The variant of a spec: one that is shipped, or it is compiled into the cache now."""
     from ..jit import meaning
 
-    return meaning(parse_spec(yaml.safe_dump({"name": name, "mixer": mixer} | fields), f"<{name}>"))
+    return meaning(spec)
+
+
+def bytes_of(spec: LayerSpec, units: int = 1) -> int:
+    """Bytes of the state of one sequence, in so many heads or channels, of calls in float32."""
+    found = 0
+    for part in spec.signature().state:
+        if part.present:
+            numbers = (x if isinstance(x, int) else 1 for x in part.dims)
+            found += math.prod(numbers) * dtype_of(spec, part.dtype, torch.float32).itemsize
+    return units * found
+
+
+def _of_spec(spec: LayerSpec, make: Callable[[int, Variant], nn.Module]) -> Layer:
+    """A layer of one head of a spec, which is compiled when it is made."""
+    return Layer(lambda models: make(models, compiled(spec)), bytes_of(spec), spec)
+
+
+def _of_module(make: Made) -> Layer:
+    """A layer that says itself what it keeps."""
+    one: Any = make(1)
+    grows = "most" in inspect.signature(one.state_bytes).parameters
+    return Layer(make, one.state_bytes(1, LENGTH) if grows else one.state_bytes(1))
 
 
 def linear(name: str, d: int, qk: int, **fields: Any) -> Layer:
     """Linear attention with one head, queries and keys `qk` wide, values as wide as the model."""
-    variant = compiled("linear_attention", f"{name}_qk{qk}_v{d}", head_dims={"qk": qk, "v": d}, **fields)
-    return lambda models: layers.LinearAttention(models * d, models, variant)
+    spec = spec_of("linear_attention", f"{name}_qk{qk}_v{d}", head_dims={"qk": qk, "v": d}, **fields)
+    return _of_spec(spec, lambda models, op: layers.LinearAttention(models * d, models, op))
 
 
 def taylor(d: int, qk: int, order: int, **fields: Any) -> Layer:
@@ -58,26 +103,27 @@ def taylor(d: int, qk: int, order: int, **fields: Any) -> Layer:
     return linear(f"taylor{order}", d, qk, feature_map=about, **signed, **fields)
 
 
-def convolution(width: int) -> Variant:
+def convolution(width: int) -> LayerSpec:
     """A short convolution without an activation."""
-    return compiled("short_conv", f"conv{width}_plain", width=width, activation=None)
+    return spec_of("short_conv", f"conv{width}_plain", width=width, activation=None)
 
 
 def conv(d: int, width: int = 3) -> Layer:
     """A BaseConv of a few taps."""
-    variant = convolution(width)
-    return lambda models: layers.BaseConv(models * d, variant)
+    spec = convolution(width)
+    return Layer(lambda models: layers.BaseConv(models * d, compiled(spec)), bytes_of(spec, d))
 
 
 def window(d: int, width: int) -> Layer:
     """Softmax over the last keys, without positions."""
-    name, widths = f"window{width}_d{d}", {"qk": d, "v": d}
-    variant = compiled("sliding_window", name, window=width, head_dims=widths)
-    return lambda models: layers.SlidingWindowAttention(models * d, models, variant, rotary=False)
+    spec = spec_of("sliding_window", f"window{width}_d{d}", window=width, head_dims={"qk": d, "v": d})
+    return _of_spec(
+        spec, lambda models, op: layers.SlidingWindowAttention(models * d, models, op, rotary=False)
+    )
 
 
 def _softmax(d: int, width: int | None = None, sinks: int = 0) -> Layer:
-    return lambda models: SoftmaxAttention(models * d, models, width, sinks)
+    return _of_module(lambda models: SoftmaxAttention(models * d, models, width, sinks))
 
 
 def _based(d: int, dials: Dials) -> list[Layer]:
@@ -94,8 +140,8 @@ def _hybrid(d: int, dials: Dials) -> list[Layer]:
     fields |= {"window_factor": dials["factors"], "linear_factor": dials["factors"]}
     if own:
         fields["window_dims"] = {"qk": own}
-    variant = compiled("hybrid", f"hybrid_taylor2_qk{qk}_v{d}_w{dials['window']}", **fields)
-    return [conv(d), lambda models: layers.HybridAttention(models * d, models, variant)]
+    spec = spec_of("hybrid", f"hybrid_taylor2_qk{qk}_v{d}_w{dials['window']}", **fields)
+    return [conv(d), _of_spec(spec, lambda models, op: layers.HybridAttention(models * d, models, op))]
 
 
 def _map(d: int, dials: Dials) -> list[Layer]:
@@ -107,33 +153,40 @@ def _map(d: int, dials: Dials) -> list[Layer]:
 
 def _mamba2(d: int, dials: Dials) -> list[Layer]:
     state, width = dials["state"], dials["head"]
-    widths, about = {"qk": state, "v": width}, {"kind": "elementwise", "expression": "x"}
-    fields = {"head_dims": widths, "feature_map": about, "normalize": False, "scale": 1.0, "decay": "token"}
-    variant = compiled("linear_attention", f"mamba2_qk{state}_v{width}", **fields)
-    return [lambda models: layers.Mamba2Mixer(models * d, variant, groups=models)] * 2
+    fields = {"head_dims": {"qk": state, "v": width}, "normalize": False, "scale": 1.0, "decay": "token"}
+    fields["feature_map"] = {"kind": "elementwise", "expression": "x"}
+    spec = spec_of("linear_attention", f"mamba2_qk{state}_v{width}", **fields)
+    conv4 = spec_of("short_conv", "conv4_silu", width=4, activation="silu(x)")
+
+    def make(models: int) -> nn.Module:
+        return layers.Mamba2Mixer(models * d, compiled(spec), compiled(conv4), groups=models)
+
+    bytes_ = bytes_of(spec, 2 * d // width) + bytes_of(conv4, 2 * d + 2 * state)
+    return [Layer(make, bytes_, spec)] * 2
 
 
 def _hyena(d: int, dials: Dials) -> list[Layer]:
-    short = convolution(3)
-    return [lambda models: layers.Hyena(models * d, LENGTH, short, groups=models)] * 2
+    short = compiled(convolution(3))
+    return [_of_module(lambda models: layers.Hyena(models * d, LENGTH, short, groups=models))] * 2
 
 
 def _h3(d: int, dials: Dials) -> list[Layer]:
-    return [lambda models: layers.H3(models * d, dials["state"])] * 2
+    return [_of_module(lambda models: layers.H3(models * d, dials["state"]))] * 2
 
 
 def _long(d: int, dials: Dials) -> list[Layer]:
-    return [conv(d), lambda models: layers.BaseConv(models * d, length=LENGTH, groups=models)]
+    long = _of_module(lambda models: layers.BaseConv(models * d, length=LENGTH, groups=models))
+    return [conv(d), long]
 
 
 def _peer(name: str, d: int, dials: Dials) -> list[Layer]:
-    return [conv(d), peer(name, d, dials)]
+    return [conv(d), _of_module(peer(name, d, dials))]
 
 
 MODELS: dict[str, Kind] = {
     "attention": Kind("softmax over all keys", lambda d, _: [conv(d), _softmax(d)]),
     "based": Kind(
-        "Based: the Taylor map of exp over all keys, and in a layer of its own a window",
+        "the Taylor map of exp; window: a layer of one before it (0: none); conv: taps beneath (0: none)",
         _based,
         {"features": 16, "order": 2, "window": 0, "conv": 3},
     ),

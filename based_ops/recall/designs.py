@@ -53,7 +53,7 @@ class Design:
         return " ".join([self.model, f"d={self.d_model}", *(f"{name}={value}" for name, value in self.dials)])
 
     def layers(self) -> Sequence[Layer]:
-        """Its layers, compiled where they need a spec that is not shipped; see `Layer`."""
+        """Its layers; a spec that is not shipped is compiled when its layer is made."""
         return MODELS[self.model].layers(self.d_model, dict(self.dials))
 
 

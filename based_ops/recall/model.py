@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from math import lgamma, log
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .blocks import BlockDiagonal, Norms, joined, keep_apart, sections
 from .designs import Design
-from .recipe import LENGTH
 
 DEVIATION = 0.02
 """Of embeddings and linear maps as training begins; of those into the residual stream over √(2 · layers)."""
@@ -32,7 +29,7 @@ class RecallModel(nn.Module):
         self.design, self.models, self.width, self.dropout = design, models, design.d_model, dropout
         wide = models * design.d_model
         self.table = nn.Parameter(torch.randn(vocabulary, wide) * DEVIATION)
-        made = [layer(models) for layer in design.layers()]
+        made = [layer.make(models) for layer in design.layers()]
         self.sections = {
             f"mixers.{number}.{name}": kinds
             for number, mixer in enumerate(made)
@@ -86,15 +83,8 @@ def start(design: Design, seeds: Sequence[int], vocabulary: int, dropout: float 
 
 
 def state_bytes(design: Design) -> int:
-    """Bytes of the state of one sequence of `LENGTH` tokens, of all layers in float32."""
-    return sum(_bytes(layer(1)) for layer in design.layers())
-
-
-def _bytes(mixer: Any) -> int:
-    """Those of a layer, some of which grow with the sequence."""
-    grows = "most" in inspect.signature(mixer.state_bytes).parameters
-    found: int = mixer.state_bytes(1, LENGTH) if grows else mixer.state_bytes(1)
-    return found
+    """Bytes of the state of one sequence of 1024 tokens, of all layers in float32."""
+    return sum(layer.state_bytes for layer in design.layers())
 
 
 def information_bytes(pairs: int, vocabulary: int) -> float:

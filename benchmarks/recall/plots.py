@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from based_ops.recall.model import information_bytes
+from based_ops.recall.designs import Design
+from based_ops.recall.model import information_bytes, state_bytes
 from based_ops.recall.recipe import ZOOLOGY
 from based_ops.recall.results import Line, Point, points
 
@@ -22,15 +23,18 @@ Test = tuple[int, int] | None
 TAYLOR = "based"
 
 
-def draw(lines: Sequence[Line], directory: Path, mark: Point | None = None) -> list[Path]:
-    """Writes the pictures for which there are points; returns their paths.  `mark` is ringed."""
+def draw(lines: Sequence[Line], directory: Path, mark: Design | None = None) -> list[Path]:
+    """Writes the pictures for which there are points; returns their paths.
+
+    `mark` is ringed, or where it has no point, a line stands at its bytes.
+    """
     return plots.draw(_Report(lines, mark), directory, PLOTS)
 
 
 class _Report:
     """Lines as points, and what the pictures say of where they come from."""
 
-    def __init__(self, lines: Sequence[Line], mark: Point | None) -> None:
+    def __init__(self, lines: Sequence[Line], mark: Design | None) -> None:
         self.points, self.mark = points(lines), mark
         used = [line for point in self.points for line in point.lines]
         devices, epochs, dates = (sorted({get(x) for x in used}) for get in (_device, _epochs, _date))
@@ -102,7 +106,7 @@ def figure2(plt: Any, report: _Report) -> Figure | None:
     figure, axes = plt.subplots(figsize=(7.6, 5))
     _scatter(axes, chosen, None, lambda x: x.state_bytes)
     _bound(axes, chosen, list(chosen[0].lines[0].accuracies))
-    _ring(axes, report.mark, None)
+    _ring(axes, report, None)
     axes.set(xlabel="bytes of state (1024 tokens, float32, all layers)", ylabel="accuracy, mean of the tests")
     return _finished(figure, report, [axes])
 
@@ -119,7 +123,7 @@ def figure3(plt: Any, report: _Report) -> Figure | None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.6), sharey=True)
     _scatter(left, chosen, LARGEST, lambda x: x.state_bytes)
     _bound(left, chosen, [LARGEST])
-    _ring(left, report.mark, LARGEST)
+    _ring(left, report, LARGEST)
     left.set(xlabel="bytes of state (1024 tokens, float32, all layers)", ylabel="accuracy at 256 pairs")
     _scatter(right, chosen, LARGEST, lambda x: x.parameters)
     right.set(xlabel="parameters")
@@ -178,16 +182,23 @@ def _scatter(axes: Axes, chosen: Sequence[Point], test: Test, place: Callable[[P
 
 def _bound(axes: Axes, chosen: Sequence[Point], tests: Sequence[tuple[int, int]]) -> None:
     """The line below which a state of so few bytes cannot hold the pairs."""
-    least, most = 16, max(x.state_bytes for x in chosen)
+    least, most = 100, max(x.state_bytes for x in chosen)
     sizes = [least * 1.1**i for i in range(400) if least * 1.1**i <= most]
     accuracies = [bound(size, tests, ZOOLOGY.vocabulary) for size in sizes]
     axes.plot(sizes, accuracies, color="#888888", linestyle=":", label="what so many bytes can hold")
 
 
-def _ring(axes: Axes, mark: Point | None, test: Test) -> None:
-    if mark is not None and (test is None or test in mark.lines[0].accuracies):
-        where: dict[str, Any] = dict(s=220, facecolors="none", edgecolors="#D55E00", linewidths=2)
-        axes.scatter([mark.state_bytes], [mark.mean(test)], label=f"chosen: {mark.design}", **where)
+def _ring(axes: Axes, report: _Report, test: Test) -> None:
+    """Shows what was chosen."""
+    if report.mark is None:
+        return
+    label, colour = f"chosen: {report.mark}", "#D55E00"
+    point = next((x for x in report.points if x.design == report.mark), None)
+    if point is None:
+        axes.axvline(state_bytes(report.mark), color=colour, linestyle="--", label=f"{label}, not trained")
+        return
+    where: dict[str, Any] = dict(s=220, facecolors="none", edgecolors=colour, linewidths=2)
+    axes.scatter([point.state_bytes], [point.mean(test)], label=label, **where)
 
 
 def _finished(figure: Figure, report: _Report, panels: Sequence[Axes]) -> Figure:

@@ -93,7 +93,7 @@ def test_bytes_of_a_state_are_those_of_its_tensors(text: str) -> None:
     design = Design.read(text)
     found = 0
     for make in design.layers():
-        layer: Any = make(1)
+        layer: Any = make.make(1)
         state = layer.init_state(1) if hasattr(layer, "init_state") else layer.conv.init_state(1)
         found += _nbytes(state)
     assert found == state_bytes(design)
@@ -120,7 +120,7 @@ def test_bytes_of_a_state(text: str, expected: int) -> None:
 @pytest.mark.parametrize("name", MAPS)
 def test_every_map_compiles_at_another_width(name: str) -> None:
     design = Design.of("map", 32, map=name, features=16)
-    layer = design.layers()[-1](2)
+    layer = design.layers()[-1].make(2)
     y = layer(torch.randn(2, 8, 64))[0]
     assert y.shape == (2, 8, 64) and torch.isfinite(y).all()
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from based_ops import layers
 from based_ops.errors import ShapeError
 from based_ops.layers.long_conv import fft_conv
-from based_ops.recall.catalogue import convolution
+from based_ops.recall.catalogue import compiled, convolution
 
 
 @given(st.integers(1, 3), st.integers(1, 20), st.integers(1, 5), st.integers(0, 99))
@@ -21,13 +21,16 @@ def test_a_convolution_is_a_sum_over_the_history(batch: int, length: int, width:
     torch.testing.assert_close(fft_conv(u, h), expected)
 
 
+CONV = compiled(convolution(3))
+
+
 def made() -> list[torch.nn.Module]:
     torch.manual_seed(0)
     return [
-        layers.Hyena(8, 32, convolution(3)),
+        layers.Hyena(8, 32, CONV),
         layers.H3(8, 4),
         layers.BaseConv(8, length=32),
-        layers.BaseConv(8, convolution(3)),
+        layers.BaseConv(8, CONV),
         layers.ImplicitConv(8, 32, groups=2),
     ]
 

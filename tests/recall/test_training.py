@@ -1,4 +1,4 @@
-"""Models side by side compute what each computes alone; a minute of training orders mixers as the papers do."""
+"""Models side by side compute what each computes alone; a minute of training orders them as papers do."""
 
 from __future__ import annotations
 
