@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .console import fail, json_option, table
-from .places import PACKAGE
+from .places import RECALL, RECORDS
 
 if TYPE_CHECKING:
     from based_ops.benchmarks.recall.dial import Choice
 
-ROOM = PACKAGE / "benchmarks" / "results"
-RECORDS, RECALL = ROOM / "h200.json", ROOM / "recall-h200.csv"
 UNITS = {"": 1, "B": 1, "kB": 1000, "KiB": 1024, "MB": 10**6, "MiB": 2**20}
 COLUMNS = ("layer", "bytes", "recall", "at the largest test", "µs a step", "by")
 FILE = click.Path(dir_okay=False, path_type=Path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .console import fail, json_option, table
-from .places import PACKAGE
+from .places import PACKAGE, RECORDS
 
 if TYPE_CHECKING:
     from ..recall.sweep import Job
@@ -98,10 +98,12 @@ def mqar(
             getattr(torch, dtype or ("bfloat16" if on_gpu else "float32")),
             on_gpu if graphs is None else graphs,
         )
-        lines = sweeps.run(jobs, settings, path, budget_minutes, lambda text: click.echo(text, err=True))
+        found = sweeps.run(jobs, settings, path, budget_minutes, lambda text: click.echo(text, err=True))
     except BasedOpsError as error:
         fail(str(error))
-    _show(lines)
+    _show(found.lines)
+    if found.failed:
+        fail("\n".join(f"failed: {text}" for text in found.failed), code=1)
 
 
 def _jobs(
@@ -142,9 +144,15 @@ def _show(lines: Any, as_json: bool = False) -> None:
 @recall.command(short_help="Draw the pictures of a CSV.")
 @click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="RESULT.csv")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="[default: beside the CSV]")
-def plots(path: Path, out: Path | None) -> None:
+@click.option(
+    "--records",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Of `bench ops --json`, for times of windows.  [default: the checkout's]",
+)
+def plots(path: Path, out: Path | None, records: Path | None) -> None:
     """Draw accuracy against bytes of state, feature maps, and window widths; and judge the papers' claims."""
     from based_ops.benchmarks.ops.plots import PlotsUnavailable, require
+    from based_ops.benchmarks.ops.results import read as read_records
     from based_ops.benchmarks.recall.claims import claims, winners
     from based_ops.benchmarks.recall.plots import draw
 
@@ -154,11 +162,13 @@ def plots(path: Path, out: Path | None) -> None:
     try:
         require()
         lines = read(path)
+        records = records or (RECORDS if RECORDS.exists() else None)
+        measured = read_records(records) if records else None
     except PlotsUnavailable as error:
         fail(str(error), code=1)
-    except BasedOpsError as error:
+    except (BasedOpsError, ValueError) as error:
         fail(str(error))
-    for written in draw(lines, out or path.parent):
+    for written in draw(lines, out or path.parent, measured=measured):
         click.echo(f"written: {written}")
     found = points(lines)
     words = {True: "holds", False: "does not hold", None: "not judged"}

@@ -42,7 +42,7 @@ MAPS: dict[str, Callable[[int], Fields]] = {
     ),
     "performer": parted(
         lambda qk: [
-            step(f"x/{qk**0.25!r}"),
+            step(f"x/sqrt(sqrt({qk}))"),
             {"kind": "random_projection", "features": PERFORMER_FEATURES, "seed": 0, "half_squares": True},
             step("exp(x)"),
         ],

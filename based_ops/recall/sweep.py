@@ -103,11 +103,20 @@ def _missing(job: Job, settings: Settings, lines: Sequence[Line]) -> Job | None:
     return Job(job.design, tuple(seeds)) if seeds else None
 
 
-def run(jobs: Sequence[Job], settings: Settings, path: Path, minutes: float, say: Say) -> list[Line]:
-    """Trains what `path` does not have yet, and writes it there after each point; returns all lines.
+@dataclass(frozen=True)
+class Outcome:
+    """All lines that there are after a run, and the points that failed in it, each with the reason."""
+
+    lines: list[Line]
+    failed: list[str]
+
+
+def run(jobs: Sequence[Job], settings: Settings, path: Path, minutes: float, say: Say) -> Outcome:
+    """Trains what `path` does not have yet, and writes it there after each point.
 
     No point begins that would take longer than the `minutes` that are left, judged by the one before it.  A
-    point that cannot run here is named and left out.  Raises `ResultsError` for a file of another recipe.
+    point that cannot run here, or fails, is named, and the others go on.  Raises `ResultsError` for a file of
+    another recipe.
     """
     lines = results.read(path) if path.exists() else []
     if other := next((x.recipe for x in lines if x.recipe != settings.recipe), None):
@@ -116,7 +125,8 @@ def run(jobs: Sequence[Job], settings: Settings, path: Path, minutes: float, say
     left = [x for job in jobs if (x := _missing(job, settings, lines)) is not None]
     say(f"{len(left)} of {len(jobs)} points to train, {settings.epochs} epochs, on {settings.device}")
     if not left:
-        return lines
+        return Outcome(lines, [])
+    failed: list[str] = []
     begun = time.monotonic()
     data = Data.of(settings.trained, settings.device)
     last = 0.0
@@ -132,12 +142,16 @@ def run(jobs: Sequence[Job], settings: Settings, path: Path, minutes: float, say
             except BackendUnavailable as error:
                 say(f"left out: {error}")
                 continue
+            except Exception as error:  # a kernel that does not compile, or memory: other points may do
+                failed.append(f"{job.design}: {type(error).__name__}: {error}")
+                say(f"failed: {failed[-1]}")
+                continue
             fresh = {(x.design, x.seed, x.rate, x.epochs) for x in found}
             kept = [x for x in lines if (x.design, x.seed, x.rate, x.epochs) not in fresh]
             lines = [*kept, *found]
             results.write(path, lines)
             last = time.monotonic() - begun - spent
-    return lines
+    return Outcome(lines, failed)
 
 
 def _teller(job: Job, settings: Settings, number: int, count: int, say: Say) -> Callable[[Epoch], None]:

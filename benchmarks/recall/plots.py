@@ -12,6 +12,7 @@ from based_ops.recall.recipe import ZOOLOGY
 from based_ops.recall.results import Line, Point, points
 
 from ..ops import plots
+from ..ops import results as records
 from .claims import LARGEST
 
 if TYPE_CHECKING:
@@ -23,19 +24,24 @@ Test = tuple[int, int] | None
 TAYLOR = "based"
 
 
-def draw(lines: Sequence[Line], directory: Path, mark: Design | None = None) -> list[Path]:
+def draw(
+    lines: Sequence[Line],
+    directory: Path,
+    mark: Design | None = None,
+    measured: records.Report | None = None,
+) -> list[Path]:
     """Writes the pictures for which there are points; returns their paths.
 
-    `mark` is ringed, or where it has no point, a line stands at its bytes.
+    `mark` is ringed, or where it has no point, a line stands at its bytes.  `measured` has times of windows.
     """
-    return plots.draw(_Report(lines, mark), directory, PLOTS)
+    return plots.draw(_Report(lines, mark, measured), directory, PLOTS)
 
 
 class _Report:
     """Lines as points, and what the pictures say of where they come from."""
 
-    def __init__(self, lines: Sequence[Line], mark: Design | None) -> None:
-        self.points, self.mark = points(lines), mark
+    def __init__(self, lines: Sequence[Line], mark: Design | None, measured: records.Report | None) -> None:
+        self.points, self.mark, self.measured = points(lines), mark, measured
         used = [line for point in self.points for line in point.lines]
         devices, epochs, dates = (sorted({get(x) for x in used}) for get in (_device, _epochs, _date))
         versions = " / ".join(sorted({x.versions for x in used}))
@@ -131,7 +137,10 @@ def figure3(plt: Any, report: _Report) -> Figure | None:
 
 
 def window_width(plt: Any, report: _Report) -> Figure | None:
-    """Recall against the width of a window: alone, and before linear attention; without one, a line."""
+    """Recall against the width of a window: alone, and before linear attention; without one, a line.
+
+    Beside it the time of such a layer, where records have it for several widths (Based's figure 1).
+    """
     kinds: dict[str, list[tuple[int, Point]]] = {}
     for point in report.points:
         dials = dict(point.design.dials)
@@ -141,7 +150,9 @@ def window_width(plt: Any, report: _Report) -> Figure | None:
     kinds = {name: sorted(found, key=lambda x: x[0]) for name, found in kinds.items() if len(found) > 1}
     if not kinds:
         return None
-    figure, axes = plt.subplots(figsize=(6.4, 4.2))
+    timed, of = _times(report.measured)
+    figure, panels = plt.subplots(1, 1 + bool(timed), figsize=(6.4 + 5 * bool(timed), 4.2), squeeze=False)
+    axes = panels[0, 0]
     for number, (name, found) in enumerate(kinds.items()):
         style = {"color": plots.COLOURS[number], "marker": plots.MARKERS[number], "label": name}
         axes.plot([width for width, _ in found], [x.mean() for _, x in found], **style)
@@ -149,9 +160,38 @@ def window_width(plt: Any, report: _Report) -> Figure | None:
     alone = [x for x in report.points if _is_taylor(x) and x.design.d_model in widths]
     for number, point in enumerate(alone):
         axes.axhline(point.mean(), color=plots.COLOURS[-1 - number], linestyle="--", label=str(point.design))
-    axes.set(xlabel="keys in a window", ylabel="accuracy, mean of the tests", xscale="log", ylim=(0, 1.03))
-    axes.grid(True, linewidth=0.6)
+    axes.set(xlabel="keys in a window", ylabel="accuracy, mean of the tests", ylim=(0, 1.03))
+    _widths(axes)
+    if timed:
+        beside = panels[0, 1]
+        beside.plot(*zip(*timed, strict=True), color=plots.COLOURS[0], marker="o")
+        beside.set(xlabel="keys in a window", ylabel="ms, forward", title=of)
+        beside.set_ylim(0, 1.2 * max(ms for _, ms in timed))
+        _widths(beside)
     return _finished(figure, report, [axes])
+
+
+def _widths(axes: Axes) -> None:
+    """A horizontal axis of widths, each twice the one before."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axes.grid(True, linewidth=0.6)
+
+
+def _times(measured: records.Report | None) -> tuple[list[tuple[int, float]], str]:
+    """Milliseconds of windows forward by their width, in the call that most widths have; and that call."""
+    calls: dict[tuple[int, int, int, str], dict[int, float]] = {}
+    for line in measured.lines if measured is not None else ():
+        work, own = line.work, line.own
+        plain = (work.task, work.clock, work.form, work.state) == ("forward", "device", "dense", False)
+        if plain and own is not None and work.spec.mixer == "sliding_window":
+            call = work.batch, work.heads, work.length, work.dtype
+            calls.setdefault(call, {})[work.spec.window] = own.ms
+    call, found = max(calls.items(), key=lambda x: len(x[1]), default=((0, 0, 0, ""), {}))
+    if measured is None or len(found) < 2:
+        return [], ""
+    batch, heads, length, dtype = call
+    return sorted(found.items()), f"B{batch} H{heads} T{length} {dtype}, {measured.machine['device']}"
 
 
 def _is_taylor(point: Point, windows: bool = False) -> bool:

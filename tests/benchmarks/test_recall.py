@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from based_ops.benchmarks.ops.results import read as read_records
 from based_ops.benchmarks.recall.claims import claims, visible, winners
 from based_ops.benchmarks.recall.plots import bound, draw, frontier
+from based_ops.cli.places import RECALL, RECORDS
 from based_ops.recall.model import information_bytes
 from based_ops.recall.results import Line, points, read
 from tests.recall.lines import line
 
-RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "recall-h200.csv"
 LINES = [
     line("based d=64 features=8", 0.7, 10_000),
     line("based d=64 features=16", 0.9, 40_000),
@@ -92,12 +93,15 @@ def test_pictures_are_drawn(tmp_path: Path) -> None:
     assert {x.name for x in drawn} == {f"{name}-{theme}.png" for name in names for theme in ("light", "dark")}
     assert all(x.stat().st_size > 10_000 for x in drawn)
     assert draw([], tmp_path / "none") == []
+    timed = draw(LINES, tmp_path / "timed", measured=read_records(RECORDS))
+    wider = [x.stat().st_size for x in (drawn[-2], timed[-2])]
+    assert wider[0] < wider[1]
     one = draw(LINES[:1], tmp_path / "one")
     assert {x.name for x in one} == {f"recall-against-bytes-{theme}.png" for theme in ("light", "dark")}
 
 
-@pytest.mark.skipif(not RESULTS.exists(), reason="no results are committed yet")
+@pytest.mark.skipif(not RECALL.exists(), reason="no results are committed yet")
 def test_the_papers_claims_hold_of_the_committed_results() -> None:
-    found = points(read(RESULTS))
+    found = points(read(RECALL))
     wrong = [f"{x.says}: {x.because}" for x in claims(found) if x.holds is False]
     assert not wrong

@@ -14,7 +14,8 @@ import based_ops
 from based_ops.benchmarks.ops.results import read as read_records
 from based_ops.benchmarks.recall.dial import choices, cost
 from based_ops.cli import main
-from based_ops.cli.dial import RECORDS, UNITS, Bytes
+from based_ops.cli.dial import UNITS, Bytes
+from based_ops.cli.places import RECORDS
 from based_ops.codegen.spec.load import load_file
 from based_ops.recall.results import points, write
 from tests.recall.lines import line

@@ -35,6 +35,15 @@ def test_a_run_writes_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert code == 0 and "1 of 2 points to train" in err and len(read(path)) == 4
 
 
+def test_a_point_that_fails_ends_the_command_with_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(recipe.RECIPES, "small", TINY)
+    words = ["--quick", "--device", "cpu", "--csv", tmp_path / "found.csv"]
+    code, _, err = run("mqar", *words, "--point", "map d=256 map=dpfp", "--point", "attention d=16")
+    assert code == 1 and "failed: map d=256 map=dpfp" in err and len(read(tmp_path / "found.csv")) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

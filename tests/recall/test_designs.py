@@ -125,6 +125,12 @@ def test_every_map_compiles_at_another_width(name: str) -> None:
     assert y.shape == (2, 8, 64) and torch.isfinite(y).all()
 
 
+@given(st.sampled_from(sorted(MAPS)), st.integers(2, 16).map(lambda n: 8 * n))
+def test_every_map_has_a_spec_at_every_width(name: str, d: int) -> None:
+    features = 16 if name in ("power2", "rebased") else 0
+    assert Design.of("map", d, map=name, features=features).layers()[-1].state_bytes > 4 * d
+
+
 def test_what_pairs_take() -> None:
     """Of 3 keys two, and of 4 values in order: 3 · 12 sets."""
     assert information_bytes(2, 8) * 8 == pytest.approx(5.169925)

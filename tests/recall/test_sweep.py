@@ -15,6 +15,7 @@ from based_ops.errors import ArgumentTypeError, ArgumentValueError, ResultsError
 from based_ops.recall import recipe, results, sweep
 from based_ops.recall.designs import Design
 from based_ops.recall.mqar import Segment
+from based_ops.recall.peers import PEERS
 from based_ops.recall.sweep import Job, Settings
 
 TINY = recipe.Recipe(32, (Segment(16, 2, 16),), (Segment(16, 2, 8),), epochs=1, rates=(1e-3,), batch=8)
@@ -34,15 +35,15 @@ def names(path: Path) -> list[str]:
 
 def test_points_are_trained_in_order_and_once(tmp_path: Path) -> None:
     path, said = tmp_path / "found.csv", list[str]()
-    first = sweep.run(JOBS[:2], SETTINGS, path, 60, said.append)
+    first = sweep.run(JOBS[:2], SETTINGS, path, 60, said.append).lines
     assert names(path) == ["attention d=16"] * 2 + ["attention d=24"] * 2
     assert [(x.seed, x.rate, x.beside) for x in first] == [(0, 1e-3, 2), (0, 1e-2, 2)] * 2
-    again = sweep.run(JOBS, SETTINGS, path, 60, said.append)
+    again = sweep.run(JOBS, SETTINGS, path, 60, said.append).lines
     assert again[:4] == first and len(again) == 6
     assert "1 of 3 points to train, 1 epochs, on cpu" in said
-    more = sweep.run([Job(JOBS[0].design, (0, 1))], SETTINGS, path, 60, said.append)
+    more = sweep.run([Job(JOBS[0].design, (0, 1))], SETTINGS, path, 60, said.append).lines
     assert [x.seed for x in more if x.design == "attention d=16"] == [0, 0, 1, 1]
-    longer = sweep.run(JOBS[:1], replace(SETTINGS, epochs=2), path, 60, said.append)
+    longer = sweep.run(JOBS[:1], replace(SETTINGS, epochs=2), path, 60, said.append).lines
     assert {x.epochs for x in longer if x.design == "attention d=16"} == {1, 2}
 
 
@@ -75,6 +76,16 @@ def test_a_peer_that_is_missing_is_named_and_left_out(tmp_path: Path) -> None:
     assert any(x.startswith("left out: gla: ") for x in said)
 
 
+def test_a_point_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+    jobs = [Job(Design.of("map", 256, map="dpfp"), (0,)), JOBS[0]]
+    found = sweep.run(jobs, SETTINGS, tmp_path / "found.csv", 60, lambda text: None)
+    assert {x.design for x in found.lines} == {"attention d=16"}
+    (text,) = found.failed
+    assert (
+        text.startswith("map d=256 map=dpfp features=0: SpecErrors: ") and "at most 256 are allowed" in text
+    )
+
+
 def test_results_of_another_recipe_are_not_mixed(tmp_path: Path) -> None:
     path = tmp_path / "found.csv"
     sweep.run(JOBS[:1], SETTINGS, path, 60, lambda text: None)
@@ -87,6 +98,9 @@ def test_the_list_that_comes_with_the_package() -> None:
     assert len(jobs) > 50
     assert {series(results.Point(x.design, 0, 0, ())) for x in jobs[:5]} >= {"Based", "attention", "windows"}
     assert len({(job.design, job.seeds) for job in jobs}) == len(jobs)
+    for job in jobs:
+        if job.design.model not in PEERS:
+            job.design.layers()
     some = sweep.chosen(jobs, ["based"], ["d=64", "features=16", "order=2", "conv=3"])
     assert some and all(x.design.model == "based" and x.design.d_model == 64 for x in some)
 
@@ -126,4 +140,4 @@ def test_kernels_are_compiled_ahead(tmp_path: Path) -> None:
     device = torch.device("cuda")
     settings = replace(SETTINGS, recipe="small", device=device, dtype=torch.bfloat16, graphs=True)
     jobs = [Job(Design.read(f"based d=32 features={n}"), (0,)) for n in (8, 16)]
-    assert len(sweep.run(jobs, settings, tmp_path / "found.csv", 60, lambda text: None)) == 4
+    assert len(sweep.run(jobs, settings, tmp_path / "found.csv", 60, lambda text: None).lines) == 4
