@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .sweep import Job, Settings
 
-LEAD = 2
-"""So many points ahead of the training."""
+LEAD = 1
+"""So many points ahead of the one that comes next."""
 
 
 class Ahead:
@@ -26,7 +26,8 @@ class Ahead:
             return
         spawn = multiprocessing.get_context("spawn")
         self._reached = spawn.Semaphore(LEAD)
-        given = list(jobs), settings, self._reached
+        unlike = list({job.design: job for job in jobs}.values())
+        given = unlike, settings, self._reached
         self._process = spawn.Process(target=_prepare, args=given, daemon=True)
 
     def __enter__(self) -> Ahead:
@@ -41,9 +42,9 @@ class Ahead:
             self._process.terminate()
             self._process.join()
 
-    def reach(self, number: int) -> None:
-        """Says that the job `number` is being trained."""
-        if self._process is not None and number:
+    def go_on(self) -> None:
+        """Says that another job is being trained."""
+        if self._process is not None:
             self._reached.release()
 
 

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from .blocks import BlockDiagonal, Norms, joined, keep_apart, sections
 from .designs import Design
-
-DEVIATION = 0.02
-"""Of embeddings and linear maps as training begins; of those into the residual stream over √(2 · layers)."""
+from .recipe import DEVIATION
 
 
 class RecallModel(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import BackendUnavailable, fail_text
 from ..extras import installed
+from .recipe import DEVIATION
 
 PEERS: dict[str, dict[str, Any]] = {
     "gla": {"heads": 1, "expand_k": 100},
@@ -63,11 +64,15 @@ class Apart(nn.Module):
     def __init__(self, make: Callable[[], nn.Module], models: int, state: int) -> None:
         super().__init__()
         self.models, self.bytes = models, state
-        template = make()
-        object.__setattr__(self, "template", template)  # whose own parameters train nobody
-        self.names = [name for name, _ in template.named_parameters()]
-        made = [dict(each.named_parameters()) for each in (template, *(make() for _ in range(models - 1)))]
-        stacked = [torch.stack([each[name].detach() for each in made]) for name in self.names]
+        made = [make() for _ in range(models)]
+        for each in made:
+            for part in each.modules():
+                if isinstance(part, nn.Linear):
+                    nn.init.normal_(part.weight, std=DEVIATION)
+        object.__setattr__(self, "template", made[0])  # whose own parameters train nobody
+        of_each = [dict(each.named_parameters()) for each in made]
+        self.names = list(of_each[0])
+        stacked = [torch.stack([each[name].detach() for each in of_each]) for name in self.names]
         self.stacked = nn.ParameterList(stacked)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from .mqar import Segment
 
 LENGTH = 1024
 """The longest sequence: what long filters reach over, and at which states are counted."""
+DEVIATION = 0.02
+"""Of embeddings and linear maps as training begins; of those into the residual stream over √(2 · layers)."""
 
 
 @dataclass(frozen=True)

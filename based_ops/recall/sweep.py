@@ -131,12 +131,15 @@ def run(jobs: Sequence[Job], settings: Settings, path: Path, minutes: float, say
     data = Data.of(settings.trained, settings.device)
     last = 0.0
     with Ahead(left[1:], settings) as ahead:
-        for number, job in enumerate(left):
+        for number, planned in enumerate(left):
+            job = _missing(planned, settings, lines)
+            if job is None:
+                continue
             spent = time.monotonic() - begun
             if spent + last > 60 * minutes:
                 say(f"out of time after {spent / 60:.1f} minutes: {len(left) - number} points are left")
                 break
-            ahead.reach(number)
+            ahead.go_on()
             try:
                 found = _point(job, settings, data, _teller(job, settings, number, len(left), say))
             except BackendUnavailable as error:

@@ -43,6 +43,9 @@ def test_points_are_trained_in_order_and_once(tmp_path: Path) -> None:
     assert "1 of 3 points to train, 1 epochs, on cpu" in said
     more = sweep.run([Job(JOBS[0].design, (0, 1))], SETTINGS, path, 60, said.append).lines
     assert [x.seed for x in more if x.design == "attention d=16"] == [0, 0, 1, 1]
+    twice = [JOBS[2], Job(JOBS[2].design, (0, 1))]
+    both = sweep.run(twice, SETTINGS, tmp_path / "other.csv", 60, said.append).lines
+    assert [(x.seed, x.beside) for x in both] == [(0, 2), (0, 2), (1, 2), (1, 2)]
     longer = sweep.run(JOBS[:1], replace(SETTINGS, epochs=2), path, 60, said.append).lines
     assert {x.epochs for x in longer if x.design == "attention d=16"} == {1, 2}
 
