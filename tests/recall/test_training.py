@@ -172,7 +172,7 @@ def test_a_graph_of_a_step_is_the_step(text: str) -> None:
 
 @pytest.mark.slow
 def test_windows_are_below_based_and_based_below_attention() -> None:
-    """A minute or two, the better of two seeds; tests of as many and of four times more pairs than trained."""
+    """A minute or two, the better of two seeds; tests of as many and of four times the pairs trained on."""
     recipe = replace(SMALL, vocabulary=128, tests=(Segment(64, 8, 256), Segment(128, 32, 256)), epochs=4)
     data = Data.of(recipe, "cpu")
     found = {}
