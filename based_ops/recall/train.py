@@ -142,9 +142,8 @@ class Training:
             logits = self.model(examples.ids, examples.places)
         targets = examples.targets.flatten()
         there = (targets >= 0).sum()
-        each = cross_entropy(
-            logits.flatten(0, 1), targets.repeat(len(self.pairs)), ignore_index=-1, reduction="none"
-        )
+        of_each = targets.repeat(len(self.pairs))
+        each = cross_entropy(logits.flatten(0, 1).float(), of_each, ignore_index=-1, reduction="none")
         losses = each.view(len(self.pairs), -1).sum(1) / there
         losses.sum().backward()
         self.optimizer.step()

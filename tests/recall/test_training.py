@@ -132,6 +132,16 @@ def test_loss_leaves_out_what_fills_a_batch() -> None:
     assert few.epoch(data, 1).losses == pytest.approx(filled.epoch(data, 1).losses)
 
 
+def test_losses_in_bfloat16_are_those_of_float32() -> None:
+    """Logits have two bytes a number, their logarithms of sums four."""
+    data = Data.of(replace(TINY, dropout=0.0), "cpu")
+    losses = [
+        Training(design("attention"), data.recipe, [1e-3], [0], "cpu", dtype).epoch(data, 1).losses[0]
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3) and losses[0] != losses[1]
+
+
 def test_the_rate_falls_by_epochs_and_ends_where_it_is_enough() -> None:
     data = Data.of(TINY, "cpu")
     training = Training(design("attention"), TINY, [0.5], [0], "cpu")
