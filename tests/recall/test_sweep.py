@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from based_ops.benchmarks.recall.plots import series
 from based_ops.cli.recall import SWEEP
 from based_ops.errors import ArgumentTypeError, ArgumentValueError, ResultsError
 from based_ops.recall import recipe, results, sweep
+from based_ops.recall.ahead import _prepare
 from based_ops.recall.designs import Design
 from based_ops.recall.mqar import Segment
 from based_ops.recall.peers import PEERS
@@ -136,6 +138,19 @@ def test_a_list_that_is_wrong(text: str, error: type[Exception], message: str, t
     with pytest.raises(error) as raised:
         sweep.read(tmp_path / "list.yaml")
     assert message in str(raised.value)
+
+
+def test_what_the_process_beside_does() -> None:
+    """A step of each segment and the tests, of no point before its turn; what cannot run here is passed over."""
+    turns = list[None]()
+
+    class Reached:
+        def acquire(self) -> None:
+            turns.append(None)
+
+    given = [Job(Design.of("gla", 16), (0,)), *JOBS[:2]]
+    _prepare(*pickle.loads(pickle.dumps((given, SETTINGS))), Reached())
+    assert len(turns) == 3
 
 
 @pytest.mark.gpu
