@@ -141,7 +141,7 @@ def test_a_list_that_is_wrong(text: str, error: type[Exception], message: str, t
 
 
 def test_what_the_process_beside_does() -> None:
-    """A step of each segment and the tests, of no point before its turn; what cannot run here is passed over."""
+    """A step of each segment, and the tests; no point before its turn, and none that cannot run here."""
     turns = list[None]()
 
     class Reached:
