@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from based_ops.benchmarks.recall.plots import series
 from based_ops.cli.recall import SWEEP
@@ -19,6 +22,7 @@ from based_ops.recall.designs import Design
 from based_ops.recall.mqar import Segment
 from based_ops.recall.peers import PEERS
 from based_ops.recall.sweep import Job, Settings
+from based_ops.recall.train import Data, Training
 
 TINY = recipe.Recipe(32, (Segment(16, 2, 16),), (Segment(16, 2, 8),), epochs=1, rates=(1e-3,), batch=8)
 SETTINGS = Settings("tiny", 1, (1e-3, 1e-2), torch.device("cpu"), torch.float32, graphs=False)
@@ -108,6 +112,15 @@ def test_the_list_that_comes_with_the_package() -> None:
             job.design.layers()
     some = sweep.chosen(jobs, ["based"], ["d=64", "features=16", "order=2", "conv=3"])
     assert some and all(x.design.model == "based" and x.design.d_model == 64 for x in some)
+
+
+@given(st.sampled_from([x.design for x in sweep.read(SWEEP) if x.design.model not in PEERS]))
+@settings(max_examples=4)
+def test_points_of_the_list_take_a_step(design: Design) -> None:
+    training = Training(design, TINY, [1e-3, 1e-2], [0], "cpu")
+    epoch = training.epoch(Data.of(TINY, "cpu"), 1)
+    assert all(math.isfinite(x) for x in epoch.losses)
+    assert all(torch.isfinite(x).all() for x in training.model.parameters())
 
 
 @pytest.mark.parametrize(
