@@ -56,6 +56,10 @@ class CheckpointError(BasedOpsError, ValueError):
     """A checkpoint cannot be read, or is of another model."""
 
 
+class ResultsError(BasedOpsError, ValueError):
+    """A file of results cannot be read, or does not hold what is asked of it."""
+
+
 class StateError(BasedOpsError, ValueError):
     """A recurrent state does not fit the variant or the call."""
 

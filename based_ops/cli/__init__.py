@@ -8,6 +8,7 @@ from .. import __version__
 from .bench import bench
 from .console import plain_warnings
 from .demo import demo
+from .dial import dial
 from .doctor import doctor
 from .generate import generate
 from .models import models
@@ -24,5 +25,5 @@ def main() -> None:
     click.get_current_context().with_resource(plain_warnings())
 
 
-for command in (generate, list_specs, show, new, verify, tune, bench, models, recall, doctor, demo):
+for command in (generate, list_specs, show, new, verify, tune, bench, models, recall, dial, doctor, demo):
     main.add_command(command)

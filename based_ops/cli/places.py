@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from based_ops.codegen.spec.model import LayerSpec
 
 PACKAGE = Path(__file__).resolve().parent.parent
+RESULTS = PACKAGE / "benchmarks" / "results"
+"""Of a checkout: a wheel does not have them."""
+RECORDS, RECALL = RESULTS / "h200.json", RESULTS / "recall-h200.csv"
+"""Times of operators, and recall."""
 
 
 def checkout() -> Path | None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 from ..mixers.short_conv import GatedShortConv, ShortConv
 from .hybrid import HybridAttention
 from .linear_attention import LinearAttention
+from .long_conv import H3, BaseConv, Hyena, ImplicitConv
 from .mamba2 import Mamba2Mixer, Mamba2State
 from .rotary import rotate
 from .sliding_window import SlidingWindowAttention
 
 __all__ = [
+    "BaseConv",
     "GatedShortConv",
+    "H3",
     "HybridAttention",
+    "Hyena",
+    "ImplicitConv",
     "LinearAttention",
     "Mamba2Mixer",
     "Mamba2State",

@@ -20,7 +20,10 @@ from .rotary import rotate
 
 
 class SlidingWindowAttention(AttentionLayer):
-    """Multi-head causal attention over the window of `variant`, with rotary embedding of q and k."""
+    """Multi-head causal attention over the window of `variant`, with rotary embedding of q and k.
+
+    Without `rotary` there are no positions.
+    """
 
     mixer = "sliding_window"
 
@@ -32,10 +35,12 @@ class SlidingWindowAttention(AttentionLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         kv_heads: int | None = None,
+        rotary: bool = True,
         **foreign: NoReturn,
     ) -> None:
         super().__init__(d_model, heads, variant, device, dtype, kv_heads, **foreign)
-        if self.op.qk % 2:
+        self.rotary = rotary
+        if rotary and self.op.qk % 2:
             fail(
                 ShapeError,
                 "variant",
@@ -60,11 +65,12 @@ class SlidingWindowAttention(AttentionLayer):
         if foreign:
             refuse(SlidingWindowAttention.forward, tuple(foreign))
         q, k, v = self._project(x)
-        if cu_seqlens is None and attention_mask is None:
-            position = self._places(x, state)
-        else:
-            position = self._apart(x, state, packed.numbers(cu_seqlens, attention_mask, x, is_traced()))
-        q, k = self._rotated(q, k, position)
+        if self.rotary:
+            if cu_seqlens is None and attention_mask is None:
+                position = self._places(x, state)
+            else:
+                position = self._apart(x, state, packed.numbers(cu_seqlens, attention_mask, x, is_traced()))
+            q, k = self._rotated(q, k, position)
         options: dict[str, Any] = {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
         o, final = self.op(q, k, v, initial_state=state, output_final_state=output_state, **options)
         return self._leave(o), final
@@ -83,13 +89,13 @@ class SlidingWindowAttention(AttentionLayer):
         if foreign:
             refuse(SlidingWindowAttention.step, tuple(foreign))
         q, k, v = self._project(x)
-        if state_indices is not None:
-            position = self._in_slots(x, state, state_indices)
-        else:
-            position = self._past(state, x) if x.shape[1] == 1 else self._places(x, state)
-        return self._leave(
-            self.op.step(*self._rotated(q, k, position), v, state, state_indices=state_indices)
-        )
+        if self.rotary:
+            if state_indices is not None:
+                position = self._in_slots(x, state, state_indices)
+            else:
+                position = self._past(state, x) if x.shape[1] == 1 else self._places(x, state)
+            q, k = self._rotated(q, k, position)
+        return self._leave(self.op.step(q, k, v, state, state_indices=state_indices))
 
     def _rotated(self, q: Tensor, k: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         """q and k at their positions, of which each head of keys has its own."""

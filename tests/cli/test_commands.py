@@ -20,9 +20,9 @@ from .conftest import Run
 
 def test_help_is_short_and_names_every_command(run: Run) -> None:
     text = run("--help").output
-    for name in ("generate", "list", "show", "new", "verify", "tune", "recall", "doctor", "demo"):
+    for name in ("generate", "list", "show", "new", "verify", "tune", "recall", "dial", "doctor", "demo"):
         assert f"\n  {name} " in text
-    assert len(text.splitlines()) < 22
+    assert len(text.splitlines()) < 24
 
 
 def test_module_is_the_same_command() -> None:

@@ -176,6 +176,16 @@ def test_rotation_knows_only_distances() -> None:
     assert not torch.allclose(score(5, 0), score(4, 0))
 
 
+def test_a_window_without_positions_is_its_operator(window: Variant) -> None:
+    layer = SlidingWindowAttention(WIDTH, HEADS, window, dtype=torch.float64, rotary=False)
+    x = torch.randn(2, 90, WIDTH, dtype=torch.float64)
+    whole, _ = layer(x)
+    assert_close(whole, layer._leave(window.reference(*layer._project(x))))
+    with torch.no_grad():
+        y, state = layer(x[:, :80], output_state=True)
+        assert_close(torch.cat([y, layer.step(x[:, 80:], state)], 1), whole)
+
+
 def test_rotation_keeps_its_precision_far_out() -> None:
     x = torch.randn(1, 1, 1, 64)
     far = torch.tensor([[[10_000_000]]], dtype=torch.int32)

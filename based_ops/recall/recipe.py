@@ -1,0 +1,70 @@
+"""How models of recall are trained and judged: Zoology's settings, and shorter ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .mqar import Segment
+
+LENGTH = 1024
+"""The longest sequence: what long filters reach over, and at which states are counted."""
+DEVIATION = 0.02
+"""Of embeddings and linear maps as training begins; of those into the residual stream over √(2 · layers)."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """AdamW on one segment after the other, in this order every epoch; a cosine to 0, a step an epoch."""
+
+    vocabulary: int
+    train: tuple[Segment, ...]
+    tests: tuple[Segment, ...]
+    epochs: int
+    rates: tuple[float, ...]
+    """Learning rates, of which a result has the best."""
+    batch: int = 256
+    weight_decay: float = 0.1
+    """Of all parameters."""
+    dropout: float = 0.1
+    """Of embeddings."""
+    enough: float = 0.99
+    """No further epoch for models of which the best has this mean accuracy over the tests."""
+    data_seed: int = 0
+    """Of the examples, which all models share."""
+    betas: tuple[float, float] = field(default=(0.9, 0.999))
+    eps: float = 1e-8
+
+
+ZOOLOGY = Recipe(
+    vocabulary=8192,
+    train=(
+        Segment(64, 4, 100_000),
+        Segment(128, 8, 20_000),
+        Segment(256, 16, 20_000),
+        Segment(256, 32, 20_000),
+        Segment(256, 64, 20_000),
+    ),
+    tests=tuple(
+        Segment(length, pairs, 1000)
+        for length, pairs in ((64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (LENGTH, 256))
+    ),
+    epochs=32,
+    rates=(1e-3, 10**-2.5, 1e-2, 10**-1.5),
+)
+"""Figure 2 of Based (arXiv 2402.18668) as HazyResearch/zoology has it, but for the kinds of numbers."""
+
+SMALL = Recipe(
+    vocabulary=64,
+    train=(Segment(32, 4, 4096), Segment(64, 8, 4096)),
+    tests=(Segment(32, 4, 256), Segment(64, 8, 256), Segment(64, 16, 256)),
+    epochs=6,
+    rates=(1e-2,),
+    batch=64,
+)
+"""A minute on a CPU."""
+
+RECIPES = {"zoology": ZOOLOGY, "small": SMALL}
+"""By name."""
+
+QUICK = ("based d=32 features=8", "attention d=32", "window d=32 window=8", "mamba2 d=32 state=8 head=32")
+"""Points of `SMALL`."""

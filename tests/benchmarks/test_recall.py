@@ -1,0 +1,107 @@
+"""Pictures of recall, and the papers' claims about them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from based_ops.benchmarks.ops.results import read as read_records
+from based_ops.benchmarks.recall.claims import claims, visible, winners
+from based_ops.benchmarks.recall.plots import bound, draw, frontier
+from based_ops.cli.places import RECALL, RECORDS
+from based_ops.recall.model import information_bytes
+from based_ops.recall.results import Line, points, read
+from tests.recall.lines import line
+
+LINES = [
+    line("based d=64 features=8", 0.7, 10_000),
+    line("based d=64 features=16", 0.9, 40_000),
+    line("based d=64 features=16", 0.92, 40_000, seed=1),
+    line("based d=128 features=24", 0.985, 160_000),
+    line("attention d=64", 0.99, 500_000),
+    line("window d=64 window=16", 0.02, 9000),
+    line("window d=64 window=64", 0.04, 41_000),
+    line("based d=64 features=16 window=16", 0.9, 45_000),
+    line("based d=64 features=16 window=64", 0.91, 60_000),
+    line("mamba2 d=64", 0.8, 41_000),
+    line("map d=64 map=relu", 0.6, 17_000),
+    line("map d=64 map=square", 0.5, 17_000),
+]
+
+
+def judged(lines: list[Line]) -> dict[str, bool | None]:
+    return {x.says: x.holds for x in claims(points(lines))}
+
+
+def test_claims_hold_where_points_show_them() -> None:
+    found = judged(LINES)
+    assert found["attention solves everything"] is True
+    assert found["windows fail beyond their width"] is True
+    assert found["Based is above window at equal bytes"] is True
+    assert found["Based is above mamba2 at equal bytes"] is True
+    assert found["Based is above gla at equal bytes"] is None
+    assert found["Based reaches 0.98 at 256 pairs"] is True
+    assert found["relu is at or near the frontier of the maps"] is True
+    assert winners(points(LINES)) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (line("attention d=128", 0.9, 10**6), "attention solves everything"),
+        (line("window d=64 window=128", 0.6, 67_000), "windows fail beyond their width"),
+        (line("mamba2 d=128", 0.95, 50_000), "Based is above mamba2 at equal bytes"),
+        (line("map d=64 map=exp", 0.9, 17_000), "relu is at or near the frontier of the maps"),
+    ],
+)
+def test_claims_fall_where_points_are_against_them(more: Line, says: str) -> None:
+    assert judged([*LINES, more])[says] is False
+
+
+def test_a_peer_that_wins_is_named() -> None:
+    (text,) = winners(points([*LINES, line("mamba2 d=128", 0.95, 50_000)]))
+    assert text.startswith("mamba2 d=128") and "is above based d=64 features=16" in text
+
+
+def test_what_a_window_sees() -> None:
+    assert visible((64, 4), 64) == 1.0
+    assert visible((1024, 256), 1024) == 1.0
+    parts = [visible((1024, 256), window) for window in (1, 64, 400, 512, 768)]
+    assert parts[0] == 0.0 and parts == sorted(parts) and 0.1 < parts[3] < 0.9
+
+
+def test_the_bound_is_reached_where_all_pairs_fit() -> None:
+    tests = [(64, 4), (1024, 256)]
+    size = information_bytes(256, 8192)
+    assert bound(size, tests, 8192) == 1.0
+    assert bound(size - 1, tests, 8192) < 1.0
+    assert bound(0, tests, 8192) == 0.0
+    assert bound(information_bytes(4, 8192), tests, 8192) == pytest.approx((1 + 4 / 256) / 2)
+
+
+def test_the_frontier_rises() -> None:
+    found = frontier(points(LINES), None)
+    assert [x.state_bytes for x in found] == sorted(x.state_bytes for x in found)
+    assert [x.mean() for x in found] == sorted(x.mean() for x in found)
+    assert found[-1].mean() == 0.99
+
+
+def test_pictures_are_drawn(tmp_path: Path) -> None:
+    drawn = draw(LINES, tmp_path)
+    names = {"recall-against-bytes", "recall-of-maps", "recall-against-window"}
+    assert {x.name for x in drawn} == {f"{name}-{theme}.png" for name in names for theme in ("light", "dark")}
+    assert all(x.stat().st_size > 10_000 for x in drawn)
+    assert draw([], tmp_path / "none") == []
+    timed = draw(LINES, tmp_path / "timed", measured=read_records(RECORDS))
+    wider = [x.stat().st_size for x in (drawn[-2], timed[-2])]
+    assert wider[0] < wider[1]
+    one = draw(LINES[:1], tmp_path / "one")
+    assert {x.name for x in one} == {f"recall-against-bytes-{theme}.png" for theme in ("light", "dark")}
+
+
+@pytest.mark.skipif(not RECALL.exists(), reason="no results are committed yet")
+def test_the_papers_claims_hold_of_the_committed_results() -> None:
+    found = points(read(RECALL))
+    wrong = [f"{x.says}: {x.because}" for x in claims(found) if x.holds is False]
+    assert not wrong

@@ -1,0 +1,75 @@
+"""`based-ops recall`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from based_ops.cli import main
+from based_ops.recall import recipe
+from based_ops.recall.mqar import Segment
+from based_ops.recall.results import read, write
+from tests.recall.lines import line
+
+TINY = recipe.Recipe(32, (Segment(16, 2, 16),), (Segment(16, 2, 8),), epochs=1, rates=(1e-3,), batch=8)
+
+
+def run(*words: object) -> tuple[int, str, str]:
+    found = CliRunner().invoke(main, ["recall", *map(str, words)])
+    return found.exit_code, found.stdout, found.stderr
+
+
+def test_a_run_writes_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(recipe.RECIPES, "small", TINY)
+    path = tmp_path / "found.csv"
+    points = ["--point", "attention d=16", "--point", "attention d=24"]
+    command = ["mqar", "--quick", "--device", "cpu", "--csv", path, "--seeds", "0,3", *points]
+    code, out, err = run(*command, "--dials", "d=16")
+    assert code == 0 and [x.seed for x in read(path)] == [0, 3]
+    assert "1 of 1 points to train" in err and "epoch 1 of 1" in err and "left: 0.0 min" in err
+    assert out.splitlines()[0].startswith("model") and out.splitlines()[1].startswith("attention d=16")
+    code, out, err = run(*command, "--lrs", "1e-3")
+    assert code == 0 and "1 of 2 points to train" in err and len(read(path)) == 4
+
+
+def test_a_point_that_fails_ends_the_command_with_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(recipe.RECIPES, "small", TINY)
+    words = ["--quick", "--device", "cpu", "--csv", tmp_path / "found.csv"]
+    code, _, err = run("mqar", *words, "--point", "map d=256 map=dpfp", "--point", "attention d=16")
+    assert code == 1 and "failed: map d=256 map=dpfp" in err and len(read(tmp_path / "found.csv")) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--point", "bassed d=64"], "model: 'bassed' is none; did you mean based?"),
+        (["--models", "nothing"], "--models and --dials leave no point of"),
+        (["--seeds", "a"], "'a' is no list of ints with commas between them"),
+        (["--epochs", "0"], "0 is not in the range x>=1"),
+        (["--sweep", "no-such-file"], "does not exist"),
+    ],
+)
+def test_what_cannot_be_run(words: list[str], message: str) -> None:
+    code, _, err = run("mqar", "--device", "cpu", *words)
+    assert code in (1, 2) and message in err
+
+
+def test_pictures_and_claims(tmp_path: Path) -> None:
+    write(tmp_path / "found.csv", [line("based d=64", 0.7, 10_000), line("attention d=64", 1.0, 500_000)])
+    code, out, _ = run("plots", tmp_path / "found.csv")
+    assert code == 0 and f"written: {tmp_path / 'recall-against-bytes-dark.png'}" in out
+    assert "attention solves everything" in out and "holds" in out
+    (tmp_path / "found.csv").write_text("nothing\n")
+    code, _, err = run("plots", tmp_path / "found.csv")
+    assert code == 2 and "not a file of `based-ops recall mqar`" in err
+
+
+def test_models_are_listed() -> None:
+    code, out, _ = run("models", "--json")
+    found = {x["model"]: x["dials"] for x in json.loads(out)}
+    assert code == 0 and found["based"] == "features=16 order=2 window=0 conv=3"

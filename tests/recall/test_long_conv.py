@@ -1,0 +1,97 @@
+"""Long convolutions against sums over the history, H3 against its recurrence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from based_ops import layers
+from based_ops.errors import ShapeError
+from based_ops.layers.long_conv import fft_conv
+from based_ops.recall.catalogue import compiled, convolution
+
+
+@given(st.integers(1, 3), st.integers(1, 20), st.integers(1, 5), st.integers(0, 99))
+def test_a_convolution_is_a_sum_over_the_history(batch: int, length: int, width: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    u, h = torch.randn(batch, length, width).double(), torch.randn(length, width).double()
+    expected = torch.stack([(h[: t + 1].flip(0) * u[:, : t + 1]).sum(1) for t in range(length)], 1)
+    torch.testing.assert_close(fft_conv(u, h), expected)
+
+
+CONV = compiled(convolution(3))
+
+
+def made() -> list[torch.nn.Module]:
+    torch.manual_seed(0)
+    return [
+        layers.Hyena(8, 32, CONV),
+        layers.H3(8, 4),
+        layers.BaseConv(8, length=32),
+        layers.BaseConv(8, CONV),
+        layers.ImplicitConv(8, 32, groups=2),
+    ]
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_no_token_sees_a_later_one(number: int) -> None:
+    layer = made()[number].double()
+    x = torch.randn(2, 32, 8, dtype=torch.double, requires_grad=True)
+    y = layer(x)
+    assert y.shape == x.shape
+    (gradient,) = torch.autograd.grad(y[:, 10].square().sum(), x, retain_graph=True)
+    assert gradient[:, 11:].abs().max() < 1e-12 * gradient.abs().max()
+    assert all(x is not None for x in torch.autograd.grad(y.sum(), list(layer.parameters())))
+    torch.testing.assert_close(layer(x[:, :20]), y[:, :20])
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_under_autocast_filters_stay_in_float32(number: int) -> None:
+    layer, x = made()[number], torch.randn(2, 32, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert (y - layer(x)).abs().max() < 0.05 * layer(x).abs().max()
+
+
+def test_h3_is_two_recurrences() -> None:
+    """A shift register of the keys, and poles that each token turns and shrinks (zero-order hold)."""
+    torch.manual_seed(1)
+    layer = layers.H3(3, 4).double()
+    x = torch.randn(1, 12, 3, dtype=torch.double)
+    q, k, v = layer.q_proj(x), layer.k_proj(x), layer.v_proj(x)
+    pole = torch.complex(-layer.log_decay.exp(), layer.frequency)
+    turn = torch.exp(pole * layer.log_step.exp().unsqueeze(-1))
+    register = torch.zeros(3, 4, dtype=torch.double)
+    state = torch.zeros(3, 2, dtype=torch.cdouble)
+    found = []
+    for t in range(12):
+        register = torch.cat([k[0, t].unsqueeze(1), register[:, :-1]], 1)
+        entering = ((layer.shift * register).sum(1) + layer.shift_skip * k[0, t]) * v[0, t]
+        state = turn * state + (turn - 1) / pole * entering.unsqueeze(1)
+        read = 2 * (torch.view_as_complex(layer.read) * state).sum(1).real + layer.skip * entering
+        found.append(q[0, t] * read)
+    torch.testing.assert_close(layer(x)[0], layer.out_proj(torch.stack(found)))
+
+
+def test_groups_have_filters_of_their_own() -> None:
+    layer = layers.ImplicitConv(8, 16, groups=2)
+    with torch.no_grad():
+        before = layer.filters(16)
+        layer.last[1] += 1
+        after = layer.filters(16)
+    assert torch.equal(before[:, :4], after[:, :4]) and not torch.equal(before[:, 4:], after[:, 4:])
+
+
+def test_what_does_not_fit() -> None:
+    with pytest.raises(ShapeError, match=r"x: got \(1, 33, 8\), must be of shape \[B, T up to 32, 8\]"):
+        made()[0](torch.zeros(1, 33, 8))
+    with pytest.raises(ShapeError, match=r"x: got \(1, 4, 7\), must be of shape \[B, T, 8\]"):
+        made()[1](torch.zeros(1, 4, 7))
+    with pytest.raises(ShapeError, match="state: got 3, must be even"):
+        layers.H3(8, 3)
+    with pytest.raises(ShapeError, match="channels: got 8, must be a multiple of groups, 3"):
+        layers.ImplicitConv(8, 16, groups=3)
+    with pytest.raises(ShapeError, match="length: got None, must be given, unless a variant is"):
+        layers.BaseConv(8)
