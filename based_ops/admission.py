@@ -52,20 +52,22 @@ class Admission:
         return operands(self._record.layer)
 
     def traced(self, which: str, *arguments: Any) -> dict[str, Any]:
-        """The check of a call without data, and its sizes; the last argument is the kernel string."""
-        dispatch.read(self._record, arguments[-1])
-        return check(self.operands[which], arguments)
+        """The check of a call without data, and its sizes; `arguments` are all that it takes."""
+        taken = self.operands[which]
+        dispatch.read(self._record, arguments[taken.kernel])
+        return check(taken, arguments)
 
     def kernel(self, which: str, *arguments: Any) -> str:
         """The check of a call; returns the kernel string of the module that serves it."""
         taken = self.operands[which]
         tensors = [arguments[place] for place in taken.places]
-        kind = (which, arguments[-1], *[None if x is None else (x.shape, x.dtype, x.device) for x in tensors])
+        kernel = arguments[taken.kernel]
+        kind = (which, kernel, *[None if x is None else (x.shape, x.dtype, x.device) for x in tensors])
         served = self._known.get(kind)
         if served is None:
             check(taken, arguments)
             like = arguments[0]
-            served = dispatch.served(self._record, arguments[-1], like.device, like.dtype)
+            served = dispatch.served(self._record, kernel, like.device, like.dtype)
             if len(self._known) >= KEPT:
                 self._known.clear()
             self._known[kind] = served
@@ -82,8 +84,8 @@ class Admission:
             slots.check_values(indices, pool.shape[0])
         pairs = [
             (operand, arguments[place])
-            for place, operand in enumerate(taken.entries)
-            if operand is not None and arguments[place] is not None
+            for place, operand in taken.tensors.items()
+            if arguments[place] is not None
         ]
         pairs.sort(key=lambda pair: pair[0].written)
         for operand, tensor in pairs:

@@ -246,8 +246,8 @@ class AttentionVariant(Variant):
 
     def _lay(self, tensors: Tensors, state: Any, sequences: Tensor) -> packed.Laid:
         """Packed sequences, and the states before them, as the operator takes them."""
-        entered, carried = (tensors, self._no_carry[:-1]) if state is None else self._enter(tensors, state)
-        return packed.Laid(entered, (*carried, sequences), sequences)
+        entered, carried = (tensors, self._no_carry) if state is None else self._enter(tensors, state)
+        return packed.Laid(entered, carried, sequences, (sequences,))
 
     def _take(self, laid: packed.Laid, final: Sequence[Tensor], initial_state: Any) -> Any:
         """The states after packed sequences, of which the operator left `final`."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from based_ops.codegen.spec.signature import SEQUENCES
-
 from .heads import multiple
 from .later import when_imported
 
@@ -42,7 +40,7 @@ def _formula(ops: Ops, which: str) -> Any:
         rows = sizes["B"] * units
         if which == "step":
             return round(rows * variant.products(1, begun=True, final=True))
-        begun = any(given.get(x.name) is not None for x in signature.carried if x is not SEQUENCES)
+        begun = any(given.get(x.name) is not None for x in signature.carried)
         if which == "forward":
             final = bool(given.get("output_final_state"))
             return round(rows * variant.products(sizes["T"], begun, final))

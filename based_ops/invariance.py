@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from based_ops.codegen.spec.signature import SEQUENCES
-
 from . import dispatch, packed, slots
 from .errors import ArgumentValueError, PlacementError, fail
 from .ops import is_any_autocast_enabled
@@ -60,7 +58,7 @@ def call(
     recorded = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (*tensors, *(initial_state or ()))
     )
-    if serving == "torch" or not (variant.alike_in_batches or SEQUENCES in variant.signature.carried):
+    if serving == "torch" or not (variant.alike_in_batches or variant.signature.packs):
         if is_traced() and not dense:
             what = f"False in compiled code of the {serving} backend with {packed.OFFSETS} or {packed.MASK}"
             fail(ArgumentValueError, NAME, True, what)

@@ -16,59 +16,41 @@ import torch
 from torch import Tensor
 
 from based_ops.codegen.dtypes import ACC, IO, STATE
-from based_ops.codegen.spec.signature import INDICES, MOST_TOKENS, POOLED, SEQUENCES
+from based_ops.codegen.spec.signature import INDICES, KERNEL, MOST_TOKENS, POOLED, SEQUENCES, Operand
 
 from . import heads
 from .errors import BasedOpsError, DeviceError, DtypeError, ShapeError, StateError, fail
 
 if TYPE_CHECKING:
     from based_ops.codegen.spec.model import LayerSpec
-    from based_ops.codegen.spec.signature import Argument, Signature
-
-
-@dataclass(frozen=True)
-class Operand:
-    """One tensor that an operator takes."""
-
-    name: str
-    argument: Argument
-    part_of: str = ""
-    """What may be left out, and is given as a whole or not at all."""
-    written: bool = False
-    returned: bool = False
-    """It was returned by an operator: where the layer has no such thing, it is there and empty."""
-
-    @property
-    def has_batch(self) -> bool:
-        """Whether its first dimension is the batch, or a pool for it."""
-        return self.argument.dims[0] in ("B", "N", POOLED)
-
-    @property
-    def strided(self) -> bool:
-        """Whether kernels take it with any strides but in its last dimension."""
-        return not self.part_of and self.argument.dtype == IO
-
-    @property
-    def error(self) -> type[BasedOpsError]:
-        """What a wrong shape or layout of it is."""
-        return StateError if self.part_of or self.written else ShapeError
+    from based_ops.codegen.spec.signature import Setting, Signature
 
 
 @dataclass(frozen=True, eq=False)
 class Operands:
-    """What one operator takes: an entry for each argument in the order of its schema, None for no tensor."""
+    """What one operator takes, in the order of its schema."""
 
     which: str
     layer: LayerSpec
     signature: Signature
-    entries: tuple[Operand | None, ...]
+    entries: tuple[Operand | Setting, ...]
     most: dict[str, int]
     """Sizes that have an end."""
 
     @functools.cached_property
     def tensors(self) -> dict[int, Operand]:
         """The tensors by where they stand."""
-        return {place: entry for place, entry in enumerate(self.entries) if entry is not None}
+        return {place: entry for place, entry in enumerate(self.entries) if isinstance(entry, Operand)}
+
+    @functools.cached_property
+    def kernel(self) -> int:
+        """Where the name of the kernel stands."""
+        return self.entries.index(KERNEL)
+
+    def filled(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments with those that were left out, which PyTorch does where they are the defaults."""
+        missing = len(self.entries) - len(arguments)
+        return (*arguments, *[None] * missing) if missing else arguments
 
     @functools.cached_property
     def places(self) -> tuple[int, ...]:
@@ -112,7 +94,7 @@ class Operands:
     @functools.cached_property
     def writes(self) -> bool:
         """Whether the operator updates tensors."""
-        return any(entry is not None and entry.written for entry in self.entries)
+        return any(x.written for x in self.tensors.values())
 
     @functools.cached_property
     def written(self) -> slice:
@@ -124,36 +106,17 @@ class Operands:
 def operands(layer: LayerSpec) -> dict[str, Operands]:
     """What the operators of a layer take, by their passes."""
     signature = layer.signature()
-    inputs = [Operand(x.name, x) for x in signature.inputs]
-    carried = [Operand(x.name, x, "" if x is SEQUENCES else "initial state") for x in signature.carried]
-    numbers: list[None] = [None] * len(signature.numbers)
-    output = signature.output
-    read = [Operand(x.name, x, returned=True) for x in signature.kept]
-    if signature.keeps_output:
-        read.insert(0, Operand(output.name, output))
-    final = [Operand(f"d_{x.name}", x, "gradient of the final state") for x in signature.final]
-    asked: list[None] = [None] if signature.final else []
-    found: dict[str, list[Operand | None]] = {
-        "forward": [*inputs, *numbers, *carried, *asked],
-        "backward": [Operand(f"d_{output.name}", output), *final, *inputs, *read, *numbers, *carried],
-        "step": [
-            *(Operand(x.name, x) for x in signature.stepped),
-            *numbers,
-            *(Operand(x.name, x, written=True) for x in signature.pools),
-            Operand(INDICES.name, INDICES),
-        ],
-    }
     most = {"step": {"T": MOST_TOKENS}}
     return {
-        which: Operands(which, layer, signature, (*entries, None), most.get(which, {}))
-        for which, entries in found.items()
+        which: Operands(which, layer, signature, signature.operands(which), most.get(which, {}))
+        for which in signature.schemas()
     }
 
 
 def check(taken: Operands, arguments: Sequence[Any]) -> dict[str, Any]:
     """The sizes of a call; raises a typed error unless its tensors fit each other and the layer."""
     like: Tensor = arguments[0]
-    pairs = [(x, arguments[place]) for place, x in enumerate(taken.entries) if x is not None]
+    pairs = [(x, arguments[place]) for place, x in taken.tensors.items()]
     given = {x.part_of for x, tensor in pairs if x.part_of and tensor is not None}
     allowed = (*(getattr(torch, name) for name in taken.layer.dtypes), torch.float64)
     if like.dtype not in allowed:
@@ -168,16 +131,16 @@ def check(taken: Operands, arguments: Sequence[Any]) -> dict[str, Any]:
             sizes.setdefault("N", sizes["B"])
         if tensor is None:
             if operand.argument.present and operand.part_of in given:
-                fail(operand.error, operand.name, None, f"given where the {operand.part_of} is")
+                fail(_error(operand), operand.name, None, f"given where the {operand.part_of} is")
             continue
         if not (operand.argument.present or operand.returned):
-            fail(operand.error, operand.name, "a tensor", f"None: {taken.layer.name} has no such thing")
+            fail(_error(operand), operand.name, "a tensor", f"None: {taken.layer.name} has no such thing")
         if operand.written and not pooled:
             sizes.setdefault(POOLED, sizes["B"])
         _check_shape(taken, operand, tensor, sizes)
         dtype = dtype_of(taken.layer, operand.argument.dtype, like.dtype)
         if tensor.dtype != dtype:
-            error = DtypeError if operand.error is ShapeError else StateError
+            error = DtypeError if _error(operand) is ShapeError else StateError
             fail(error, operand.name, str(tensor.dtype), f"{dtype} for inputs of {like.dtype}")
         if tensor.device != like.device:
             fail(DeviceError, operand.name, str(tensor.device), f"on the device of all, {like.device}")
@@ -200,7 +163,7 @@ def _check_shape(taken: Operands, operand: Operand, tensor: Tensor, sizes: dict[
     if not fits:
         wanted = ", ".join(_described(dim, sizes, taken) for dim in dims)
         got = tuple(operator.index(size) for size in shape)
-        fail(operand.error, operand.name, got, f"of shape [{wanted}] for {taken.layer.name}")
+        fail(_error(operand), operand.name, got, f"of shape [{wanted}] for {taken.layer.name}")
 
 
 def _described(dim: int | str, sizes: dict[str, Any], taken: Operands) -> str:
@@ -212,6 +175,11 @@ def _described(dim: int | str, sizes: dict[str, Any], taken: Operands) -> str:
     if dim in taken.most and sizes.get(dim, 0) > taken.most[dim]:
         return f"{dim} <= {taken.most[dim]}"
     return str(operator.index(sizes[dim])) if dim in sizes else dim
+
+
+def _error(operand: Operand) -> type[BasedOpsError]:
+    """What a wrong shape or layout of it is."""
+    return StateError if operand.part_of or operand.written else ShapeError
 
 
 def dtype_of(layer: LayerSpec, role: str, inputs: torch.dtype) -> torch.dtype:

@@ -40,12 +40,13 @@ def _implementation(ops: Ops, which: str) -> Callable[..., Any]:
         nonlocal taken
         if taken is None:  # what a layer's operators take is not asked for before the first call
             taken = admission.operands[which]
-        kernel = arguments[-1]
+        arguments = taken.filled(arguments)
+        kernel = arguments[taken.kernel]
         if checked.tensor is arguments[0]:
             checked.tensor = None
         else:
             kernel = admission.kernel(which, *arguments)
-        passed = [*arguments[:-1]]
+        passed = [*arguments]
         # Plain loops: a function for each tensor would take as long as all else that an operator does.
         for place in taken.strided:
             x = passed[place]
@@ -55,6 +56,7 @@ def _implementation(ops: Ops, which: str) -> Callable[..., Any]:
             x = passed[place]
             if x is not None:
                 passed[place] = x.contiguous()
+        del passed[taken.kernel]
         function = getattr(kernels[kernel], which)
         if taken.writes and passed[-1] is not None:
             function = partial(slots.step, function, taken.written)
@@ -67,9 +69,10 @@ def _fake(ops: Ops, which: str) -> Callable[..., Any]:
     """The operator without data: the same check, and empty results."""
 
     def fake(*arguments: Any) -> Any:
-        sizes = ops.admission.traced(which, *arguments)
         layer, signature = ops.record.layer, ops.signature
         taken = ops.admission.operands[which]
+        arguments = taken.filled(arguments)
+        sizes = ops.admission.traced(which, *arguments)
         lead = arguments[taken.lead]
 
         def empty(x: Argument, there: bool = True) -> Tensor:
@@ -80,7 +83,7 @@ def _fake(ops: Ops, which: str) -> Callable[..., Any]:
         if which == "step":
             return empty(signature.output)
         if which == "forward":
-            asked = bool(signature.final) and arguments[-2]
+            asked = bool(signature.final) and arguments[taken.kernel - 1]
             found = [empty(x) for x in (signature.output, *signature.kept)]
             found += [empty(x, asked) for x in signature.final]
         else:
@@ -95,15 +98,16 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, ops: Ops, keyset: Any, *arguments: Any) -> Any:
-        signature = ops.signature
+        signature, taken = ops.signature, ops.admission.operands["forward"]
         results = below_autograd(ops.forward, keyset, *arguments)
         output, *others = results if isinstance(results, tuple) else (results,)
         kept, final = others[: len(signature.kept)], others[len(signature.kept) :]
         inputs, numbers, carried = _apart(ops, arguments)
+        places = arguments[taken.kernel + 1 :]
         read = [output, *kept] if signature.keeps_output else kept
-        ctx.save_for_backward(*inputs, *read, *carried)
-        ctx.ops, ctx.numbers, ctx.kernel = ops, numbers, arguments[-1]
-        asked = bool(final) and arguments[-2]
+        ctx.save_for_backward(*inputs, *read, *carried, *places)
+        ctx.ops, ctx.numbers, ctx.kernel = ops, numbers, arguments[taken.kernel]
+        asked = bool(final) and arguments[taken.kernel - 1]
         ctx.output_shape, ctx.final_shapes = output.shape, [x.shape for x in final] if asked else None
         ctx.mark_non_differentiable(*kept, *(() if asked else final))
         ctx.set_materialize_grads(False)
@@ -114,11 +118,12 @@ class _Forward(torch.autograd.Function):
         ops, signature = ctx.ops, ctx.ops.signature
         layer, saved = ops.record.layer, ctx.saved_tensors
         inputs, rest = saved[: len(signature.inputs)], saved[len(signature.inputs) :]
-        read = rest[: len(rest) - len(signature.carried)]
-        carried = rest[len(read) :]
+        places = rest[len(rest) - signature.packs :]
+        read = rest[: len(rest) - len(signature.carried) - len(places)]
+        carried = rest[len(read) : len(rest) - len(places)]
         d_final = list(others[len(signature.kept) :])
         if d_output is None and all(x is None for x in d_final):
-            return (None,) * (3 + len(inputs) + len(ctx.numbers) + len(carried) + bool(d_final))
+            return (None,) * (3 + len(inputs) + len(ctx.numbers) + len(carried) + bool(d_final) + len(places))
         if d_output is None:
             dtype = dtype_of(layer, signature.output.dtype, inputs[0].dtype)
             d_output = inputs[0].new_zeros(ctx.output_shape, dtype=dtype)
@@ -131,7 +136,7 @@ class _Forward(torch.autograd.Function):
                     dtype = dtype_of(layer, part.dtype, inputs[0].dtype)
                     d_final[place] = inputs[0].new_zeros(shape, dtype=dtype)
         ready = ctx.kernel in ops.kernels and not is_traced()
-        arguments = (d_output, *d_final, *inputs, *read, *ctx.numbers, *carried, ctx.kernel)
+        arguments = (d_output, *d_final, *inputs, *read, *ctx.numbers, *carried, ctx.kernel, *places)
         results = call(ops.backward, ready, arguments)
         gradients = iter(results if isinstance(results, tuple) else (results,))
 
@@ -140,9 +145,9 @@ class _Forward(torch.autograd.Function):
             return [None if x is None else d for d, x in zip(found, given, strict=True)]
 
         of_inputs = of(signature.inputs, inputs)
-        asked = (None,) * bool(d_final)
         of_carried = of(signature.carried, carried)
-        return None, None, *of_inputs, *(None,) * len(ctx.numbers), *of_carried, *asked, None
+        of_numbers, of_others = (None,) * len(ctx.numbers), (None,) * (bool(d_final) + 1 + len(places))
+        return None, None, *of_inputs, *of_numbers, *of_carried, *of_others
 
 
 def _apart(ops: Ops, arguments: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:

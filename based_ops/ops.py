@@ -280,7 +280,7 @@ def derive(ops: Ops, which: str, function: type[torch.autograd.Function]) -> Non
                 f"{op.name()} has no forward mode: differentiate it backwards, "
                 "or forwards the variant's `reference`"
             )
-        return apply(ops, keyset, *args)
+        return apply(ops, keyset, *ops.admission.operands[which].filled(args))
 
     ops.derive(which, autograd)
 

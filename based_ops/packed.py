@@ -92,7 +92,7 @@ def call(
         given = tensors if mask is None else end_to_end(variant, tensors)
         laid = variant._lay(given, initial_state, sequences)
         asked = (output_final_state,) if variant._asked else ()
-        arguments = (*laid.tensors, *numbers, *laid.carried, *asked, kernel)
+        arguments = (*laid.tensors, *numbers, *laid.carried, *asked, kernel, *laid.places)
         results = call_operator(variant._ops.forward, not traced, arguments)
         output, *others = results if isinstance(results, tuple) else (results,)
         if laid.tokens is not None:
@@ -113,8 +113,10 @@ class Laid(NamedTuple):
 
     tensors: Tensors
     carried: Tensors
-    """What was before the sequences, and where they lie if the operator asks."""
+    """What was before the sequences."""
     sequences: Tensor
+    places: Tensors = ()
+    """Where they lie, if the operator asks."""
     tokens: Tensor | None = None
     """Where the tokens of the call are among those of the tensors, if there are others."""
     there: Tensor | None = None

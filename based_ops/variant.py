@@ -271,7 +271,7 @@ class Variant(ABC):
         if alone and recordable(kernel, self._given(tensors, indices), [tensors[i] for i in self._wide]):
             key = self._key(which, factor, backend, tensors)
             return self._first_step(key, kernel, numbers, state, (*tensors, indices))
-        arguments = (*tensors, *numbers, *state, indices, kernel)
+        arguments = (*tensors, *numbers, *state, kernel, indices)
         return call_step(self._ops.step, facts is not self, state, arguments)
 
     def _given(self, tensors: Tensors, indices: Tensor | None = None) -> Sequence[Any]:

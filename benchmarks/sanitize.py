@@ -34,7 +34,7 @@ import based_ops
 from based_ops import slots
 from based_ops.benchmarks.ops.results import machine
 from based_ops.codegen.names import RECURRENCE, variant_of
-from based_ops.codegen.spec.signature import OF_KEYS, OF_QUERIES, OF_VALUES, POOLED, SEQUENCES, Argument
+from based_ops.codegen.spec.signature import OF_KEYS, OF_QUERIES, OF_VALUES, POOLED, Argument
 from based_ops.operands import dtype_of
 from based_ops.record import Record, record
 from based_ops.variant import dtype_named
@@ -128,7 +128,7 @@ class Case:
     def forms(self) -> list[Form]:
         """Those that the layer has."""
         signature = self.signature
-        packs = SEQUENCES in signature.carried
+        packs = signature.packs
         every = FORMS if signature.state else [x for x in FORMS if not x.step]
         return [x for x in every if (packs or not x.packed) and (signature.groups or not x.groups)]
 
@@ -201,17 +201,18 @@ class _Call:
         signature, begun = self.signature, self.form.begun
         inputs = [self.drawn(x) for x in signature.inputs]
         numbers = [*signature.numbers.values()]
-        carried = [self.drawn(x) if begun and x != SEQUENCES else None for x in signature.carried]
+        carried = [self.drawn(x) if begun else None for x in signature.carried]
+        places = []
         if self.form.packed:
             edges = torch.tensor(EDGES, dtype=torch.int32, device=self.device)
-            carried[-1] = torch.stack((edges[:-1], edges[1:]), 1)
+            places = [torch.stack((edges[:-1], edges[1:]), 1)]
         asked = [begun] if signature.final else []
-        results = self.module.forward(*inputs, *numbers, *carried, *asked)
+        results = self.module.forward(*inputs, *numbers, *carried, *asked, *places)
         output, *others = results if isinstance(results, tuple) else (results,)
         kept, final = others[: len(signature.kept)], others[len(signature.kept) :]
         read = [output, *kept] if signature.keeps_output else kept
         d_final = [torch.ones_like(x) if begun and x.numel() else None for x in final]
-        self.module.backward(torch.ones_like(output), *d_final, *inputs, *read, *numbers, *carried)
+        self.module.backward(torch.ones_like(output), *d_final, *inputs, *read, *numbers, *carried, *places)
 
     def step(self) -> None:
         signature = self.signature

@@ -289,8 +289,8 @@ class HybridVariant(AttentionVariant):
             more[:2] = of_queries(more[0]), of_keys(more[1], state.k_window)  # type: ignore[arg-type]
         laid = of_queries(q), of_keys(k, state.k), of_keys(v, state.v), *more  # type: ignore[arg-type]
         ends = found.sequences.to(torch.int32)
-        carried = first_valid(past, width), state.state, state.normalizer, ends
-        return packed.Laid(laid, carried, ends, found.tokens)
+        carried = first_valid(past, width), state.state, state.normalizer
+        return packed.Laid(laid, carried, ends, (ends,), found.tokens)
 
     def _take(
         self, laid: packed.Laid, final: Sequence[Tensor], initial_state: HybridState | None

@@ -206,7 +206,7 @@ class ShortConvVariant(Variant):
         x = found.laid(x, front)
         if gate is not None:
             gate = found.laid(gate, torch.zeros_like(front))
-        return packed.Laid((x, weight, bias, gate), (None,), found.sequences, found.tokens, found.there)
+        return packed.Laid((x, weight, bias, gate), (None,), found.sequences, (), found.tokens, found.there)
 
     def _take(
         self, laid: packed.Laid, final: Sequence[Tensor], initial_state: ShortConvState | None

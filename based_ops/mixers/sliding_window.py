@@ -68,7 +68,7 @@ class SlidingWindowVariant(AttentionVariant):
         q, k, v = tensors
         assert q is not None and k is not None and v is not None
         if state is None:
-            return Laid(tensors, (None, sequences), sequences)
+            return Laid(tensors, (None,), sequences, (sequences,))
         k, v = _of_state(k, v)
         past, found = state.position.contiguous(), spread(sequences, k.shape[1], self.window)
         laid = (
@@ -77,7 +77,7 @@ class SlidingWindowVariant(AttentionVariant):
             found.laid(v, ring_to_linear(state.v, past)),
         )
         sequences = found.sequences.to(torch.int32)
-        return Laid(laid, (first_valid(past, self.window), sequences), sequences, found.tokens)
+        return Laid(laid, (first_valid(past, self.window),), sequences, (sequences,), found.tokens)
 
     def _take(
         self, laid: Laid, final: Sequence[Tensor], initial_state: SlidingWindowState | None

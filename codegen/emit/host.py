@@ -105,10 +105,11 @@ class _Function:
     def __init__(self, w: Writer, layer: ScheduledLayer, function: Pass, launch: EmitLaunch) -> None:
         self.w, self.layer, self.function, self.launch = w, layer, function, launch
         self.names = [parameter.name for parameter in function.parameters]
+        self.head = [f"{x.name}=None" if x.left_out else x.name for x in function.parameters]
 
     def emit(self) -> None:
         w, function = self.w, self.function
-        w.call(f"def {function.name}(", self.names, "):")
+        w.call(f"def {function.name}(", self.head, "):")
         with w.indented():
             w.line(f'"""{function.summary}"""')
             for when, group in groupby(function.body, self._condition):

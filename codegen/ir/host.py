@@ -239,6 +239,8 @@ class Parameter:
     """Under which condition a tensor is there, if it may be left out."""
     shape: tuple[Value, ...] | None = None
     """The extents that callers have checked, where kernels rely on them."""
+    left_out: bool = False
+    """Whether callers may leave it out; it stands behind all that they may not."""
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class Passes(StateSteps):
         return Pass(
             "forward",
             "Outputs, logarithms of the sums of weights, and the state of the keys that have left.",
-            (*self.inputs, SCALE, FIRST, *INITIAL, SEQUENCES, Parameter("output_final_state", TRUTH)),
+            (*self.inputs, SCALE, FIRST, *INITIAL, Parameter("output_final_state", TRUTH), SEQUENCES),
             "q",
             body,
             ("o", *(x.name for x in self.kept()), "final_state", "final_normalizer"),

@@ -63,7 +63,7 @@ INPUTS = (Parameter("q"), Parameter("k"), Parameter("v"))
 INITIAL = tuple(
     Parameter(f"initial_{part}", when=Present("initial_state")) for part in ("state", "normalizer")
 )
-SEQUENCES = Parameter("sequences", when=Present("sequences"))
+SEQUENCES = Parameter("sequences", when=Present("sequences"), left_out=True)
 FORWARD_PLAN = ("LONGEST", "TOKENS", "LENGTH", "SHORTEST", "PROGRAMS", "FEWEST")
 BACKWARD_PLAN = ("SEGMENT", "LENGTH", "SHORTEST", "PROGRAMS")
 SEGMENT_PLAN = ("SHORTEST", "PROGRAMS", "FEWEST")
@@ -147,11 +147,10 @@ class Passes(StateSteps):
         return self.forward_pass("forward", summary, body)
 
     def forward_pass(self, name: str, summary: str, body: Steps) -> Pass:
-        carried = (*INITIAL, SEQUENCES)
-        parameters = (*self.inputs, Parameter("scale", NUMBER), *carried)
         asked = Parameter("output_final_state", TRUTH)
+        parameters = (*self.inputs, Parameter("scale", NUMBER), *INITIAL, asked, SEQUENCES)
         results = ("o", "n", "final_state", "final_normalizer")
-        return Pass(name, summary, (*parameters, asked), "q", body, results)
+        return Pass(name, summary, parameters, "q", body, results)
 
     def backward(self) -> Pass:
         by_span = ("B", STATES, "spans")

@@ -38,7 +38,7 @@ from .ragged import BEGUN, BOUNDS, RAGGED, TABLE
 TOKENS_OF_KEYS = ReadSizes("k", (None, "Tk", None, None))
 INPUTS = (Parameter("q"), Parameter("k"), Parameter("v"))
 SCALE, FIRST = Parameter("scale", NUMBER), Parameter("first", when=Present("first"))
-SEQUENCES = Parameter("sequences", when=Present("sequences"))
+SEQUENCES = Parameter("sequences", when=Present("sequences"), left_out=True)
 DENSE: dict[str, Operand] = {
     **dict.fromkeys((RAGGED, BEGUN), Literal(False)),
     **dict.fromkeys((TABLE.name, "segments", "N", "first_of_sequences")),

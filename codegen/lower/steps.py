@@ -24,7 +24,7 @@ FLAGS = (SEVERAL, SLOTS)
 POOLED = "slots"
 """The size of a pool."""
 INDICES = Tensor("state_indices", ("B",), INDEX, optional=SLOTS)
-PARAMETER = Parameter(INDICES.name, when=Present(INDICES.name))
+PARAMETER = Parameter(INDICES.name, when=Present(INDICES.name), left_out=True)
 
 
 def in_slots(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:

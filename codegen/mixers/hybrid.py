@@ -19,7 +19,6 @@ from ..spec.signature import (
     OF_QUERIES,
     OF_STATES,
     OF_VALUES,
-    SEQUENCES,
     Argument,
     Signature,
 )
@@ -251,8 +250,8 @@ class Hybrid(Featured):
                     differentiable=False,
                 ),
                 *sums("initial_", optional=True),
-                SEQUENCES,
             ),
+            packs=True,
             kept=self._kept(),
             final=sums("final_"),
             keeps_output=self.combine == "normalizer",

@@ -26,7 +26,7 @@ from ..spec.model import (
     too_wide,
 )
 from ..spec.parts import Part
-from ..spec.signature import GROUPS, OF_KEYS, OF_QUERIES, OF_STATES, OF_VALUES, SEQUENCES, Argument, Signature
+from ..spec.signature import GROUPS, OF_KEYS, OF_QUERIES, OF_STATES, OF_VALUES, Argument, Signature
 
 if TYPE_CHECKING:
     from ..ir.host import Pass
@@ -200,7 +200,8 @@ class LinearAttention(Featured):
             output=Argument("o", ("B", "T", "H", v), "what is read for each query"),
             state=state("", count="B"),
             numbers={"scale": self.default_scale()},
-            carried=(*state("initial_", optional=True), SEQUENCES),
+            carried=state("initial_", optional=True),
+            packs=True,
             kept=(Argument("n", ("B", "H", "T"), "sums of weights", ACC, present=normalize),),
             final=state("final_"),
             groups=GROUPS,

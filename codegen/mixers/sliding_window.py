@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..dtypes import ACC, DTYPES
 from ..spec.fields import Choices, Integer, Name, Number, Record, spec_field
 from ..spec.model import DTYPES_DOC, NAME_DOC, HeadDims, LayerSpec
-from ..spec.signature import GROUPS, OF_KEYS, OF_QUERIES, OF_STATES, OF_VALUES, SEQUENCES, Argument, Signature
+from ..spec.signature import GROUPS, OF_KEYS, OF_QUERIES, OF_STATES, OF_VALUES, Argument, Signature
 
 if TYPE_CHECKING:
     from ..ir.host import Pass
@@ -88,8 +88,8 @@ class SlidingWindow(LayerSpec):
                     True,
                     differentiable=False,
                 ),
-                SEQUENCES,
             ),
+            packs=True,
             kept=(Argument("lse", ("B", "H", "T"), "logarithms of sums of exponentials", ACC),),
             longer={"Tk": "T"},
             groups=GROUPS,

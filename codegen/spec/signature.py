@@ -76,15 +76,62 @@ SEQUENCES = Argument(
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What an operator takes that is no tensor; `type` is as schemas write it."""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor that an operator takes."""
+
+    name: str
+    argument: Argument
+    part_of: str = ""
+    """What may be left out, and is given as a whole or not at all."""
+    written: bool = False
+    returned: bool = False
+    """It was returned by an operator: where the layer has no such thing, it is there and empty."""
+
+    @property
+    def optional(self) -> bool:
+        """Whether it may be None."""
+        x = self.argument
+        return not self.returned and (x.optional or not x.present or self.part_of == FINAL_GRADIENT)
+
+    @property
+    def has_batch(self) -> bool:
+        """Whether its first dimension is the batch, or a pool for it."""
+        return self.argument.dims[0] in ("B", "N", POOLED)
+
+    @property
+    def strided(self) -> bool:
+        """Whether kernels take it with any strides but in its last dimension."""
+        return not self.part_of and self.argument.dtype == IO
+
+
+KERNEL = Setting("kernel", "str")
+"""The name of the generated module that serves, and of its build."""
+ASKED = Setting("output_final_state", "bool")
+INITIAL_STATE, FINAL_GRADIENT = "initial state", "gradient of the final state"
+
+
+@dataclass(frozen=True)
 class Signature:
     """The operators of a layer.
 
-    forward   (inputs, numbers, carried, output_final_state if there is a final state) -> output, kept, final
-    backward  (d output, d final, inputs, output and kept, numbers, carried) -> d inputs, d carried
-    step      (inputs, numbers, state, indices) -> output, for T up to MOST_TOKENS; the state is updated in
-              place.  With indices it is a pool of states, of which the batch has the slots that they name.
+    forward   (inputs, numbers, carried, output_final_state if there is a final state, kernel, sequences)
+              -> output, kept, final
+    backward  (d output, d final, inputs, output and kept, numbers, carried, kernel, sequences)
+              -> d inputs, d carried
+    step      (inputs, numbers, state, kernel, indices) -> output, for T up to MOST_TOKENS; the state is
+              updated in place.  With indices it is a pool of states, of which the batch has the slots that
+              they name.
 
-    In a step all inputs have the same tokens, where those of a forward pass may have more keys.
+    What stands behind the kernel says where things lie, and may be left out.  In a step all inputs have the
+    same tokens, where those of a forward pass may have more keys.
     """
 
     inputs: tuple[Argument, ...]
@@ -95,8 +142,10 @@ class Signature:
     numbers: dict[str, float] = field(default_factory=dict, hash=False)
     """Factors, and what each of them is unless a call says otherwise."""
     carried: tuple[Argument, ...] = ()
-    """What forward reads of earlier tokens, made of a state; and last, where it takes several sequences in
-    one batch entry, SEQUENCES.  Their states are N, which without them is the batch."""
+    """What forward reads of earlier tokens, made of a state.  Of several sequences in one batch entry there
+    are N, which otherwise is the batch."""
+    packs: bool = False
+    """Whether one batch entry may have several sequences: SEQUENCES."""
     kept: tuple[Argument, ...] = ()
     """What forward keeps for backward."""
     final: tuple[Argument, ...] = ()
@@ -154,33 +203,45 @@ class Signature:
         """The state of a step, which may be a pool."""
         return tuple(replace(x, dims=(POOLED, *x.dims[1:])) for x in self.state)
 
+    def operands(self, which: str) -> tuple[Operand | Setting, ...]:
+        """What the operator `which` takes, in order."""
+        inputs = [Operand(x.name, x) for x in (self.stepped if which == "step" else self.inputs)]
+        numbers = [Setting(name, "float") for name in self.numbers]
+        if which == "step":
+            state = (Operand(x.name, x, written=True) for x in self.pools)
+            return *inputs, *numbers, *state, KERNEL, Operand(INDICES.name, INDICES)
+        carried = [Operand(x.name, x, part_of=INITIAL_STATE) for x in self.carried]
+        places = [Operand(SEQUENCES.name, SEQUENCES)] if self.packs else []
+        if which == "forward":
+            asked = [ASKED] if self.final else []
+            return *inputs, *numbers, *carried, *asked, KERNEL, *places
+        output = self.output
+        given = [Operand(f"d_{output.name}", output)]
+        given += [Operand(f"d_{x.name}", x, part_of=FINAL_GRADIENT) for x in self.final]
+        read = [Operand(output.name, output)] if self.keeps_output else []
+        read += [Operand(x.name, x, returned=True) for x in self.kept]
+        return *given, *inputs, *read, *numbers, *carried, KERNEL, *places
+
     def schemas(self) -> dict[str, str]:
-        """The schema of each operator, as `torch.library` reads it.
-
-        `kernel` names the generated module that serves, and its build.
-        """
-        numbers = [f"float {name}" for name in self.numbers]
-        inputs, carried = _parameters(self.inputs), _parameters(self.carried)
-        asked = ["bool output_final_state"] if self.final else []
-        given = [f"Tensor d_{self.output.name}", *(f"Tensor? d_{x.name}" for x in self.final)]
-        read = [f"Tensor {x.name}" for x in (*((self.output,) if self.keeps_output else ()), *self.kept)]
-        state = [
-            f"Tensor({letter}!){'' if part.present else '?'} {part.name}"
-            for letter, part in zip("abcdefgh", self.state, strict=False)
-        ]
-        found = {
-            "forward": _schema([*inputs, *numbers, *carried, *asked], len(self.results)),
-            "backward": _schema([*given, *inputs, *read, *numbers, *carried], len(self.differentiable)),
+        """The schema of each operator, as `torch.library` reads it."""
+        results = {"forward": len(self.results), "backward": len(self.differentiable), "step": 1}
+        return {
+            which: _schema(self.operands(which), count)
+            for which, count in results.items()
+            if which != "step" or self.state
         }
-        if self.state:
-            found["step"] = _schema([*inputs, *numbers, *state, *_parameters((INDICES,))], 1)
-        return found
 
 
-def _parameters(arguments: tuple[Argument, ...]) -> list[str]:
-    return [f"Tensor{'?' if x.optional or not x.present else ''} {x.name}" for x in arguments]
-
-
-def _schema(parameters: list[str], results: int) -> str:
+def _schema(operands: tuple[Operand | Setting, ...], results: int) -> str:
+    """Behind the kernel's name all have a default: calls of older operators, without them, stay valid."""
+    letters, found, default = iter("abcdefgh"), [], ""
+    for x in operands:
+        if isinstance(x, Operand):
+            written = f"({next(letters)}!)" if x.written else ""
+            found.append(f"Tensor{written}{'?' if x.optional else ''} {x.name}{default}")
+        else:
+            found.append(f"{x.type} {x.name}")
+        if x is KERNEL:
+            default = "=None"
     result = "Tensor" if results == 1 else f"({', '.join(['Tensor'] * results)})"
-    return f"({', '.join([*parameters, 'str kernel'])}) -> {result}"
+    return f"({', '.join(found)}) -> {result}"

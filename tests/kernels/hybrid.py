@@ -131,8 +131,8 @@ class Layer:
             self.call.scale,
             first,
             *(sums or (None, None)),
-            self.sequences,
             final,
+            self.sequences,
         )
         return Forward(o, kept, state, normalizer)
 

@@ -105,8 +105,8 @@ class Layer:
         decays: Decays | None = None,
     ) -> Forward:
         g = self.decays() if decays is None else decays
-        given = (*(initial or (None, None)), self.sequences)
-        return Forward(*self.module.forward(q, k, v, *g, self.call.scale, *given, final))
+        given = initial or (None, None)
+        return Forward(*self.module.forward(q, k, v, *g, self.call.scale, *given, final, self.sequences))
 
     def backward(
         self,

@@ -42,7 +42,7 @@ def test_linear_attention(spec: LinearAttention) -> None:
         @staticmethod
         def forward(ctx: Any, *inputs: Tensor) -> Any:
             q, k, v, s, z = (*inputs, None)[:5]
-            o, n, state, normalizer = module.forward(q, k, v, 0.3, s, z, None, True)
+            o, n, state, normalizer = module.forward(q, k, v, 0.3, s, z, True)
             ctx.save_for_backward(*inputs, o, n)
             return (o, state, normalizer) if spec.normalize else (o, state)
 
@@ -53,7 +53,7 @@ def test_linear_attention(spec: LinearAttention) -> None:
             return module.backward(do, ds, dz, q, k, v, o, n, 0.3, s, z, None)[: len(inputs)]
 
     q, k, v = leaf(1, 7, 1, 8), leaf(1, 7, 1, 8), leaf(1, 7, 1, 16)
-    state, normalizer = module.forward(q.detach() * 0.7, k.detach(), v.detach(), 0.3, None, None, None, True)[
+    state, normalizer = module.forward(q.detach() * 0.7, k.detach(), v.detach(), 0.3, None, None, True)[
         2:
     ]
     earlier = [x.clone().requires_grad_() for x in (state, normalizer)][: 2 if spec.normalize else 1]

@@ -29,7 +29,7 @@ def test_rows_are_where_states_say(feature_map: TaylorExp | Power, qk: int) -> N
     spec = LinearAttention(f"rows_{feature_map.label}_{qk}", feature_map, HeadDims(qk, 16), normalize=False)
     k = torch.randn(1, 1, 1, qk, dtype=torch.float64)
     v = torch.randn(1, 1, 1, 16, dtype=torch.float64)
-    _, _, state, _ = build(spec, "torch").forward(k, k, v, 1.0, None, None, None, True)
+    _, _, state, _ = build(spec, "torch").forward(k, k, v, 1.0, None, None, True)
     coordinates, factors = k.flatten().tolist(), getattr(feature_map, "degree", 3)
     if isinstance(feature_map, TaylorExp):
         coordinates.append(1.0)

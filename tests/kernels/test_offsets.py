@@ -53,7 +53,7 @@ def results(layer: str, module: ModuleType, x: tuple[Tensor, ...]) -> dict[str, 
         position = torch.zeros(SHAPE[::2], dtype=torch.int32, device=q.device)
         step = module.step(*token, 0.25, *ring, position, None)
     else:
-        forward = module.forward(q, k, v, 1.0, None, None, None, True)
+        forward = module.forward(q, k, v, 1.0, None, None, True)
         gradients = module.backward(do, None, None, q, k, v, *forward[:2], 1.0, None, None, None)[:3]
         state = [x.clone() for x in forward[2:]]
         step = module.step(*token, 1.0, *state, None)

@@ -127,7 +127,7 @@ def test_offsets_beyond_32_bits(runner: Runner, mixer: str) -> None:
         module = runner.module(spec)
 
         def run(q: torch.Tensor) -> torch.Tensor:
-            return module.forward(q, q, q, 0.1, None, None, None, False)[0]
+            return module.forward(q, q, q, 0.1, None, None, False)[0]
     else:
         module = runner.module(SlidingWindow("wide", 64, HeadDims(64, 64)))
 

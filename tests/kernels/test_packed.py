@@ -168,9 +168,9 @@ def test_windows_end_with_their_sequence(runner: Runner, data: st.DataObject) ->
         edges: list[tuple[int, int]], start: int, stop: int, first: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         given = [x[:, start:stop] for x in (q, k, v, do)]
-        carried = first if begun else None, places(edges, device)
-        found = layer.module.forward(*given[:3], scale, *carried)
-        return found, layer.module.backward(given[3], *given[:3], *found, scale, *carried)
+        rest = scale, first if begun else None, places(edges, device)
+        found = layer.module.forward(*given[:3], *rest)
+        return found, layer.module.backward(given[3], *given[:3], *found, *rest)
 
     (o, _), gradients = run(edges, 0, length, first)
     others = torch.ones(length, dtype=torch.bool, device=device)

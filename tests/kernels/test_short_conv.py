@@ -561,7 +561,7 @@ def test_replays_on_a_gpu(op: Variant, dtype: torch.dtype) -> None:
             )
             token = [None if t is None else t[:, :1] if t.dim() == 3 else t for t in given]
             a = op.step(token[0], states[0], *token[1:])
-            assert torch.equal(a, step(*token, states[1].inputs, None, kernel))
+            assert torch.equal(a, step(*token, states[1].inputs, kernel))
             assert torch.equal(states[0].inputs, states[1].inputs)
     assert op._replays._known
 

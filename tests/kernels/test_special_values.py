@@ -41,7 +41,7 @@ def run(runner: Runner, text: str, x: Tensor) -> tuple[Tensor, Tensor]:
     keys = x.to(runner.device).reshape(-1, 1, 1, 1).expand(-1, 1, 1, QK).contiguous()
     queries = torch.full_like(keys, 1.0)
     values = keys.new_ones(len(x), 1, 1, V)
-    o, n = module.forward(queries, keys, values, 1.0, None, None, None, False)[:2]
+    o, n = module.forward(queries, keys, values, 1.0, None, None, False)[:2]
     do = torch.full_like(o, 1 / V)
     dk = module.backward(do, None, None, queries, keys, values, o, n, 1.0, None, None, None)[1]
     return o[:, 0, 0, 0].double().cpu() / QK, dk[:, 0, 0, 0].double().cpu()

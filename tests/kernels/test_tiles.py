@@ -23,7 +23,7 @@ def products(spec: LayerSpec, length: int) -> int:
             module.backward(v, q, k, v, *module.forward(q, k, v, 0.1, None, None), 0.1, None, None)
         else:
             g = {"none": (), "head": (torch.zeros(2),), "token": (torch.zeros(1, length, 2),)}[spec.decay]
-            forward = module.forward(q, k, v, *g, 0.1, None, None, None, True)
+            forward = module.forward(q, k, v, *g, 0.1, None, None, True)
             module.backward(v, None, None, q, k, v, *g, *forward[:2], 0.1, None, None, None)
     return counter.get_total_flops()
 

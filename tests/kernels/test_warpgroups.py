@@ -147,7 +147,7 @@ def compute_gradients(spec: LinearAttention, module: ModuleType) -> None:
     """Forward and backward in two segments; fails unless all that is found is finite."""
     call = Call(spec, torch.bfloat16, 200)
     forward, backward = passes(module, 2)
-    o, n, *_ = forward(*call.qkv, SCALE, None, None, None, False)
+    o, n, *_ = forward(*call.qkv, SCALE, None, None, False)
     for tensor in (o, *backward(o, None, None, *call.qkv, o, n, SCALE, None, None, None)):
         assert tensor.isfinite().all()
 

@@ -68,7 +68,7 @@ def test_gradients(spec: LinearAttention, segments: int, draw: int) -> None:
     do = torch.randn(call.qkv[2].shape).to(BF16)
     *qkv, do = Draw(draw, numbers).into(*call.qkv, do)
     forward, backward = passes(build(spec, "triton"), segments)
-    o, n, *_ = forward(*qkv, SCALE, None, None, None, False)
+    o, n, *_ = forward(*qkv, SCALE, None, None, False)
     found = backward(do, None, None, *qkv, o, n, SCALE, None, None, None)
 
     def naive(*leaves: Tensor) -> Tensor:

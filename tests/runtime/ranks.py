@@ -22,7 +22,7 @@ from torch.testing import assert_close
 
 import based_ops
 from based_ops import errors, invariance, ops
-from based_ops.codegen.spec.signature import POOLED, SEQUENCES
+from based_ops.codegen.spec.signature import POOLED
 from based_ops.variant import Variant
 
 from .conftest import every_kind
@@ -223,7 +223,7 @@ def slots(layer: Variant, mesh: Any) -> None:
         assert str(error).startswith("batch_invariant: got DTensors"), str(error)
     else:
         raise AssertionError(f"{layer.name}: batch_invariant is not refused")
-    if SEQUENCES not in layer.signature.carried:
+    if not layer.signature.packs:
         return
     try:
         layer(*given, attention_mask=torch.ones(2, 1, dtype=torch.bool))

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import based_ops
-from based_ops.codegen.spec.signature import SEQUENCES
 from based_ops.variant import Variant
 
 from .conftest import every_kind
@@ -167,7 +166,7 @@ def test_nobody_looks_at_lengths(name: str, begun: bool, of_mask: bool) -> None:
     assert o.device.type == "meta" and leaves(final)[0].shape[0] == 3
 
 
-@pytest.mark.parametrize("name", [x for x in PACKED if SEQUENCES in based_ops.get(x).signature.carried])
+@pytest.mark.parametrize("name", [x for x in PACKED if based_ops.get(x).signature.packs])
 def test_host_functions_do_not_look_either(name: str) -> None:
     """Those of Triton's module, whose launches are left out here."""
     pytest.importorskip("triton")
@@ -184,10 +183,10 @@ def test_host_functions_do_not_look_either(name: str) -> None:
     with patch.object(module, "launch", launch), patch.object(triton, "launch", launch):
         tensors = [x.to("meta") for x in tensors_of(layer, 1, 40, torch.bfloat16, HEADS) if x is not None]
         places = torch.zeros(3, 2, dtype=torch.int32, device="meta")
-        carried = (*(None for _ in layer.signature.carried[:-1]), places)
+        carried = [None for _ in layer.signature.carried]
         numbers = layer.signature.numbers.values()
-        o, *kept = module.forward(*tensors, *numbers, *carried, *asked)
+        o, *kept = module.forward(*tensors, *numbers, *carried, *asked, places)
         kept = kept[: len(layer.signature.kept)]
         no_final = (None for _ in layer.signature.final)
-        module.backward(torch.ones_like(o), *no_final, *tensors, o, *kept, *numbers, *carried)
+        module.backward(torch.ones_like(o), *no_final, *tensors, o, *kept, *numbers, *carried, places)
     assert launched[0] == "plan" and "outputs" in launched

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 import based_ops
 from based_ops import errors, ops
-from based_ops.codegen.spec.signature import INDICES, SEQUENCES
+from based_ops.codegen.spec.signature import INDICES, SEQUENCES, Setting
 from based_ops.overlap import extent, overlapping, period
 from based_ops.variant import Variant
 
@@ -35,7 +35,7 @@ def arguments(variant: Variant, which: str, optional: bool = True) -> list[Any]:
     sizes = SIZES | variant.signature.alike(SIZES[variant.unit])
     found: list[Any] = []
     for argument, operand in zip(operator(variant, which)._schema.arguments, taken.entries, strict=True):
-        if operand is None:
+        if isinstance(operand, Setting):
             found.append({"float": 0.5, "bool": True}.get(str(argument.type), "torch"))
         elif operand.argument is SEQUENCES:  # which lie in a batch of one
             found.append(None)
@@ -55,6 +55,25 @@ def arguments(variant: Variant, which: str, optional: bool = True) -> list[Any]:
 @pytest.mark.parametrize("which", PASSES)
 def test_what_fits_is_served(any_layer: Variant, which: str, optional: bool) -> None:
     operator(any_layer, which)(*arguments(any_layer, which, optional))
+
+
+@pytest.mark.parametrize("which", PASSES)
+def test_what_says_where_things_lie_may_be_left_out(any_layer: Variant, which: str) -> None:
+    """It stands behind the kernel's name, so calls of operators that had nothing of it are as they were."""
+    taken, op = ops.of(any_layer.name).admission.operands[which], operator(any_layer, which)
+    behind = op._schema.arguments[taken.kernel + 1 :]
+    assert op._schema.arguments[taken.kernel].name == "kernel"
+    assert all(x.has_default_value() and x.default_value is None for x in behind)
+    assert [x.name for x in behind] == [x.name for x in taken.entries[taken.kernel + 1 :]]
+    given = arguments(any_layer, which, optional=False)
+    copies = [[x.clone() if isinstance(x, torch.Tensor) else x for x in given] for _ in range(2)]
+    results = (
+        op(*copies[0][: taken.kernel + 1]),
+        op(*copies[1][: len(copies[1]) - len(behind)], *[None for _ in behind]),
+    )
+    assert_close(*results, rtol=0, atol=0)
+    with pytest.raises(errors.BackendUnavailable, match="^kernel: got 'nothing'"):
+        op(*given[: taken.kernel], "nothing")
 
 
 def narrower(x: torch.Tensor, dim: int) -> torch.Tensor:
@@ -116,7 +135,8 @@ def test_what_does_not_fit_is_named(data: st.DataObject) -> None:
 @pytest.mark.parametrize("which", PASSES)
 def test_kernel_strings(layer: Variant, which: str) -> None:
     build = layer._record.build
-    call = arguments(layer, which)[:-1]
+    taken = ops.of(layer.name).admission.operands[which]
+    call = arguments(layer, which)[: taken.kernel]
     op = operator(layer, which)
     for fine in ("torch", "default", f"torch-{build}", f"default-{build}"):
         op(*call, fine)
@@ -133,7 +153,9 @@ def test_kernel_strings(layer: Variant, which: str) -> None:
 
 def test_gradients_of_an_operator_that_asks_for_the_default(variant: Variant) -> None:
     inputs = qkv(variant, dtype=torch.float64, requires_grad=True)
-    rest = [None if isinstance(x, torch.Tensor) else x for x in arguments(variant, "forward")[3:-1]]
+    taken = ops.of(variant.name).admission.operands["forward"]
+    rest = arguments(variant, "forward")[3 : taken.kernel]
+    rest = [None if isinstance(x, torch.Tensor) else x for x in rest]
     for kernel in ("default", "torch"):
         o, *_ = operator(variant, "forward")(*inputs, *rest, kernel)
         want = variant.reference(*inputs, scale=0.5)
@@ -190,7 +212,7 @@ def test_shared_memory_is_refused(data: st.DataObject) -> None:
     shares = offset < given[first].numel() and -offset < given[second].numel()
     given[first], given[second] = put(given[first], start), put(given[second], start + offset)
     inputs = tuple(given[: len(taken.signature.inputs)])
-    state = variant._state_type(*given[-2 - len(taken.signature.state) : -2])
+    state = variant._state_type(*given[taken.written])
 
     def public() -> torch.Tensor:
         return variant._step(inputs, None, state, None)

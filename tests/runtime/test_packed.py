@@ -17,7 +17,6 @@ from torch.testing import assert_close
 
 import based_ops
 from based_ops import errors
-from based_ops.codegen.spec.signature import SEQUENCES
 from based_ops.packed import TOKENS
 from based_ops.variant import Variant
 
@@ -206,19 +205,19 @@ def test_kernels_are_the_same_for_all_lengths(op: Variant) -> None:
     pytest.importorskip("triton")
     from .fake_triton import LAUNCHES, fake_device
 
-    if SEQUENCES not in op.signature.carried:
+    if not op.signature.packs:
         return
     module, launched = op._record.module("triton"), []
-    numbers, nothing = op.signature.numbers.values(), (None,) * (len(op.signature.carried) - 1)
+    numbers, nothing = op.signature.numbers.values(), (None,) * len(op.signature.carried)
     asked = (False,) if op.signature.final else ()
     with fake_device():
         for places in ([[0, 9], [9, 40]], [[0, 57]], [[0, 0], [3, 4], [4, 40], [50, 600]]):
             tensors = drawn(op, 1, places[-1][-1], torch.bfloat16)
-            carried = *nothing, torch.tensor(places, dtype=torch.int32)
+            given = torch.tensor(places, dtype=torch.int32)
             LAUNCHES.clear()
-            o, kept, *_ = module.forward(*tensors, *numbers, *carried, *asked)
+            o, kept, *_ = module.forward(*tensors, *numbers, *nothing, *asked, given)
             no_final = (None,) * len(op.signature.final)
-            module.backward(o, *no_final, *tensors, o, kept, *numbers, *carried)
+            module.backward(o, *no_final, *tensors, o, kept, *numbers, *nothing, given)
             launched.append([launch["kernel"] for launch in LAUNCHES])
     assert launched[0] and all(kernels == launched[0] for kernels in launched)
 
@@ -243,13 +242,13 @@ def test_exported_programs_take_any_lengths(op: Variant) -> None:
 
 
 def test_operators_pass_the_checks_of_pytorch(op: Variant) -> None:
-    if SEQUENCES not in op.signature.carried:
+    if not op.signature.packs:
         return  # its operators have nothing of this
     tensors = [x.float() for x in drawn(op, 1, 12)]
     places = torch.tensor([[0, 5], [6, 12]], dtype=torch.int32)
-    numbers, carried = tuple(op.signature.numbers.values()), (None,) * (len(op.signature.carried) - 1)
+    numbers, carried = tuple(op.signature.numbers.values()), (None,) * len(op.signature.carried)
     asked = (True,) if op.signature.final else ()
-    arguments = (*(x.requires_grad_() for x in tensors), *numbers, *carried, places, *asked, "torch")
+    arguments = (*(x.requires_grad_() for x in tensors), *numbers, *carried, *asked, "torch", places)
     torch.library.opcheck(op.operators.forward, arguments)
 
 
@@ -323,16 +322,16 @@ def test_what_does_not_go_together(op: Variant) -> None:
 
 def test_operators_leave_out_what_is_not_there(op: Variant) -> None:
     """Places past the tensors, and sequences that end before they begin, as a GPU's offsets may name."""
-    if SEQUENCES not in op.signature.carried:
+    if not op.signature.packs:
         return
     tensors = drawn(op, 1, 20)
-    numbers, carried = tuple(op.signature.numbers.values()), (None,) * (len(op.signature.carried) - 1)
+    numbers, carried = tuple(op.signature.numbers.values()), (None,) * len(op.signature.carried)
     places = torch.tensor([[-3, 5], [9, 7], [15, 40]], dtype=torch.int32)
     asked = (True,) if op.signature.final else ()
-    o = op.operators.forward(*tensors, *numbers, *carried, places, *asked, "torch")[0]
+    o = op.operators.forward(*tensors, *numbers, *carried, *asked, "torch", places)[0]
     want = op(*tensors, attention_mask=None, cu_seqlens=torch.tensor([0, 5, 15, 20]))[0]
     assert_close(o[:, :5], want[:, :5])
     assert_close(o[:, 15:], want[:, 15:])
     assert not o[:, 5:15].any()
     many = torch.tensor([[0, 20]] * 50, dtype=torch.int32)  # each alone may be right: then all are as one
-    assert op.operators.forward(*tensors, *numbers, *carried, many, *asked, "torch")[0].isfinite().all()
+    assert op.operators.forward(*tensors, *numbers, *carried, *asked, "torch", many)[0].isfinite().all()
