@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .host import Absent, And, Either, Literal, Name, Not, Or, Value
+from .host import Absent, And, Either, Literal, Name, Not, Or, Present, Value
 
 
 @dataclass
@@ -45,6 +45,8 @@ class Facts:
         match value:
             case Name(name) if name in self.meanings:
                 return self._meaning(self.meanings[name])
+            case Present(tensor) if self.presence.get(tensor, value) != value:
+                return self._meaning(self.presence[tensor])
             case Not(x):
                 return Not(self._meaning(x))
             case And(parts):

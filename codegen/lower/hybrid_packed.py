@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..ir.host import Bind, Operand, Parameter, Pass, Present, Steps, allocate, launch
+from ..ir.host import Bind, Operand, Pass, Present, Steps, allocate, launch
 from ..ir.nodes import ACC, IO, OPERAND, Comment
 from ..names import packed
 from .groups import OVER_GROUPS, OVER_STATES, SIZES
@@ -20,7 +20,7 @@ from .hybrid_passes import (
 )
 from .hybrid_tokens import COUNT, FIRSTS, PADDED
 from .linear_attention_packed import COUNTED, ON, plan_of
-from .linear_attention_passes import SEQUENCES
+from .parameters import over_sequences
 from .ragged import BEGUN, SEVERAL
 from .sliding_window_passes import TOKENS_OF_KEYS
 from .state_steps import NEVER
@@ -104,13 +104,5 @@ def _states(layer: Passes, final: str | None) -> Steps:
 
 def _packed(dense: Pass, body: Steps) -> Pass:
     """A pass that another one calls where there are packed sequences."""
-    parameters = (Parameter(x.name) if x == SEQUENCES else x for x in dense.parameters)
     summary = f"`{dense.name}` of packed sequences, which `sequences` [N,2] says where to find."
-    return replace(
-        dense,
-        name=packed(dense.name),
-        summary=summary,
-        parameters=tuple(parameters),
-        body=body,
-        instead_of=dense.name,
-    )
+    return over_sequences(replace(dense, summary=summary, body=body))

@@ -11,7 +11,6 @@ from ..ir.host import (
     Launch,
     Name,
     Operand,
-    Parameter,
     Pass,
     Plan,
     Present,
@@ -20,18 +19,20 @@ from ..ir.host import (
     allocate,
     launch,
 )
-from ..ir.kernels import INTEGER, NUMBER, TRUTH, LaunchPlan
+from ..ir.kernels import INTEGER, TRUTH, LaunchPlan
 from ..ir.nodes import ACC, IO, OPERAND, Comment
 from ..memory.hybrid import GIVEN, Recent
 from ..memory.hybrid_windowed import AGE, SHIFT
 from ..mixers.hybrid import Hybrid
 from ..names import packed
+from ..spec.signature import SEQUENCES
 from . import groups, steps
 from .feature_maps import feature_map
 from .groups import OVER_GROUPS, OVER_STATES, SIZES, STATES, of_each, summed
 from .hybrid_parts import BY_GRADIENTS
 from .hybrid_tokens import COUNT, FIRSTS, PADDED
-from .linear_attention_passes import BACKWARD_PLAN, SEQUENCES
+from .linear_attention_passes import BACKWARD_PLAN
+from .parameters import parameters
 from .ragged import BEGUN, DENSE
 from .sliding_window_passes import TOKENS_OF_KEYS
 from .state_steps import NEVER, SPLIT, StateSteps
@@ -40,12 +41,6 @@ RING_START = Recent.first
 STATEFUL, MIRRORED = Name("stateful"), Name("mirrored")
 HAS_INITIAL = Name("has_initial")
 FINAL = Name("output_final_state")
-INPUTS = (Parameter("q"), Parameter("k"), Parameter("v"))
-SCALE = Parameter("scale", NUMBER)
-FIRST = Parameter(RING_START, when=Present(RING_START))
-INITIAL = tuple(
-    Parameter(f"initial_{part}", when=Present("initial_state")) for part in ("state", "normalizer")
-)
 FIRST_KEYS: dict[str, Operand] = {PADDED: Present(RING_START)}
 """What programs get that read the first key of a sequence, and those that may have several in a batch."""
 OF_KEYS = FIRST_KEYS | DENSE | {BEGUN: NEVER, COUNT: None, FIRSTS[1].name: None}
@@ -69,10 +64,7 @@ class Passes(StateSteps):
         super().__init__(feature_map(spec).rows, spec.head_dims.v, STATES, normalize=True)
         self.qk, self.window = spec.head_dims.qk, spec.window
         self.names, self.adds, self.windowed = spec.factors, spec.combine == "sum", spec.rescale == "window"
-        factors = (Parameter(name, when=Present(name)) for name in self.names)
-        self.own_qk = spec.window_qk
-        own = tuple(Parameter(name) for name in ("q_window", "k_window")) if self.own_qk else ()
-        self.inputs = (*INPUTS, *own, *factors)
+        self.own_qk, self.signature = spec.window_qk, spec.signature()
         self.given: dict[str, Operand] = {GIVEN[name]: Present(name) for name in self.names}
         states = self.state("", "segment_")
         self.read = states | self.given
@@ -97,7 +89,7 @@ class Passes(StateSteps):
         return Pass(
             "forward",
             "Outputs, logarithms of the sums of weights, and the state of the keys that have left.",
-            (*self.inputs, SCALE, FIRST, *INITIAL, Parameter("output_final_state", TRUTH), SEQUENCES),
+            parameters(self.signature, "forward"),
             "q",
             body,
             ("o", *(x.name for x in self.kept()), "final_state", "final_normalizer"),
@@ -146,17 +138,7 @@ class Passes(StateSteps):
         return Pass(
             "backward",
             "Gradients of q, k, v and of the initial state; the states of the segments are computed again.",
-            (
-                Parameter("do"),
-                *(Parameter(f"d_final_{x}", when=has_final) for x in ("state", "normalizer")),
-                *self.inputs,
-                *(() if self.adds else (Parameter("o"),)),
-                *(Parameter(x.name) for x in self.kept()),
-                SCALE,
-                FIRST,
-                *INITIAL,
-                SEQUENCES,
-            ),
+            parameters(self.signature, "backward"),
             "q",
             body,
             (
@@ -171,20 +153,10 @@ class Passes(StateSteps):
         )
 
     def step(self) -> Pass:
-        ring = steps.pool("ring_k", STATES, self.window, self.qk)
         return Pass(
             "step",
             "Tokens one after the other; the ring and the state are updated in place.",
-            (
-                *self.inputs,
-                SCALE,
-                ring,
-                *(Parameter(name) for name in ("ring_v", "position")),
-                Parameter("state"),
-                Parameter("normalizer"),
-                Parameter("ring_k_window"),
-                steps.PARAMETER,
-            ),
+            parameters(self.signature, "step"),
             "q",
             (
                 *SIZES,

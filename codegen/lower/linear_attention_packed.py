@@ -7,13 +7,10 @@ tokens, not from how long any of them is, which only the device knows.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..ir.host import (
     Bind,
     Literal,
     Name,
-    Parameter,
     Pass,
     Plan,
     Present,
@@ -25,6 +22,7 @@ from ..ir.host import (
 from ..ir.kernels import INTEGER, TENSOR, LaunchPlan
 from ..ir.nodes import ACC, IO, Comment
 from ..names import packed
+from ..spec.signature import SEQUENCES
 from .groups import (
     KEYS,
     OVER_GROUPS,
@@ -41,10 +39,10 @@ from .linear_attention_passes import (
     FINAL,
     HAS_INITIAL,
     NEVER,
-    SEQUENCES,
     TOKENS,
     Passes,
 )
+from .parameters import over_sequences
 from .ragged import BOUNDS, SEVERAL, TABLE
 
 SEGMENT_PLAN = ("SEGMENT", "LENGTH")
@@ -77,7 +75,7 @@ def forward(layer: Passes) -> Pass:
         launch("outputs", layer.state("", "segment_") | SEVERAL | {"STATEFUL": ON}),
     )
     summary = "`forward` of packed sequences, which `sequences` [N,2] says where to find."
-    return _packed(layer.forward_pass(packed("forward"), summary, body))
+    return over_sequences(layer.forward_pass(packed("forward"), summary, body))
 
 
 def backward(layer: Passes) -> Pass:
@@ -146,7 +144,7 @@ def backward(layer: Passes) -> Pass:
         ),
     )
     summary = "`backward` of packed sequences, which `sequences` [N,2] says where to find."
-    return _packed(layer.backward_pass(packed("backward"), summary, body))
+    return over_sequences(layer.backward_pass(packed("backward"), summary, body))
 
 
 def plan_of(part: str) -> Plan:
@@ -154,10 +152,3 @@ def plan_of(part: str) -> Plan:
     results = {"segments": INTEGER, "places": INTEGER, TABLE.name: TENSOR, BOUNDS.name: TENSOR}
     plan = LaunchPlan(packed(part), part, "packed_plan", SEGMENT_PLAN)
     return Plan(results, plan, (Name(SEQUENCES.name), Name("T")))
-
-
-def _packed(function: Pass) -> Pass:
-    """A pass that others call where there are packed sequences."""
-    parameters = (Parameter(x.name) if x == SEQUENCES else x for x in function.parameters)
-    part = function.name.removesuffix(packed(""))
-    return replace(function, parameters=tuple(parameters), instead_of=part)

@@ -16,7 +16,6 @@ from ..ir.host import (
     Launch,
     Name,
     Operand,
-    Parameter,
     Pass,
     Plan,
     Present,
@@ -28,10 +27,11 @@ from ..ir.host import (
     allocate,
     launch,
 )
-from ..ir.kernels import INTEGER, NUMBER, TRUTH, ForeignKernel, LaunchPlan
+from ..ir.kernels import INTEGER, TRUTH, ForeignKernel, LaunchPlan
 from ..ir.nodes import ACC, IO, OPERAND, Comment
 from ..mixers.linear_attention import LinearAttention
 from ..names import RECURRENCE, on_warpgroups, packed
+from ..spec.signature import SEQUENCES
 from . import steps
 from .decay_passes import BY_SEGMENT, HAS_INITIAL, STATEFUL, Decays
 from .feature_maps import feature_map
@@ -48,6 +48,7 @@ from .groups import (
     of_each,
     summed,
 )
+from .parameters import parameters
 from .ragged import DENSE
 from .state_steps import NEVER, SPLIT, StateSteps
 
@@ -59,11 +60,6 @@ ONE_SEGMENT = "A recurrence over one segment starts from the initial state and e
 TOKENS = ("B", "T")
 TOKENS_AND_ROWS = (Name("T"), Name("B") * "H")
 TOKENS_AND_STATES = (Name("T"), Name("B") * STATES)
-INPUTS = (Parameter("q"), Parameter("k"), Parameter("v"))
-INITIAL = tuple(
-    Parameter(f"initial_{part}", when=Present("initial_state")) for part in ("state", "normalizer")
-)
-SEQUENCES = Parameter("sequences", when=Present("sequences"), left_out=True)
 FORWARD_PLAN = ("LONGEST", "TOKENS", "LENGTH", "SHORTEST", "PROGRAMS", "FEWEST")
 BACKWARD_PLAN = ("SEGMENT", "LENGTH", "SHORTEST", "PROGRAMS")
 SEGMENT_PLAN = ("SHORTEST", "PROGRAMS", "FEWEST")
@@ -84,10 +80,9 @@ class Passes(StateSteps):
 
     def __init__(self, spec: LinearAttention, faster: Mapping[str, ForeignKernel]) -> None:
         super().__init__(feature_map(spec).rows, spec.head_dims.v, STATES, spec.normalize)
-        self.qk, self.faster = spec.head_dims.qk, faster
+        self.qk, self.faster, self.signature = spec.head_dims.qk, faster, spec.signature()
         self.decays = Decays(spec.decay)
         self.fades = self.decays.present
-        self.inputs = (*INPUTS, *((Parameter("log_decay"),) if self.fades else ()))
 
     # Passes
 
@@ -147,10 +142,8 @@ class Passes(StateSteps):
         return self.forward_pass("forward", summary, body)
 
     def forward_pass(self, name: str, summary: str, body: Steps) -> Pass:
-        asked = Parameter("output_final_state", TRUTH)
-        parameters = (*self.inputs, Parameter("scale", NUMBER), *INITIAL, asked, SEQUENCES)
         results = ("o", "n", "final_state", "final_normalizer")
-        return Pass(name, summary, parameters, "q", body, results)
+        return Pass(name, summary, parameters(self.signature, "forward"), "q", body, results)
 
     def backward(self) -> Pass:
         by_span = ("B", STATES, "spans")
@@ -291,33 +284,15 @@ class Passes(StateSteps):
         return replace(self.backward_pass(name, summary, body), instead_of="backward")
 
     def backward_pass(self, name: str, summary: str, body: Steps) -> Pass:
-        has_final = Present("d_final_state")
-        parameters = (
-            Parameter("do"),
-            Parameter("d_final_state", when=has_final),
-            Parameter("d_final_normalizer", when=has_final),
-            *self.inputs,
-            Parameter("o"),
-            Parameter("n"),
-            Parameter("scale", NUMBER),
-            *INITIAL,
-            SEQUENCES,
-        )
         of_decays = ("d_log_decay",) if self.fades else ()
         results = ("dq", "dk", "dv", *of_decays, "d_initial_state", "d_initial_normalizer")
-        return Pass(name, summary, parameters, "q", body, results)
+        return Pass(name, summary, parameters(self.signature, "backward"), "q", body, results)
 
     def step(self) -> Pass:
         return Pass(
             "step",
             "Tokens one after the other; `state` and `normalizer` are updated in place.",
-            (
-                *self.inputs,
-                Parameter("scale", NUMBER),
-                steps.pool("state", STATES, self.rows, self.v),
-                Parameter("normalizer"),
-                steps.PARAMETER,
-            ),
+            parameters(self.signature, "step"),
             "q",
             (
                 *SIZES,

@@ -15,7 +15,6 @@ from ..ir.host import (
     Literal,
     Name,
     Operand,
-    Parameter,
     Pass,
     Plan,
     Present,
@@ -27,18 +26,17 @@ from ..ir.host import (
     allocate,
     launch,
 )
-from ..ir.kernels import INTEGER, NUMBER, ForeignKernel, LaunchPlan
+from ..ir.kernels import INTEGER, ForeignKernel, LaunchPlan
 from ..ir.nodes import ACC, IO, Comment
 from ..mixers.sliding_window import SlidingWindow
 from ..names import WINDOW_PROGRAMS, on_warpgroups, packed
+from ..spec.signature import SEQUENCES
 from . import groups, steps
-from .groups import GROUPED, OVER_GROUPS, SIZES, STATES, of_each, summed
+from .groups import GROUPED, OVER_GROUPS, SIZES, of_each, summed
+from .parameters import over_sequences, parameters
 from .ragged import BEGUN, BOUNDS, RAGGED, TABLE
 
 TOKENS_OF_KEYS = ReadSizes("k", (None, "Tk", None, None))
-INPUTS = (Parameter("q"), Parameter("k"), Parameter("v"))
-SCALE, FIRST = Parameter("scale", NUMBER), Parameter("first", when=Present("first"))
-SEQUENCES = Parameter("sequences", when=Present("sequences"), left_out=True)
 DENSE: dict[str, Operand] = {
     **dict.fromkeys((RAGGED, BEGUN), Literal(False)),
     **dict.fromkeys((TABLE.name, "segments", "N", "first_of_sequences")),
@@ -48,7 +46,7 @@ DENSE: dict[str, Operand] = {
 
 def passes(spec: SlidingWindow, faster: Mapping[str, ForeignKernel]) -> tuple[Pass, ...]:
     """forward, backward and step of a layer; `faster` are kernels by the programs in whose place they run."""
-    qk, v = spec.head_dims.qk, spec.head_dims.v
+    qk, v, signature = spec.head_dims.qk, spec.head_dims.v, spec.signature()
     gradients = (
         summed("dq", ("B", "T"), "H", groups.QUERIES, qk),
         summed("dk", ("B", "Tk"), "H", groups.KEYS, qk),
@@ -57,7 +55,7 @@ def passes(spec: SlidingWindow, faster: Mapping[str, ForeignKernel]) -> tuple[Pa
     forward = Pass(
         "forward",
         "Outputs and the logarithm of each row's sum of exponentials.",
-        (*INPUTS, SCALE, FIRST, SEQUENCES),
+        parameters(signature, "forward"),
         "q",
         (
             Delegate(packed("forward"), Present(SEQUENCES.name)),
@@ -72,7 +70,7 @@ def passes(spec: SlidingWindow, faster: Mapping[str, ForeignKernel]) -> tuple[Pa
     backward = Pass(
         "backward",
         "Gradients of q, k and v.",
-        (Parameter("do"), *INPUTS, Parameter("o"), Parameter("lse"), SCALE, FIRST, SEQUENCES),
+        parameters(signature, "backward"),
         "q",
         (
             Delegate(packed("backward"), Present(SEQUENCES.name)),
@@ -98,14 +96,7 @@ def passes(spec: SlidingWindow, faster: Mapping[str, ForeignKernel]) -> tuple[Pa
     step = Pass(
         "step",
         "Tokens one after the other; the ring and its position are updated in place.",
-        (
-            *INPUTS,
-            SCALE,
-            steps.pool("ring_k", STATES, spec.window, qk),
-            Parameter("ring_v"),
-            Parameter("position"),
-            steps.PARAMETER,
-        ),
+        parameters(signature, "step"),
         "q",
         (
             *SIZES,
@@ -143,10 +134,8 @@ def _packed(spec: SlidingWindow, part: Pass) -> Pass:
         launch(program, arguments),
         *sums,
     )
-    parameters = tuple(Parameter(x.name) if x == SEQUENCES else x for x in part.parameters)
     summary = f"`{part.name}` of packed sequences, which `sequences` [N,2] says where to find."
-    name = packed(part.name)
-    return replace(part, name=name, summary=summary, parameters=parameters, body=body, instead_of=part.name)
+    return over_sequences(replace(part, summary=summary, body=body))
 
 
 def _run(

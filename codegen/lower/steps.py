@@ -11,8 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from ..ir.build import Builder
-from ..ir.host import Extent, Launch, Name, Operand, Parameter, Present, Some, launch
-from ..ir.host import wrap as wrap_value
+from ..ir.host import Extent, Launch, Name, Operand, Present, Some, launch
 from ..ir.nodes import INDEX, Var, Where, wrap
 from ..ir.program import HAS_SLOT, Tensor
 from .sequence import Sequence
@@ -24,7 +23,6 @@ FLAGS = (SEVERAL, SLOTS)
 POOLED = "slots"
 """The size of a pool."""
 INDICES = Tensor("state_indices", ("B",), INDEX, optional=SLOTS)
-PARAMETER = Parameter(INDICES.name, when=Present(INDICES.name), left_out=True)
 
 
 def in_slots(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
@@ -42,11 +40,6 @@ def answered(b: Builder, out: Var) -> Var:
     with b.when(SLOTS):
         b.set(out, Where(Var(HAS_SLOT), out, wrap(0.0)))
     return out
-
-
-def pool(name: str, *dims: Operand) -> Parameter:
-    """A state that a step is given, or a pool of them; `dims` are those after the first."""
-    return Parameter(name, shape=(Extent(name, 0), *map(wrap_value, dims)))
 
 
 def launch_step(state: str, flags: Mapping[str, Operand] = {}) -> Launch:

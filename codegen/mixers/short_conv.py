@@ -17,10 +17,11 @@ from typing import Any, ClassVar
 
 from ..dtypes import ACC, DTYPES, IO
 from ..ir.host import Name as Value
-from ..ir.host import Parameter, Pass, Plan, Present, ReadSizes, Times, allocate, launch
+from ..ir.host import Pass, Plan, Present, ReadSizes, Times, allocate, launch
 from ..ir.kernels import INTEGER, TRUTH, ForeignKernel, LaunchPlan
 from ..ir.program import Program
 from ..lower import steps
+from ..lower.parameters import parameters
 from ..lower.short_conv import programs
 from ..lower.short_conv_parts import SIZES, TOKENS, Layer
 from ..spec.fields import Choices, Expression, Flag, Integer, Name, spec_field
@@ -85,15 +86,14 @@ class ShortConv(LayerSpec):
 
     def passes(self, faster: Mapping[str, ForeignKernel]) -> tuple[Pass, ...]:
         bias, gate, before = (Present(name) for name in ("bias", "gate", "before"))
-        taps = (Parameter("weight"), Parameter("bias", when=bias), Parameter("gate", when=gate))
-        inputs, earlier = (Parameter("x"), *taps), Parameter("before", when=before)
+        signature = self.signature()
         biased = {"BIAS": bias} if self.bias else {}
         flags = biased | ({"GATED": gate} if self.gate else {})
         sizes = ReadSizes("x", SIZES)
         forward = Pass(
             "forward",
             "Outputs.",
-            (*inputs, earlier),
+            parameters(signature, "forward"),
             "x",
             (
                 sizes,
@@ -108,7 +108,7 @@ class ShortConv(LayerSpec):
         backward = Pass(
             "backward",
             "Gradients of x, of the taps, the bias and the gate, and of the inputs before the first.",
-            (Parameter("dy"), *inputs, earlier),
+            parameters(signature, "backward"),
             "x",
             (
                 sizes,
@@ -132,7 +132,7 @@ class ShortConv(LayerSpec):
         step = Pass(
             "step",
             "Tokens one after the other; `state` is updated in place.",
-            (*inputs, Parameter("state"), steps.PARAMETER),
+            parameters(signature, "step"),
             "x",
             (
                 sizes,

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from ..dtypes import ACC, IO, OPERAND
 from ..ir.host import Name as Value
-from ..ir.host import Parameter as Given
 from ..ir.host import Pass, Plan, Present, ReadSizes, Step, Times, allocate, launch
 from ..ir.kernels import INTEGER, LaunchPlan
 from ..ir.nodes import INDEX, Cast, Full, Load, Span, Sum, Var, cdiv, minimum, wrap
 from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import FEATURES, GRADIENTS
+from ..lower.parameters import parameters
 from ..spec.parts import Parameter, Projection, RandomProjection
 from . import matrices as matrices  # parts that are registered there
 from . import norms as norms
@@ -190,14 +190,12 @@ def _sums(x: Parameter) -> Tensor:
 
 def passes(layer: FeatureLayer) -> tuple[Pass, Pass]:
     numbered = {NUMBERED: Present("tokens")} if layer.turns else {}
-    given = [Given("x"), *(Given(x.name) for x in layer.parameters)]
-    if layer.turns:
-        given.append(Given("tokens", when=Present("tokens")))
+    signature = layer.signature()
     sizes = ReadSizes("x", (*ROWS, None))
     make = Pass(
         "forward",
         "Features.",
-        tuple(given),
+        parameters(signature, "forward"),
         "x",
         (sizes, allocate("y", (*ROWS, layer.features), IO), launch(MAKE, numbered)),
         ("y",),
@@ -214,7 +212,7 @@ def passes(layer: FeatureLayer) -> tuple[Pass, Pass]:
     back = Pass(
         "backward",
         "Gradients of what features are made of, and of the parameters.",
-        (Given("dy"), *given),
+        parameters(signature, "backward"),
         "x",
         tuple(steps),
         ("dx", *(f"d{x.name}" for x in layer.learned)),

@@ -126,6 +126,11 @@ def test_a_layer_without_heads_passes() -> None:
         with_launch(launch("convolve", {"gate": "x", "GATED": True, "TOTAL": WANTED & GATE})),
         with_launch(launch("convolve_fast", {"segments": 1, "GATED": GATE, "TOTAL": WANTED}, GATE)),
         forward(*GOOD, Comment("here")),
+        # A gate and a shift are given together, so each is there if the other is.
+        replace(
+            with_launch(launch("convolve", {"GATED": Present("shift"), "TOTAL": WANTED})),
+            parameters=(*forward().parameters, Parameter("shift", when=GATE)),
+        ),
     ],
 )
 def test_good_passes_pass(function: Pass) -> None:

@@ -53,9 +53,7 @@ def test_linear_attention(spec: LinearAttention) -> None:
             return module.backward(do, ds, dz, q, k, v, o, n, 0.3, s, z, None)[: len(inputs)]
 
     q, k, v = leaf(1, 7, 1, 8), leaf(1, 7, 1, 8), leaf(1, 7, 1, 16)
-    state, normalizer = module.forward(q.detach() * 0.7, k.detach(), v.detach(), 0.3, None, None, True)[
-        2:
-    ]
+    state, normalizer = module.forward(q.detach() * 0.7, k.detach(), v.detach(), 0.3, None, None, True)[2:]
     earlier = [x.clone().requires_grad_() for x in (state, normalizer)][: 2 if spec.normalize else 1]
     assert torch.autograd.gradcheck(Forward.apply, (q, k, v, *earlier), fast_mode=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -65,6 +66,10 @@ def test_what_says_where_things_lie_may_be_left_out(any_layer: Variant, which: s
     assert op._schema.arguments[taken.kernel].name == "kernel"
     assert all(x.has_default_value() and x.default_value is None for x in behind)
     assert [x.name for x in behind] == [x.name for x in taken.entries[taken.kernel + 1 :]]
+    function = inspect.signature(getattr(any_layer._record.module("torch"), which)).parameters.values()
+    names = [x.name for x in op._schema.arguments if x.name != "kernel"]
+    assert [x.name for x in function][which == "backward" :] == names[which == "backward" :]
+    assert [x.name for x in function if x.default is None] == [x.name for x in behind]
     given = arguments(any_layer, which, optional=False)
     copies = [[x.clone() if isinstance(x, torch.Tensor) else x for x in given] for _ in range(2)]
     results = (

@@ -12,13 +12,14 @@ from typing import Any, ClassVar
 from ..dtypes import ACC, DTYPES, IO
 from ..ir.build import Builder
 from ..ir.host import Name as Value
-from ..ir.host import Parameter, Pass, Present, ReadSizes, allocate, launch
-from ..ir.kernels import TRUTH, ForeignKernel
+from ..ir.host import Pass, Present, ReadSizes, allocate, launch
+from ..ir.kernels import ForeignKernel
 from ..ir.nodes import Cast, Full, Load, Span, Sum, Var, cdiv
 from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import STREAMS
+from ..lower.parameters import parameters
 from ..lower.sequence import Sequence
-from ..lower.steps import FLAGS, PARAMETER, POOLED, answered, in_slots, launch_step, one_by_one
+from ..lower.steps import FLAGS, POOLED, answered, in_slots, launch_step, one_by_one
 from ..spec.fields import Choices, Integer, Name, spec_field
 from ..spec.model import DTYPES_DOC, NAME_DOC, LayerSpec
 from ..spec.signature import Argument, Signature
@@ -74,12 +75,11 @@ class FadingSum(LayerSpec):
     def passes(self, faster: Mapping[str, ForeignKernel]) -> tuple[Pass, ...]:
         sizes, first, asked = ReadSizes("x", ("B", "T", "H", None)), Present("initial"), "output_final_state"
         tokens, sums = ("B", "T", "H", self.width), ("B", "H", self.width)
-        inputs = (Parameter("x"), Parameter("a"), Parameter("c"))
-        initial = Parameter("initial", when=first)
+        signature = self.signature()
         forward = Pass(
             "forward",
             "Sums after every token.",
-            (*inputs, initial, Parameter(asked, TRUTH)),
+            parameters(signature, "forward"),
             "x",
             (
                 sizes,
@@ -89,11 +89,11 @@ class FadingSum(LayerSpec):
             ),
             ("y", "final"),
         )
-        last = Present("dfinal")
+        last = Present("d_final")
         backward = Pass(
             "backward",
             "Gradients of x, a and c, and of the first sums.",
-            (Parameter("dy"), Parameter("dfinal", when=last), *inputs, Parameter("y"), initial),
+            parameters(signature, "backward"),
             "x",
             (
                 sizes,
@@ -112,7 +112,7 @@ class FadingSum(LayerSpec):
         step = Pass(
             "step",
             "A few tokens; `state` is updated in place.",
-            (*inputs, Parameter("state"), PARAMETER),
+            parameters(signature, "step"),
             "x",
             (sizes, allocate("y", tokens, IO), launch_step("state")),
             ("y",),
@@ -183,7 +183,7 @@ class FadingSum(LayerSpec):
         names = ("g", "later", "for_a", "for_c")
         g, later, for_a, for_c = (b.let(name, Full(("CHANNELS",), 0.0)) for name in names)
         with b.when("FINAL"):
-            b.add(later, b.let("last", Load("dfinal", (B, H, d), ACC)))
+            b.add(later, b.let("last", Load("d_final", (B, H, d), ACC)))
         with b.loop("i", 0, T) as i:
             t = b.let("t", T - 1 - i)
             b.add(for_a, g * b.let("s", Load("y", (B, t, H, d), ACC)))  # g is still that of the token after
@@ -203,7 +203,7 @@ class FadingSum(LayerSpec):
             (*ROWS, self._channels),
             Tensor("a", ("H",), IO),
             *map(self._tokens, ("y", "dy", "dx")),
-            self._held("dfinal", "FINAL"),
+            self._held("d_final", "FINAL"),
             self._held("initial", "INITIAL"),
             self._held("dinitial", "INITIAL"),
             self._held("of_a"),
