@@ -61,7 +61,7 @@ def test_opcheck_backward(variant: Variant) -> None:
 def test_opcheck_step(variant: Variant) -> None:
     q, k, v = qkv(variant, length=1)
     state = variant.init_state(2, 2)
-    torch.library.opcheck(operator(variant, "step"), (q, k, v, 0.5, *state, None, "torch"))
+    torch.library.opcheck(operator(variant, "step"), (q, k, v, 0.5, *state, "torch"))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])

@@ -108,7 +108,7 @@ def test_gradcheck(variant: Variant) -> None:
 def test_operators_are_differentiable_themselves(linear: Variant) -> None:
     q, k, v = qkv(linear, dtype=F64, requires_grad=True)
     op = getattr(torch.ops.based_ops, f"{linear.name}_forward")
-    o, n, final, final_n = op(q, k, v, 0.25, None, None, None, False, "torch")
+    o, n, final, final_n = op(q, k, v, 0.25, None, None, False, "torch")
     assert o.requires_grad and not n.requires_grad and not final.requires_grad
     want = linear.reference(q, k, v, scale=0.25)
     assert_close(torch.autograd.grad(o.sum(), (q, k, v)), torch.autograd.grad(want.sum(), (q, k, v)), **CLOSE)

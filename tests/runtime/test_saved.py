@@ -107,7 +107,7 @@ def test_a_program_of_another_compiler(mine: Variant, equal: bool) -> None:
             getattr(torch.ops.based_ops, f"{name}_forward")
         return
     inputs = qkv(mine)
-    o, _ = getattr(torch.ops.based_ops, f"{name}_forward")(*inputs, mine.default_scale, None, None, "default")
+    o, _ = getattr(torch.ops.based_ops, f"{name}_forward")(*inputs, mine.default_scale, None, "default")
     assert_close(o, mine(*inputs)[0], **EXACT)
 
 

@@ -67,7 +67,7 @@ def test_no_tokens(layer: Variant) -> None:
     # The operator itself takes none as well.
     op = getattr(torch.ops.based_ops, f"{layer.name}_step")
     numbers = layer._numbers(layer, None)
-    found = op(*filled(layer, drawn(layer, 0)), *numbers, *state, None, "torch")
+    found = op(*filled(layer, drawn(layer, 0)), *numbers, *state, "torch")
     assert found.shape[1] == 0
     assert_close(leaves(state), leaves(before), **SAME)
 
@@ -79,7 +79,7 @@ def test_too_many_tokens(layer: Variant) -> None:
         step(layer, inputs, state)
     op = getattr(torch.ops.based_ops, f"{layer.name}_step")
     with pytest.raises(errors.ShapeError, match="T <= 16"):
-        op(*filled(layer, inputs), *layer._numbers(layer, None), *state, None, "torch")
+        op(*filled(layer, inputs), *layer._numbers(layer, None), *state, "torch")
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -201,7 +201,7 @@ def test_slots_that_begin_anywhere(layer: Variant, called: str) -> None:
         got = layer._step(filled(layer, inputs), None, odd, None, indices)
     else:
         op = getattr(torch.ops.based_ops, f"{layer.name}_step")
-        got = op(*filled(layer, inputs), *layer._numbers(layer, None), *odd, indices, "torch")
+        got = op(*filled(layer, inputs), *layer._numbers(layer, None), *odd, "torch", indices)
     assert_close(got, want, **SAME)
     assert_close(leaves(odd), leaves(pool), **SAME)
 
@@ -270,7 +270,7 @@ def test_bad_indices(variant: Variant, what: str) -> None:
         if isinstance(indices, Tensor):
             op = getattr(torch.ops.based_ops, f"{variant.name}_step")
             with pytest.raises(errors.BasedOpsError, match="^state_indices: "):
-                op(*inputs, 0.5, *pool, indices, "torch")
+                op(*inputs, 0.5, *pool, "torch", indices)
     assert_close(leaves(pool), leaves(before), **SAME)
 
 
@@ -348,7 +348,7 @@ def test_exported_in_slots(variant: Variant) -> None:
 def test_opcheck_in_slots(layer: Variant) -> None:
     op = getattr(torch.ops.based_ops, f"{layer.name}_step").default
     inputs, numbers = filled(layer, drawn(layer, 3)), layer._numbers(layer, None)
-    torch.library.opcheck(op, (*inputs, *numbers, *pool_of(layer), indexed(2, -1), "torch"))
+    torch.library.opcheck(op, (*inputs, *numbers, *pool_of(layer), "torch", indexed(2, -1)))
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -192,10 +192,10 @@ def test_mapped_steps(variant: Variant, compiled: bool) -> None:
 def test_the_operator_updates_states_mapped_anywhere(variant: Variant) -> None:
     alone, stacked = states(variant)
     tokens, op = small(variant, 3, length=1), getattr(torch.ops.based_ops, f"{variant.name}_step")
-    want = op(*(x.flatten(0, 1) for x in tokens), 0.5, *alone, None, "torch")
+    want = op(*(x.flatten(0, 1) for x in tokens), 0.5, *alone, "torch")
     turned = [x if x is None else x.movedim(0, 2).contiguous() for x in stacked]
     dims = [None if x is None else 2 for x in turned]
-    got = func.vmap(op, (0, 0, 0, None, *dims, None, None))(*tokens, 0.5, *turned, None, "torch")
+    got = func.vmap(op, (0, 0, 0, None, *dims, None))(*tokens, 0.5, *turned, "torch")
     assert_close(got.flatten(0, 1), want, **CLOSE)
     for part, other in zip(leaves(turned), leaves(alone), strict=True):
         assert_close(part.movedim(2, 0).flatten(0, 1), other, **CLOSE)
