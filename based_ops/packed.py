@@ -97,8 +97,6 @@ def call(
         output, *others = results if isinstance(results, tuple) else (results,)
         if laid.tokens is not None:
             output = output.index_select(1, laid.tokens)
-        if laid.there is not None:
-            output = chosen(laid.there, output)
         output, final = output.view(batch, length, *output.shape[2:]), None
         if output_final_state:
             final = named(variant._take(laid, others[variant._kept :], initial_state), variant.name)
@@ -119,8 +117,6 @@ class Laid(NamedTuple):
     """Where they lie, if the operator asks."""
     tokens: Tensor | None = None
     """Where the tokens of the call are among those of the tensors, if there are others."""
-    there: Tensor | None = None
-    """Which tokens of the call some sequence has, if the operator does not know."""
 
 
 class Spread(NamedTuple):
@@ -132,8 +128,6 @@ class Spread(NamedTuple):
     """Of each place, what is there: of all tokens, behind them what goes in front, and then nothing."""
     sequences: Tensor
     """The sequences, what is in front of them included."""
-    there: Tensor
-    """Which tokens some sequence has."""
 
     def laid(self, x: Tensor, front: Tensor) -> Tensor:
         """x [1,T,...] with what goes in front of each sequence, [N,width,...]; 0 for tokens of none."""
@@ -182,12 +176,7 @@ def spread(sequences: Tensor, length: Any, width: int) -> Spread:
     kept = torch.where(there, tokens, nothing)  # a place behind all others
     what = torch.arange(nothing, device=start.device)
     where = what.new_full((nothing + 1,), nothing).scatter(0, torch.cat((kept, others.flatten())), what)
-    return Spread(tokens, where.narrow(0, 0, nothing), ends, there)
-
-
-def chosen(there: Tensor, x: Tensor) -> Tensor:
-    """x [1,T,...] where tokens are there, else 0, whatever x is."""
-    return torch.where(there.view(1, -1, *(1,) * (x.dim() - 2)), x, torch.zeros_like(x))
+    return Spread(tokens, where.narrow(0, 0, nothing), ends)
 
 
 def end_to_end(variant: Variant, tensors: Tensors) -> Tensors:

@@ -83,7 +83,6 @@ class ShortConvVariant(Variant):
 
         `cu_seqlens`, int32 or int64 [N+1] on the device, packs N sequences into a batch of 1, and
         `attention_mask`, bool or 0 and 1, [B,T], says which tokens are no padding: as in calls of attention.
-        Inputs are copied then, with room in front of each sequence.
 
         With `batch_invariant` a sequence has the same bits, gradients too, alone and in any batch, packed,
         padded or neither; docs/tools.md says what that costs.
@@ -191,28 +190,24 @@ class ShortConvVariant(Variant):
         return tensors, (state.inputs.transpose(1, 2).contiguous(),)
 
     def _lay(self, tensors: Tensors, state: ShortConvState | None, sequences: Tensor) -> packed.Laid:
-        """Inputs with zeros in front of each sequence, and behind them what was before it.
-
-        Between zeros and tokens there are no others than a state's, so that of a sequence that holds NaN
-        nothing comes back to the next one's.
-        """
-        x, weight, bias, gate = tensors
-        assert x is not None
-        before = self.width - 1
-        front = x.new_zeros(sequences.shape[0], before, x.shape[2])
-        if state is not None:
-            front = torch.cat((front, state.inputs.transpose(1, 2)), 1)
-        found = packed.spread(sequences, x.shape[1], front.shape[1])
-        x = found.laid(x, front)
-        if gate is not None:
-            gate = found.laid(gate, torch.zeros_like(front))
-        return packed.Laid((x, weight, bias, gate), (None,), found.sequences, (), found.tokens, found.there)
+        """Packed sequences, and the inputs before them, as the operator takes them."""
+        entered, carried = (tensors, self._no_carry) if state is None else self._enter(tensors, state)
+        return packed.Laid(entered, carried, sequences, (sequences,))
 
     def _take(
         self, laid: packed.Laid, final: Sequence[Tensor], initial_state: ShortConvState | None
     ) -> ShortConvState:
         x: Any = laid.tensors[0]
-        inputs, _ = packed.last_tokens(x, laid.sequences, self.width - 1)
+        before = self.width - 1
+        inputs, there = packed.last_tokens(x, laid.sequences, before)
+        if initial_state is None:
+            earlier = torch.zeros_like(inputs)
+        else:  # what is left of it behind as many tokens as a sequence has
+            start, stop = laid.sequences.unbind(1)
+            moved = (stop - start).clamp(0, before).unsqueeze(1) + torch.arange(before, device=x.device)
+            places = moved.clamp(max=before - 1).unsqueeze(2).expand(-1, -1, x.shape[2])
+            earlier = initial_state.inputs.transpose(1, 2).gather(1, places)
+        inputs = torch.where(there.unsqueeze(2), inputs, earlier)
         return ShortConvState(inputs.transpose(1, 2).contiguous())
 
     def _leave(

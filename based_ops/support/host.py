@@ -83,6 +83,26 @@ def stream_plan(T: int, lanes: int, TILED: int, SHORTEST: int, LANES: int) -> tu
     return max(1, min(cdiv(T, SHORTEST), LANES // lanes)), T > TILED
 
 
+def packed_stream_plan(
+    sequences: Tensor, T: int, lanes: int, TILED: int, SHORTEST: int, LANES: int
+) -> tuple[int, bool, Tensor]:
+    """The same of packed sequences: also which tokens the segments have, a table made on the device.
+
+    Segments are no longer than those of one sequence of T tokens.  The table [segments, 5] is that of
+    `packed_plan`, but that the last segments of a sequence have all tokens up to the next one, whose results
+    are 0, and that segments before the first sequence have the number -1.
+    """
+    segments, walks = stream_plan(T, lanes, TILED, SHORTEST, LANES)
+    start, stop = sequences.clamp(0, T).unbind(1)
+    nothing, everything = start.new_zeros(1), start.new_full((1,), T)
+    until_next = torch.stack((torch.cat((nothing, start)), torch.cat((start, everything))), 1)
+    length = cdiv(T, segments)
+    count, _, table, _ = packed_plan(until_next, T, length, length)
+    number = table[:, 4]
+    ends = torch.cat((nothing, stop)).index_select(0, number)
+    return count, walks, torch.cat((table[:, :3], torch.stack((ends, number - 1), 1)), 1)
+
+
 @functools.lru_cache(maxsize=4096)
 def window_plan(T: int, rows: int, CHUNK: int, PROGRAMS: int) -> int:
     """The segments in which programs for warpgroups go through a window's sequence; 0 if others should.

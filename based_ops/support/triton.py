@@ -18,6 +18,8 @@ from triton.runtime.jit import JITFunction
 
 from based_ops.codegen.schedule.packed import PLAN
 
+from .host import stream_plan
+
 
 def operand(dtype: tl.dtype) -> tl.dtype:
     """The dtype in which a tile enters a matrix product.
@@ -54,32 +56,57 @@ def packed_plan(sequences: Tensor, T: int, SEGMENT: int, LENGTH: int) -> tuple[i
     count = -(-T // LENGTH) + N
     table = sequences.new_empty(count, 5, dtype=torch.int32)
     bounds = sequences.new_empty(N, 2, dtype=torch.int32)
-    numbers = (*sequences.stride(), N, T, LENGTH, count)
+    numbers = (*sequences.stride(), N, T, LENGTH, count, False)
     launch(plan, lambda c: (-(-count // c["SEGMENTS"]),), (sequences, table, bounds), numbers, PLAN)
     return count, count * LENGTH, table, bounds
 
 
+def packed_stream_plan(
+    sequences: Tensor, T: int, lanes: int, TILED: int, SHORTEST: int, LANES: int
+) -> tuple[int, bool, Tensor]:
+    """That of `based_ops.support.host` in one kernel too."""
+    segments, walks = stream_plan(T, lanes, TILED, SHORTEST, LANES)
+    N, length = len(sequences) + 1, -(-T // segments)
+    count = -(-T // length) + N
+    table = sequences.new_empty(count, 5, dtype=torch.int32)
+    numbers = (*sequences.stride(), N, T, length, count, True)
+    launch(plan, lambda c: (-(-count // c["SEGMENTS"]),), (sequences, table, None), numbers, PLAN)
+    return count, walks, table
+
+
 @triton.jit(do_not_specialize=["sequences_n", "sequences_e", "N", "T", "LENGTH", "count"])
 def plan(  # type: ignore[no-untyped-def]
-    sequences, table, bounds, sequences_n, sequences_e, N, T, LENGTH, count, SEGMENTS: tl.constexpr,
-    SEQUENCES: tl.constexpr,
+    sequences, table, bounds, sequences_n, sequences_e, N, T, LENGTH, count, UNTIL_NEXT: tl.constexpr,
+    SEGMENTS: tl.constexpr, SEQUENCES: tl.constexpr,
 ):  # fmt: skip
-    """A tile of segments looks for itself among all sequences, and the first tile says where these begin."""
+    """A tile of segments looks for itself among all sequences, and the first tile says where these begin.
+
+    UNTIL_NEXT, what is before the first sequence counts as one, and each goes on to where the next begins.
+    """
     segment = tl.program_id(0) * SEGMENTS + tl.arange(0, SEGMENTS)
     begin = tl.full((SEGMENTS,), 0, tl.int32)
-    first_token, stop_token, owner = begin, begin, begin
+    first_token, stop_token, end_token, owner = begin, begin, begin, begin
     found = 0
     for n0 in range(0, N, SEQUENCES):
         n = n0 + tl.arange(0, SEQUENCES)
         place = n.to(tl.int64) * sequences_n
-        first = tl.load(sequences + place, mask=n < N, other=0)
-        stop = tl.load(sequences + place + sequences_e, mask=n < N, other=0)
+        if UNTIL_NEXT:
+            there = (n > 0) & (n < N)
+            end = tl.load(sequences + place - sequences_n + sequences_e, mask=there, other=0)
+            end = tl.minimum(tl.maximum(end, 0), T).to(tl.int32)
+            first = tl.load(sequences + place - sequences_n, mask=there, other=0)
+            stop = tl.load(sequences + place, mask=n < N - 1, other=T)
+        else:
+            first = tl.load(sequences + place, mask=n < N, other=0)
+            stop = tl.load(sequences + place + sequences_e, mask=n < N, other=0)
         first = tl.minimum(tl.maximum(first, 0), T).to(tl.int32)
         stop = tl.minimum(tl.maximum(stop, 0), T).to(tl.int32)
         needed = tl.where(stop > first, (stop - first + (LENGTH - 1)) // LENGTH, 0)
+        if UNTIL_NEXT:
+            needed = tl.where(n < N, needed, 0)
         last = found + tl.cumsum(needed, 0)
         before = last - needed
-        if tl.program_id(0) == 0:
+        if not UNTIL_NEXT and tl.program_id(0) == 0:
             tl.store(bounds + n * 2, tl.minimum(before, count), mask=n < N)
             tl.store(bounds + n * 2 + 1, tl.minimum(last, count), mask=n < N)
         own = (segment[:, None] >= before[None, :]) & (segment[:, None] < last[None, :])
@@ -87,6 +114,8 @@ def plan(  # type: ignore[no-untyped-def]
         first_token += tl.sum(tl.where(own, first[None, :], 0), 1)
         stop_token += tl.sum(tl.where(own, stop[None, :], 0), 1)
         owner += tl.sum(tl.where(own, n[None, :], 0), 1)
+        if UNTIL_NEXT:
+            end_token += tl.sum(tl.where(own, end[None, :], 0), 1)
         found += tl.sum(needed, 0)
     there = segment < found
     begin = tl.where(there, begin + segment * LENGTH, 0)
@@ -94,8 +123,12 @@ def plan(  # type: ignore[no-untyped-def]
     tl.store(row, begin, mask=inside)
     tl.store(row + 1, tl.minimum(begin + tl.where(there, LENGTH, 0), stop_token), mask=inside)
     tl.store(row + 2, first_token, mask=inside)
-    tl.store(row + 3, stop_token, mask=inside)
-    tl.store(row + 4, owner, mask=inside)
+    if UNTIL_NEXT:
+        tl.store(row + 3, end_token, mask=inside)
+        tl.store(row + 4, owner - 1, mask=inside)
+    else:
+        tl.store(row + 3, stop_token, mask=inside)
+        tl.store(row + 4, owner, mask=inside)
 
 
 KEPT = 4096

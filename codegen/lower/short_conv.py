@@ -7,21 +7,32 @@ for GPUs, are in `short_conv_walks.py`.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import pairwise
 
 from ..dtypes import ACC, IO
 from ..ir.build import Builder
-from ..ir.nodes import Cast, Expr, Full, Load, Span, Sum, Var, Where, cdiv, column, row, wrap
-from ..ir.program import Axis, Program, Tensor
+from ..ir.nodes import Cast, Expr, Full, Load, Span, Sum, Var, Where, column, row, wrap
+from ..ir.program import Program, Tensor
 from ..ir.traits import GRADIENTS, STREAMS, TOKEN
 from .sequence import Sequence
-from .short_conv_parts import BATCH, CHANNELS, SEGMENTS, SIZES, TILE, TOKENS, VECTOR, B, Layer
+from .short_conv_parts import CHANNELS, SIZES, TILE, TOKENS, VECTOR, Layer
+from .short_conv_tokens import BATCH, SEGMENTS, B
 from .short_conv_walks import walk, walk_back
 from .steps import FLAGS, POOLED, answered, in_slots, one_by_one
 
 
-def programs(layer: Layer) -> tuple[Program, ...]:
-    """All programs of a layer."""
+def programs(layer: Layer, packed: Layer) -> tuple[Program, ...]:
+    """All programs of a layer, and those of packed sequences."""
+    return (
+        *_over_tokens(layer),
+        tap_gradients(layer),
+        token(layer),
+        *_over_tokens(packed),
+    )
+
+
+def _over_tokens(layer: Layer) -> tuple[Program, ...]:
     return (
         outputs(layer),
         walk(layer),
@@ -29,24 +40,24 @@ def programs(layer: Layer) -> tuple[Program, ...]:
         input_gradients(layer, "input_gradients", "dx", None),
         input_gradients(layer, "earlier_gradients", "dbefore", layer.width - 1),
         walk_back(layer),
-        tap_gradients(layer),
-        token(layer),
     )
 
 
 def outputs(layer: Layer) -> Program:
-    b = Builder()
+    b, tokens = Builder(), layer.tokens
     d = layer.channels(b)
-    t0 = b.let("t0", Var("chunk") * "CHUNK")
-    t = b.let("t", Span(t0, "CHUNK"))
-    p = layer.argument(b, _seen(layer, b, t0, d), layer.offset(b, d), TILE)
-    b.store("y", (B, t, d), Cast(layer.output(b, p, (B, t, d)), IO))
+    with tokens.each_chunk(b) as t0:
+        t = b.let("t", tokens.tile(t0))
+        place = tokens.entry, t, d
+        p = layer.argument(b, _seen(layer, b, t0, d), layer.offset(b, d), TILE)
+        y = layer.output(b, p, place)
+        b.store("y", place, Cast(tokens.held(y, column(t)), IO))
     return Program(
-        "outputs",
+        tokens.name("outputs"),
         "The outputs of a tile of tokens and channels.",
-        (BATCH, Axis("chunk", cdiv("T", "CHUNK")), CHANNELS),
-        (*layer.inputs(), *layer.gates("gate"), Tensor("y", TOKENS, IO)),
-        SIZES,
+        (*tokens.batch, *tokens.chunks(), CHANNELS),
+        (*layer.inputs(), *layer.gates("gate"), Tensor("y", TOKENS, IO), *tokens.tables),
+        (*SIZES, *tokens.counted_sizes()),
         (),
         (*layer.flags, "INITIAL"),
         TILE,
@@ -57,40 +68,46 @@ def outputs(layer: Layer) -> Program:
 
 def gradients(layer: Layer) -> Program:
     """r, dgate, and for one segment the sums over tokens."""
-    b = Builder()
+    b, tokens = Builder(), layer.tokens
     d = layer.channels(b)
     offset = layer.offset(b, d)
     taps, bias = layer.totals(b, TILE)
-    start, stop = layer.segment(b, Var("CHUNK"))
+    start, stop = tokens.segment(b, Var("CHUNK"))
     with b.loop("t0", start, stop, "CHUNK") as t0:
-        t = b.let("t", Span(t0, "CHUNK"))
-        place = B, t, d
+        t = b.let("t", tokens.tile(t0))
+        place = tokens.entry, t, d
+
+        def store(name: str, value: Expr) -> None:
+            b.store(name, place, Cast(tokens.held(value, column(t)), IO))
+
         seen = _seen(layer, b, t0, d)
         p = layer.argument(b, seen, offset, TILE)
-        r = layer.slope(b, p, place, lambda name, value: b.store(name, place, Cast(value, IO)))
-        b.store("r", place, Cast(r, IO))
-        there = column(t) < "T"  # what is past the end may still see what is not finite
+        r = layer.slope(b, p, place, store)
+        store("r", r)
+        there = tokens.inside(column(t))  # what is past the end may still see what is not finite
         for total, x in zip(taps, seen, strict=True):
             b.add(total, Where(there, r * x, wrap(0.0)))
         if bias:
             b.add(bias, Where(there, r, wrap(0.0)))
     for j, total in enumerate(taps):
-        b.store("tap_sums", (B, Var("segment"), wrap(j), d), b.let(f"{total.name}_total", Sum(total, 0)))
+        sums = b.let(f"{total.name}_total", Sum(total, 0))
+        b.store("tap_sums", (tokens.entry, Var("segment"), wrap(j), d), sums)
     if bias:
         with b.when("BIAS"):
-            b.store("bias_sums", (B, Var("segment"), d), b.let("db_total", Sum(bias, 0)))
+            b.store("bias_sums", (tokens.entry, Var("segment"), d), b.let("db_total", Sum(bias, 0)))
     return Program(
-        "gradients",
+        tokens.name("gradients"),
         "r and the gradient of the gate, and sums over a segment for the taps and the bias.",
-        (BATCH, SEGMENTS, CHANNELS),
+        (*tokens.batch, SEGMENTS, CHANNELS),
         (
             *layer.inputs(),
             *layer.gates("gate", "dgate"),
             Tensor("dy", TOKENS, IO, strided=True),
             Tensor("r", TOKENS, IO),
             *layer.sums(),
+            *tokens.tables,
         ),
-        (*SIZES, "segments"),
+        (*SIZES, "segments", *tokens.sizes),
         (),
         (*layer.flags, "INITIAL"),
         TILE,
@@ -101,25 +118,31 @@ def gradients(layer: Layer) -> Program:
 
 def input_gradients(layer: Layer, name: str, result: str, rows: int | None) -> Program:
     """dx of a tile of tokens, or of the `rows` tokens before the first."""
-    b = Builder()
+    b, tokens = Builder(), layer.tokens
     d = layer.channels(b)
-    t0 = b.let("t0", Var("chunk") * "CHUNK")
-    first = t0 if rows is None else t0 - rows
-    dx = b.let("dX", Full(TILE, 0.0))
-    for j in range(layer.width):
-        after = b.let(f"after{j}", Span(first + (layer.width - 1 - j), "CHUNK", before=rows is not None))
-        b.add(dx, b.let(f"r{j}", Load("r", (B, after, d), ACC)) * row(Var(f"w{j}")))
-    b.store(result, (B, b.let("t", Span(t0, "CHUNK")), d), Cast(dx, IO))
+    with tokens.each_chunk(b) if rows is None else tokens.each_earlier(b, rows) as t0:
+        first = t0 if rows is None else tokens.from_begin(t0 - rows)
+        dx = b.let("dX", Full(TILE, 0.0))
+        for j in range(layer.width):
+            place = tokens.tile(first + (layer.width - 1 - j), before=rows is not None, end=True)
+            after = b.let(f"after{j}", place)
+            r = b.let(f"r{j}", Load("r", (tokens.entry, after, d), ACC))
+            b.add(dx, (r if rows is None else tokens.seen(r, after)) * row(Var(f"w{j}")))
+        entry = tokens.entry if rows is None else tokens.row
+        t = b.let("t", tokens.tile(t0) if rows is None else Span(t0, "CHUNK"))
+        with nullcontext() if rows is None else tokens.once(b):
+            b.store(result, (entry, t, d), Cast(dx, IO))
     return Program(
-        name,
+        tokens.name(name),
         "The gradients of a tile of inputs." if rows is None else "Those of the inputs before the first.",
-        (BATCH, Axis("chunk", cdiv("T" if rows is None else rows, "CHUNK")), CHANNELS),
+        (*tokens.batch, *(tokens.chunks() if rows is None else tokens.earlier_chunks(rows)), CHANNELS),
         (
             Tensor("weight", ("D", layer.width), IO, strided=True),
             Tensor("r", TOKENS, IO),
-            Tensor(result, TOKENS if rows is None else ("B", rows, "D"), IO),
+            Tensor(result, TOKENS, IO) if rows is None else layer.earlier(result, None),
+            *tokens.tables,
         ),
-        SIZES,
+        (*SIZES, *tokens.counted_sizes()),
         (),
         (),
         TILE,
@@ -201,13 +224,15 @@ def token(layer: Layer) -> Program:
 
 def _seen(layer: Layer, b: Builder, t0: Expr, d: Var) -> list[Var]:
     """What the taps see of a tile of tokens from `t0` on, the oldest first."""
-    found = []
+    found, tokens = [], layer.tokens
     for j in range(layer.width):
-        seen = b.let(f"seen{j}", Span(t0 + (j - layer.width + 1), "CHUNK", before=True))
-        x = b.let(f"x{j}", Load("x", (B, seen, d), ACC))
+        seen = b.let(f"seen{j}", tokens.tile(t0 + (j - layer.width + 1), before=True))
+        x = b.let(f"x{j}", Load("x", (tokens.entry, seen, d), ACC))
         if j < layer.width - 1:
+            if (own := tokens.seen(x, seen)) is not x:
+                b.set(x, own)
             with b.when("INITIAL"):
-                earlier = b.let(f"earlier{j}", Span(t0 + j, "CHUNK"))
-                b.add(x, b.let(f"x{j}_before", Load("before", (B, earlier, d), ACC)))
+                earlier = b.let(f"earlier{j}", Span(tokens.since_begin(t0) + j, "CHUNK"))
+                b.add(x, b.let(f"x{j}_before", Load("before", (tokens.row, earlier, d), ACC)))
         found.append(x)
     return found

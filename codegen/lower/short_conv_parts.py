@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING
 
 from ..dtypes import ACC, IO
 from ..ir.build import Builder
-from ..ir.nodes import Dim, Expr, Full, Load, Span, Var, cdiv, minimum, row, wrap
+from ..ir.nodes import Dim, Expr, Full, Load, Span, Var, cdiv, row, wrap
 from ..ir.program import Axis, Tensor
 from .expression import Function
+from .short_conv_tokens import DENSE, Tokens
 
 if TYPE_CHECKING:
     from ..mixers.short_conv import ShortConv
 
-B, T = Var("b"), Var("T")
-BATCH = Axis("b", Var("B"), batch=True)
-SEGMENTS = Axis("segment", Var("segments"))
 CHANNELS = Axis("channel_block", cdiv("D", "CHANNELS"))
 TOKENS = ("B", "T", "D")
 SIZES = ("B", "T", "D")
@@ -29,8 +27,8 @@ Index = tuple[Expr, ...]
 class Layer:
     """One layer as its programs see it."""
 
-    def __init__(self, spec: ShortConv) -> None:
-        self.spec, self.width = spec, spec.width
+    def __init__(self, spec: ShortConv, tokens: Tokens = DENSE) -> None:
+        self.spec, self.width, self.tokens = spec, spec.width, tokens
         self.activation = None if spec.activation is None else Function(spec.activation)
         self.flags = tuple(flag for flag, there in (("BIAS", spec.bias), ("GATED", spec.gate)) if there)
 
@@ -43,8 +41,11 @@ class Layer:
             Tensor("weight", ("D", self.width), IO, strided=True),
         )
         bias = (Tensor("bias", ("D",), IO, optional="BIAS"),) if self.spec.bias else ()
-        earlier = (Tensor("before", ("B", self.width - 1, "D"), IO, optional="INITIAL"),) if before else ()
-        return x, weight, *bias, *earlier
+        return x, weight, *bias, *((self.earlier("before"),) if before else ())
+
+    def earlier(self, name: str, optional: str | None = "INITIAL") -> Tensor:
+        """The inputs before the first, or their gradients."""
+        return Tensor(name, (self.tokens.states, self.width - 1, "D"), IO, optional=optional)
 
     def gates(self, *names: str) -> tuple[Tensor, ...]:
         gated = (Tensor(name, TOKENS, IO, name == "gate", optional="GATED") for name in names)
@@ -64,12 +65,6 @@ class Layer:
         for j in range(self.width):
             b.let(f"w{j}", Load("weight", (d, wrap(j)), ACC))
         return d
-
-    def segment(self, b: Builder, whole: Expr) -> tuple[Var, Var]:
-        """The first token of a program's segment, which is a multiple of `whole`, and that after its last."""
-        length = b.let("length", cdiv(cdiv("T", whole), "segments") * whole)
-        start = b.let("start", minimum(Var("segment") * length, T))
-        return start, b.let("stop", minimum(start + length, T))
 
     def offset(self, b: Builder, d: Var) -> Var | None:
         """The bias, if there may be any: 0 where there is none."""

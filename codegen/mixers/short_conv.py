@@ -15,22 +15,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..dtypes import ACC, DTYPES, IO
-from ..ir.host import Name as Value
-from ..ir.host import Pass, Plan, Present, ReadSizes, Times, allocate, launch
-from ..ir.kernels import INTEGER, TRUTH, ForeignKernel, LaunchPlan
+from ..dtypes import DTYPES, IO
+from ..ir.host import Pass
+from ..ir.kernels import ForeignKernel
 from ..ir.program import Program
-from ..lower import steps
-from ..lower.parameters import parameters
 from ..lower.short_conv import programs
-from ..lower.short_conv_parts import SIZES, TOKENS, Layer
+from ..lower.short_conv_parts import TOKENS, Layer
+from ..lower.short_conv_tokens import PACKED
 from ..spec.fields import Choices, Expression, Flag, Integer, Name, spec_field
 from ..spec.model import DTYPES_DOC, NAME_DOC, LayerSpec
 from ..spec.signature import Argument, Signature
-
-STREAM_PLAN = ("TILED", "SHORTEST", "LANES")
-"""Constants of `based_ops.support.host.stream_plan`."""
-WALKS = Value("walks")
 
 
 @dataclass(frozen=True)
@@ -77,77 +71,18 @@ class ShortConv(LayerSpec):
             ),
             output=Argument("y", TOKENS, "outputs"),
             state=(Argument("state", ("B", "D", before), "the last inputs, the newest last", IO),),
-            carried=(Argument("before", ("B", before, "D"), "the inputs before the first", optional=True),),
+            carried=(Argument("before", ("N", before, "D"), "the inputs before the first", optional=True),),
+            packs=True,
             keeps_output=False,
         )
 
     def programs(self) -> tuple[Program, ...]:
-        return programs(Layer(self))
+        return programs(Layer(self), Layer(self, PACKED))
 
     def passes(self, faster: Mapping[str, ForeignKernel]) -> tuple[Pass, ...]:
-        bias, gate, before = (Present(name) for name in ("bias", "gate", "before"))
-        signature = self.signature()
-        biased = {"BIAS": bias} if self.bias else {}
-        flags = biased | ({"GATED": gate} if self.gate else {})
-        sizes = ReadSizes("x", SIZES)
-        forward = Pass(
-            "forward",
-            "Outputs.",
-            parameters(signature, "forward"),
-            "x",
-            (
-                sizes,
-                _plan("forward"),
-                allocate("y", TOKENS, IO),
-                launch("walk", flags | {"INITIAL": before}, WALKS),
-                launch("outputs", flags | {"INITIAL": before}, ~WALKS),
-            ),
-            ("y",),
-        )
-        parts = ("B", "segments", self.width, "D")
-        backward = Pass(
-            "backward",
-            "Gradients of x, of the taps, the bias and the gate, and of the inputs before the first.",
-            parameters(signature, "backward"),
-            "x",
-            (
-                sizes,
-                _plan("backward"),
-                allocate("dx", TOKENS, IO),
-                allocate("dgate", TOKENS, IO, gate),
-                allocate("dbefore", ("B", self.width - 1, "D"), IO, before),
-                allocate("tap_sums", parts, ACC),
-                *((allocate("bias_sums", ("B", "segments", "D"), ACC, bias),) if self.bias else ()),
-                launch("walk_back", flags | {"INITIAL": before}, WALKS),
-                allocate("r", TOKENS, IO, ~WALKS),
-                launch("gradients", flags | {"INITIAL": before}, ~WALKS),
-                launch("input_gradients", {}, ~WALKS),
-                launch("earlier_gradients", {}, ~WALKS & before),
-                allocate("dweight", ("D", self.width), IO),
-                allocate("dbias", ("D",), IO, bias),
-                launch("tap_gradients", biased),
-            ),
-            ("dx", "dweight", "dbias", "dgate", "dbefore"),
-        )
-        step = Pass(
-            "step",
-            "Tokens one after the other; `state` is updated in place.",
-            parameters(signature, "step"),
-            "x",
-            (
-                sizes,
-                allocate("y", TOKENS, IO),
-                steps.launch_step("state", flags),
-            ),
-            ("y",),
-        )
-        return forward, backward, step
+        from ..lower import short_conv_passes
 
-
-def _plan(part: str) -> Plan:
-    """In how many segments a pass goes through the sequence, and in which of the two forms."""
-    plan = LaunchPlan(part, part, "stream_plan", STREAM_PLAN)
-    return Plan({"segments": INTEGER, "walks": TRUTH}, plan, (Value("T"), Times(Value("B"), Value("D"))))
+        return short_conv_passes.passes(self)
 
 
 MIXER = ShortConv

@@ -88,7 +88,7 @@ def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
             return Schedule(subject.name, backend, settings, orders.measured(subject))
     dtypes = (*spec.dtypes, "float64") if backend == "torch" else spec.dtypes
     if isinstance(subject, LaunchPlan):
-        if subject.function == "stream_plan":
+        if subject.function in ("stream_plan", "packed_stream_plan"):
             return Schedule(
                 subject.name, backend, dict.fromkeys(dtypes, streams.launch_plan(subject, backend))
             )

@@ -32,7 +32,7 @@ def launch_plan(plan: LaunchPlan, backend: str) -> Setting:
     sizes = {
         "TILED": ONE_TOKEN if backend == "triton" else ALL_TOKENS,
         "SHORTEST": SHORTEST_WALK,
-        "LANES": WALKED_LANES[plan.name] if backend in ("triton", "tilelang") else 1,
+        "LANES": WALKED_LANES[plan.part] if backend in ("triton", "tilelang") else 1,
     }
     return Setting(pick(plan, sizes))
 

@@ -22,6 +22,7 @@ from tests.kernels.runners import interpreting
         "test_sliding_window",
         "test_hybrid",
         "test_short_conv",
+        "test_short_conv_packed",
         "test_offsets",
         "test_special_values",
         "test_not_finite",

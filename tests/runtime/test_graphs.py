@@ -185,8 +185,10 @@ def test_host_functions_do_not_look_either(name: str) -> None:
         places = torch.zeros(3, 2, dtype=torch.int32, device="meta")
         carried = [None for _ in layer.signature.carried]
         numbers = layer.signature.numbers.values()
-        o, *kept = module.forward(*tensors, *numbers, *carried, *asked, places)
+        results = module.forward(*tensors, *numbers, *carried, *asked, places)
+        o, *kept = results if isinstance(results, tuple) else (results,)
         kept = kept[: len(layer.signature.kept)]
+        read = [o, *kept] if layer.signature.keeps_output else kept
         no_final = (None for _ in layer.signature.final)
-        module.backward(torch.ones_like(o), *no_final, *tensors, o, *kept, *numbers, *carried, places)
-    assert launched[0] == "plan" and "outputs" in launched
+        module.backward(torch.ones_like(o), *no_final, *tensors, *read, *numbers, *carried, places)
+    assert launched[0] == "plan" and {"outputs", "walk_packed"} & {*launched}
