@@ -22,6 +22,7 @@ from . import checks, dispatch, ops, sharding, slots, tracing
 from .admission import refuse_overlap
 from .ops import call, call_step, is_any_autocast_enabled
 from .replay import Replays, recordable
+from .replayed_calls import ReplayedCalls, Tensors
 from .sharding import is_distributed
 from .state_base import named
 from .state_form import StateForm
@@ -36,10 +37,7 @@ def dtype_named(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
-Tensors = tuple[Tensor | None, ...]
-
-
-class Variant(ABC):
+class Variant(ReplayedCalls, ABC):
     """A compiled layer spec."""
 
     name: str
@@ -82,6 +80,8 @@ class Variant(ABC):
         self._no_final: Tensors = (None,) * len(signature.final)
         self._asked = bool(signature.final)
         self._keeps_output = signature.keeps_output
+        kind = type(self)
+        self._states_are_taken = (kind._enter, kind._leave) == (Variant._enter, Variant._leave)
         self._own = None, self.name  # what a state may say of its variant, in most calls
         self._setup()
 
@@ -209,11 +209,16 @@ class Variant(ABC):
             run = partial(self._call, tensors, factor, output_final_state=output_final_state, backend=backend)
             return slots.call(self._form, self._step_names, tensors, initial_state, indices, run, is_traced())
         facts = self if is_traced() else self._plain  # as of `_facts`, without a call
-        alone = initial_state is None and not output_final_state and facts is not self
+        which: Any = "forward"
+        parts: Sequence[Tensor] = ()
+        alone = facts is not self
+        if initial_state is not None or output_final_state:
+            which, parts = ("forward", initial_state is None, output_final_state), self._parts(initial_state)
+            alone = alone and self._states_are_taken and (initial_state is None or len(parts) > 0)
         if alone and self._replays.known:
-            key = self._key("forward", factor, backend, tensors)
-            if (results := self._replays.results(key, *self._given(tensors))) is not None:
-                return results[0], None
+            key = self._key(which, factor, backend, tensors)
+            if (results := self._replays.results(key, *self._given(tensors), *parts)) is not None:
+                return results[0], self._final(results, output_final_state)
         if is_any_autocast_enabled():
             tensors = self._autocast(tensors)
             lead: Any = tensors[0]
@@ -229,8 +234,13 @@ class Variant(ABC):
             return self._form.after_nothing(
                 tensors, units, self._nothing(tensors), initial_state, output_final_state, is_traced()
             )
-        if alone and recordable(kernel, self._given(tensors), [tensors[i] for i in self._wide]):
-            return self._first(self._key("forward", factor, backend, tensors), kernel, numbers, tensors), None
+        given = (*self._given(tensors), *parts)
+        # Nobody derives a replay of a call with states.
+        alone = alone and (which == "forward" or not ops.needs_gradient(*given))
+        if alone and recordable(kernel, given, [*(tensors[i] for i in self._wide), *parts]):
+            key = self._key(which, factor, backend, tensors)
+            results = self._first(key, kernel, numbers, tensors, parts, output_final_state)
+            return results[0], self._final(results, output_final_state)
         entered, carried = tensors, self._no_carry
         if initial_state is not None:
             entered, carried = self._enter(tensors, initial_state)
@@ -274,93 +284,6 @@ class Variant(ABC):
         arguments = (*tensors, *numbers, *state, kernel, indices)
         return call_step(self._ops.step, facts is not self, state, arguments)
 
-    def _given(self, tensors: Tensors, indices: Tensor | None = None) -> Sequence[Any]:
-        """The inputs that a call gives, and its indices."""
-        tensors = tensors if indices is None else (*tensors, indices)
-        return [x for x in tensors if x is not None] if self._optional else tensors
-
-    # Calls like an earlier one
-
-    def _key(self, which: str, factor: Any, backend: Any, tensors: Tensors) -> tuple[Any, ...]:
-        """What tells calls of a pass apart besides their tensors; see `Replays`."""
-        autocast = None
-        if is_any_autocast_enabled() and torch.is_autocast_enabled("cuda"):
-            autocast = torch.get_autocast_dtype("cuda")
-        absent = tuple([x is None for x in tensors]) if self._optional else ()
-        # True is 1.0, but no factor.
-        return which, factor, type(factor), dispatch.asked(backend), autocast, absent
-
-    def _first(
-        self, key: tuple[Any, ...], kernel: str, numbers: tuple[float, ...], tensors: Tensors
-    ) -> Tensor:
-        """The output of a call without states; calls like it will be replayed."""
-        given = self._given(tensors)
-        forward, trained = self._ops.kernels[kernel].forward, ops.needs_gradient(*given)
-        rest = (*numbers, *self._no_carry, *((False,) if self._asked else ()))
-        there = tuple([x is not None for x in tensors])
-        wanted = 1 + self._kept if trained else 1
-
-        def run(*given: Tensor) -> Sequence[Tensor]:
-            results = forward(*_filled(there, given), *rest)
-            return results[:wanted] if isinstance(results, tuple) else (results,)
-
-        backward = "backward", kernel, numbers, there
-        derive = partial(self._gradients, backward) if trained else None
-        return self._replays.first(key, run, given, derive)[0]
-
-    def _first_step(
-        self,
-        key: tuple[Any, ...],
-        kernel: str,
-        numbers: tuple[float, ...],
-        state: Any,
-        tensors: Tensors,
-    ) -> Tensor:
-        """The same for a step; `tensors` are its inputs and its indices."""
-        step, given = self._ops.kernels[kernel].step, [x for x in tensors if x is not None]
-        parts = [part for part in state if part is not None]  # what a layer lacks comes last
-        absent, count = [None] * (len(state) - len(parts)), len(given)
-        there = [x is not None for x in tensors]
-
-        def run(*passed: Tensor) -> Sequence[Tensor]:
-            *inputs, indices = _filled(there, passed[:count])
-            return (step(*inputs, *numbers, *passed[count:], *absent, indices),)
-
-        changed = range(count, count + len(parts))
-        return self._replays.first(key, run, (*given, *parts), changed=changed)[0]
-
-    def _gradients(
-        self, key: tuple[str, str, tuple[float, ...], tuple[bool, ...]], d_output: Tensor, *tensors: Tensor
-    ) -> Sequence[Tensor]:
-        """Gradients of the inputs that a call gave, given that of the output.
-
-        The `key` says besides which kernels have served it, with which factors, and which inputs were there.
-        `tensors` are those inputs, the output, and what else the forward pass kept.
-        """
-        _, kernel, numbers, there = key
-        ready = not is_traced()
-        if ready and not ops.needs_gradient(d_output, *tensors):
-            if (results := self._replays.results(key, d_output, *tensors)) is not None:
-                return results
-            if recordable(kernel, (d_output, *tensors)):
-                backward = self._ops.kernels[kernel].backward
-
-                def run(*tensors: Tensor) -> Sequence[Tensor]:
-                    return tuple(compress(backward(*self._of_backward(numbers, there, *tensors)), there))
-
-                return self._replays.first(key, run, (d_output, *tensors))
-        arguments = (*self._of_backward(numbers, there, d_output, *tensors), kernel)
-        return tuple(compress(call(self._ops.backward, ready, arguments), there))
-
-    def _of_backward(
-        self, numbers: tuple[float, ...], there: Sequence[bool], d_output: Tensor, *tensors: Tensor
-    ) -> tuple[Any, ...]:
-        """The arguments of the backward pass of a call without states."""
-        count = sum(there)
-        read = tensors[count:] if self._keeps_output else tensors[count + 1 :]
-        inputs = _filled(there, tensors[:count])
-        return (d_output, *self._no_final, *inputs, *read, *numbers, *self._no_carry)
-
     def _check_overlap(self, facts: Any, state: Any, tensors: Tensors) -> None:
         """Raises `StateError` if parts of a valid state share memory with each other or with inputs."""
         parts = state if state[-1] is not None else state[:-1]  # what a layer lacks comes last
@@ -391,9 +314,3 @@ class Variant(ABC):
     def autocast_dtype(self, q: Tensor | None) -> torch.dtype | None:
         """The dtype that autocast gives a call with `q`: its own or float32, as the spec allows, or None."""
         return checks.autocast_dtype(q, self.dtypes)
-
-
-def _filled(there: Sequence[bool], given: Sequence[Tensor]) -> list[Tensor | None]:
-    """All inputs, None for those that a call does not give."""
-    left = iter(given)
-    return [next(left) if is_there else None for is_there in there]

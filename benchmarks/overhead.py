@@ -143,6 +143,7 @@ def measure(name: str, device: str) -> Iterator[tuple[str, float]]:
         whole = partial(variant, backend=backend)
         calls: dict[str, Callable[[], Any]] = {
             "forward": partial(whole, *sequence),
+            "forward from a state": partial(whole, *sequence, initial_state=state, output_final_state=True),
             "step": partial(variant.step, *token, state, backend=backend),
             "training": training(lambda *qkv, whole=whole: whole(*qkv)[0], sequence),
         }

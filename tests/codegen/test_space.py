@@ -15,8 +15,8 @@ from based_ops.codegen import pipeline
 from based_ops.codegen.emit.layer import ScheduledLayer, ScheduledProgram
 from based_ops.codegen.ir.kernels import ForeignKernel, LaunchPlan
 from based_ops.codegen.ir.program import Program
+from based_ops.codegen.lower.short_conv_passes import STREAM_PLAN
 from based_ops.codegen.mixers.linear_attention import LinearAttention
-from based_ops.codegen.mixers.short_conv import STREAM_PLAN
 from based_ops.codegen.names import RECURRENCE, on_warpgroups
 from based_ops.codegen.schedule import budget, orders, space
 from based_ops.codegen.schedule.choose import choose

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import based_ops
-from based_ops import dispatch, errors, ops, replay
+from based_ops import dispatch, errors, ops, replay, replayed_calls
 from based_ops import variant as variant_module
 from based_ops.codegen.spec.signature import MOST_TOKENS
 from based_ops.variant import Variant
@@ -96,7 +96,8 @@ def launched(call: Callable[[], Any]) -> list[Any]:
 
 def the_long_way(variant: Variant) -> pytest.MonkeyPatch:
     patch = pytest.MonkeyPatch()
-    patch.setattr(variant_module, "recordable", lambda *_: False)
+    for module in (variant_module, replayed_calls):
+        patch.setattr(module, "recordable", lambda *_: False)
     patch.setattr(variant._replays, "results", lambda *_: None)
     return patch
 
@@ -124,6 +125,8 @@ def calls(draw: st.DrawFn) -> dict[str, Any]:
         "mode": draw(st.sampled_from([torch.enable_grad, torch.no_grad, torch.inference_mode])),
         "step": draw(st.booleans()),
         "indices": draw(st.booleans()),
+        "begun": draw(st.booleans()),
+        "final": draw(st.booleans()),
     }
 
 
@@ -137,15 +140,20 @@ def run(variant: Variant, call: dict[str, Any]) -> Callable[[], list[Tensor]]:
     dtype = BF16 if call["autocast"] else call["dtype"]
     state = variant.init_state(5 if pooled else 2, call["heads"], dtype=dtype)
     indices = torch.tensor([3, -1], dtype=torch.int32) if pooled else None
+    taken = variant._states_are_taken  # others copy them, to where no two calls put them
+    states: dict[str, Any] = {"output_final_state": taken and call.get("final", False)}
+    if taken and call.get("begun", False):
+        states["initial_state"] = variant.init_state(2, call["heads"], dtype=dtype)
 
     def function() -> list[Tensor]:
         with call["mode"](), torch.autocast("cpu", dtype=BF16, enabled=call["autocast"]):
             if call["step"]:
                 return [variant.step(q, k, v, state, scale=call["scale"], state_indices=indices)]
-            o, _ = variant(q, k, v, scale=call["scale"])
-            if not o.requires_grad:
-                return [o]
-            return [o, *torch.autograd.grad(o, (q, k, v), torch.ones_like(o))]
+            o, final = variant(q, k, v, scale=call["scale"], **states)
+            results = [o] if final is None else [o, *leaves(final)]
+            if o.requires_grad:
+                results += torch.autograd.grad(o, (q, k, v), torch.ones_like(o))
+            return results
 
     return function
 
@@ -179,6 +187,39 @@ def test_the_second_call_is_replayed(
     long_ones.clear()
     function()
     assert not long_ones
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("begun, final", [(True, False), (False, True), (True, True)])
+def test_states_that_kernels_take_are_replayed(
+    long_ones: list[str], normalized: bool, begun: bool, final: bool
+) -> None:
+    """And the state that comes out of a replay is as another's, and a new one each time."""
+    variant = based_ops.get("relu_qk64_v64" if normalized else "identity_qk64_v64")
+    inputs, state = qkv(variant, length=300, heads=2, dtype=BF16), variant.init_state(2, 2, dtype=BF16)
+    function = partial(variant, *inputs, initial_state=state if begun else None, output_final_state=final)
+    _, first = function()
+    assert long_ones
+    long_ones.clear()
+    _, second = function()
+    assert not long_ones
+    if final:
+        assert type(first) is type(second) and first.variant == second.variant
+        assert (second.normalizer is not None) == normalized
+        for x, y in zip(leaves(first), leaves(second), strict=True):
+            assert (x.shape, x.dtype, x.is_contiguous()) == (y.shape, y.dtype, True)
+            assert x.data_ptr() != y.data_ptr()
+    else:
+        assert second is None
+    if begun:
+        strided = type(state)(*(x if x is None else x.mT.contiguous().mT for x in state[:1]), *state[1:])
+        part = state._replace(state=state.state[:1])
+        variant(*inputs, initial_state=strided, output_final_state=final)
+        assert long_ones  # which is copied first
+        with pytest.raises(errors.StateError):
+            variant(*inputs, initial_state=part, output_final_state=final)
+        with pytest.raises(errors.StateError):
+            variant(*inputs, initial_state=tuple(state), output_final_state=final)
 
 
 @pytest.mark.parametrize("name", ["identity_qk64_v64", "silu_qk64_v64", "square_qk64_v64"])
