@@ -35,28 +35,31 @@ def _implementation(ops: Ops, which: str) -> Callable[..., Any]:
     """What an operator does everywhere: it calls the generated function of its pass."""
     kernels, admission = ops.kernels, ops.admission
     taken: Operands | None = None
+    place, count = 0, 0
 
     def run(*arguments: Any) -> Any:
-        nonlocal taken
+        nonlocal taken, place, count
         if taken is None:  # what a layer's operators take is not asked for before the first call
             taken = admission.operands[which]
-        arguments = taken.filled(arguments)
-        kernel = arguments[taken.kernel]
+            place, count = taken.kernel, len(taken.entries)
+        if len(arguments) < count:
+            arguments = taken.filled(arguments)
+        kernel = arguments[place]
         if checked.tensor is arguments[0]:
             checked.tensor = None
         else:
             kernel = admission.kernel(which, *arguments)
         passed = [*arguments]
         # Plain loops: a function for each tensor would take as long as all else that an operator does.
-        for place in taken.strided:
-            x = passed[place]
+        for i in taken.strided:
+            x = passed[i]
             if x is not None and not (x.is_contiguous() or x.stride(-1) == 1):
-                passed[place] = x.contiguous()
-        for place in taken.packed:
-            x = passed[place]
+                passed[i] = x.contiguous()
+        for i in taken.packed:
+            x = passed[i]
             if x is not None:
-                passed[place] = x.contiguous()
-        del passed[taken.kernel]
+                passed[i] = x.contiguous()
+        del passed[place]
         function = getattr(kernels[kernel], which)
         if taken.writes and passed[-1] is not None:
             function = partial(slots.step, function, taken.written)

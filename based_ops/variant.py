@@ -224,6 +224,7 @@ class Variant(ReplayedCalls, ABC):
             lead: Any = tensors[0]
             if type(initial_state) is self._state_type and lead.dtype == self.autocast_dtype(lead):
                 initial_state = self._form.cast(initial_state, lead.dtype)
+                parts = self._parts(initial_state)
         batch, length, units = self._check_inputs(facts, tensors)
         numbers = self._numbers(facts, factor)
         lead = tensors[0]
@@ -234,10 +235,11 @@ class Variant(ReplayedCalls, ABC):
             return self._form.after_nothing(
                 tensors, units, self._nothing(tensors), initial_state, output_final_state, is_traced()
             )
-        given = (*self._given(tensors), *parts)
-        # Nobody derives a replay of a call with states.
-        alone = alone and (which == "forward" or not ops.needs_gradient(*given))
-        if alone and recordable(kernel, given, [*(tensors[i] for i in self._wide), *parts]):
+        given = self._given(tensors)
+        if parts or output_final_state:  # nobody derives a replay of a call with states
+            given = (*given, *parts)
+            alone = alone and not ops.needs_gradient(*given)
+        if alone and recordable(kernel, given, [*[tensors[i] for i in self._wide], *parts]):
             key = self._key(which, factor, backend, tensors)
             results = self._first(key, kernel, numbers, tensors, parts, output_final_state)
             return results[0], self._final(results, output_final_state)
