@@ -90,6 +90,7 @@ FORMS = (
     ),
     Form("packed", packed=True),
     Form("packed from states", packed=True, begun=True),
+    Form("one packed token", tokens=1, packed=True, begun=True),
     *(Form(f"shared {name}", groups=name) for name in ("values", "queries")),
     Form("packed shared queries", packed=True, groups="queries"),
     Form("step", tokens=1, step=True),
