@@ -39,12 +39,16 @@ class LinearAttentionVariant(AttentionVariant):
     def _reference(
         self, tensors: Tensors, numbers: tuple[float, ...], initial_state: Any
     ) -> tuple[Tensor, LinearAttentionState]:
-        from ..reference import linear_attention
+        from ..reference import delta_rule, linear_attention
 
-        q, k, v, *decays = tensors
+        q, k, v, *more = tensors
         assert q is not None and k is not None and v is not None
         (scale,) = numbers
-        return linear_attention(self.spec, q, k, v, scale, initial_state, *decays)
+        if not self.spec.corrects:
+            return linear_attention(self.spec, q, k, v, scale, initial_state, *more)
+        *decays, beta = more
+        assert beta is not None
+        return delta_rule(self.spec, q, k, v, scale, initial_state, beta=beta, log_decay=next(iter(decays), None))
 
 
 VARIANT = LinearAttentionVariant
