@@ -16,7 +16,7 @@ CHUNK = {"triton": 32, "tilelang": 64, "torch": 64, HOST_C: 16}
 """Tokens that are corrected at once: an inverse takes their square, and of products their cube."""
 FEATURES = {"triton": 32, "tilelang": 64}
 """Rows of a block of the state; blocks are written out."""
-HELD = {False: 8 * 1024, True: 4 * 1024}
+HELD = {False: 5 * 1024, True: 5 * 512}
 """Numbers of a state that a program holds in registers, by whether products run on the ordinary units."""
 STEPPED = 8 * 1024
 """The same of a step, whose two warps have little else."""
@@ -45,7 +45,9 @@ def tiles(spec: LayerSpec, program: Program, backend: str, dtype: str, grain: in
         return Setting(pick(program, sizes), warps=2, stages=1)
     if RECURS in program.does:
         sizes["VALUES"] = _columns(HELD[wide] // held, sizes["VALUES"])
-    return Setting(pick(program, sizes), warps=4 if wide or backend == "tilelang" else 2, stages=2)
+    # Two warps issue no products of warpgroups, which Triton miscompiles if they are narrow (`legal.py`).
+    warps = 8 if wide else 4 if backend == "tilelang" or "FEATURES" in program.constants else 2
+    return Setting(pick(program, sizes), warps, stages=2)
 
 
 def _columns(most: int, all_of_them: int) -> int:
