@@ -40,7 +40,7 @@ class AttentionVariant(Variant):
         fading = (x.dims for x in self.signature.inputs if x.fades)
         self._decay_dims: tuple[int | str, ...] = next(fading, ())
         self._corrects = any(x.corrects for x in self.signature.inputs)
-        self._more = bool(self._decay_dims) or self._corrects
+        self._takes_more = bool(self._decay_dims) or self._corrects
         self._know(qk=spec.head_dims.qk, v=spec.head_dims.v, default_scale=float(spec.default_scale()))
 
     def __call__(
@@ -58,6 +58,7 @@ class AttentionVariant(Variant):
         parameters: Mapping[str, Tensor] | None = None,
         backend: str | None = None,
         batch_invariant: bool = False,
+        *,
         beta: Tensor | None = None,
         **foreign: NoReturn,
     ) -> tuple[Tensor, Any]:
@@ -79,10 +80,10 @@ class AttentionVariant(Variant):
         0, in float32 (others are cast to it), [H] or [B,T,H] as the spec says, with the heads of the state.
         One above 0 is an error on a CPU, and not looked for elsewhere.
 
-        `beta` is what a layer with `update: delta` takes, and no other: [B,T,H], in float32 (others are cast to
-        it), with the heads of the state, how much of the error of what the state answers to its key each token
-        takes back: 0 leaves the state as it is, 1 makes it answer v, up to 2 overshoots.  One outside of 0 to 2
-        is an error on a CPU, and not looked for elsewhere.
+        `beta` is what a layer with `update: delta` takes, and no other: [B,T,H], in float32 (others are cast
+        to it), with the heads of the state, how much each token takes back of the error of what the state
+        answers to its key: 0 leaves the state as it is, 1 makes it answer v, and up to 2 it overshoots.  One
+        outside of 0 to 2 is an error on a CPU, and not looked for elsewhere.
 
         `scale` is a Python float that replaces the spec's, or a tensor [H] with a gradient, a number for each
         head of q.  A tensor is multiplied onto q, in q's dtype.  A layer that divides by sums of an
@@ -111,7 +112,7 @@ class AttentionVariant(Variant):
             options |= {"state_indices": state_indices, "backend": backend}
             options |= {"batch_invariant": batch_invariant, "beta": beta}
             return temperature.call(self, partial(self, k=k, v=v, g=g, **options), q, scale)
-        plain = g is None and beta is None and not self._more
+        plain = g is None and beta is None and not self._takes_more
         tensors = (q, k, v) if plain else self._inputs(q, k, v, g, beta)
         given = (tensors, scale, initial_state, output_final_state, backend, state_indices)
         if batch_invariant:
@@ -131,14 +132,15 @@ class AttentionVariant(Variant):
         backend: str | None = None,
         state_indices: Tensor | None = None,
         parameters: Mapping[str, Tensor] | None = None,
+        *,
         beta: Tensor | None = None,
         **foreign: NoReturn,
     ) -> Tensor:
         """A few more tokens, T from 0 to 16: returns o [B,T,H,v] and updates `state` in place.
 
         It equals T steps of one token each, in one launch.  `g` is [H] or [B,T,H] and `beta` [B,T,H], see the
-        call.  Not differentiable.  Raises the errors of `based_ops.errors` before any kernel runs; more tokens are a
-        `ShapeError`, and a call's.
+        call.  Not differentiable.  Raises the errors of `based_ops.errors` before any kernel runs; more
+        tokens are a `ShapeError`, and a call's.
 
         With `state_indices`, int32 [B] on the device, `state` is a pool: sequence b has the state in slot
         `state_indices[b]`, and no other slot is read or changed.  -1 names no slot: nothing changes, and the
@@ -153,7 +155,7 @@ class AttentionVariant(Variant):
         if isinstance(scale, Tensor):
             options = {"state": state, "state_indices": state_indices, "backend": backend, "beta": beta}
             return temperature.call(self, partial(self.step, k=k, v=v, g=g, **options), q, scale)
-        plain = g is None and beta is None and not self._more
+        plain = g is None and beta is None and not self._takes_more
         tensors = (q, k, v) if plain else self._inputs(q, k, v, g, beta)
         return self._step(tensors, scale, state, backend, state_indices)
 
@@ -195,6 +197,7 @@ class AttentionVariant(Variant):
         cu_seqlens: Tensor | None = None,
         attention_mask: Tensor | None = None,
         parameters: Mapping[str, Tensor] | None = None,
+        *,
         beta: Tensor | None = None,
         **foreign: NoReturn,
     ) -> Any:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from ..mixers.short_conv import GatedShortConv, ShortConv
+from .delta_net import DeltaNet, DeltaNetState
 from .hybrid import HybridAttention
-from .linear_attention import LinearAttention
+from .linear_attention import BasedDelta, LinearAttention
 from .mamba2 import Mamba2Mixer, Mamba2State
 from .rotary import rotate
 from .sliding_window import SlidingWindowAttention
 
 __all__ = [
+    "BasedDelta",
+    "DeltaNet",
+    "DeltaNetState",
     "GatedShortConv",
     "HybridAttention",
     "LinearAttention",

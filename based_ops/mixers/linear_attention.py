@@ -48,7 +48,9 @@ class LinearAttentionVariant(AttentionVariant):
             return linear_attention(self.spec, q, k, v, scale, initial_state, *more)
         *decays, beta = more
         assert beta is not None
-        return delta_rule(self.spec, q, k, v, scale, initial_state, beta=beta, log_decay=next(iter(decays), None))
+        return delta_rule(
+            self.spec, q, k, v, scale, initial_state, beta=beta, log_decay=next(iter(decays), None)
+        )
 
 
 VARIANT = LinearAttentionVariant

@@ -10,4 +10,11 @@ from .feature_maps import elementwise, key_features, query_features
 from .linear_attention import linear_attention
 from .sliding_window import sliding_window
 
-__all__ = ["delta_rule", "elementwise", "key_features", "linear_attention", "query_features", "sliding_window"]
+__all__ = [
+    "delta_rule",
+    "elementwise",
+    "key_features",
+    "linear_attention",
+    "query_features",
+    "sliding_window",
+]

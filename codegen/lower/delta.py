@@ -1,8 +1,9 @@
 """Linear attention by the delta rule, for any feature map with f(scale · k·k) = c for all keys.
 
-With φ(x)·φ(y) = κ(x, y) = f(scale · x·y), decays α_t = exp(g_t) and rates β_t (arXiv 2412.06464, equation 10):
+With φ(x)·φ(y) = κ(x, y) = f(scale · x·y), decays α_t = exp(g_t) and rates β_t (arXiv 2412.06464, (10)):
 
-    x_t = v_t - α_t S_{t-1}ᵀ φ(k_t)    u_t = (β_t / c) x_t    S_t = α_t S_{t-1} + φ(k_t) u_tᵀ    o_t = S_tᵀ φ(q_t)
+    x_t = v_t - α_t S_{t-1}ᵀ φ(k_t)         u_t = (β_t / c) x_t
+    S_t = α_t S_{t-1} + φ(k_t) u_tᵀ         o_t = S_tᵀ φ(q_t)
 
 So once the *corrected values* u are known it is plain linear attention of q, k and u, and `linear_attention`
 has the programs.  In a chunk that begins with the state S (arXiv 2406.06484, equations 8 to 11, which needs
@@ -101,7 +102,7 @@ def corrections(layer: DeltaLayer, packed: bool) -> Program:
     """u of one sequence, chunk after chunk; and the state before every segment."""
     b = Builder()
     walk = Walk(layer, b, packed)
-    memory, features = walk.memory, layer.features
+    memory = walk.memory
     initial, final = (layer.user_states(x, x.upper()[:-1], packed) for x in ("initial_", "final_"))
     kept = layer.segment_states("KEPT")
     state, weight = walk.state(initial, "INITIAL")
@@ -189,9 +190,7 @@ def errors_back(layer: DeltaLayer, packed: bool) -> Program:
             memory.give(owed.out, keys, queries, gradients, log)
             scaled_queries = memory.scaled_queries(t)
             with walk.blocks():
-                memory.enter(
-                    state, walk.block, scaled_queries, gradients, past, kept=since, weight=weight
-                )
+                memory.enter(state, walk.block, scaled_queries, gradients, past, kept=since, weight=weight)
         operand = b.let("owed_operand", Cast(owed.out, OPERAND))
         back = b.let("R_back", Dot(Transpose(memory.inverse(t)), operand))
         b.store("back", (B, t, H, u), Cast(back, IO))
@@ -218,4 +217,3 @@ def errors_back(layer: DeltaLayer, packed: bool) -> Program:
     )
     summary = "What is owed to the values of a sequence, from its end, with the mirrored state in registers."
     return walk.program("errors_back", summary, tensors, ("INITIAL", "KEPT", "FINAL"))
-

@@ -108,7 +108,7 @@ class DeltaPasses(Passes):
             *self.segment_states("mirrored_", BY_SEGMENT, self.kept),
             self.inverses(of_gradients=True),
             launch(
-                self.walk("errors_back"),
+                self.walked("errors_back"),
                 OVER_GROUPS
                 | self.state("mirrored_", "mirrored_")
                 | {"z": z, "FINAL": has_final, "INITIAL": HAS_INITIAL, "KEPT": self.stateful},
@@ -140,7 +140,9 @@ class DeltaPasses(Passes):
         )
         of_decays = ("d_log_decay",) if self.fades else ()
         results = ("dq", "dk", "dv", *of_decays, "d_beta", "d_initial_state", "d_initial_normalizer")
-        return self.called("backward", "Gradients of all inputs and of the initial state.", parameters, body, results)
+        return self.called(
+            "backward", "Gradients of all inputs and of the initial state.", parameters, body, results
+        )
 
     # Steps
 
@@ -158,7 +160,7 @@ class DeltaPasses(Passes):
         delegate = () if self.several else (Delegate(packed(part), Present(SEQUENCES.name)),)
         return (*delegate, *SIZES, *planned, *self.decays.running(given=self.given))
 
-    def corrections(self, more: Mapping[str, Operand]) -> Steps:
+    def corrections(self, more: dict[str, Operand]) -> Steps:
         """The corrected values, and the state before every segment."""
         return (
             Bind({"solved": Constant("inverses", "CHUNK")}),
@@ -167,7 +169,7 @@ class DeltaPasses(Passes):
             allocate("corrected_values", (*ROWS, self.v), IO),
             *self.segment_states("segment_", BY_SEGMENT, self.kept),
             launch(
-                self.walk("corrections"),
+                self.walked("corrections"),
                 OVER_STATES
                 | self.state("", "segment_")
                 | {"INITIAL": HAS_INITIAL, "KEPT": self.stateful}
@@ -178,12 +180,17 @@ class DeltaPasses(Passes):
     def inverses(self, of_gradients: bool) -> Launch:
         return launch("inverses", OVER_STATES | self.given | {"OF_GRADIENTS": Literal(of_gradients)})
 
-    def walk(self, program: str) -> str:
+    def walked(self, program: str) -> str:
         """The program that walks over these sequences."""
         return packed(program) if self.several else program
 
     def called(
-        self, part: str, summary: str, parameters: tuple[Parameter, ...], body: Steps, results: tuple[str, ...]
+        self,
+        part: str,
+        summary: str,
+        parameters: tuple[Parameter, ...],
+        body: Steps,
+        results: tuple[str, ...],
     ) -> Pass:
         """A pass; that of packed sequences is one that the other calls."""
         if not self.several:

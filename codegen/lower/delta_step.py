@@ -10,7 +10,7 @@ from ..ir.heads import members
 from ..ir.nodes import ACC, IO, Cast, Full, Load, Span, Sum, Var, cdiv, column, row, wrap
 from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import SOLVES, TOKEN
-from ..memory.states import B, H, left
+from ..memory.states import B, H
 from .delta_parts import DeltaLayer
 from .linear_attention_parts import BATCH_AXES, ROWS, TOKENS
 from .steps import FLAGS, POOLED, answered, in_slots, one_by_one

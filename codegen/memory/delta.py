@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from ..ir.build import Builder
 from ..ir.nodes import ACC, OPERAND, Cast, Dot, Expr, Full, Load, Span, Transpose, Var, column, row, wrap
 from .fade import pairs
 from .states import B, Block, H, State

@@ -28,7 +28,7 @@ def inverse_of_unit_lower(b: Builder, lower: Var, size: str) -> Var:
     outside = b.let("L_other", Where(own, wrap(0.0), lower))
     below = b.let("N", Dot(solved, outside))
     inverse = b.let("X", solved)
-    with b.loop("m", 1, cdiv(size, "BLOCK")):
+    with b.loop("_round", 1, cdiv(size, "BLOCK")):
         product = b.let("NX", Dot(below, inverse))
         b.set(inverse, solved - product)
     return inverse

@@ -43,5 +43,7 @@ def conflicts(values: Mapping[str, Any], feature_map: FeatureMap) -> Iterable[Co
             yield Conflict((name,), "positions turn the state, which the delta rule cannot follow", True)
     name, of_keys = [*lists.items()][-1]
     if not unit and not (of_keys and isinstance(of_keys[-1], L2Norm)):
-        message = "needs keys of one length: `unit_keys: true`, or parts of keys that end in `{kind: l2_norm}`"
+        message = (
+            "needs keys of one length: `unit_keys: true`, or parts of keys that end in `{kind: l2_norm}`"
+        )
         yield Conflict(("update",), message, True)

@@ -150,9 +150,7 @@ class Layer:
         """Output and final state by the reference, in the inputs' precision."""
         given = None if initial is None else LinearAttentionState(initial, None)
         q, k, v, beta, g = x
-        o, state = reference.delta_rule(
-            self.spec, q, k, v, self.call.scale, given, beta=beta, log_decay=g
-        )
+        o, state = reference.delta_rule(self.spec, q, k, v, self.call.scale, given, beta=beta, log_decay=g)
         return Forward(o, state.state)
 
     def expected_gradients(

@@ -151,7 +151,7 @@ def test_the_future_changes_nothing(runner: Runner, data: st.DataObject) -> None
 
 @given(data=st.data())
 def test_the_gated_delta_rule_of_the_paper(runner: Runner, data: st.DataObject) -> None:
-    """S_t = S_{t-1} (α_t (I - β_t k_t k_tᵀ)) + β_t v_t k_tᵀ, o_t = S_t q_t (arXiv 2412.06464, equation 10)."""
+    """S_t = S_{t-1} (α_t (I - β_t k_t k_tᵀ)) + β_t v_t k_tᵀ, o_t = S_t q_t (arXiv 2412.06464, (10))."""
     if runner.backend == "tilelang":
         pytest.skip("its one layer has another feature map")
     layer = data.draw(layers(runner, 60).filter(lambda drawn: drawn.spec.feature_map == IDENTITY))
