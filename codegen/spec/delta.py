@@ -24,7 +24,7 @@ def conflicts(values: Mapping[str, Any], feature_map: FeatureMap) -> Iterable[Co
         return
     if values.get("normalize", True) is True:
         message = "the delta rule has no sum of weights to divide by: `normalize: false`"
-        yield Conflict(("normalize",), message, True)
+        yield Conflict(("normalize" if "normalize" in values else "update",), message, True)
     if values.get("state_dtype", "float32") != "float32":
         message = "the delta rule needs float32: corrections are smaller than the last digit of others"
         yield Conflict(("state_dtype",), message, True)
