@@ -30,9 +30,15 @@ class LinearAttentionVariant(AttentionVariant):
         self.state_dtype = dtype_named(spec.state_dtype)
 
     def products(self, length: int, begun: bool = False, final: bool = False) -> float:
-        """Through the state, or with every earlier token where that is less."""
+        """Through the state, or with every earlier token where that is less.
+
+        By the delta rule a token reads the state, or its pairs, by its key too.
+        """
         pairs = length * (length + 1) // 2
         update = 2 * self.features * self.v * length  # as many as a product with the state
+        if self.spec.corrects:
+            twice = 4 * (self.qk + self.v) * pairs + update * (2 * begun + final)
+            return float(min(3 * update, twice))
         alone = 2 * (self.qk + self.v) * pairs + update * (begun + final)
         return float(min(2 * update, alone))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..ir.program import Program
 from ..ir.traits import RECURS, STREAMS, TOKEN
 from ..spec.model import LayerSpec
+from .budget import WARP
 from .model import HOST_C, Setting
 from .sizes import pick, power_of_two
 
@@ -20,6 +21,9 @@ HELD = {False: 5 * 1024, True: 5 * 512}
 """Numbers of a state that a program holds in registers, by whether products run on the ordinary units."""
 STEPPED = 8 * 1024
 """The same of a step, whose two warps have little else."""
+
+NUMBERS, MOST_WARPS = 128, 16
+"""What a thread holds of a state at most, and the largest blocks: for states larger than those shipped."""
 
 
 def tiles(spec: LayerSpec, program: Program, backend: str, dtype: str, grain: int) -> Setting:
@@ -42,12 +46,19 @@ def tiles(spec: LayerSpec, program: Program, backend: str, dtype: str, grain: in
     held = -(-rows // block) * block
     if TOKEN in program.does:
         sizes["VALUES"] = _columns(STEPPED // held, sizes["VALUES"])
-        return Setting(pick(program, sizes), warps=2, stages=1)
+        return Setting(pick(program, sizes), _warps(2, held * sizes["VALUES"]), stages=1)
     if RECURS in program.does:
         sizes["VALUES"] = _columns(HELD[wide] // held, sizes["VALUES"])
     # Two warps issue no products of warpgroups, which Triton miscompiles if they are narrow (`legal.py`).
     warps = 8 if wide else 4 if backend == "tilelang" or "FEATURES" in program.constants else 2
+    if RECURS in program.does:
+        warps = _warps(warps, held * sizes["VALUES"])
     return Setting(pick(program, sizes), warps, stages=2)
+
+
+def _warps(least: int, numbers: int) -> int:
+    """Warps of a block of which no thread holds more than `NUMBERS` numbers of a state, if that can be."""
+    return max(least, min(MOST_WARPS, power_of_two(-(-numbers // (WARP * NUMBERS)))))
 
 
 def _columns(most: int, all_of_them: int) -> int:
