@@ -29,19 +29,18 @@ NUMBERS, MOST_WARPS = 128, 16
 def tiles(spec: LayerSpec, program: Program, backend: str, dtype: str, grain: int) -> Setting:
     """Tiles of one program; `grain` are the tokens of which segments are made."""
     qk, v, rows = (spec.extents[name] for name in ("QK", "VALUES", "FEATURES"))
-    sizes = {"QK": qk, "VALUES": v, "FEATURES": rows, "SEGMENT": grain, "CHUNK": CHUNK[backend]}
-    sizes["BLOCK"] = min(BLOCK, sizes["CHUNK"])
+    wide = dtype == "float32"
+    chunk = LEAST if wide and backend in FEATURES else CHUNK[backend]
+    sizes = {"QK": qk, "VALUES": v, "FEATURES": rows, "SEGMENT": grain}
+    sizes |= {"CHUNK": chunk, "BLOCK": min(BLOCK, chunk // 2)}
     if backend == "torch":
         return Setting(pick(program, sizes))
     if backend == HOST_C:
         return Setting(pick(program, sizes | {"FEATURES": min(32, rows)}))
-    wide = dtype == "float32"
     sizes |= {"QK": max(LEAST, power_of_two(qk)), "VALUES": max(LEAST, power_of_two(v))}
     sizes["FEATURES"] = FEATURES[backend]
     if STREAMS in program.does:
         return Setting(pick(program, sizes | {"CHUNK": LEAST}), warps=4, stages=1)
-    if wide:
-        sizes["CHUNK"] = LEAST
     block = sizes["FEATURES"] if "FEATURES" in program.constants else sizes["QK"]
     held = -(-rows // block) * block
     if TOKEN in program.does:
