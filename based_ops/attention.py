@@ -39,6 +39,8 @@ class AttentionVariant(Variant):
         spec: Any = self.spec
         fading = (x.dims for x in self.signature.inputs if x.fades)
         self._decay_dims: tuple[int | str, ...] = next(fading, ())
+        self._corrects = any(x.corrects for x in self.signature.inputs)
+        self._takes_more = bool(self._decay_dims) or self._corrects
         self._know(qk=spec.head_dims.qk, v=spec.head_dims.v, default_scale=float(spec.default_scale()))
 
     def __call__(
@@ -56,6 +58,8 @@ class AttentionVariant(Variant):
         parameters: Mapping[str, Tensor] | None = None,
         backend: str | None = None,
         batch_invariant: bool = False,
+        *,
+        beta: Tensor | None = None,
         **foreign: NoReturn,
     ) -> tuple[Tensor, Any]:
         """Causal attention over a sequence: `(o, final_state)`, with o [B,T,H,v] contiguous and of v's dtype.
@@ -75,6 +79,11 @@ class AttentionVariant(Variant):
         `g` is what a layer with `decay` takes, and no other: logarithms of what is left of the state, at most
         0, in float32 (others are cast to it), [H] or [B,T,H] as the spec says, with the heads of the state.
         One above 0 is an error on a CPU, and not looked for elsewhere.
+
+        `beta` is what a layer with `update: delta` takes, and no other: [B,T,H], in float32 (others are cast
+        to it), with the heads of the state, how much each token takes back of the error of what the state
+        answers to its key: 0 leaves the state as it is, 1 makes it answer v, and up to 2 it overshoots.  One
+        outside of 0 to 2 is an error on a CPU, and not looked for elsewhere.
 
         `scale` is a Python float that replaces the spec's, or a tensor [H] with a gradient, a number for each
         head of q.  A tensor is multiplied onto q, in q's dtype.  A layer that divides by sums of an
@@ -101,9 +110,10 @@ class AttentionVariant(Variant):
             options = {"initial_state": initial_state, "output_final_state": output_final_state}
             options |= {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
             options |= {"state_indices": state_indices, "backend": backend}
-            options |= {"batch_invariant": batch_invariant}
+            options |= {"batch_invariant": batch_invariant, "beta": beta}
             return temperature.call(self, partial(self, k=k, v=v, g=g, **options), q, scale)
-        tensors = self._inputs(q, k, v, g) if g is not None or self._decay_dims else (q, k, v)
+        plain = g is None and beta is None and not self._takes_more
+        tensors = (q, k, v) if plain else self._inputs(q, k, v, g, beta)
         given = (tensors, scale, initial_state, output_final_state, backend, state_indices)
         if batch_invariant:
             return invariance.call(self, *given, cu_seqlens, attention_mask)
@@ -122,13 +132,15 @@ class AttentionVariant(Variant):
         backend: str | None = None,
         state_indices: Tensor | None = None,
         parameters: Mapping[str, Tensor] | None = None,
+        *,
+        beta: Tensor | None = None,
         **foreign: NoReturn,
     ) -> Tensor:
         """A few more tokens, T from 0 to 16: returns o [B,T,H,v] and updates `state` in place.
 
-        It equals T steps of one token each, in one launch.  `g` is [H] or [B,T,H], see the call.  Not
-        differentiable.  Raises the errors of `based_ops.errors` before any kernel runs; more tokens are a
-        `ShapeError`, and a call's.
+        It equals T steps of one token each, in one launch.  `g` is [H] or [B,T,H] and `beta` [B,T,H], see the
+        call.  Not differentiable.  Raises the errors of `based_ops.errors` before any kernel runs; more
+        tokens are a `ShapeError`, and a call's.
 
         With `state_indices`, int32 [B] on the device, `state` is a pool: sequence b has the state in slot
         `state_indices[b]`, and no other slot is read or changed.  -1 names no slot: nothing changes, and the
@@ -141,9 +153,10 @@ class AttentionVariant(Variant):
         if parameters:
             self._has_no(parameters)
         if isinstance(scale, Tensor):
-            options = {"state": state, "state_indices": state_indices, "backend": backend}
+            options = {"state": state, "state_indices": state_indices, "backend": backend, "beta": beta}
             return temperature.call(self, partial(self.step, k=k, v=v, g=g, **options), q, scale)
-        tensors = self._inputs(q, k, v, g) if g is not None or self._decay_dims else (q, k, v)
+        plain = g is None and beta is None and not self._takes_more
+        tensors = (q, k, v) if plain else self._inputs(q, k, v, g, beta)
         return self._step(tensors, scale, state, backend, state_indices)
 
     def init_state(
@@ -184,6 +197,8 @@ class AttentionVariant(Variant):
         cu_seqlens: Tensor | None = None,
         attention_mask: Tensor | None = None,
         parameters: Mapping[str, Tensor] | None = None,
+        *,
+        beta: Tensor | None = None,
         **foreign: NoReturn,
     ) -> Any:
         """Naive quadratic mathematics in q's precision: o, or (o, final_state) if `output_final_state`.
@@ -196,10 +211,10 @@ class AttentionVariant(Variant):
             self._has_no(parameters)
         if isinstance(scale, Tensor):
             options = {"initial_state": initial_state, "output_final_state": output_final_state}
-            options |= {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
+            options |= {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask, "beta": beta}
             return temperature.call(self, partial(self.reference, k=k, v=v, g=g, **options), q, scale)
         of_call = scale, initial_state, output_final_state, cu_seqlens, attention_mask
-        return self._reference_of(self._inputs(q, k, v, g), *of_call)
+        return self._reference_of(self._inputs(q, k, v, g, beta), *of_call)
 
     def _reference_of(
         self,
@@ -253,16 +268,24 @@ class AttentionVariant(Variant):
         """The states after packed sequences, of which the operator left `final`."""
         return self._leave(laid.tensors, final, initial_state, 0)
 
-    def _inputs(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None) -> Tensors:
-        """What the operators take: decays in float32, or q's float64, side by side."""
-        if not self._decay_dims:
-            if g is not None:
-                fail(ArgumentTypeError, "g", "a tensor", f"None, since {self.name} has no decay")
-            return q, k, v
-        if not isinstance(g, Tensor):
-            fail(ArgumentTypeError, "g", type(g).__name__, f"a torch.Tensor: {self.name} has a decay")
+    def _inputs(
+        self, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None = None
+    ) -> Tensors:
+        """What the operators take: decays and rates in float32, or q's float64, side by side."""
         wide = torch.float64 if isinstance(q, Tensor) and q.dtype == torch.float64 else torch.float32
-        return q, k, v, g.to(wide).contiguous()
+        given: list[Tensor] = []
+        for name, x, taken, what in (
+            ("g", g, bool(self._decay_dims), "decay"),
+            ("beta", beta, self._corrects, "delta rule"),
+        ):
+            if not taken and x is not None:
+                fail(ArgumentTypeError, name, "a tensor", f"None, since {self.name} has no {what}")
+            if not taken:
+                continue
+            if not isinstance(x, Tensor):
+                fail(ArgumentTypeError, name, type(x).__name__, f"a torch.Tensor: {self.name} has a {what}")
+            given.append(x.to(wide).contiguous())
+        return (q, k, v, *given)
 
     def _nothing(self, tensors: Tensors) -> Any:
         q, k, v = (x for x in tensors[:3] if x is not None)
@@ -276,6 +299,8 @@ class AttentionVariant(Variant):
         batch, length, heads = checks.qkv(facts, q, k, v, most)  # type: ignore[arg-type]
         if self._decay_dims:
             checks.decay(facts, self._decay_dims, tensors[3], q, heads, facts is self)  # type: ignore[arg-type]
+        if self._corrects:
+            checks.rate(facts, tensors[-1], q, heads, facts is self)  # type: ignore[arg-type]
         if most is None and facts is not self and 1 < length < heads:  # in traced code it would be a guard
             checks.warn_of_layout(self.name, length, heads)
         return batch, length, heads

@@ -336,6 +336,28 @@ def decay(variant: Facts, dims: Sequence[int | str], g: Any, q: Tensor, units: i
         fail(ArgumentValueError, "g", f"a number above 0, {float(g.detach().max())}", what)
 
 
+MOST_RATE = 2.0
+"""The largest rate of a delta rule: beyond it what a state answers to a key grows with each token."""
+
+
+def rate(variant: Facts, beta: Any, q: Tensor, units: int, traced: bool) -> None:
+    """Rates β [B,T,H] of calls with q, from 0 to 2: that is looked at on a CPU alone.
+
+    There are `units` heads, those of the state.
+    """
+    layout("beta", beta)
+    wanted = (*q.shape[:2], units)
+    if tuple(beta.shape) != wanted:
+        shape = [operator.index(x) for x in wanted]
+        fail(ShapeError, "beta", sizes(beta), f"of shape {shape} for {variant.name}")
+    if beta.device != q.device:
+        fail(DeviceError, "beta", str(beta.device), f"on the device of q, {q.device}")
+    if not traced and beta.device.type == "cpu" and bool(((beta < 0) | (beta > MOST_RATE)).any()):
+        least, most = (float(x) for x in beta.detach().aminmax())
+        got = f"a number of {least:g}" if least < 0 else f"a number of {most:g}"
+        fail(ArgumentValueError, "beta", got, f"from 0 to {MOST_RATE:g} for every token, mostly up to 1")
+
+
 def factor(
     variant: Facts, name: str, x: Any, q: Tensor, heads: Any, least: float | None, traced: bool
 ) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from based_ops.codegen.names import FEATURES, features_of
 
-from . import checks, dispatch, invariance, packed
+from . import checks, dispatch, invariance, packed, unit_keys
 from .errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -65,6 +65,7 @@ class FeaturedVariant(Variant):
         self.parameters: dict[str, Parameter] = {x.name: x for side in self._sides for x in side.parameters}
         """What the parts read, by name: of queries, and of keys."""
         self._turns = self.spec.turns
+        self._unit: bool = getattr(self.spec, "unit_keys", False)
         self._of = record.module(FEATURES)
         self.makers = {name: FeatureMaker(made) for name, made in record.makers.items()}
         """What makes features by kernels, of queries and keys alike or of each."""
@@ -159,6 +160,8 @@ class FeaturedVariant(Variant):
         options = _given(cu_seqlens=cu_seqlens, attention_mask=attention_mask, state_indices=state_indices)
         tokens, counts = self._places(q, cu_seqlens, attention_mask)
         given = self._check_all(q, k, parameters)
+        if self._unit and not is_traced():
+            unit_keys.check(k, cu_seqlens, attention_mask, state_indices)
         if attention_mask is not None and any(x.learned for x in self.parameters.values()):
             # Whatever padding holds, it has no part in gradients of parameters.
             q, k = (packed.without_padding(x, attention_mask, is_traced()) for x in (q, k))
@@ -190,6 +193,8 @@ class FeaturedVariant(Variant):
         tokens, counts = self._places(q, None, None)
         length = q.shape[1] if isinstance(q, Tensor) and q.dim() == 4 else 0
         given = self._check_all(q, k, parameters)
+        if self._unit and not is_traced():
+            unit_keys.check(k, None, None, state_indices)
         q, k = self._features(q, k, given, None, tokens, self._kernel(q, backend))
         options = _given(state_indices=state_indices) | {"backend": backend} | more
         o: Tensor = self.core.step(q, k, v, state, g, scale, **options)

@@ -38,7 +38,7 @@ def draw(
     sizes = {"B": batch, "T": length, "Tk": length, **variant.signature.alike(units)}
     inputs = taken(variant)
     widths = [x.dims[-1] if isinstance(x.dims[-1], int) else sizes[x.dims[-1]] for x in inputs]
-    moving = [i for i, x in enumerate(inputs) if _moves(x) and not x.fades]
+    moving = [i for i, x in enumerate(inputs) if _moves(x) and not (x.fades or x.corrects)]
     between = [sizes[str(dim)] for dim in inputs[0].dims[:-1]]
     fused = normal((*between, sum(widths[i] for i in moving)))
     parts = dict(zip(moving, fused.split([widths[i] for i in moving], dim=-1), strict=True))
@@ -47,6 +47,9 @@ def draw(
         part = parts.get(i)
         if x.fades:  # some of the state is left after a few tokens
             part = -normal([sizes[str(dim)] for dim in x.dims]).abs() / 4
+            part = part.to(torch.promote_types(part.dtype, torch.float32))
+        elif x.corrects:
+            part = normal([sizes[str(dim)] for dim in x.dims]).sigmoid()
             part = part.to(torch.promote_types(part.dtype, torch.float32))
         elif x.multiplies:
             part = normal([sizes[str(dim)] for dim in x.dims]).abs() + 0.5

@@ -225,7 +225,7 @@ class _Call:
         slots.step(self.module.step, where, *before, *states, indices)
 
     def drawn(self, x: Argument) -> Tensor | None:
-        """Numbers for an argument: of the size of one, and decays of a half."""
+        """Numbers for an argument: of the size of one, which rates may be, and decays of a half."""
         if not x.present:
             return None
         shape = [self.sizes[dim] if isinstance(dim, str) else dim for dim in x.dims]

@@ -243,6 +243,22 @@ def with_parts(draw: st.DrawFn, max_qk: int = 40, max_v: int = 40, widest: int =
     return replace(plain, parts=chosen, key_parts=keys, tied=tied, signed_weights=True)
 
 
+def deltas(max_qk: int = 256, max_v: int = 256) -> st.SearchStrategy[LinearAttention]:
+    """Linear attention layers that learn by the delta rule, of all maps that are a function of q·k."""
+    plain = st.one_of(
+        _linear_attentions(st.just(x), min(max_qk, x.widest), max_v) for x in (*POLYNOMIALS, Elementwise("x"))
+    )
+    chosen = {"normalize": False, "state_dtype": "float32", "update": "delta"}
+    first = st.sampled_from(((), (parts.Signs(),), (parts.Mapped("relu(x)"), parts.L2Norm())))
+
+    def completed(spec: LinearAttention, found: tuple[Part, ...]) -> LinearAttention:
+        unit = not (found and isinstance(found[-1], parts.L2Norm))
+        fits = parts.width_after(found, spec.head_dims.qk) <= spec.feature_map.widest
+        return replace(spec, **chosen, parts=found if fits else (), unit_keys=unit or not fits)
+
+    return st.builds(completed, plain, first)
+
+
 def layer_specs() -> st.SearchStrategy[LayerSpec]:
     """Every spec that a file can hold."""
-    return linear_attentions() | sliding_windows() | short_convs() | hybrids() | with_parts()
+    return linear_attentions() | sliding_windows() | short_convs() | hybrids() | with_parts() | deltas()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..mixers.short_conv import GatedShortConv, ShortConv
+from .delta_net import DeltaNet, DeltaNetState
 from .hybrid import HybridAttention
-from .linear_attention import LinearAttention
+from .linear_attention import BasedDelta, LinearAttention
 from .long_conv import H3, BaseConv, Hyena, ImplicitConv
 from .mamba2 import Mamba2Mixer, Mamba2State
 from .rotary import rotate
@@ -12,6 +13,9 @@ from .sliding_window import SlidingWindowAttention
 
 __all__ = [
     "BaseConv",
+    "BasedDelta",
+    "DeltaNet",
+    "DeltaNetState",
     "GatedShortConv",
     "H3",
     "HybridAttention",

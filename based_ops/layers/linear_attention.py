@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ..arguments import refuse
+from ..errors import ArgumentTypeError, fail
 from ..state import LinearAttentionState
 from ..variant import Variant
 from .base import AttentionLayer
@@ -38,9 +39,11 @@ class LinearAttention(AttentionLayer):
         """The decay of a variant that has one is made here.
 
         Of each token it is log σ(g_proj(x)) / 16, of each head that of RetNet, log(1 - 2^(-5 - head)), which
-        is not trained.
+        is not trained.  The rate of a delta rule is σ(b_proj(x)) of each token.
         """
         super().__init__(d_model, heads, variant, device, dtype, kv_heads, **foreign)
+        if self.op.spec.corrects:
+            self.b_proj: nn.Linear = nn.Linear(d_model, self.kv_heads, bias=False, device=device, dtype=dtype)
         self.decay: str = self.op.spec.decay
         self.g: Tensor | None
         if self.decay == "token":
@@ -64,7 +67,8 @@ class LinearAttention(AttentionLayer):
         if foreign:
             refuse(LinearAttention.forward, tuple(foreign))
         options: dict[str, Any] = {"initial_state": state, "output_final_state": output_state}
-        options |= {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask} | self._options()
+        options |= {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
+        options |= self._options() | self._rates(x)
         o, final = self.op(*self._project(x), self._decays(x), **options)
         return self._leave(o), final
 
@@ -81,7 +85,7 @@ class LinearAttention(AttentionLayer):
         """
         if foreign:
             refuse(LinearAttention.step, tuple(foreign))
-        options = {"state_indices": state_indices} | self._options()
+        options = {"state_indices": state_indices} | self._options() | self._rates(x)
         return self._leave(self.op.step(*self._project(x), state, self._decays(x), **options))
 
     def _decays(self, x: Tensor) -> Tensor | None:
@@ -89,3 +93,32 @@ class LinearAttention(AttentionLayer):
             # log σ(x), by a function whose gradient `DTensor`s have too; exact to float64 below its threshold
             return -softplus(-self.g_proj(x).float(), threshold=50.0) / self.GATE
         return self.g
+
+    def _rates(self, x: Tensor) -> dict[str, Tensor]:
+        """β of a delta rule."""
+        if not self.op.spec.corrects:
+            return {}
+        given: Tensor = self.b_proj(x)
+        return {"beta": given.to(torch.promote_types(given.dtype, torch.float32)).sigmoid()}
+
+
+class BasedDelta(LinearAttention):
+    """Based's linear attention (arXiv 2402.18668) that learns by the delta rule.
+
+    Neither convolutions nor gates: what it has besides `LinearAttention` is a rate for each token and head.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        heads: int,
+        variant: Variant | str = "taylor2_delta_qk16_v64",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        kv_heads: int | None = None,
+        **foreign: NoReturn,
+    ) -> None:
+        super().__init__(d_model, heads, variant, device, dtype, kv_heads, **foreign)
+        if not self.op.spec.corrects:
+            got = f"{self.op.name}, {self.op.spec.describe()}"
+            fail(ArgumentTypeError, "variant", got, "a linear attention with `update: delta`")

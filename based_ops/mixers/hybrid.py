@@ -89,6 +89,8 @@ class HybridVariant(AttentionVariant):
         k_window: Tensor | None = None,
         window_factor: Tensor | None = None,
         linear_factor: Tensor | None = None,
+        *,
+        beta: Tensor | None = None,
         **foreign: NoReturn,
     ) -> tuple[Tensor, Any]:
         """Causal attention over a sequence: `(o, final_state)`, as of all attention layers.
@@ -120,10 +122,10 @@ class HybridVariant(AttentionVariant):
             options |= {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
             options |= {"state_indices": state_indices, "backend": backend}
             options |= {"q_window": q_window, "k_window": k_window}
-            options |= {"window_factor": window_factor, "linear_factor": linear_factor}
+            options |= {"window_factor": window_factor, "linear_factor": linear_factor, "beta": beta}
             options |= {"batch_invariant": batch_invariant}
             return temperature.call(self, partial(self, k=k, v=v, g=g, **options), q, scale)
-        tensors = self._all(q, k, v, g, (q_window, k_window, window_factor, linear_factor))
+        tensors = self._all(q, k, v, g, beta, (q_window, k_window, window_factor, linear_factor))
         given = (tensors, scale, initial_state, output_final_state, backend, state_indices)
         if batch_invariant:
             return invariance.call(self, *given, cu_seqlens, attention_mask)
@@ -146,6 +148,8 @@ class HybridVariant(AttentionVariant):
         k_window: Tensor | None = None,
         window_factor: Tensor | None = None,
         linear_factor: Tensor | None = None,
+        *,
+        beta: Tensor | None = None,
         **foreign: NoReturn,
     ) -> Tensor:
         """A few more tokens, T from 0 to 16: returns o [B,T,H,v] and updates `state` in place.
@@ -160,9 +164,9 @@ class HybridVariant(AttentionVariant):
         if isinstance(scale, Tensor):
             options: dict[str, Any] = {"state": state, "state_indices": state_indices, "backend": backend}
             options |= {"q_window": q_window, "k_window": k_window}
-            options |= {"window_factor": window_factor, "linear_factor": linear_factor}
+            options |= {"window_factor": window_factor, "linear_factor": linear_factor, "beta": beta}
             return temperature.call(self, partial(self.step, k=k, v=v, g=g, **options), q, scale)
-        tensors = self._all(q, k, v, g, (q_window, k_window, window_factor, linear_factor))
+        tensors = self._all(q, k, v, g, beta, (q_window, k_window, window_factor, linear_factor))
         return self._step(tensors, scale, state, backend, state_indices)
 
     def reference(
@@ -181,6 +185,8 @@ class HybridVariant(AttentionVariant):
         k_window: Tensor | None = None,
         window_factor: Tensor | None = None,
         linear_factor: Tensor | None = None,
+        *,
+        beta: Tensor | None = None,
         **foreign: NoReturn,
     ) -> Any:
         """Naive quadratic mathematics in q's precision: o, or (o, final_state) if `output_final_state`."""
@@ -195,9 +201,9 @@ class HybridVariant(AttentionVariant):
             }
             options |= {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
             options |= {"q_window": q_window, "k_window": k_window}
-            options |= {"window_factor": window_factor, "linear_factor": linear_factor}
+            options |= {"window_factor": window_factor, "linear_factor": linear_factor, "beta": beta}
             return temperature.call(self, partial(self.reference, k=k, v=v, g=g, **options), q, scale)
-        tensors = self._all(q, k, v, g, (q_window, k_window, window_factor, linear_factor))
+        tensors = self._all(q, k, v, g, beta, (q_window, k_window, window_factor, linear_factor))
         return self._reference_of(
             tensors, scale, initial_state, output_final_state, cu_seqlens, attention_mask
         )
@@ -216,9 +222,11 @@ class HybridVariant(AttentionVariant):
         direct = (self.qk + self.v) * late * (late + 1) + update * (begun + final)
         return float(2 * ((self.spec.window_qk or self.qk) + self.v) * near + min(2 * update, direct))
 
-    def _all(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, more: Tensors) -> Tensors:
+    def _all(
+        self, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, more: Tensors
+    ) -> Tensors:
         """What the operators take: factors in float32, or q's float64, side by side."""
-        tensors = self._inputs(q, k, v, g)
+        tensors = self._inputs(q, k, v, g, beta)
         given = dict(zip(EXTRA, more, strict=True))
         for name, x in given.items():
             if x is not None and name not in self._names:

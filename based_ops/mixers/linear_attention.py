@@ -30,21 +30,33 @@ class LinearAttentionVariant(AttentionVariant):
         self.state_dtype = dtype_named(spec.state_dtype)
 
     def products(self, length: int, begun: bool = False, final: bool = False) -> float:
-        """Through the state, or with every earlier token where that is less."""
+        """Through the state, or with every earlier token where that is less.
+
+        By the delta rule a token reads the state, or its pairs, by its key too.
+        """
         pairs = length * (length + 1) // 2
         update = 2 * self.features * self.v * length  # as many as a product with the state
+        if self.spec.corrects:
+            twice = 4 * (self.qk + self.v) * pairs + update * (2 * begun + final)
+            return float(min(3 * update, twice))
         alone = 2 * (self.qk + self.v) * pairs + update * (begun + final)
         return float(min(2 * update, alone))
 
     def _reference(
         self, tensors: Tensors, numbers: tuple[float, ...], initial_state: Any
     ) -> tuple[Tensor, LinearAttentionState]:
-        from ..reference import linear_attention
+        from ..reference import delta_rule, linear_attention
 
-        q, k, v, *decays = tensors
+        q, k, v, *more = tensors
         assert q is not None and k is not None and v is not None
         (scale,) = numbers
-        return linear_attention(self.spec, q, k, v, scale, initial_state, *decays)
+        if not self.spec.corrects:
+            return linear_attention(self.spec, q, k, v, scale, initial_state, *more)
+        *decays, beta = more
+        assert beta is not None
+        return delta_rule(
+            self.spec, q, k, v, scale, initial_state, beta=beta, log_decay=next(iter(decays), None)
+        )
 
 
 VARIANT = LinearAttentionVariant

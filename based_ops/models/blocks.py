@@ -87,6 +87,8 @@ def mixer_of(mixer: spec.Mixer, d_model: int, **made: Any) -> Any:
             return layers.HybridAttention(d_model, heads, variant, **made)
         case spec.Mamba2(variant=variant, conv=conv, expand=expand):
             return layers.Mamba2Mixer(d_model, variant, conv, expand, **made)
+        case spec.DeltaNet(variant=variant, heads=heads, conv=conv, gate=gate):
+            return layers.DeltaNet(d_model, heads, variant, conv, gate, mixer.negative_eigenvalues, **made)
         case spec.Attention(heads=heads, kv_heads=kv_heads, rotary=rotary):
             return FullAttention(d_model, heads, kv_heads or None, rotary, **made)
 

@@ -72,6 +72,11 @@ def packed_plan(sequences: Tensor, T: int, SEGMENT: int, LENGTH: int) -> tuple[i
     return count, count * LENGTH, table, torch.stack((before, last), 1).clamp(max=count)
 
 
+def kept_plan(T: int, LENGTH: int) -> int:
+    """The segments of a sequence, of up to LENGTH tokens each, before which a walk keeps its state."""
+    return cdiv(T, LENGTH)
+
+
 @functools.lru_cache(maxsize=4096)
 def stream_plan(T: int, lanes: int, TILED: int, SHORTEST: int, LANES: int) -> tuple[int, bool]:
     """How a pass goes through T tokens of `lanes` (batch times channels): in how many segments, and whether

@@ -200,7 +200,7 @@ class _Checker:
                 raise self.fail(f"product of {left} among {pairs}")
         if len(left.shape) != 2 or len(right.shape) != 2 or left.shape[1] != right.shape[0]:
             raise self.fail(f"product of {left} and {right}")
-        if left.dtype != right.dtype or left.dtype != OPERAND:
+        if left.dtype != right.dtype or left.dtype not in (OPERAND, ACC):
             raise self.fail(f"product of {left} and {right}")
         return Type(ACC, (left.shape[0], right.shape[1]), left.batched or right.batched)
 

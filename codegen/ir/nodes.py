@@ -207,7 +207,7 @@ class Transpose(Expr):
 
 @dataclass(frozen=True)
 class Dot(Expr):
-    """Matrix product ``[m, k] · [k, n]``, summed in the accumulator's precision.
+    """Matrix product ``[m, k] · [k, n]`` of operands, or of sums in float32, in the accumulator's precision.
 
     `among`, where given, says which elements of x there are, ``[m, k]``: the others are 0, and what they
     meet in y, NaN included, is no part of the sum.  A backend whose matrix product multiplies by those

@@ -66,13 +66,14 @@ def gather_by_product(program: Program, size: Callable[[str], int]) -> Program:
             return (stmt,)
         if not isinstance(value := stmt.value, Columns):
             return (stmt, *matrices(stmt))
+        fill = value.weight * value.fill if value.weight else wrap(value.fill)
+        filled: Expr = Where(value.index >= value.extent, fill, wrap(0.0))
         if value.transposed:
             product = Let(stmt.name, Dot(Var(f"onto_{_suffix(value)}"), Transpose(value.x)))
-            past: Expr = column(Where(value.index >= value.extent, wrap(value.fill), wrap(0.0)))
+            past = column(filled)
         else:
             product = Let(stmt.name, Dot(value.x, Var(f"from_{_suffix(value)}")))
-            fill = value.weight * value.fill if value.weight else wrap(value.fill)
-            past = row(Where(value.index >= value.extent, fill, wrap(0.0)))
+            past = row(filled)
         if not fills(value):
             return (product,)
         if known.elements(value.index) is None or value.transposed:

@@ -90,7 +90,7 @@ class ElementwiseMap:
     ) -> Var:
         return b.let(name, Cast(operand, ACC))
 
-    def across(self, b: Builder, operand: Var, selection: Selection) -> Across:
+    def across(self, b: Builder, operand: Var, selection: Selection, weight: Var | None = None) -> Across:
         return Across(Transpose(operand), Cast(operand, ACC), 0, "F")
 
     def constant(self, f: Var) -> Expr | None:

@@ -107,8 +107,8 @@ class FeatureMap(Protocol):
     ) -> Var:
         """Features of every row, ``[rows, block]``, times `weight` where it is given."""
 
-    def across(self, b: Builder, operand: Var, selection: Selection) -> Across:
-        """Unweighted features of every row, as they enter sums over rows."""
+    def across(self, b: Builder, operand: Var, selection: Selection, weight: Var | None = None) -> Across:
+        """Features of every row, as they enter sums over rows, times `weight` where it is given."""
 
     def constant(self, f: Var) -> Expr | None:
         """Which features are 1 even of a row that is 0, as past the end of a sequence; None if none."""

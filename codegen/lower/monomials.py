@@ -86,8 +86,12 @@ class Monomials(FeatureMap):
         columns = [self._columns(b, operand, first, weight), *(self._columns(b, operand, i) for i in others)]
         return b.let(name, multiplied(Cast(factor, ACC) for factor in columns))
 
-    def across(self, b: Builder, operand: Var, selection: Selection) -> Across:
-        factors = [self._columns(b, operand, index, transposed=True) for index in selection]
+    def across(self, b: Builder, operand: Var, selection: Selection, weight: Var | None = None) -> Across:
+        first, *others = selection
+        factors = [
+            self._columns(b, operand, first, weight, transposed=True),
+            *(self._columns(b, operand, index, transposed=True) for index in others),
+        ]
         features = b.let("F", multiplied(Cast(factor, ACC) for factor in factors))
         return Across(b.let("F_operand", Cast(features, OPERAND)), features, 1, "F_e")
 

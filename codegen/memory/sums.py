@@ -154,19 +154,20 @@ class Sums(Fading):
         past: Expr,
         factors: Expr | None = None,
         kept: Var | None = None,
+        weight: Var | None = None,
     ) -> None:
         """Add a tile's rows: Σ_t Φ(x_t) y_tᵀ to S and Σ_t e_t Φ(x_t) to z.
 
         `operand` holds x, `values` holds y; rows `past` the end of the sequence are 0 in both.  `factors` are
         the e_t; None for 1 in every row that exists.  `kept` is what is left of each row in the state, if
-        that fades.
+        that fades; `weight` is one of each feature.
         """
         past = self.b.let("past", past)
         if kept:
             faded = Cast(values, ACC) * column(kept)
             values = self.b.let(f"{values.name}_kept", Cast(faded, OPERAND))
             factors = kept if factors is None else self.b.let("E_given", factors) * kept
-        across = self.features.across(self.b, operand, block.selection)
+        across = self.features.across(self.b, operand, block.selection, weight)
         self.b.add(state.sums, Dot(across.matrix, values))
         if self.normalizer:
             constant = self.features.constant(block.f)
@@ -293,19 +294,23 @@ class Sums(Fading):
     def read_by_key(
         self,
         dk: Var,
-        dv: Var,
+        dv: Var | None,
         keys: Var,
         values: Var,
         block: Block,
         mirrored: Stored,
         owed: Var | None = None,
     ) -> None:
-        """The adjoint of `enter`: add to dk and dv what keys and values owe to the sums of later queries."""
+        """The adjoint of `enter`: add to dk and dv what keys and values owe to the sums of later queries.
+
+        Here and in `pair_by_key` dv may be left out.
+        """
         b = self.b
         features = self.features.features(b, "P", keys, block.selection)
         matrix = b.let("P_operand", Cast(features, OPERAND))
         state = mirrored.operand()
-        b.add(dv, Dot(matrix, state))
+        if dv:
+            b.add(dv, Dot(matrix, state))
         by_feature = b.let("dP", Dot(values, Transpose(state)))
         if self.normalizer:
             b.add(by_feature, row(mirrored.normalizer()))
@@ -340,7 +345,7 @@ class Sums(Fading):
     def pair_by_key(
         self,
         dk: Var,
-        dv: Var,
+        dv: Var | None,
         keys: Var,
         values: Var,
         queries: Var,
@@ -357,8 +362,9 @@ class Sums(Fading):
         exact = self._weights(products, seen, kept=kept)
         if owed:
             exact = b.let("A_exact", exact)
-        weights = b.let("A", Cast(exact, OPERAND))
-        b.add(dv, Dot(weights, gradients.g, among=seen))
+        if dv:
+            weights = b.let("A", Cast(exact, OPERAND))
+            b.add(dv, Dot(weights, gradients.g, among=seen))
         by_kernel = b.let("dA", Dot(values, Transpose(gradients.g)))
         if e := gradients.read_e(b):
             b.add(by_kernel, row(e))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..dtypes import ACC, DTYPES, STATE
 from ..errors import ExpressionError
-from ..spec import featured
+from ..spec import delta, featured
 from ..spec.featured import Featured
 from ..spec.fields import Choice, Choices, Flag, Integer, Name, Number, Record, Tagged, spec_field
 from ..spec.model import (
@@ -25,7 +25,7 @@ from ..spec.model import (
     TaylorExp,
     too_wide,
 )
-from ..spec.parts import Part
+from ..spec.parts import L2Norm, Part
 from ..spec.signature import GROUPS, OF_KEYS, OF_QUERIES, OF_STATES, OF_VALUES, Argument, Signature
 
 if TYPE_CHECKING:
@@ -53,6 +53,10 @@ class LinearAttention(Featured):
     Society Open Science 9, 2022).  Chance follows from the numbers, so equal calls give equal bits.  The
     error that is left grows with the steps: docs/states.md has it in numbers.  float16 ends at 65504, beyond
     which a state is infinite.
+
+    With `update: delta` a value is corrected by what the state already answers before it enters, at a rate β
+    that each token gives (the delta rule: Widrow and Hoff 1960; Schlag et al., arXiv 2102.11174, equation 24;
+    with a decay first: Yang et al., arXiv 2412.06464, equation 10).  `lower/delta.py` has the mathematics.
     """
 
     mixer: ClassVar[str] = "linear_attention"
@@ -72,6 +76,7 @@ class LinearAttention(Featured):
         "step": (128, 16, 1),
     }
     template_options: ClassVar[tuple[str, ...]] = ("feature_map", "qk", "v")
+    without_parts: ClassVar[Mapping[str, Any]] = {**Featured.without_parts, "unit_keys": False}
 
     name: str = spec_field(Name(), NAME_DOC)
     feature_map: FeatureMap = spec_field(
@@ -98,6 +103,15 @@ class LinearAttention(Featured):
         "Whether the state fades, by one number a head or by one a token and head.",
         "none",
     )
+    update: str = spec_field(
+        Choice(("add", "delta")),
+        "How a token enters the state: its value as it is, or less what the state answers to its key.",
+        "add",
+        quiet=True,
+    )
+    unit_keys: bool = spec_field(
+        Flag(), "Whether queries and keys are divided by their lengths, after `parts`.", False, quiet=True
+    )
     state_dtype: str = spec_field(
         Choice(("float32", "bfloat16", "float16")),
         "Dtype of the recurrent state; two bytes lose digits token by token.",
@@ -119,12 +133,24 @@ class LinearAttention(Featured):
         """There is no softmax: kernel values and states of long sequences leave float16's range."""
         return "bfloat16" if dtype == "float16" else dtype
 
+    @property
+    def corrects(self) -> bool:
+        """Whether values are corrected before they enter."""
+        return self.update == "delta"
+
+    @property
+    def pipelines(self) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+        last = (L2Norm(),) if self.unit_keys else ()
+        queries, keys = super().pipelines
+        return queries + last, keys + last
+
     def describe(self) -> str:
-        return f"{self.feature_map.weight}{self.after_parts}"
+        return f"{self.feature_map.weight}{self.after_parts}{', delta rule' if self.corrects else ''}"
 
     def facts(self) -> dict[str, Any]:
         widths = {"qk": self.head_dims.qk, "v": self.head_dims.v}
-        label = f"{self.feature_map.label}{self.after_parts}"
+        rule = " by the delta rule" if self.corrects else ""
+        label = f"{self.feature_map.label}{self.after_parts}{rule}"
         return {"map": label, "normalize": self.normalize, "decay": self.decay} | widths
 
     @classmethod
@@ -156,6 +182,7 @@ class LinearAttention(Featured):
         if not isinstance(feature_map, FeatureMap):
             return
         yield from featured.conflicts(values, feature_map.widest, streams=True)
+        yield from delta.conflicts(values, feature_map)
         if isinstance(widths, HeadDims) and not featured.has_parts(values):
             yield from too_wide(feature_map, widths.qk)
         if not divides or featured.weights_of_one_sign(values):
@@ -188,6 +215,8 @@ class LinearAttention(Featured):
                 ),
             )
 
+        rate = "how much of the error each token takes back, from 0 to 2"
+        rates = (Argument("beta", ("B", "T", OF_STATES), rate, ACC, corrects=True),) if self.corrects else ()
         decays = {"none": (), "head": ((OF_STATES,),), "token": (("B", "T", OF_STATES),)}[self.decay]
         of_state = "logarithm of what is left of the state, at most 0"
         return Signature(
@@ -196,26 +225,30 @@ class LinearAttention(Featured):
                 Argument("k", ("B", "T", OF_KEYS, qk), "keys", weighs=True),
                 Argument("v", ("B", "T", OF_VALUES, v), "values"),
                 *(Argument("log_decay", dims, of_state, ACC, fades=True) for dims in decays),
+                *rates,
             ),
             output=Argument("o", ("B", "T", "H", v), "what is read for each query"),
             state=state("", count="B"),
             numbers={"scale": self.default_scale()},
             carried=state("initial_", optional=True),
             packs=True,
-            kept=(Argument("n", ("B", "H", "T"), "sums of weights", ACC, present=normalize),),
+            kept=(Argument("n", ("B", "H", "T"), "sums of weights", ACC, present=normalize),)
+            if not self.corrects
+            else (),
             final=state("final_"),
+            keeps_output=not self.corrects,
             groups=GROUPS,
         )
 
     def programs(self) -> tuple[Program, ...]:
-        from ..lower import linear_attention
+        from ..lower import delta, linear_attention
 
-        return linear_attention.programs(self.core)
+        return (delta if self.corrects else linear_attention).programs(self.core)
 
     def passes(self, faster: Mapping[str, ForeignKernel]) -> tuple[Pass, ...]:
-        from ..lower import linear_attention_passes
+        from ..lower import delta_passes, linear_attention_passes
 
-        return linear_attention_passes.passes(self.core, faster)
+        return (delta_passes if self.corrects else linear_attention_passes).passes(self.core, faster)
 
 
 MIXER = LinearAttention

@@ -61,10 +61,10 @@ def maps_squares(spec: LayerSpec, dtype: str) -> bool:
 
 
 def _copies(spec: LinearAttention | SlidingWindow, dtype: str) -> bool:
-    """Whether rows can be copied asynchronously."""
-    fades = isinstance(spec, LinearAttention) and spec.decay != "none"
+    """Whether rows can be copied asynchronously, and nothing fades or is corrected."""
+    more = isinstance(spec, LinearAttention) and (spec.decay != "none" or spec.corrects)
     return (
-        not fades
+        not more
         and spec.head_dims.qk % COPIED == 0
         and spec.head_dims.v % COPIED == 0
         and dtype in ("bfloat16", "float16")

@@ -16,13 +16,14 @@ from ..ir.traits import (
     RUNNING_SUMS,
     SCANS,
     SOFTMAX,
+    SOLVES,
     STREAMS,
     SUMS_STATES,
     TOKEN,
 )
 from ..names import RECURRENCE
 from ..spec.model import LayerSpec
-from . import foreign, orders, parts, streams
+from . import delta, foreign, orders, parts, streams
 from .legal import (
     ALL_TOKENS,
     COLUMNS_OF_A_WARP,
@@ -99,6 +100,10 @@ def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
     if FEATURES in subject.does:
         settings = {dtype: parts.tiles(subject, backend, dtype) for dtype in dtypes}
         return Schedule(subject.name, backend, settings)
+    rewrites = ("gather_by_product",) if backend in ("triton", "torch") else ()
+    if SOLVES in subject.does:
+        settings = {x: delta.tiles(spec, subject, backend, x, _grain(backend, x)) for x in dtypes}
+        return Schedule(subject.name, backend, settings, rewrites)
     if STREAMS in subject.does:
         return Schedule(subject.name, backend, dict.fromkeys(dtypes, streams.tiles(subject, backend)))
     if SCANS in subject.does:
@@ -108,7 +113,6 @@ def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
     if RECURS in subject.does:
         dtypes = tuple(dtype for dtype in dtypes if recurs(backend, dtype))
     settings = {dtype: choose(spec, subject, dtype) for dtype in dtypes}
-    rewrites = ("gather_by_product",) if backend in ("triton", "torch") else ()
     return Schedule(subject.name, backend, settings, rewrites)
 
 
@@ -156,6 +160,8 @@ def _recurrent_plan(spec: LayerSpec, programs: int, length: int) -> dict[str, in
 
 def _launch_plan(spec: LayerSpec, plan: LaunchPlan, backend: str, dtype: str) -> Setting:
     """By what a pass of linear attention chooses what it launches."""
+    if plan.function == "kept_plan":
+        return Setting(pick(plan, {"LENGTH": _kept(spec)}))
     value_blocks = -(-spec.extents["VALUES"] // STATE_COLUMNS)
     if plan.function == "backward_plan":
         blocks = -(-_rows(spec) // STATE_ROWS) * value_blocks

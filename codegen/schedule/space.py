@@ -17,6 +17,7 @@ from ..ir.kernels import ForeignKernel, Kernel, LaunchPlan, Sized
 from ..ir.nodes import Blocks, Dim, For, Let, Load, Span, Store, Var
 from ..ir.program import Program, loads_ahead
 from ..ir.rewrite import rewritten
+from ..ir.traits import SOLVES
 from . import orders
 from .budget import fits
 from .legal import ALL_TOKENS, DIRECT, ONE_TOKEN, bounds, is_legal, miscompiled, products, shares_out
@@ -34,6 +35,7 @@ SIZES = {
     "KEYS": _powers(16, 256),  # keys that it reads at a time
     "QUERIES": _powers(16, 256),  # queries that it reads at a time
     "FEATURES": _powers(4, 256),  # rows of the state at a time
+    "BLOCK": _powers(8, 64),  # rows of an inverse that are found one after the other
     "VALUES": _powers(16, 256),  # columns of the state: less than all of them is a value split
     "SEGMENT": _powers(32, 256),  # tokens of which a segment has a multiple
     # Of launch plans:
@@ -62,6 +64,8 @@ REWRITE_SETS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 OF_THE_LAYER = frozenset({"SEGMENT"})
 """Constants that mean one thing for all programs of a layer: not to be changed in one of several."""
+OF_SOLVERS = frozenset({"CHUNK"})
+"""The same of programs that correct values, which read what others of them have found for a chunk."""
 
 OF_RECURRENCES = frozenset({*DIRECT, "SHORTEST", "PROGRAMS", "FEWEST"})
 """Constants of a forward pass's launch plan that say when it recurs, and in how many segments."""
@@ -96,6 +100,8 @@ def choices(subject: Sized, start: Schedule, keep: Collection[str] = ()) -> Choi
     """
     (setting,) = start.settings.values()
     program = subject if isinstance(subject, Program) else None
+    if program and SOLVES in program.does:
+        keep = {*keep, *OF_SOLVERS}
     sides = _sides(program, start) if program else set()
     blocks = {s.step for s in statements(program.body) if isinstance(s, Blocks)} if program else set()
     found: Choices = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from .fields import Flag, Several, spec_field
 from .model import Conflict, Elementwise, FeatureMap, HeadDims, LayerSpec
@@ -55,16 +55,24 @@ class Featured(LayerSpec):
     key_parts: tuple[Part, ...] | None
     tied: bool
 
+    without_parts: ClassVar[Mapping[str, Any]] = {"parts": (), "key_parts": None, "tied": False}
+    """The fields that differ where features are given."""
+
+    @property
+    def pipelines(self) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+        """What queries and what keys go through."""
+        return self.parts, self.parts if self.key_parts is None else self.key_parts
+
     @property
     def has_parts(self) -> bool:
-        return bool(self.parts or self.key_parts)
+        return any(self.pipelines)
 
     @functools.cached_property
     def core(self: Spec) -> Spec:
         if not self.has_parts:
             return self
         dims = replace(self.head_dims, qk=width_after(self.parts, self.head_dims.qk))
-        return replace(self, parts=(), key_parts=None, tied=False, head_dims=dims)  # type: ignore[type-var]
+        return replace(self, head_dims=dims, **self.without_parts)  # type: ignore[type-var]
 
     @property
     def one_sign(self) -> bool:
@@ -73,9 +81,9 @@ class Featured(LayerSpec):
 
     @functools.cached_property
     def sides(self) -> tuple[Side, Side]:
-        """What queries and what keys go through."""
-        keys = self.parts if self.key_parts is None else self.key_parts
-        return self._side(SIDES[0], self.parts), self._side(SIDES[1], keys)
+        """The same with their parameters."""
+        queries, keys = self.pipelines
+        return self._side(SIDES[0], queries), self._side(SIDES[1], keys)
 
     def _side(self, name: str, parts: tuple[Part, ...]) -> Side:
         found = []
@@ -93,8 +101,9 @@ class Featured(LayerSpec):
     @property
     def after_parts(self) -> str:
         """What comes before the map, in a few words that follow its own."""
-        kinds = (getattr(x, "expression", x.kind.replace("_", " ")) for x in self.parts)
-        return f" after {', '.join(kinds)}" if self.parts else ""
+        parts = self.pipelines[0]
+        kinds = (getattr(x, "expression", x.kind.replace("_", " ")) for x in parts)
+        return f" after {', '.join(kinds)}" if parts else ""
 
 
 def numbered(parts: tuple[Part, ...], width: int) -> Iterable[Parameter]:

@@ -63,6 +63,18 @@ class Mamba2:
 
 
 @dataclass(frozen=True)
+class DeltaNet:
+    """DeltaNet's block, gated or not."""
+
+    kind: ClassVar[str] = "delta_net"
+    variant: str = spec_field(Name(), VARIANT_DOC)
+    heads: int = spec_field(Integer(1, 1024), HEADS_DOC)
+    conv: str = spec_field(Name(), "The layer spec of its convolution.", "conv4_silu")
+    gate: bool = spec_field(Flag(), "Whether what leaves a head is gated.", True)
+    negative_eigenvalues: bool = spec_field(Flag(), "Whether rates go up to 2.", False)
+
+
+@dataclass(frozen=True)
 class Attention:
     """Softmax over all keys, with rotary positions: the baseline."""
 
@@ -72,9 +84,9 @@ class Attention:
     rotary: float = spec_field(Number(0.0, 1.0), "The part of each head that turns with the position.", 1.0)
 
 
-Mixer = GatedConv | LinearAttention | SlidingWindow | Hybrid | Mamba2 | Attention
+Mixer = GatedConv | LinearAttention | SlidingWindow | Hybrid | Mamba2 | DeltaNet | Attention
 MIXERS: dict[str, type[Mixer]] = {
-    cls.kind: cls for cls in (GatedConv, LinearAttention, SlidingWindow, Hybrid, Mamba2, Attention)
+    cls.kind: cls for cls in (GatedConv, LinearAttention, SlidingWindow, Hybrid, Mamba2, DeltaNet, Attention)
 }
 MIXER = Tagged("kind", MIXERS, "mixer")
 

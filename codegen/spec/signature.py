@@ -42,6 +42,8 @@ class Argument:
     """Whether it holds decays: numbers that are not above 0."""
     multiplies: bool = False
     """Whether it holds factors: numbers that are not below 0."""
+    corrects: bool = False
+    """Whether it holds the rates of a delta rule: numbers from 0 to 2."""
 
     @property
     def wide(self) -> bool:

@@ -84,6 +84,7 @@ def let(value: Expr) -> Stmt:
 
 GOOD = (
     let(Dot(Var("XO"), Var("YO"))),
+    let(Dot(X, Y)),
     let(Dot(Transpose(Var("XO")), Transpose(Var("YO")))),
     let(Dot(Var("XO"), Var("YO"), among=column(Var("i")) < row(Var("j")))),
     let(Sum(X, 1)),
@@ -117,7 +118,7 @@ BAD = (
     (let(Columns(X, Var("j"), 8) * 2.0), "Columns inside a larger expression"),
     (let(Sum(X, 2)), "reduction of X along axis 2"),
     (let(Dot(Var("XO"), Var("XO"))), "product of .* and .*"),
-    (let(Dot(X, Y)), "product of .* and .*"),
+    (let(Dot(Var("XO"), Y)), "product of .* and .*"),
     (let(Dot(Var("XO"), V)), "product of .* and .*"),
     (let(Dot(Var("XO"), Var("YO"), among=column(Var("j")) < row(Var("i")))), "product of .* among .*"),
     (let(Dot(Var("XO"), Var("YO"), among=X)), "product of .* among .*"),

@@ -30,6 +30,7 @@ SMALL_TILES: Sizes = (
     ("QUERIES", 16),
     ("SEGMENT", 32),
     ("SCAN", 16),
+    ("BLOCK", 8),
     ("forward.LENGTH", 32),
     ("backward.LENGTH", 64),
     ("forward_packed.LENGTH", 32),

@@ -44,6 +44,8 @@ class Steps:
             numbers = numbers.abs() + 4.0
         if argument.multiplies:
             numbers = numbers.abs() + 0.5
+        if argument.corrects:
+            numbers = numbers.sigmoid()
         return numbers.to(self.device, dtype_of(self.spec, argument.dtype, self.dtype))
 
     def inputs(self) -> Tensors:
@@ -58,8 +60,8 @@ class Steps:
         """The inputs of some of the tokens."""
         pairs = zip(self.spec.signature().stepped, inputs, strict=True)
         some = [(x, t if t is None or "T" not in x.dims else t[:, start:stop]) for x, t in pairs]
-        # Kernels take decays side by side.
-        return [t.contiguous() if t is not None and x.fades else t for x, t in some]
+        # Kernels take decays and rates side by side.
+        return [t.contiguous() if t is not None and (x.fades or x.corrects) else t for x, t in some]
 
     def step(self, inputs: Tensors, state: Tensors, indices: Tensor | None = None) -> Tensor:
         """A step with factors of a half, which keep sums of weights of few tokens away from zero."""

@@ -19,6 +19,7 @@ from tests.kernels.runners import interpreting
     "module",
     [
         "test_linear_attention",
+        "test_delta",
         "test_sliding_window",
         "test_hybrid",
         "test_short_conv",

@@ -14,6 +14,7 @@ from torch import Tensor
 from based_ops.codegen.mixers.short_conv import ShortConv
 from based_ops.codegen.spec.model import LayerSpec
 from based_ops.codegen.spec.signature import MOST_TOKENS
+from tests.kernels.delta import DELTA
 from tests.kernels.runners import Runner
 from tests.kernels.steps import Steps, Tensors, copied, there
 
@@ -24,7 +25,8 @@ def layers(runner: Runner) -> tuple[LayerSpec, ...]:
     slow = runner.backend == "tilelang"
     linear = runner.linear_pool()
     hybrids = runner.hybrid_pool()
-    pools = linear[:1] if slow else linear, runner.window_pool(), hybrids[:1] if slow else hybrids
+    deltas = DELTA[:1] if slow else DELTA
+    pools = linear[:1] if slow else linear, deltas, runner.window_pool(), hybrids[:1] if slow else hybrids
     return (*(spec for pool in pools for spec in pool), *CONVOLUTIONS[: 1 if slow else 2])
 
 

@@ -9,9 +9,13 @@ import based_ops
 from based_ops.variant import Variant
 
 ALL = based_ops.names()  # before a test loads others, which exist in its process alone
-WITH_PARTS = [name for name in ALL if based_ops.get(name).core is not based_ops.get(name)]
+DELTA = [name for name in ALL if getattr(based_ops.get(name).spec, "corrects", False)]
+"""Of which `test_delta.py` is."""
+WITH_PARTS = [
+    name for name in ALL if based_ops.get(name).core is not based_ops.get(name) and name not in DELTA
+]
 """Of which `test_features.py` is; their kernels are those of layers without parts."""
-NAMES = [name for name in ALL if name not in WITH_PARTS]
+NAMES = [name for name in ALL if name not in (*WITH_PARTS, *DELTA)]
 
 
 def attends(name: str) -> bool:

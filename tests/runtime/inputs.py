@@ -46,6 +46,8 @@ def tensors_of(
     wide = torch.promote_types(dtype, torch.float32)
 
     def suited(x: Tensor, argument: Argument) -> Tensor:
+        if argument.corrects:
+            return x.sigmoid().to(wide)
         if argument.fades or argument.multiplies:
             return (-x.abs() if argument.fades else x.abs()).to(wide)
         return x.to(dtype)

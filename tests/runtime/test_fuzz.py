@@ -67,6 +67,8 @@ def takes_scales(op: Variant) -> bool:
 def drawn(x: Argument, sizes: dict[str, Any], generator: torch.Generator) -> Tensor:
     shape = [sizes[dim] if isinstance(dim, str) else dim for dim in x.dims]
     numbers = torch.randn(shape, generator=generator, dtype=F64)
+    if x.corrects:
+        return numbers.sigmoid()
     return -numbers.abs() / 4 if x.fades else numbers.abs() + 0.1 if x.weighs or x.multiplies else numbers
 
 

@@ -40,7 +40,7 @@ head_dims: {{qk: 16, v: 64}}
 
 LINEAR = (
     "name, mixer, feature_map, head_dims, parts, key_parts, tied, normalize, signed_weights, eps, scale, "
-    "decay, state_dtype, dtypes"
+    "decay, update, unit_keys, state_dtype, dtypes"
 )
 WINDOW = "name, mixer, window, head_dims, scale, dtypes"
 HYBRID = """name: bad
@@ -708,6 +708,59 @@ BAD_SPECS = [
         "features of both signs under a normaliser",
         with_parts("{kind: layer_norm}").replace("normalize: false", "normalize: true"),
         [f"3:46: {signed('φ(-1) = -1 and φ(1) = 1')}"],
+    ),
+    (
+        "a normaliser of the delta rule",
+        TAYLOR + "update: delta\nunit_keys: true\n",
+        ["5:9: `update`: the delta rule has no sum of weights to divide by: `normalize: false`"],
+    ),
+    (
+        "a normaliser of the delta rule as asked for",
+        TAYLOR + "normalize: true\nupdate: delta\nunit_keys: true\n",
+        ["5:12: `normalize`: the delta rule has no sum of weights to divide by: `normalize: false`"],
+    ),
+    (
+        "the delta rule without keys of one length",
+        TAYLOR + "normalize: false\nupdate: delta\n",
+        [
+            "6:9: `update`: needs keys of one length: `unit_keys: true`, or parts of keys that end in `{kind: l2_norm}`"
+        ],
+    ),
+    (
+        "the delta rule after other parts of keys",
+        with_parts("{kind: l2_norm}", more="update: delta\nkey_parts: [{kind: softmax}]\n"),
+        [
+            "5:9: `update`: needs keys of one length: `unit_keys: true`, or parts of keys that end in `{kind: l2_norm}`"
+        ],
+    ),
+    (
+        "the delta rule over a map of components",
+        elementwise("elu(x) + 1") + "normalize: false\nupdate: delta\nunit_keys: true\n",
+        [
+            "5:15: `feature_map.expression`: φ(k)·φ(k) differs between keys of one length, but the delta rule needs it to be constant: `expression: x`, after the map as a part, `{kind: elementwise}`, and `unit_keys: true`"
+        ],
+    ),
+    (
+        "the delta rule with positions",
+        with_parts("{kind: positions, period: 9}", more="update: delta\nunit_keys: true\n"),
+        ["9:3: `parts`: positions turn the state, which the delta rule cannot follow"],
+    ),
+    (
+        "the delta rule in a narrow state",
+        TAYLOR + "normalize: false\nupdate: delta\nunit_keys: true\nstate_dtype: bfloat16\n",
+        [
+            "8:14: `state_dtype`: the delta rule needs float32: corrections are smaller than the last digit of others"
+        ],
+    ),
+    (
+        "unit keys of sums",
+        TAYLOR + "unit_keys: true\n",
+        ["5:12: `unit_keys`: is for `update: delta`; elsewhere `parts` may end in `{kind: l2_norm}`"],
+    ),
+    (
+        "another update",
+        TAYLOR + "update: deltas\n",
+        ["5:9: `update` cannot be deltas (allowed: add, delta; did you mean `delta`?)"],
     ),
     (
         "local attention",

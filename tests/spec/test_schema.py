@@ -88,6 +88,13 @@ BEYOND_A_SCHEMA = (
     "the third order of wide queries",
     "a fourth power of wide queries",
     "parts with normalisers of their own that share a rescaling",
+    "a normaliser of the delta rule",
+    "a normaliser of the delta rule as asked for",
+    "the delta rule without keys of one length",
+    "the delta rule after other parts of keys",
+    "the delta rule with positions",
+    "the delta rule in a narrow state",
+    "unit keys of sums",
 )
 
 

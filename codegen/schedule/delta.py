@@ -1,0 +1,65 @@
+"""The policy of the delta rule's own programs: inverses of chunks, walks from chunk to chunk, and a step."""
+
+from __future__ import annotations
+
+from ..ir.program import Program
+from ..ir.traits import RECURS, STREAMS, TOKEN
+from ..spec.model import LayerSpec
+from .budget import WARP
+from .model import HOST_C, Setting
+from .sizes import pick, power_of_two
+
+LEAST = 16
+"""The smallest side of a matrix product on a tensor core, in elements."""
+BLOCK = 16
+"""Rows of an inverse that are found one after the other; the rest are products."""
+CHUNK = {"triton": 32, "tilelang": 64, "torch": 64, HOST_C: 16}
+"""Tokens that are corrected at once: an inverse takes their square, and of products their cube."""
+FEATURES = {"triton": 32, "tilelang": 64}
+"""Rows of a block of the state; blocks are written out."""
+HELD = {False: 5 * 1024, True: 5 * 512}
+"""Numbers of a state that a program holds in registers, by whether products run on the ordinary units."""
+STEPPED = 8 * 1024
+"""The same of a step, whose two warps have little else."""
+
+NUMBERS, MOST_WARPS = 128, 16
+"""What a thread holds of a state at most, and the largest blocks: for states larger than those shipped."""
+
+
+def tiles(spec: LayerSpec, program: Program, backend: str, dtype: str, grain: int) -> Setting:
+    """Tiles of one program; `grain` are the tokens of which segments are made."""
+    qk, v, rows = (spec.extents[name] for name in ("QK", "VALUES", "FEATURES"))
+    wide = dtype == "float32"
+    chunk = LEAST if wide and backend in FEATURES else CHUNK[backend]
+    sizes = {"QK": qk, "VALUES": v, "FEATURES": rows, "SEGMENT": grain}
+    sizes |= {"CHUNK": chunk, "BLOCK": min(BLOCK, chunk // 2)}
+    if backend == "torch":
+        return Setting(pick(program, sizes))
+    if backend == HOST_C:
+        return Setting(pick(program, sizes | {"FEATURES": min(32, rows)}))
+    sizes |= {"QK": max(LEAST, power_of_two(qk)), "VALUES": max(LEAST, power_of_two(v))}
+    sizes["FEATURES"] = FEATURES[backend]
+    if STREAMS in program.does:
+        return Setting(pick(program, sizes | {"CHUNK": LEAST}), warps=4, stages=1)
+    block = sizes["FEATURES"] if "FEATURES" in program.constants else sizes["QK"]
+    held = -(-rows // block) * block
+    if TOKEN in program.does:
+        sizes["VALUES"] = _columns(STEPPED // held, sizes["VALUES"])
+        return Setting(pick(program, sizes), _warps(2, held * sizes["VALUES"]), stages=1)
+    if RECURS in program.does:
+        sizes["VALUES"] = _columns(HELD[wide] // held, sizes["VALUES"])
+    # Two warps issue no products of warpgroups, which Triton miscompiles if they are narrow (`legal.py`).
+    warps = 8 if wide else 4 if backend == "tilelang" or "FEATURES" in program.constants else 2
+    if RECURS in program.does:
+        warps = _warps(warps, held * sizes["VALUES"])
+    return Setting(pick(program, sizes), warps, stages=2)
+
+
+def _warps(least: int, numbers: int) -> int:
+    """Warps of a block of which no thread holds more than `NUMBERS` numbers of a state, if that can be."""
+    return max(least, min(MOST_WARPS, power_of_two(-(-numbers // (WARP * NUMBERS)))))
+
+
+def _columns(most: int, all_of_them: int) -> int:
+    """Columns of a state: a power of two, as many as are wanted but no fewer than a product takes."""
+    return max(LEAST, min(all_of_them, power_of_two(most + 1) // 2))
