@@ -19,7 +19,7 @@ from ..operands import dtype_of
 from ..variant import Variant
 from .attention import SoftmaxAttention
 from .maps import MAPS
-from .peers import PEERS, peer
+from .peers import PEERS, Apart, peer
 from .recipe import LENGTH
 
 if TYPE_CHECKING:
@@ -156,13 +156,54 @@ def _mamba2(d: int, dials: Dials) -> list[Layer]:
     fields = {"head_dims": {"qk": state, "v": width}, "normalize": False, "scale": 1.0, "decay": "token"}
     fields["feature_map"] = {"kind": "elementwise", "expression": "x"}
     spec = spec_of("linear_attention", f"mamba2_qk{state}_v{width}", **fields)
-    conv4 = spec_of("short_conv", "conv4_silu", width=4, activation="silu(x)")
+    conv4 = _conv4()
 
     def make(models: int) -> nn.Module:
         return layers.Mamba2Mixer(models * d, compiled(spec), compiled(conv4), groups=models)
 
     bytes_ = bytes_of(spec, 2 * d // width) + bytes_of(conv4, 2 * d + 2 * state)
     return [Layer(make, bytes_, spec)] * 2
+
+
+def _delta(d: int, dials: Dials) -> list[Layer]:
+    """`scale` is that of q·k, which is at most 1: keys are divided by their lengths."""
+    name, qk, kind = dials["map"], dials["features"], _CORRECTED.get(dials["map"])
+    if kind is None:
+        fail(ArgumentValueError, "map", repr(name), f"one of {', '.join(_CORRECTED)}")
+    fields: dict[str, Any] = {"update": "delta", "unit_keys": True, "normalize": False}
+    fields |= {"feature_map": kind, "scale": float(dials["scale"])}
+    fields |= {"decay": "token"} if dials["fades"] else {}
+    return [conv(d), linear(f"{name}_delta", d, qk, **fields)]
+
+
+def _delta_net(d: int, dials: Dials) -> list[Layer]:
+    """Models one after the other: its norm is shared by heads, which side by side are models."""
+    heads = dials["heads"]
+    qk, v = dials["qk"] or d // heads, d // heads
+    fields: dict[str, Any] = {"feature_map": _CORRECTED["identity"], "head_dims": {"qk": qk, "v": v}}
+    fields |= {"update": "delta", "unit_keys": True, "normalize": False}
+    fields |= {"decay": "token"} if dials["fades"] else {}
+    name = f"{'gated_' if dials['fades'] else ''}delta_qk{qk}_v{v}"
+    spec, conv4 = spec_of("linear_attention", name, **fields), _conv4()
+    size = bytes_of(spec, heads) + bytes_of(conv4, heads * (2 * qk + v))
+
+    def make(models: int) -> nn.Module:
+        op, taps = compiled(spec), compiled(conv4)
+        return Apart(lambda: layers.DeltaNet(d, heads, op, taps), models, size)
+
+    return [conv(d), Layer(make, size, spec)]
+
+
+def _conv4() -> LayerSpec:
+    return spec_of("short_conv", "conv4_silu", width=4, activation="silu(x)")
+
+
+_CORRECTED: dict[str, dict[str, Any]] = {
+    "taylor2": {"kind": "taylor_exp", "order": 2},
+    "square": {"kind": "power", "degree": 2},
+    "identity": {"kind": "elementwise", "expression": "x"},
+}
+"""The feature maps under the delta rule."""
 
 
 def _hyena(d: int, dials: Dials) -> list[Layer]:
@@ -207,6 +248,16 @@ MODELS: dict[str, Kind] = {
         "the Taylor map with a state that fades by what each token says",
         lambda d, x: [conv(d), taylor(d, x["features"], 2, decay="token")],
         {"features": 16},
+    ),
+    "delta": Kind(
+        "the delta rule over a feature map of keys of length 1: taylor2, square or identity",
+        _delta,
+        {"map": "taylor2", "features": 16, "scale": 4, "fades": False},
+    ),
+    "delta_net": Kind(
+        "DeltaNet, or if it fades Gated DeltaNet; qk 0: as wide as the values",
+        _delta_net,
+        {"heads": 1, "qk": 0, "fades": False},
     ),
     "map": Kind(
         "another feature map; features 0: as wide as the model", _map, {"map": "relu", "features": 0}

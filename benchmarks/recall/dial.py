@@ -80,6 +80,7 @@ def _designs(width: int) -> Iterator[Design]:
         yield from (Design.of("based", width, features=n, order=order) for n in widths)
     yield from (Design.of("window", width, window=n) for n in WINDOWS)
     yield from (Design.of("fading", width, features=n) for n in FEATURES)
+    yield from (Design.of("delta", width, features=n) for n in FEATURES)
     yield from (Design.of("hybrid", width, features=n, window=w) for n in FEATURES for w in (16, 32, 64))
     yield from (Design.of("map", width, map=name) for name in MAPS if name not in ("power2", "rebased"))
     yield from (
@@ -88,10 +89,10 @@ def _designs(width: int) -> Iterator[Design]:
 
 
 def cost(spec: LayerSpec, heads: int, batch: int, measured: records.Report | None) -> Cost | None:
-    """A step of so many sequences: as it was recorded, or interpolated by bytes between records of its mixer.
+    """A step of so many sequences: as it was recorded, or interpolated by bytes between records of its kind.
 
     Below the smallest of these a step takes as long as it, and above the largest as much longer as it moves
-    more.  None without a record of that mixer.
+    more.  None without a record of that kind.
     """
     if measured is None:
         return None
@@ -100,7 +101,7 @@ def cost(spec: LayerSpec, heads: int, batch: int, measured: records.Report | Non
     near = []
     for line in measured.lines:
         work, own = line.work, line.own
-        if work.task != "step" or work.clock == "host" or own is None or work.spec.mixer != spec.mixer:
+        if work.task != "step" or work.clock == "host" or own is None or _kind(work.spec) != _kind(spec):
             continue
         if work.rows == rows and replace(meaning, name=work.spec.name) == work.spec:
             return Cost(own.ms, True, _named(measured, line))
@@ -118,6 +119,11 @@ def cost(spec: LayerSpec, heads: int, batch: int, measured: records.Report | Non
     (less, short, one), (more, long, other) = below[-1], above[0]
     ms = short + (long - short) * (moved - less) / (more - less)
     return Cost(ms, False, _named(measured, one, other))
+
+
+def _kind(spec: LayerSpec) -> tuple[str, str | None]:
+    """What two steps must share to cost alike by bytes: the mixer, and how tokens enter its state."""
+    return spec.mixer, getattr(spec, "update", None)
 
 
 def _named(measured: records.Report, *lines: records.Line) -> str:

@@ -75,6 +75,10 @@ def series(point: Point) -> str:
             order = {1: "Taylor 1", 2: "Based", 3: "Taylor 3"}[int(dials["order"])]
             windows = " + windows" if dials["window"] else ""
             return order + windows + ("" if dials["conv"] else ", no convolution")
+        case "delta":
+            return f"delta rule, {dials['map']}" + (", fading" if dials["fades"] else "")
+        case "delta_net":
+            return "Gated DeltaNet" if dials["fades"] else "DeltaNet"
         case "sinks":
             return "windows + sinks"
         case "window":

@@ -54,6 +54,7 @@ def test_a_step_costs_what_was_measured() -> None:
     ms = [x.ms for x in times if x is not None]
     assert ms == sorted(ms) and not times[-1].measured  # type: ignore[union-attr]
     assert cost(spec, 16, 128, None) is None
+    assert cost(based_ops.get("taylor2_delta_qk16_v64").spec, 16, 128, measured) is None
 
 
 def test_a_choice_is_written_and_drawn(tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ def _nbytes(state: Any) -> int:
     ]
     + [
         "map d=16 map=relu",
+        "delta d=16 features=8 fades=True",
         "mamba2 d=32 state=8 head=32",
         "based d=16 order=1",
         "based d=16 order=3 features=8",
@@ -107,6 +108,8 @@ def test_bytes_of_a_state_are_those_of_its_tensors(text: str) -> None:
         ("attention d=64", 4 * (2 * 64 * 1024 + 2 * 64)),
         ("sinks d=64 window=60 sinks=4", 4 * (2 * 64 * 64 + 2 * 64)),
         ("mamba2 d=64 state=16", 2 * 4 * (128 * 16 + 3 * (128 + 32))),
+        ("delta d=64 features=16", 4 * (64 * 153 + 2 * 64)),
+        ("delta_net d=64", 4 * (64 * 64 + 3 * 192 + 2 * 64)),
         ("hyena d=64", 2 * 4 * (64 * 1024 + 2 * 192)),
         ("h3 d=64 state=16", 2 * 4 * 64 * 32),
         ("base_conv d=64", 4 * (64 * 1024 + 2 * 64)),

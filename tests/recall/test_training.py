@@ -30,6 +30,8 @@ TINY = Recipe(
 DESIGNS = [
     *(name for name in MODELS if name not in (*PEERS, "mamba2", "map")),
     "mamba2 head=16 state=8",
+    "delta features=8 fades=True",
+    "delta_net fades=True",
     "map map=allpoly",
     "map map=hedgehog",
     "based conv=0 window=8",
