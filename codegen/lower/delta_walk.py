@@ -11,7 +11,7 @@ from .. import names
 from ..ir.build import Builder
 from ..ir.nodes import Const, Expr, Span, Var, cdiv, minimum, wrap
 from ..ir.program import Axis, Program, Tensor
-from ..ir.traits import RECURS, SOLVES
+from ..ir.traits import HOLDS, SOLVES
 from ..memory.states import Kept, State
 from .delta_parts import DeltaLayer
 from .linear_attention_parts import BATCH_AXES, SIZES, TOKENS
@@ -82,5 +82,5 @@ class Walk:
             ("SEGMENT", "CHUNK", "QK", *block, "VALUES"),
             self.b.body,
             {"QK": layer.qk},
-            frozenset({SOLVES, RECURS}),
+            frozenset({SOLVES, HOLDS}),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..ir.program import Program
-from ..ir.traits import RECURS, STREAMS, TOKEN
+from ..ir.traits import HOLDS, STREAMS, TOKEN
 from ..spec.model import LayerSpec
 from .budget import WARP
 from .model import HOST_C, Setting
@@ -46,11 +46,11 @@ def tiles(spec: LayerSpec, program: Program, backend: str, dtype: str, grain: in
     if TOKEN in program.does:
         sizes["VALUES"] = _columns(STEPPED // held, sizes["VALUES"])
         return Setting(pick(program, sizes), _warps(2, held * sizes["VALUES"]), stages=1)
-    if RECURS in program.does:
+    if HOLDS in program.does:
         sizes["VALUES"] = _columns(HELD[wide] // held, sizes["VALUES"])
     # Two warps issue no products of warpgroups, which Triton miscompiles if they are narrow (`legal.py`).
     warps = 8 if wide else 4 if backend == "tilelang" or "FEATURES" in program.constants else 2
-    if RECURS in program.does:
+    if HOLDS in program.does:
         warps = _warps(warps, held * sizes["VALUES"])
     return Setting(pick(program, sizes), warps, stages=2)
 

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.kernels.delta import IDENTITY, Inputs, Layer, doubled, layers
+from based_ops.codegen import pipeline
+from tests.kernels.delta import DELTA, IDENTITY, Inputs, Layer, doubled, layers
 from tests.kernels.runners import Runner
 from tests.tolerance import BACKWARD, FORWARD, assert_close, assert_same
 
 CORRECTED = 3
 """How many times the bounds of plain linear attention: a value is rounded once more before it enters, and
 what a state answers wrong is corrected by later tokens that see the error."""
+
+
+@pytest.mark.parametrize("target", ["triton", "tilelang", "torch"])
+def test_every_dtype_has_every_program(target: str) -> None:
+    """A recurrence float32 alone leaves out; a walk over the chunks has nothing in its place."""
+    lowered = pipeline.lower(replace(DELTA[0], dtypes=("float32",)))
+    assert [x.name for x in pipeline.kernels(lowered, target)] == [x.name for x in lowered.programs]
 
 
 def check_against_reference(layer: Layer, data: st.DataObject) -> None:

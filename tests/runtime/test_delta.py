@@ -143,7 +143,7 @@ def test_pieces_steps_and_slots(op: Variant) -> None:
 def test_operators_are_right(op: Variant) -> None:
     q, k, v, more = inputs(op, 1, 5).each(lambda x: x.requires_grad_())
     decays = (more["g"],) if "g" in more else ()
-    arguments = (q, normalize(k, dim=-1), v, *decays, more["beta"], 0.5, None, None, None, True, "torch")
+    arguments = (q, normalize(k, dim=-1), v, *decays, more["beta"], 0.5, None, None, True, "torch")
     if op.core.qk != op.qk:
         pytest.skip("its operators take features of another width")
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
