@@ -167,7 +167,13 @@ def speed_rows(report: Report) -> Iterator[tuple[str, ...]]:
 def report_table(report: Report) -> str:
     """Both tables as Markdown, with what was measured where."""
     recipe = ", ".join(f"{key} {value}" for key, value in report.recipe.items())
-    head = f"{report.machine.get('device', '')}, torch {report.machine.get('torch', '')}; {recipe}."
+    known = report.machine
+    where = [
+        known.get("device", ""),
+        known.get("date", ""),
+        *(f"{x} {known.get(x)}" for x in ("torch", "triton")),
+    ]
+    head = f"{', '.join(where)}; {recipe}."
     parts = [head]
     for columns, rows in ((QUALITY, list(quality_rows(report))), (SPEED, list(speed_rows(report)))):
         if rows:

@@ -18,7 +18,7 @@ LINES = [
     line("based d=64 features=8", 0.7, 10_000),
     line("based d=64 features=16", 0.9, 40_000),
     line("based d=64 features=16", 0.92, 40_000, seed=1),
-    line("based d=128 features=24", 0.985, 160_000),
+    line("based d=256 features=24", 0.985, 330_000),
     line("attention d=64", 0.99, 500_000),
     line("window d=64 window=16", 0.02, 9000),
     line("window d=64 window=64", 0.04, 41_000),
@@ -41,7 +41,7 @@ def test_claims_hold_where_points_show_them() -> None:
     assert found["Based is above window at equal bytes"] is True
     assert found["Based is above mamba2 at equal bytes"] is True
     assert found["Based is above gla at equal bytes"] is None
-    assert found["Based reaches 0.98 at 256 pairs"] is True
+    assert found["Based reaches 0.98 at 256 pairs, 256 wide"] is True
     assert found["relu is at or near the frontier of the maps"] is True
     assert winners(points(LINES)) == []
 
@@ -57,6 +57,13 @@ def test_claims_hold_where_points_show_them() -> None:
 )
 def test_claims_fall_where_points_are_against_them(more: Line, says: str) -> None:
     assert judged([*LINES, more])[says] is False
+
+
+def test_a_narrower_based_is_not_its_large_end() -> None:
+    narrow = [x for x in LINES if "d=256" not in str(x.design)]
+    assert judged(narrow)["Based reaches 0.98 at 256 pairs, 256 wide"] is None
+    lower = [*narrow, line("based d=256 features=24", 0.9, 330_000)]
+    assert judged(lower)["Based reaches 0.98 at 256 pairs, 256 wide"] is False
 
 
 def test_a_peer_that_wins_is_named() -> None:
