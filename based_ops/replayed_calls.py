@@ -16,7 +16,7 @@ from torch import Tensor
 from . import dispatch, ops
 from .ops import call, is_any_autocast_enabled
 from .replay import Replays, recordable
-from .state_base import named
+from .state_base import named, variant_of
 from .tracing import is_traced
 
 Tensors = tuple[Tensor | None, ...]
@@ -60,7 +60,7 @@ class ReplayedCalls:
 
     def _parts(self, state: Any) -> Sequence[Tensor]:
         """Those of an initial state that operators take as they are; none of any other, or of None."""
-        if type(state) is not self._state_type or state.variant not in self._own:
+        if type(state) is not self._state_type or variant_of(state) not in self._own:
             return ()
         return state if state[-1] is not None else state[:-1]  # what a layer lacks
 
