@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -384,11 +384,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for done in as_completed(runs):
             if (result := done.result()) is None:
                 continue
-            found[runs[done]] = {
-                "errors": result.errors,
-                "forms": list(result.forms),
-                "failed": result.failed,
-            }
+            found[runs[done]] = asdict(result)
             write(about, found, RESULTS)
             print(f"{runs[done]}: {result.failed or f'{result.errors} errors'}", flush=True)
     left_out = [key(*each) for each in wanted if key(*each) not in found]

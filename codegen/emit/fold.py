@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 
 OPERATORS = ((" & ",), (" >= ", " <= ", " == ", " < ", " > "), (" + ", " - "), (" * ", " / ", " // ", " % "))
 """Binary operators from loose to tight, as generated code spaces them."""
+OPENING, CLOSING = "([{", ")]}"
 TARGET = re.compile(r"\w+(\[[\w, ]+\])?")
 """What may stand on the left of an assignment."""
 
@@ -67,30 +69,34 @@ def _operands(text: str) -> list[str]:
 
 def _split(text: str, separators: tuple[str, ...]) -> list[str]:
     """Split outside brackets and strings; an operator stays with what follows it, a comma goes."""
-    parts, depth, begin, position = [], 0, 0, 0
-    while position < len(text):
-        character = text[position]
-        if character == '"':
-            position = text.index('"', position + 1)
-        depth += (character in "([{") - (character in ")]}")
-        found = depth == 0 and next((s for s in separators if text.startswith(s, position)), None)
-        if found and position > begin:
-            parts.append(text[begin:position])
-            begin = position + (len(found) if found == ", " else 1)
-            position += len(found) - 1
-        position += 1
+    parts, depth, begin = [], 0, 0
+    for match in _places(separators).finditer(text):
+        found = match[0]
+        if found in OPENING:
+            depth += 1
+        elif found in CLOSING:
+            depth -= 1
+        elif depth == 0 and found in separators and match.start() > begin:
+            parts.append(text[begin : match.start()])
+            begin = match.end() if found == ", " else match.start() + 1
     return [*parts, text[begin:]]
+
+
+@functools.cache
+def _places(separators: tuple[str, ...]) -> re.Pattern[str]:
+    """Where a text may be split, and what says that it may not: brackets and strings."""
+    return re.compile("|".join(['"[^"]*"', r"[()\[\]{}]", *map(re.escape, separators)]))
 
 
 def _widest_group(text: str) -> tuple[int, int] | None:
     """Where the longest outermost pair of round brackets opens and closes."""
     groups, depth, start = [], 0, 0
     for position, character in enumerate(text):
-        if character in "([{":
+        if character in OPENING:
             if depth == 0:
                 start = position
             depth += 1
-        elif character in ")]}":
+        elif character in CLOSING:
             depth -= 1
             if depth == 0 and text[start] == "(":
                 groups.append((start, position))

@@ -83,7 +83,8 @@ def emit_schedule(
 
 def used_helpers(text: str, helpers: Iterable[str]) -> str:
     """The helpers that a text calls, as an import statement names them."""
-    return ", ".join(name for name in helpers if re.search(rf"\b{name}\(", text))
+    called = set(re.findall(r"\b(\w+)\(", text))
+    return ", ".join(name for name in helpers if name in called)
 
 
 def host_helpers(layer: ScheduledLayer) -> list[str]:

@@ -183,8 +183,9 @@ class _Fuser:
 
 def _uses(stmt: Stmt, name: str) -> int:
     inner = stmt.body if isinstance(stmt, For | When) else ()
+    used = Var(name)
     return sum(
-        node == Var(name)
+        node == used
         for part in (stmt, *statements(inner))
         for expr in expressions(part)
         for node in walk(expr)

@@ -7,10 +7,8 @@ from ..ir.traits import HOLDS, STREAMS, TOKEN
 from ..spec.model import LayerSpec
 from .budget import WARP
 from .model import HOST_C, Setting
-from .sizes import pick, power_of_two
+from .sizes import MATRIX_UNIT, pick, power_of_two
 
-LEAST = 16
-"""The smallest side of a matrix product on a tensor core, in elements."""
 BLOCK = 16
 """Rows of an inverse that are found one after the other; the rest are products."""
 CHUNK = {"triton": 32, "tilelang": 64, "torch": 64, HOST_C: 16}
@@ -30,17 +28,17 @@ def tiles(spec: LayerSpec, program: Program, backend: str, dtype: str, grain: in
     """Tiles of one program; `grain` are the tokens of which segments are made."""
     qk, v, rows = (spec.extents[name] for name in ("QK", "VALUES", "FEATURES"))
     wide = dtype == "float32"
-    chunk = LEAST if wide and backend in FEATURES else CHUNK[backend]
+    chunk = MATRIX_UNIT if wide and backend in FEATURES else CHUNK[backend]
     sizes = {"QK": qk, "VALUES": v, "FEATURES": rows, "SEGMENT": grain}
     sizes |= {"CHUNK": chunk, "BLOCK": min(BLOCK, chunk // 2)}
     if backend == "torch":
         return Setting(pick(program, sizes))
     if backend == HOST_C:
         return Setting(pick(program, sizes | {"FEATURES": min(32, rows)}))
-    sizes |= {"QK": max(LEAST, power_of_two(qk)), "VALUES": max(LEAST, power_of_two(v))}
+    sizes |= {"QK": max(MATRIX_UNIT, power_of_two(qk)), "VALUES": max(MATRIX_UNIT, power_of_two(v))}
     sizes["FEATURES"] = FEATURES[backend]
     if STREAMS in program.does:
-        return Setting(pick(program, sizes | {"CHUNK": LEAST}), warps=4, stages=1)
+        return Setting(pick(program, sizes | {"CHUNK": MATRIX_UNIT}), warps=4, stages=1)
     block = sizes["FEATURES"] if "FEATURES" in program.constants else sizes["QK"]
     held = -(-rows // block) * block
     if TOKEN in program.does:
@@ -62,4 +60,4 @@ def _warps(least: int, numbers: int) -> int:
 
 def _columns(most: int, all_of_them: int) -> int:
     """Columns of a state: a power of two, as many as are wanted but no fewer than a product takes."""
-    return max(LEAST, min(all_of_them, power_of_two(most + 1) // 2))
+    return max(MATRIX_UNIT, min(all_of_them, power_of_two(most + 1) // 2))

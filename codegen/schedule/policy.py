@@ -5,14 +5,12 @@ Tuning records (`records.py`) override what is chosen here, program by program.
 
 from __future__ import annotations
 
-from ..ir.check import check
 from ..ir.kernels import ForeignKernel, LaunchPlan, Sized
 from ..ir.program import Program
 from ..ir.traits import (
     FEATURES,
     GRADIENTS,
     RECURS,
-    ROW_SUMS,
     RUNNING_SUMS,
     SCANS,
     SOFTMAX,
@@ -23,22 +21,18 @@ from ..ir.traits import (
 )
 from ..names import RECURRENCE
 from ..spec.model import LayerSpec
-from . import delta, foreign, orders, parts, streams
+from . import delta, foreign, orders, parts, streams, tensor_cores
 from .legal import (
     ALL_TOKENS,
-    COLUMNS_OF_A_WARP,
     DIRECT,
     ONE_TOKEN,
     WARPGROUP,
     WARPGROUP_ROWS,
     recurs,
-    shares_out,
 )
 from .model import HOST_C, Schedule, Setting
-from .sizes import pick, power_of_two
+from .sizes import GRAIN, MATRIX_UNIT, STATE_COLUMNS, pick, power_of_two
 
-MATRIX_UNIT = 16
-"""The smallest side of a matrix product on a tensor core, in elements."""
 TILE_OF_TWO_WARPS = 64 * 64
 """The largest float32 accumulator that two warps hold beside their operands without spilling."""
 ROWS_OF_TWO_WARPS = 512
@@ -61,10 +55,8 @@ FEWEST_BACKWARD = 3
 """The same for gradients on warpgroups, which take longer."""
 SHORTEST_SPAN = 1024
 """Tokens below which a program that walks over states is not worth another launch."""
-STATE_ROWS = STATE_COLUMNS = 64
-"""The block of a state that one program sums."""
-GRAIN = 128
-"""The fewest tokens of a segment."""
+STATE_ROWS = STATE_COLUMNS
+"""Of the block of a state that one program sums."""
 THREE_STAGES = ("states", RECURRENCE, orders.SQUARE, "query_states")
 """Printers of kernels on warpgroups whose chunks are small enough that three are in memory at once."""
 SCANNED = {"PARTS": 256, "FEATURES": 16}  # numbers of tokens, and rows of a state, summed at once
@@ -109,7 +101,7 @@ def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
     if SCANS in subject.does:
         settings = {dtype: _scan(spec, subject, backend, dtype) for dtype in dtypes}
         return Schedule(subject.name, backend, settings)
-    choose = {"triton": _warps, "tilelang": _tensor_cores, "torch": _whole, HOST_C: _small}[backend]
+    choose = {"triton": _warps, "tilelang": tensor_cores.tiles, "torch": _whole, HOST_C: _small}[backend]
     if RECURS in subject.does:
         dtypes = tuple(dtype for dtype in dtypes if recurs(backend, dtype))
     settings = {dtype: choose(spec, subject, dtype) for dtype in dtypes}
@@ -278,79 +270,6 @@ def _warpgroup(program: Program, qk: int, values: int, wide: bool) -> Setting:
     tile = 16 if wide else 64 if fits and min(qk, values) >= 64 else 32
     sizes = {"QK": qk, "VALUES": values, "ROWS": ROWS} | dict.fromkeys(("CHUNK", "KEYS", "QUERIES"), tile)
     return Setting(pick(program, sizes), warps=8 if wide else 4, stages=1)
-
-
-def _tensor_cores(spec: LayerSpec, program: Program, dtype: str) -> Setting:
-    """Tiles for TileLang on a GPU: as few values as the warps of a block can share out.
-
-    Tiles to which no product gives a layout have powers of two as sides, so that the threads divide their
-    rows evenly; and those of sums along rows, for which TileLang finds no layout at every width.
-    """
-    v = spec.extents["VALUES"]
-    groups = 2 if v > 128 else 1
-    whole = max(groups * MATRIX_UNIT, power_of_two(v))
-    if not _laid_out(spec, program, dtype):
-        return _blocks_of_warpgroups(spec, program, dtype, groups, whole)
-    least = whole if RECURS in program.does else _multiple(v, groups)  # a state that stays is such a tile too
-    widths = (least, whole, WARPGROUP * groups * COLUMNS_OF_A_WARP)
-    settings = [_blocks_of_warpgroups(spec, program, dtype, groups, width) for width in widths]
-    types = check(program)
-    return next(setting for setting in settings if shares_out(program, types, setting))
-
-
-def _laid_out(spec: LayerSpec, program: Program, dtype: str) -> bool:
-    """Whether products on tensor cores give the program's tiles their layouts.
-
-    Not where a window is longer than `ROWS_LAID_OUT`: then rows that are done again sum several tiles of it.
-    Nor where such rows have a width, up to that of four warps, that threads cannot share evenly.
-    """
-    widths = [spec.extents[name] for name in ("QK", "VALUES") if name in program.constants]
-    if "ROWS" in program.constants and any(x != power_of_two(x) for x in widths if x <= WARPGROUP * 32):
-        return False
-    alone = program.does.isdisjoint({TOKEN, ROW_SUMS, RUNNING_SUMS})
-    short = SOFTMAX not in program.does or spec.extents["KEYS"] <= ROWS_LAID_OUT
-    return dtype != "float32" and alone and short
-
-
-ROWS_LAID_OUT = 64
-"""Keys of a window that TileLang lays out at any width."""
-
-
-def _multiple(columns: int, groups: int) -> int:
-    """Columns of a product; a multiple of 16 for each warpgroup, or TileLang leaves their instructions."""
-    unit = groups * MATRIX_UNIT
-    return -(-columns // unit) * unit
-
-
-def _blocks_of_warpgroups(spec: LayerSpec, program: Program, dtype: str, groups: int, v: int) -> Setting:
-    """Tiles for TileLang on a GPU, `v` values wide: blocks of one warpgroup, or of two.
-
-    A window's queries and keys go to products as they are loaded; those of a map are worked on before.
-    """
-    wide = dtype == "float32"  # twice the bytes, and products that run on the ordinary units
-    qk = spec.extents["QK"]
-    loaded = _laid_out(spec, program, dtype) and SOFTMAX in program.does
-    qk = _multiple(qk, groups) if loaded else max(groups * MATRIX_UNIT, power_of_two(qk))
-    values = v if "VALUES" in program.bounds else min(v, STATE_COLUMNS)
-    chunk = 32 if wide else 64
-    sizes = {
-        "QK": qk,
-        "VALUES": values,
-        "FEATURES": 32 if wide else 64,
-        "CHUNK": chunk,
-        "KEYS": chunk,
-        "QUERIES": chunk,
-        "SEGMENT": _grain("tilelang", dtype),
-        "ROWS": chunk,
-        "WINDOW_QK": max(groups * MATRIX_UNIT, power_of_two(spec.extents.get("WINDOW_QK", 1))),
-    }
-    if RUNNING_SUMS in program.does:
-        sizes |= {"FEATURES": max(1, 1024 // values)}
-        return Setting(pick(program, sizes), warps=4 * groups, stages=4)
-    if TOKEN in program.does:
-        rows = max(MATRIX_UNIT, min(64, 4096 // values))
-        sizes |= {"FEATURES": rows, "KEYS": rows}
-    return Setting(pick(program, sizes), warps=4 * groups, stages=1)
 
 
 def _whole(spec: LayerSpec, program: Program, dtype: str) -> Setting:

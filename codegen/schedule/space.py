@@ -22,7 +22,8 @@ from . import orders
 from .budget import fits
 from .legal import ALL_TOKENS, DIRECT, ONE_TOKEN, bounds, is_legal, miscompiled, products, shares_out
 from .model import Schedule, Setting
-from .policy import MATRIX_UNIT, RESIDENT_PROGRAMS
+from .policy import RESIDENT_PROGRAMS
+from .sizes import MATRIX_UNIT
 
 
 def _powers(least: int, most: int) -> tuple[int, ...]:
