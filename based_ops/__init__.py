@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import log
+
 if TYPE_CHECKING:
     from . import errors, layers
     from .mixers.hybrid import HybridState
@@ -76,6 +78,7 @@ def _is_command_line() -> bool:
     return Path(program).stem == "based-ops"
 
 
+log.set_up()
 if not _is_command_line():
     for _name in _AT_ONCE:
         __getattr__(_name)

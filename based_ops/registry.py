@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import ops
 from .errors import RegistrationError
+from .log import LOGGER
 from .record import RECORDS, Record, record
 from .record import names as names
 
@@ -30,6 +31,7 @@ def register_package(package: str, variants: Mapping[str, Mapping[str, Any]]) ->
     data>}`.  A name that another package registered with the same build is left alone, with another build it
     is a `RegistrationError`.
     """
+    LOGGER.debug("registry: %s describes %d layers", package, len(variants))
     with LOCK:
         fresh = []
         for name, entry in variants.items():

@@ -126,9 +126,11 @@ def source(text: str, language: str) -> None:
         sys.stdout.write(text)
 
 
-def fail(text: str, code: int = 2) -> NoReturn:
-    """Ends the command with a message on standard error."""
-    click.echo(text, err=True)
+def fail(what: str | Exception, code: int = 2) -> NoReturn:
+    """Ends the command with a message on standard error, and with what to do next where an error says it."""
+    click.echo(str(what), err=True)
+    if step := getattr(what, "next_step", ""):
+        click.echo(f"next: {step}", err=True)
     raise SystemExit(code)
 
 

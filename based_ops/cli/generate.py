@@ -45,7 +45,7 @@ def generate(names: tuple[str, ...], check: bool, specs: Path | None, out: Path 
         with progress("comparing" if check else "generating", total) as begin:
             changes = work(source, target, names, begin)
     except (SpecErrors, RecordError) as errors:
-        fail(str(errors))
+        fail(errors)
     except OSError as error:
         fail(f"{error.filename or target}: {error.strerror}")
     stale_schemas = _schemas(source, write=not check) if source == shipped_specs() else []

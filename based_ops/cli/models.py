@@ -46,7 +46,7 @@ def new(name: str, like: str) -> None:
     try:
         parse_spec(text, str(path), name)
     except ValueError as error:
-        fail(str(error))
+        fail(error)
     if path.exists():
         fail(f"{path}: exists already")
     path.write_text(text, encoding="utf-8")
@@ -71,7 +71,7 @@ def info(model: str, as_json: bool) -> None:
         else:
             spec = load_spec(model)
     except (ValueError, OSError, MissingExtra) as error:
-        fail(str(error))
+        fail(error)
     net = LanguageModel(spec, device="meta", dtype=torch.bfloat16)
     found: dict[str, Any] = {
         "name": spec.name,
@@ -114,7 +114,7 @@ def convert(checkpoint: str, out: Path, to: str) -> None:
     try:
         report = converted(checkpoint, out, transformers=to == "transformers")
     except (ValueError, OSError, MissingExtra) as error:
-        fail(str(error))
+        fail(error)
     for what, names in (
         ("keys without effect", report.without_effect),
         ("keys that nobody knows", report.unknown),

@@ -31,7 +31,7 @@ def list_specs(specs: Path | None, as_json: bool) -> None:
     try:
         layers = load_dir(specs or shipped_specs())
     except SpecErrors as errors:
-        fail(str(errors))
+        fail(errors)
 
     rows: list[tuple[Cell, ...]] = []
     for name, spec in layers.items():
@@ -80,7 +80,7 @@ def _show(spec: LayerSpec, stage: str, as_json: bool) -> None:
         else:
             source("\n\n".join(pipeline.emit(pipeline.schedule(x, stage)) for x in found), "python")
     except RecordError as error:
-        fail(str(error))
+        fail(error)
 
 
 def _schedules(found: Sequence[Lowered], as_json: bool) -> None:
@@ -170,7 +170,7 @@ def new(
     try:
         text = new_spec_text(name, mixer, **given)
     except SpecErrors as errors:
-        fail(str(errors))
+        fail(errors)
     path = specs / f"{name}.yaml"
     signed = "normalize: false" in text.splitlines() and "normalize" not in given
     try:

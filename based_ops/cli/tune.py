@@ -194,7 +194,7 @@ def _tune(
     try:
         path = results.write(records, good, machine, date.today())
     except RecordError as error:
-        fail(str(error), code=1)
+        fail(error, code=1)
     if good:
         table(COLUMNS, [_row(outcome, machine) for outcome in good], as_json)
     for outcome in found.values():

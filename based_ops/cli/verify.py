@@ -110,7 +110,7 @@ def _variant(name: str) -> Variant:
     try:
         return based_ops.load(name) if is_path(name) else based_ops.get(name)
     except (SpecErrors, based_ops.errors.UnknownVariant, based_ops.errors.CacheError) as error:
-        fail(str(error))
+        fail(error)
 
 
 def _all() -> list[Variant]:
