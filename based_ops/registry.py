@@ -63,7 +63,19 @@ def _variant(name: str) -> Variant:
 
 
 def get(name: str) -> Variant:
-    """The variant of that name, always the same object; `UnknownVariant` names the nearest."""
+    """The variant of that name, always the same object; `UnknownVariant` names the nearest.
+
+    Args:
+        name: That of a layer which is generated or loaded, see `based_ops.names()`.
+
+    Raises:
+        UnknownVariant: there is none of that name.
+
+    Examples:
+        >>> import based_ops
+        >>> based_ops.get("window64_d64")
+        <based_ops variant window64_d64: sliding_window, softmax over 64 keys>
+    """
     record(name)
     with LOCK:
         return _variant(name)

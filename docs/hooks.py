@@ -7,6 +7,7 @@ name.  So a reference cannot be older than what it describes.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,23 @@ FROM_OUTSIDE = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md"}
 """Pages that lie at the top of the repository, by their names in the site."""
 RESULTS = "benchmarks/results"
 """Where the pictures of measurements lie, in the repository and in the site."""
+DOCUMENTED = ROOT / "build" / "api" / "based_ops"
+"""The package as mkdocstrings sees it: links to what may have documents, since it reads all that there is."""
+NOT_DOCUMENTED = {"generated", "benchmarks", "specs", "__pycache__"}
 _MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 _LINK = re.compile(r"(\]\(|srcset=\"|src=\")([^)\"#\s]+)")
+
+
+def on_config(config: Any) -> None:
+    """Makes the links."""
+    DOCUMENTED.mkdir(parents=True, exist_ok=True)
+    there = {path.name: path for path in (ROOT / "based_ops").iterdir() if path.name not in NOT_DOCUMENTED}
+    for link in DOCUMENTED.iterdir():
+        if link.name not in there:
+            link.unlink()
+    for name, path in there.items():
+        with suppress(FileExistsError):
+            (DOCUMENTED / name).symlink_to(path.resolve())
 
 
 def on_files(files: Files, *, config: Any) -> Files:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import algebra, compiler, cookbook, errors, spec_reference
+from . import algebra, api, compiler, cookbook, errors, spec_reference
 
 GENERATED: dict[str, Callable[[], str]] = {
     "spec_layers": spec_reference.layers,
@@ -18,6 +18,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "tolerances": algebra.tolerances,
     "errors": errors.sections,
     "stages": compiler.stages,
+    **api.pages(),
 }
 """By the names in `<!-- generated: NAME -->`."""
 

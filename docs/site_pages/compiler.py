@@ -21,8 +21,8 @@ WORDS = {
     ),
     "schedule": (
         "text",
-        "Sizes, warps, stages and rewrites of each program on each backend, and what chose them: the policy, or "
-        "a record of `based-ops tune`.",
+        "Sizes, warps, stages and rewrites of each program on each backend, and what chose them: the policy, "
+        "or a record of `based-ops tune`.",
     ),
     "triton": ("python", "What is printed for Triton: the program above, with the sizes as constants."),
     "tilelang": ("python", "The same for TileLang."),

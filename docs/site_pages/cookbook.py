@@ -107,8 +107,9 @@ def _draw(name: str) -> bytes:
     qk = shipped_layers()[name].head_dims.qk
     torch.manual_seed(0)
     with matplotlib.rc_context({"text.color": GRAY, "axes.labelcolor": GRAY, "axes.edgecolor": GRAY}):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(7.0, 2.8), layout="constrained")
-        q, k = (torch.randn(16, TOKENS, 1, qk, dtype=torch.float64) for _ in range(2))
+        figure, (left, right) = plt.subplots(1, 2, figsize=(7.0, 2.8))
+        figure.subplots_adjust(0.07, 0.16, 1.0, 0.9, 0.1)
+        q, k = (torch.randn(8, TOKENS, 1, qk, dtype=torch.float64) for _ in range(2))
         last = weights(name, q, k)[:, -1].flatten()
         scores = torch.einsum("bd,btd->bt", q[:, -1, 0], k[:, :, 0]).flatten() / qk**0.5
         last = last / last.abs().mean()
