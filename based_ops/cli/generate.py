@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .completion import layer_names
 from .console import fail, progress
 from .files import is_generated, replace_text
 from .places import checkout, command_line, shipped_specs, specs_option
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Compile specs into kernels.")
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=layer_names)
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if anything would change.")
 @specs_option
 @click.option(

@@ -10,6 +10,7 @@ import click
 
 from based_ops.extras import MissingExtra
 
+from .completion import model_names
 from .console import Cell, document, fail, json_option, table
 
 
@@ -54,7 +55,7 @@ def new(name: str, like: str) -> None:
 
 
 @models.command()
-@click.argument("model")
+@click.argument("model", shell_complete=model_names)
 @json_option
 def info(model: str, as_json: bool) -> None:
     """Say what a MODEL is: a shipped one's name, a spec file, or a checkpoint's folder or name on the hub."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .completion import layer_names
 from .console import Cell, document, fail, json_option, source, table
 from .files import replace_text
 from .places import checkout, find_spec, shipped_specs, specs_option
@@ -41,7 +42,7 @@ def list_specs(specs: Path | None, as_json: bool) -> None:
 
 
 @click.command(short_help="Show a layer at one stage of the compiler.")
-@click.argument("name")
+@click.argument("name", shell_complete=layer_names)
 @click.option("--stage", type=click.Choice(STAGES), default="spec", show_default=True, help="What to show.")
 @specs_option
 @json_option
