@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from based_ops.codegen.spec.signature import Argument
+from based_ops.codegen.spec.signature import Argument, Signature
 
 from .variant import Variant
 
@@ -17,9 +17,9 @@ LAYOUTS = ("dense", "fused", "heads first")
 Map = Callable[[Tensor], Tensor]
 
 
-def units(variant: Variant, heads: int, channels: int = 64) -> int:
+def units(signature: Signature, heads: int, channels: int = 64) -> int:
     """How many heads a call has, or channels where the mixer has none: so many for each."""
-    return heads if variant.unit == "H" else heads * channels
+    return heads if signature.unit == "H" else heads * channels
 
 
 def draw(

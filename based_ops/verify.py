@@ -156,7 +156,7 @@ class _Trial:
         self.variant, self.backend, self.device, self.dtype, self.case = variant, backend, device, dtype, case
         self.generator = generator
         self.weighs = weighs
-        self.units = units(variant, case.heads, ODD_CHANNELS)
+        self.units = units(variant.signature, case.heads, ODD_CHANNELS)
         self.inputs = self._inputs(case.length)
         self.state = None
         if case.prefix:

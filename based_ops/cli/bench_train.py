@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from based_ops.errors import BasedOpsError
+from based_ops.codegen.errors import BasedOpsError
 
 from .console import fail, table
 

@@ -66,7 +66,7 @@ def dial(
     from based_ops.benchmarks.ops.results import read as read_records
     from based_ops.benchmarks.recall import dial as dials
 
-    from ..errors import BasedOpsError
+    from based_ops.codegen.errors import BasedOpsError
     from ..recall.results import points, read
 
     recall = recall or (RECALL if RECALL.exists() else None)

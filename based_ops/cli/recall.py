@@ -80,7 +80,7 @@ def mqar(
     """
     import torch
 
-    from ..errors import BasedOpsError
+    from based_ops.codegen.errors import BasedOpsError
     from ..recall import sweep as sweeps
     from ..recall.recipe import RECIPES
 
@@ -157,7 +157,7 @@ def plots(path: Path, out: Path | None, records: Path | None) -> None:
     from based_ops.benchmarks.recall.claims import claims, winners
     from based_ops.benchmarks.recall.plots import draw
 
-    from ..errors import BasedOpsError
+    from based_ops.codegen.errors import BasedOpsError
     from ..recall.results import points, read
 
     try:

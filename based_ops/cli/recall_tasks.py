@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from based_ops.errors import BasedOpsError
+from based_ops.codegen.errors import BasedOpsError
 
 from .console import Cell, fail, json_option, table
 from .files import replace_text
