@@ -43,6 +43,7 @@ class LinearAttention(AttentionLayer):
         """
         super().__init__(d_model, heads, variant, device, dtype, kv_heads, **foreign)
         if self.op.spec.corrects:
+            self.most = 1.0
             self.b_proj: nn.Linear = nn.Linear(d_model, self.kv_heads, bias=False, device=device, dtype=dtype)
         self.decay: str = self.op.spec.decay
         self.g: Tensor | None
@@ -99,7 +100,8 @@ class LinearAttention(AttentionLayer):
         if not self.op.spec.corrects:
             return {}
         given: Tensor = self.b_proj(x)
-        return {"beta": given.to(torch.promote_types(given.dtype, torch.float32)).sigmoid()}
+        wide = torch.promote_types(given.dtype, torch.float32)
+        return {"beta": self.most * given.to(wide).sigmoid()}
 
 
 class BasedDelta(LinearAttention):
@@ -116,9 +118,12 @@ class BasedDelta(LinearAttention):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         kv_heads: int | None = None,
+        negative_eigenvalues: bool = False,
         **foreign: NoReturn,
     ) -> None:
+        """With `negative_eigenvalues` rates go up to 2, where a state turns (arXiv 2411.12537)."""
         super().__init__(d_model, heads, variant, device, dtype, kv_heads, **foreign)
         if not self.op.spec.corrects:
             got = f"{self.op.name}, {self.op.spec.describe()}"
             fail(ArgumentTypeError, "variant", got, "a linear attention with `update: delta`")
+        self.most = 2.0 if negative_eigenvalues else 1.0

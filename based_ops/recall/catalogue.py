@@ -173,7 +173,12 @@ def _delta(d: int, dials: Dials) -> list[Layer]:
     fields: dict[str, Any] = {"update": "delta", "unit_keys": True, "normalize": False}
     fields |= {"feature_map": kind, "scale": float(dials["scale"])}
     fields |= {"decay": "token"} if dials["fades"] else {}
-    return [conv(d), linear(f"{name}_delta", d, qk, **fields)]
+    spec = spec_of("linear_attention", f"{name}_delta_qk{qk}_v{d}", head_dims={"qk": qk, "v": d}, **fields)
+
+    def make(models: int, op: Variant) -> nn.Module:
+        return layers.BasedDelta(models * d, models, op, negative_eigenvalues=dials["negative"])
+
+    return [conv(d), _of_spec(spec, make)]
 
 
 def _delta_net(d: int, dials: Dials) -> list[Layer]:
@@ -189,7 +194,7 @@ def _delta_net(d: int, dials: Dials) -> list[Layer]:
 
     def make(models: int) -> nn.Module:
         op, taps = compiled(spec), compiled(conv4)
-        return Apart(lambda: layers.DeltaNet(d, heads, op, taps), models, size)
+        return Apart(lambda: layers.DeltaNet(d, heads, op, taps, True, dials["negative"]), models, size)
 
     return [conv(d), Layer(make, size, spec)]
 
@@ -250,14 +255,14 @@ MODELS: dict[str, Kind] = {
         {"features": 16},
     ),
     "delta": Kind(
-        "the delta rule over a feature map of keys of length 1: taylor2, square or identity",
+        "the delta rule over taylor2, square or identity of keys of length 1; negative: rates to 2",
         _delta,
-        {"map": "taylor2", "features": 16, "scale": 4, "fades": False},
+        {"map": "taylor2", "features": 16, "scale": 4, "fades": False, "negative": False},
     ),
     "delta_net": Kind(
-        "DeltaNet, or if it fades Gated DeltaNet; qk 0: as wide as the values",
+        "DeltaNet, or if it fades Gated DeltaNet; qk 0: as wide as the values; negative: rates to 2",
         _delta_net,
-        {"heads": 1, "qk": 0, "fades": False},
+        {"heads": 1, "qk": 0, "fades": False, "negative": False},
     ),
     "map": Kind(
         "another feature map; features 0: as wide as the model", _map, {"map": "relu", "features": 0}

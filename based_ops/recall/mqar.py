@@ -5,13 +5,13 @@ Source: Zoology (arXiv 2312.04927), section 4 and appendix E.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import ArgumentValueError, fail
+from .examples import Examples
 
 POWER = 0.01
 """A slot i, from 1, is drawn with a probability that is proportional to i^(POWER - 1)."""
@@ -26,16 +26,17 @@ class Segment(NamedTuple):
     pairs: int
     examples: int
 
+    @property
+    def asked(self) -> int:
+        """For the value of each pair, once."""
+        return self.pairs
 
-class Examples(NamedTuple):
-    """Token sequences, and where in them what is to be predicted."""
+    def of(self, examples: int) -> Segment:
+        return self._replace(examples=examples)
 
-    ids: Tensor
-    """int32 [N,T]."""
-    places: Tensor
-    """int64 [N,K]: at these positions stands a key for the second time, in no order."""
-    targets: Tensor
-    """int64 [N,K]: the values of these keys."""
+    def draw(self, vocabulary: int, seed: int, device: torch.device | str = "cpu") -> Examples:
+        """See `based_ops.recall.mqar.draw`."""
+        return draw(self, vocabulary, seed, device)
 
 
 def draw(segment: Segment, vocabulary: int, seed: int, device: torch.device | str = "cpu") -> Examples:
@@ -79,16 +80,3 @@ def _drawn(weights: Tensor, rows: int, count: int, generator: torch.Generator) -
     """
     clocks = torch.empty(rows, len(weights), device=weights.device).exponential_(generator=generator)
     return (clocks / weights).topk(count, largest=False).indices
-
-
-def batches(examples: Examples, size: int) -> Iterator[Examples]:
-    """The examples in their order, `size` at a time.
-
-    The last ones are filled up with examples without targets, -1, so that all have one shape.
-    """
-    for ids, places, targets in zip(*(x.split(size) for x in examples), strict=True):
-        if (lacking := size - len(ids)) > 0:
-            ids = torch.cat([ids, ids.new_zeros(lacking, ids.shape[1])])
-            places = torch.cat([places, places.new_zeros(lacking, places.shape[1])])
-            targets = torch.cat([targets, targets.new_full((lacking, targets.shape[1]), -1)])
-        yield Examples(ids, places, targets)

@@ -14,10 +14,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ..errors import ArgumentValueError, fail
-from . import mqar
 from .designs import Design
+from .examples import Examples, batches
 from .model import start
-from .mqar import Examples
 from .recipe import Recipe
 
 LOGITS = 2**28
@@ -39,7 +38,7 @@ class Data:
         """All of them, drawn there; each segment has a seed of its own that follows from the recipe's."""
         seeds = iter(range(1000 * recipe.data_seed, 1000 * recipe.data_seed + 1000))
         train, tests = (
-            tuple(mqar.draw(segment, recipe.vocabulary, next(seeds), device) for segment in of)
+            tuple(task.draw(recipe.vocabulary, next(seeds), device) for task in of)
             for of in (recipe.train, recipe.tests)
         )
         return cls(recipe, train, tests)
@@ -156,7 +155,7 @@ class Training:
         self._loss.zero_()
         begun, steps = time.perf_counter(), 0
         for segment in data.train:
-            for examples in mqar.batches(segment, self.recipe.batch):
+            for examples in batches(segment, self.recipe.batch):
                 self._run(examples)
                 steps += 1
         losses = (self._loss / steps).tolist()  # which waits for the device

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from based_ops.errors import ArgumentValueError
-from based_ops.recall.mqar import POWER, Segment, batches, draw
+from based_ops.recall.examples import batches
+from based_ops.recall.mqar import POWER, Segment, draw
 
 
 @st.composite
