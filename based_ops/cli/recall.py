@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from ..recall.sweep import Job
 
 SWEEP = PACKAGE / "benchmarks" / "recall" / "sweep.yaml"
-WORDS = SWEEP.with_name("words.yaml")
+WIDTHS, WORDS = SWEEP.with_name("widths.yaml"), SWEEP.with_name("words.yaml")
+LENGTHS = ("zoology-64", "zoology-128", "zoology-256")
+"""The recipes of Zoology's study of widths."""
 COLUMNS = ("model", "bytes", "accuracy", "worst seed", "at the largest test", "seeds", "epochs")
 
 
@@ -74,8 +76,17 @@ def training(command: Any) -> Any:
 @POINTS
 @click.option("--csv", "path", type=click.Path(dir_okay=False, path_type=Path), default=Path("recall.csv"))
 @click.option("--quick", is_flag=True, help="A few points of a small vocabulary: minutes on a CPU.")
+@click.option(
+    "--recipe",
+    type=click.Choice(("zoology", *LENGTHS)),
+    default="zoology",
+    show_default=True,
+    help="That of figure 2, or one of Zoology's study of widths.",
+)
 @training
-def mqar(sweep: Path | None, points: tuple[str, ...], path: Path, quick: bool, **options: Any) -> None:
+def mqar(
+    sweep: Path | None, points: tuple[str, ...], path: Path, quick: bool, recipe: str, **options: Any
+) -> None:
     """Train models on multi-query associative recall, and write what they reach.
 
     All learning rates and seeds of a point are trained at once.  Points that the CSV has already are left
@@ -84,7 +95,8 @@ def mqar(sweep: Path | None, points: tuple[str, ...], path: Path, quick: bool, *
     from ..recall.recipe import QUICK
 
     named = points or (QUICK if quick and sweep is None else ())
-    _train("small" if quick else "zoology", sweep or SWEEP, named, path, **options)
+    default = WIDTHS if recipe in LENGTHS else SWEEP
+    _train("small" if quick else recipe, sweep or default, named, path, **options)
 
 
 @recall.command(short_help="The same for word problems of a group: whose state can be turned.")
@@ -210,6 +222,28 @@ def plots(path: Path, out: Path | None, records: Path | None) -> None:
     table(("claim", "", "by"), [(x.says, words[x.holds], x.because) for x in claims(found)])
     for text in winners(found):
         click.echo(f"a peer wins: {text}")
+
+
+@recall.command(short_help="Draw accuracy against width, of CSVs of several lengths.")
+@click.argument("paths", type=LIST, nargs=-1, required=True, metavar="RESULT.csv...")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="[default: beside the first]")
+def widths(paths: tuple[Path, ...], out: Path | None) -> None:
+    """Draw Zoology's first study: which width of a model solves sequences of which length."""
+    from based_ops.benchmarks.ops.plots import PlotsUnavailable, require
+    from based_ops.benchmarks.recall.widths import draw
+    from based_ops.codegen.errors import BasedOpsError
+
+    from ..recall.results import read
+
+    try:
+        require()
+        written = draw([line for path in paths for line in read(path)], out or paths[0].parent)
+    except PlotsUnavailable as error:
+        fail(str(error), code=1)
+    except BasedOpsError as error:
+        fail(str(error))
+    for path in written:
+        click.echo(f"written: {path}")
 
 
 @recall.command(short_help="List the models and their dials.")

@@ -10,6 +10,7 @@ from .long_conv import H3, BaseConv, Hyena, ImplicitConv
 from .mamba2 import Mamba2Mixer, Mamba2State
 from .rotary import rotate
 from .sliding_window import SlidingWindowAttention
+from .sparse_attention import SparseAttention
 
 __all__ = [
     "BaseConv",
@@ -26,5 +27,6 @@ __all__ = [
     "Mamba2State",
     "ShortConv",
     "SlidingWindowAttention",
+    "SparseAttention",
     "rotate",
 ]

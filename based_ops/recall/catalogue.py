@@ -225,6 +225,16 @@ def _long(d: int, dials: Dials) -> list[Layer]:
     return [conv(d), long]
 
 
+def _sparse(d: int, dials: Dials) -> list[Layer]:
+    """Zoology's hybrid; `penalty` is whether training pulls the number of open gates to √T."""
+    long = _of_module(lambda models: layers.BaseConv(models * d, length=LENGTH, groups=models))
+
+    return [
+        long,
+        _of_module(lambda models: layers.SparseAttention(models * d, models, models, dials["penalty"])),
+    ]
+
+
 def _peer(name: str, d: int, dials: Dials) -> list[Layer]:
     return [conv(d), _of_module(peer(name, d, dials))]
 
@@ -270,6 +280,11 @@ MODELS: dict[str, Kind] = {
     "mamba2": Kind("two blocks of Mamba-2", _mamba2, {"state": 16, "head": 64}),
     "hyena": Kind("two layers of Hyena", _hyena),
     "h3": Kind("two layers of H3", _h3, {"state": 16}),
+    "sparse": Kind(
+        "a BaseConv as long as the sequence, and attention for the √T tokens that ask for it",
+        _sparse,
+        {"penalty": True},
+    ),
     "base_conv": Kind("a BaseConv of three taps, and one as long as the sequence", _long),
     **{
         name: Kind(f"{name} of flash-linear-attention", partial(_peer, name), dials)

@@ -25,6 +25,8 @@ class Segment(NamedTuple):
     length: int
     pairs: int
     examples: int
+    quiet: bool = False
+    """Whether what is neither key nor value is the token 0 instead of anything."""
 
     @property
     def asked(self) -> int:
@@ -45,9 +47,10 @@ def draw(segment: Segment, vocabulary: int, seed: int, device: torch.device | st
     Keys are 1 … vocabulary/2 - 1 and values the upper half, each drawn without replacement.  Positions
     0 … 2K-1 are k₁ v₁ k₂ v₂ …; behind them lie (T - 2K)/2 slots of two tokens, and in the first token of a
     slot of its own, drawn without replacement by `POWER`, each key stands again.  All else is uniform over
-    the vocabulary.  Raises `ArgumentValueError` unless T is even, at least 4K, and there are K keys.
+    the vocabulary, or 0 where that is `quiet`.  Raises `ArgumentValueError` unless T is even, at least 4K,
+    and there are K keys.
     """
-    length, pairs, examples = segment
+    length, pairs, examples, quiet = segment
     half = vocabulary // 2
     if length % 2 or length < 4 * pairs:
         what = f"even and at least four times the pairs, {4 * pairs}"
@@ -66,7 +69,8 @@ def draw(segment: Segment, vocabulary: int, seed: int, device: torch.device | st
         keys = 1 + _drawn(alike[1:], count, pairs, generator)
         values = half + _drawn(alike, count, pairs, generator)
         places = 2 * pairs + 2 * _drawn(slots, count, pairs, generator)
-        ids = torch.randint(0, vocabulary, (count, length), generator=generator, device=device)
+        fillers = 1 if quiet else vocabulary
+        ids = torch.randint(0, fillers, (count, length), generator=generator, device=device)
         ids[:, 0 : 2 * pairs : 2] = keys
         ids[:, 1 : 2 * pairs : 2] = values
         parts.append(Examples(ids.scatter_(1, places, keys).int(), places, values))

@@ -80,7 +80,20 @@ WORDS = {
 }
 """Word problems; all tests but the first are longer than anything trained on."""
 
-RECIPES = {"zoology": ZOOLOGY, "small": SMALL, **WORDS}
+WIDTHS = {
+    f"zoology-{length}": Recipe(
+        vocabulary=8192,
+        train=(Segment(length, pairs, 100_000, quiet=True),),
+        tests=(Segment(length, pairs, 3000, quiet=True),),
+        epochs=64,
+        rates=tuple(10 ** (-4 + 2 * n / 3) for n in range(4)),
+        dropout=0.0,
+    )
+    for length, pairs in ((64, 4), (128, 8), (256, 16))
+}
+"""Figure 2 of Zoology (arXiv 2312.04927): accuracy against the width of models, a recipe for each length."""
+
+RECIPES = {"zoology": ZOOLOGY, "small": SMALL, **WIDTHS, **WORDS}
 """By name."""
 
 QUICK = ("based d=32 features=8", "attention d=32", "window d=32 window=8", "mamba2 d=32 state=8 head=32")

@@ -144,6 +144,9 @@ class Training:
         of_each = targets.repeat(len(self.pairs))
         each = cross_entropy(logits.flatten(0, 1).float(), of_each, ignore_index=-1, reduction="none")
         losses = each.view(len(self.pairs), -1).sum(1) / there
+        for mixer in self.model.mixers:
+            if (penalty := getattr(mixer, "penalty", None)) is not None:
+                losses = losses + penalty
         losses.sum().backward()
         self.optimizer.step()
         self._loss += losses.detach()

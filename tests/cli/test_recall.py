@@ -49,6 +49,20 @@ def test_words_are_trained_on_like_pairs(tmp_path: Path, monkeypatch: pytest.Mon
     assert code == 2 and "holds results of the recipe s3, not parity" in err
 
 
+def test_a_study_of_widths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = []
+    for length in (64, 128):
+        small = recipe.Recipe(32, (Segment(16, 2, 16, True),), (Segment(length, 2, 8, True),), 1, (1e-3,))
+        monkeypatch.setitem(recipe.RECIPES, f"zoology-{length}", small)
+        paths.append(tmp_path / f"{length}.csv")
+        points = ["--point", "attention d=16", "--point", "sparse d=16", "--point", "sparse d=24"]
+        options = ["--recipe", f"zoology-{length}", "--device", "cpu", "--csv", paths[-1]]
+        assert run("mqar", *options, *points)[0] == 0
+    code, out, _ = run("widths", *paths, "--out", tmp_path)
+    assert code == 0 and f"written: {tmp_path / 'recall-against-width-light.png'}" in out
+    assert (tmp_path / "recall-against-width-dark.png").stat().st_size > 10_000
+
+
 def test_a_point_that_fails_ends_the_command_with_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
