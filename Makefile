@@ -3,6 +3,7 @@
 #   make demo      minutes: the same on every backend, and a language model that writes
 #   make test      every test that needs no GPU
 #   make lint      ruff and mypy
+#   make docs      the documentation as a site, in build/site
 #   make generate  bring generated/ up to date with specs/ and codegen/
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quick demo test lint generate clean
+.PHONY: quick demo test lint docs generate clean
 
 quick: .venv/.installed
 	$(BIN)/based-ops demo --quick
@@ -25,6 +26,9 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: .venv/.installed-docs
+	$(BIN)/python -m mkdocs build --strict
+
 generate: .venv/.installed
 	$(BIN)/based-ops generate
 
@@ -37,6 +41,10 @@ $(BIN)/python:
 # A stamp each, so that a second call installs nothing.
 .venv/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e ".[all]"
+	@touch $@
+
+.venv/.installed-docs: .venv/.installed
+	$(INSTALL) -e ".[docs]"
 	@touch $@
 
 .venv/.installed-test: .venv/.installed

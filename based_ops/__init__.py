@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import log
+
 if TYPE_CHECKING:
     from . import errors, layers
     from .mixers.hybrid import HybridState
@@ -53,7 +55,27 @@ _LATER = {"Variant": "variant", "layers": "layers"}
 
 
 def load(path: str | os.PathLike[str]) -> Variant:
-    """The variant that a spec file describes, compiled on first use; see `based_ops.jit.load`."""
+    """The variant that a spec file describes, compiled on first use; see `based_ops.jit.load`.
+
+    Equal specs give the same object, and its operators have names that no shipped layer has.
+
+    Args:
+        path: That of a YAML file.
+
+    Raises:
+        ArgumentTypeError: `path` is no path.
+        SpecErrors: the spec is wrong; with every fault, its place and what is allowed.
+        CacheError: the cache directory cannot be used or trusted.
+        MissingExtra: the compiler's packages, extra `compile`, are not installed.
+
+    Examples:
+        >>> import based_ops, pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "my_map.yaml")
+        >>> fields = "feature_map: {kind: elementwise, expression: relu(x)**2}, head_dims: {qk: 8, v: 16}"
+        >>> _ = path.write_text(f"{{name: my_map, mixer: linear_attention, {fields}}}")
+        >>> based_ops.load(path).state_bytes(batch=1, heads=1)  # 8 rows of 16 values and a normaliser
+        544
+    """
     from .jit import load as compile_and_load
 
     return compile_and_load(path)
@@ -76,6 +98,7 @@ def _is_command_line() -> bool:
     return Path(program).stem == "based-ops"
 
 
+log.set_up()
 if not _is_command_line():
     for _name in _AT_ONCE:
         __getattr__(_name)

@@ -101,6 +101,41 @@ class AttentionVariant(Variant):
 
         With `batch_invariant` a sequence has the same bits, gradients too, alone and in any batch, packed,
         padded or neither; docs/tools.md says what that costs.
+
+        Args:
+            q: [B,T,H,qk]; the last dimension dense, as of all inputs.
+            k: [B,T,H,qk], of q's dtype.
+            v: [B,T,H,v], of q's dtype.  Each may have fewer heads, any divisor of the largest number.
+            g: Logarithms of decays, [H] or [B,T,H].
+            scale: A factor on q·k in place of the spec's.
+            initial_state: That after the tokens before these.
+            output_final_state: Whether the state after the last token is returned.
+            backend: `triton`, `tilelang` or `torch`; None for the default.
+            cu_seqlens: [N+1], where packed sequences begin and end, in tokens.
+            attention_mask: [B,T], which tokens there are.
+            state_indices: [B], slots of a pool of states.
+            parameters: Those of the spec's parts, by name.
+            batch_invariant: Whether a sequence has the same bits in any batch.
+            beta: Rates of a delta rule, [B,T,H].
+
+        Raises:
+            ShapeError: an input has another shape.
+            DtypeError: inputs have different dtypes, or one that the spec does not list.
+            DeviceError: inputs lie on different devices.
+            StateError: the state is of another layer, batch, dtype or device.
+            ArgumentTypeError: an input is no tensor, or one that this layer does not take.
+            ArgumentValueError: offsets, masks, indices, decays, rates or scale have no such values.
+            BackendUnavailable: the backend that was asked for, or the default, cannot serve here.
+            GradientError: a gradient would go through a pool.
+
+        Examples:
+            >>> import based_ops, torch
+            >>> op = based_ops.get("pos_elu_qk64_v64")
+            >>> q, k, v = (torch.randn(2, 30, 4, 64, requires_grad=True) for _ in range(3))
+            >>> o, final = op(q, k, v, output_final_state=True)
+            >>> o.sum().backward()
+            >>> final.state.shape  # [B, H, features, v]
+            torch.Size([2, 4, 64, 64])
         """
         if foreign:
             refuse(AttentionVariant.__call__, tuple(foreign))
@@ -147,6 +182,33 @@ class AttentionVariant(Variant):
         output is 0.  On a CPU an index out of range, and a slot that is named twice, are an
         `ArgumentValueError`; on other devices the first counts as -1, and the second leaves open what the
         slot has.  Slots may lie any distance apart.
+
+        Args:
+            q: [B,T,H,qk] with T up to 16; k and v likewise.
+            k: [B,T,H,qk].
+            v: [B,T,H,v].
+            state: What `init_state` or a call returned; contiguous.
+            g: As of a call.
+            scale: As of a call.
+            backend: As of a call.
+            state_indices: [B], int32.
+            parameters: As of a call.
+            beta: As of a call.
+
+        Raises:
+            ShapeError: more than 16 tokens, or another shape.
+            StateError: the state does not fit, or shares memory with an input.
+            GradientError: an input requires a gradient.  And what a call raises.
+
+        Examples:
+            >>> import based_ops, torch
+            >>> op = based_ops.get("window64_d64")
+            >>> state = op.init_state(2, 4)
+            >>> token = torch.randn(2, 1, 4, 64)
+            >>> with torch.no_grad():
+            ...     o = op.step(token, token, token, state)
+            >>> torch.allclose(o, token)  # one key has all of the weight
+            True
         """
         if foreign:
             refuse(AttentionVariant.step, tuple(foreign))

@@ -16,12 +16,14 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from .errors import CacheError
+from .log import LOGGER
 
 CACHE_VARIABLE = "BASED_OPS_CACHE"
 LIST = "entry.json"
@@ -54,7 +56,10 @@ def entry(name: str, spec: str, generate: Callable[[Path], Any]) -> Path:
     root = cache_directory()
     place = root / name
     if _spec_of(place) == spec:
+        LOGGER.info("cache: %s is there, in %s", name, root)
         return place
+    LOGGER.info("cache: %s is not there, in %s; its kernels are printed now", name, root)
+    begun = time.perf_counter()
     with _understood(root):
         building = Path(tempfile.mkdtemp(prefix=".building-", dir=root))
         try:
@@ -64,6 +69,7 @@ def entry(name: str, spec: str, generate: Callable[[Path], Any]) -> Path:
             listed = {"spec": spec, "files": _hashes(made)}
             (made / LIST).write_text(json.dumps(listed, indent=1), encoding="utf-8")
             _put(made, place, spec, building)
+            LOGGER.info("cache: %s took %.2f s", name, time.perf_counter() - begun)
         finally:
             shutil.rmtree(building, ignore_errors=True)
     return place

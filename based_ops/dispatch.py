@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from based_ops.codegen.names import BACKENDS
 
 from .errors import ArgumentTypeError, BackendUnavailable, VersionError, fail_text
 from .extras import command, installed
+from .log import LOGGER
 from .record import Record
 from .record import record as record_of
 from .tracing import run_while_tracing
@@ -171,6 +173,12 @@ def _kernel(name: str, asked: str | None, origin: str, device: torch.device, dty
             f"{what}, which cannot serve {record.name} on {device_type}: {reason}; "
             f"must be one that can: {', '.join(others) or 'none here'}",
         )
+    why = f"{origin} asks for it" if asked else "the default"
+    for other in BACKENDS if LOGGER.isEnabledFor(logging.INFO) else ():
+        if not asked and other != chosen:
+            reason = why_not_here(record, other, device_type, dtype)
+            why += f"; {other} " + ("could too" if reason is None else f"cannot: {reason}")
+    LOGGER.info("backend: %s serves %s on %s in %s (%s)", chosen, record.name, device, dtype, why)
     return f"{module_name(chosen, device_type)}-{record.build}"
 
 

@@ -25,6 +25,10 @@ EXTRAS = {
 class MissingExtra(BasedOpsError, ImportError):
     """A package is not installed that comes with an extra; the message says which."""
 
+    remedy = (
+        "use the pip of the Python that runs this, `python -m pip`; README.md#installation has the extras"
+    )
+
 
 def installed(module: str) -> bool:
     """Whether a top-level module can be imported; it is not imported.

@@ -132,7 +132,13 @@ RECORDS: dict[str, Record] = {}
 
 
 def names() -> list[str]:
-    """The names that `get` knows, sorted."""
+    """The names that `get` knows, sorted.
+
+    Examples:
+        >>> import based_ops
+        >>> "taylor2_qk16_v64" in based_ops.names()
+        True
+    """
     return sorted(RECORDS)
 
 

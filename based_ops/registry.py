@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import ops
 from .errors import RegistrationError
+from .log import LOGGER
 from .record import RECORDS, Record, record
 from .record import names as names
 
@@ -30,6 +31,7 @@ def register_package(package: str, variants: Mapping[str, Mapping[str, Any]]) ->
     data>}`.  A name that another package registered with the same build is left alone, with another build it
     is a `RegistrationError`.
     """
+    LOGGER.debug("registry: %s describes %d layers", package, len(variants))
     with LOCK:
         fresh = []
         for name, entry in variants.items():
@@ -61,7 +63,19 @@ def _variant(name: str) -> Variant:
 
 
 def get(name: str) -> Variant:
-    """The variant of that name, always the same object; `UnknownVariant` names the nearest."""
+    """The variant of that name, always the same object; `UnknownVariant` names the nearest.
+
+    Args:
+        name: That of a layer which is generated or loaded, see `based_ops.names()`.
+
+    Raises:
+        UnknownVariant: there is none of that name.
+
+    Examples:
+        >>> import based_ops
+        >>> based_ops.get("window64_d64")
+        <based_ops variant window64_d64: sliding_window, softmax over 64 keys>
+    """
     record(name)
     with LOCK:
         return _variant(name)

@@ -13,6 +13,7 @@ other than Triton always call it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import ModuleType
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .log import LOGGER
 from .ops import has_forward_gradients
 from .overlap import KEPT as SETS
 from .overlap import extent, overlapping, period
@@ -184,8 +186,11 @@ class Replays:
         name = torch.is_grad_enabled(), tensors[0].shape, len(tensors), key
 
         def run(*tensors: Tensor) -> Sequence[Any]:
+            begun = time.perf_counter()
             with launcher.recording() as record:
                 results = function(*tensors)
+            spent = time.perf_counter() - begun
+            LOGGER.debug("call: the first of its kind, %s, took %.3f s with what it compiled", name[1], spent)
             known = self.known.get(name, [])
             device, graded = launcher.current_device(), torch.is_grad_enabled()
             # Tensors that were cast for every call are of a kind that is known, but that calls never have.

@@ -108,6 +108,11 @@ class LinearAttentionState(State, _Sums):
     - a power p has F = C(D+p-1, p), all products of p components in the same order.
 
     Weights of the series and the scale stand on the query's side: no row has them.
+
+    Examples:
+        >>> import based_ops
+        >>> based_ops.get("taylor2_qk16_v64").init_state(1, 2).state.shape
+        torch.Size([1, 2, 153, 64])
     """
 
 
@@ -119,7 +124,13 @@ class _Rings(NamedTuple):
 
 @storable(layout=1, roles=(IO, IO, "int32"))
 class SlidingWindowState(State, _Rings):
-    """The last W keys [B,H,W,D] and values [B,H,W,V] as rings; `position`, int32 [B,H], counts tokens."""
+    """The last W keys [B,H,W,D] and values [B,H,W,V] as rings; `position`, int32 [B,H], counts tokens.
+
+    Examples:
+        >>> import based_ops
+        >>> based_ops.get("window16_d64").init_state(1, 2).k.shape
+        torch.Size([1, 2, 16, 64])
+    """
 
 
 def feature_count(spec: LinearAttention) -> int:

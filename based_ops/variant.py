@@ -38,7 +38,19 @@ def dtype_named(name: str) -> torch.dtype:
 
 
 class Variant(ReplayedCalls, ABC):
-    """A compiled layer spec."""
+    """A compiled layer spec.
+
+    `based_ops.get` and `based_ops.load` make them.  A variant is called with a whole sequence, and its `step`
+    with up to 16 tokens more; those of layers with queries are `based_ops.attention.AttentionVariant`s.
+
+    Examples:
+        >>> import based_ops, torch
+        >>> op = based_ops.get("taylor2_qk16_v64")
+        >>> q, k, v = torch.randn(1, 9, 2, 16), torch.randn(1, 9, 2, 16), torch.randn(1, 9, 2, 64)
+        >>> o, state = op(q, k, v, output_final_state=True)  # [B, T, H, qk] and [B, T, H, v] to [B, T, H, v]
+        >>> o.shape, state.nbytes
+        (torch.Size([1, 9, 2, 64]), 79560)
+    """
 
     name: str
     spec: Any
@@ -116,7 +128,15 @@ class Variant(ReplayedCalls, ABC):
     def backends(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> list[dispatch.BackendStatus]:
-        """What can serve this variant on `device` (default: CUDA if there is one), and why not the others."""
+        """What can serve this variant on `device` (default: CUDA if there is one), and why not the others.
+
+        Args:
+            device: Where a call would be; only its type matters.
+            dtype: That of its inputs; the first of the spec's unless given.
+
+        Returns:
+            A status of each backend: whether it can serve, whether it would by default, and why not.
+        """
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         return dispatch.statuses(self._record, torch.device(device).type, dtype or self.dtypes[0])

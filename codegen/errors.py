@@ -9,10 +9,34 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class BasedOpsError(Exception):
-    """Base of all errors of this library."""
+    """Base of all errors of this library.
+
+    The message says what is wrong and what is allowed, and `next_step` what to do about it.  A traceback
+    shows that as a note below the message (from Python 3.11), and the command line in a line of its own.
+    """
+
+    remedy: ClassVar[str] = ""
+    """What to do about errors of this class, unless one knows better."""
+    next_step: str
+
+    def __new__(cls, *args: Any, **_: Any) -> Self:
+        # Not in `__init__`: an error that leaves Dynamo has that of another class.
+        error = super().__new__(cls, *args)
+        return error.then(cls.remedy)
+
+    def then(self, step: str) -> Self:
+        """The same error, which says that this is to be done next."""
+        self.next_step = step
+        if step:
+            self.__notes__ = [f"next: {step}"]
+        return self
 
 
 @dataclass(frozen=True, order=True)
@@ -37,7 +61,15 @@ class SpecError:
 
 
 class SpecErrors(BasedOpsError, ValueError):
-    """Every finding of every file that was read, in the order of file, line and column."""
+    """Every finding of every file that was read, in the order of file, line and column.
+
+    A field is unknown, missing or of a value that it cannot have, or fields contradict each other.  A finding
+    has its place, what is allowed, and the nearest valid name.  Nothing is compiled or written.
+    """
+
+    remedy = (
+        "docs/spec-reference.md has every field and its range; `based-ops new` writes a file to start from"
+    )
 
     def __init__(self, errors: Iterable[SpecError]) -> None:
         self.errors: tuple[SpecError, ...] = tuple(sorted(errors, key=lambda e: (e.file, e.line, e.column)))
@@ -52,7 +84,13 @@ class SpecWarning(UserWarning):
 
 
 class ExpressionError(BasedOpsError, ValueError):
-    """An elementwise expression that cannot be read; `offset` is the position of the fault in its text."""
+    """An elementwise expression that cannot be read; `offset` is the position of the fault in its text.
+
+    Expressions are formulas in x of a few operators and functions, with constants that float32 can hold.  In
+    a spec this is a finding of `SpecErrors`.
+    """
+
+    remedy = "docs/spec-reference.md#expressions lists the operators and functions"
 
     def __init__(
         self, message: str, offset: int = 0, allowed: Sequence[str] = (), nearest: str | None = None

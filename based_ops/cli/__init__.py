@@ -6,6 +6,7 @@ import click
 
 from .. import __version__
 from .bench import bench
+from .completion import completion
 from .console import plain_warnings
 from .demo import demo
 from .dial import dial
@@ -13,6 +14,7 @@ from .doctor import doctor
 from .generate import generate
 from .models import models
 from .recall import recall
+from .report import report
 from .specs import list_specs, new, show
 from .tune import tune
 from .verify import verify
@@ -25,5 +27,8 @@ def main() -> None:
     click.get_current_context().with_resource(plain_warnings())
 
 
-for command in (generate, list_specs, show, new, verify, tune, bench, models, recall, dial, doctor, demo):
+for command in (
+    *(generate, list_specs, show, new, verify, tune, bench, models, recall, dial),
+    *(doctor, report, demo, completion),
+):
     main.add_command(command)

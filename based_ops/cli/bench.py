@@ -119,7 +119,7 @@ def plots(result: Path, out: Path | None) -> None:
             return _show_models(results.read(result), out or result.parent)
         report = read(result)
     except ValueError as error:
-        fail(str(error))
+        fail(error)
     _show(report)
     _draw(report, out or result.parent)
 
@@ -280,7 +280,7 @@ def _can_draw(directory: Path | None) -> None:
     try:
         require()
     except PlotsUnavailable as error:
-        fail(str(error), code=1)
+        fail(error, code=1)
 
 
 def _draw(report: Report, directory: Path | None) -> None:

@@ -95,7 +95,7 @@ def train(
                 earlier,
             )
         except (ValueError, BasedOpsError) as error:
-            fail(str(error))
+            fail(error)
     for columns, rows in (
         (results.QUALITY, list(results.quality_rows(report))),
         (results.SPEED, list(results.speed_rows(report))),

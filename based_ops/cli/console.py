@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,12 +14,23 @@ from typing import Any, NoReturn
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.syntax import Syntax
 from rich.table import Table
 
+from ..durations import spoken
+
 PATIENCE = 2.0
 """Seconds of work after which progress is shown."""
+BREATH = 10.0
+"""Seconds between two lines of progress in a pipe."""
 
 
 Cell = str | int | float | bool | Sequence[str] | None
@@ -126,9 +138,11 @@ def source(text: str, language: str) -> None:
         sys.stdout.write(text)
 
 
-def fail(text: str, code: int = 2) -> NoReturn:
-    """Ends the command with a message on standard error."""
-    click.echo(text, err=True)
+def fail(what: str | Exception, code: int = 2) -> NoReturn:
+    """Ends the command with a message on standard error, and with what to do next where an error says it."""
+    click.echo(str(what), err=True)
+    if step := getattr(what, "next_step", ""):
+        click.echo(f"next: {step}", err=True)
     raise SystemExit(code)
 
 
@@ -154,11 +168,15 @@ def plain_warnings() -> Iterator[None]:
 def progress(what: str, total: int | None = None) -> Iterator[Callable[[str], None]]:
     """A function to call with the name of each piece of work begun.
 
-    A bar appears on standard error if that is a terminal and the work takes longer than two seconds.
+    What takes longer than two seconds is shown on standard error with the time left, judged by the pieces
+    that are done: on a terminal as a bar, in a pipe in a line now and then.
     """
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(what, total)
+        return
     shown = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    bar = Progress(*shown, TimeElapsedColumn(), console=console, transient=True)
+    bar = Progress(*shown, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
     task = bar.add_task("", total=total)
     # Work that is done by then shows no bar at all.
     timer = Timer(PATIENCE, bar.start)
@@ -170,11 +188,27 @@ def progress(what: str, total: int | None = None) -> Iterator[Callable[[str], No
         bar.update(task, description=name, completed=begun)
         begun += 1
 
-    if console.is_terminal:
-        timer.start()
+    timer.start()
     try:
         yield begin
     finally:
         timer.cancel()
         if bar.live.is_started:
             bar.stop()
+
+
+def _lines(what: str, total: int | None) -> Callable[[str], None]:
+    """Progress in a pipe: a line when a piece is begun, but for the first seconds and soon after another."""
+    start = time.monotonic()
+    begun, due = 0, start + PATIENCE
+
+    def begin(name: str) -> None:
+        nonlocal begun, due
+        now, done, begun = time.monotonic(), begun, begun + 1
+        if now < due:
+            return
+        due = now + BREATH
+        left = f", about {spoken((now - start) / done * (total - done))} left" if total and done else ""
+        click.echo(f"{what} {begun} of {total or '?'}: {name}{left}", err=True)
+
+    return begin

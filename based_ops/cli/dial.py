@@ -83,7 +83,7 @@ def dial(
             dials.write(chosen, spec)
             click.echo(f"written: {spec}: {chosen.spec.describe()}, {chosen.state_bytes} bytes", err=as_json)
     except (BasedOpsError, ValueError, OSError) as error:
-        fail(str(error))
+        fail(error)
     if picture is not None:
         _draw(lines, picture, chosen)
 
@@ -119,7 +119,7 @@ def _draw(lines: Any, directory: Path, chosen: Choice) -> None:
     try:
         require()
     except PlotsUnavailable as error:
-        fail(str(error), code=1)
+        fail(error, code=1)
     if not lines:
         fail("--picture: there is no CSV of recall to draw: name one by --csv", code=1)
     for path in draw(lines, directory, chosen.design):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .completion import layer_names
 from .console import fail, progress
 from .files import is_generated, replace_text
 from .places import checkout, command_line, shipped_specs, specs_option
@@ -24,7 +25,7 @@ WORTH = 4
 
 
 @click.command(short_help="Compile specs into kernels.")
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=layer_names)
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if anything would change.")
 @specs_option
 @click.option(
@@ -54,7 +55,7 @@ def generate(names: tuple[str, ...], check: bool, specs: Path | None, out: Path 
             with _workers(total) as each:
                 changes = work(source, target, names, begin, each)
     except (SpecErrors, RecordError) as errors:
-        fail(str(errors))
+        fail(errors)
     except OSError as error:
         fail(f"{error.filename or target}: {error.strerror}")
     stale_schemas = _schemas(source, write=not check) if source == shipped_specs() else []

@@ -10,6 +10,7 @@ import click
 
 from based_ops.extras import MissingExtra
 
+from .completion import model_names
 from .console import Cell, document, fail, json_option, table
 
 
@@ -46,7 +47,7 @@ def new(name: str, like: str) -> None:
     try:
         parse_spec(text, str(path), name)
     except ValueError as error:
-        fail(str(error))
+        fail(error)
     if path.exists():
         fail(f"{path}: exists already")
     path.write_text(text, encoding="utf-8")
@@ -54,7 +55,7 @@ def new(name: str, like: str) -> None:
 
 
 @models.command()
-@click.argument("model")
+@click.argument("model", shell_complete=model_names)
 @json_option
 def info(model: str, as_json: bool) -> None:
     """Say what a MODEL is: a shipped one's name, a spec file, or a checkpoint's folder or name on the hub."""
@@ -71,7 +72,7 @@ def info(model: str, as_json: bool) -> None:
         else:
             spec = load_spec(model)
     except (ValueError, OSError, MissingExtra) as error:
-        fail(str(error))
+        fail(error)
     net = LanguageModel(spec, device="meta", dtype=torch.bfloat16)
     found: dict[str, Any] = {
         "name": spec.name,
@@ -114,7 +115,7 @@ def convert(checkpoint: str, out: Path, to: str) -> None:
     try:
         report = converted(checkpoint, out, transformers=to == "transformers")
     except (ValueError, OSError, MissingExtra) as error:
-        fail(str(error))
+        fail(error)
     for what, names in (
         ("keys without effect", report.without_effect),
         ("keys that nobody knows", report.unknown),

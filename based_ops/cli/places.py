@@ -54,7 +54,7 @@ def find_spec(name: str, specs: Path | None) -> LayerSpec:
     try:
         return load_file(name) if is_path(name) else load_dir(specs or shipped_specs(), [name])[name]
     except SpecErrors as errors:
-        fail(str(errors))
+        fail(errors)
 
 
 def command_line(words: Sequence[str | Path]) -> str:

@@ -152,7 +152,7 @@ def _train(
         )
         found = sweeps.run(jobs, settings, path, budget_minutes, lambda text: click.echo(text, err=True))
     except BasedOpsError as error:
-        fail(str(error))
+        fail(error)
     _show(found.lines)
     if found.failed:
         fail("\n".join(f"failed: {text}" for text in found.failed), code=1)
@@ -212,9 +212,9 @@ def plots(path: Path, out: Path | None, records: Path | None) -> None:
         records = records or (RECORDS if RECORDS.exists() else None)
         measured = read_records(records) if records else None
     except PlotsUnavailable as error:
-        fail(str(error), code=1)
+        fail(error, code=1)
     except (BasedOpsError, ValueError) as error:
-        fail(str(error))
+        fail(error)
     for written in draw(lines, out or path.parent, measured=measured):
         click.echo(f"written: {written}")
     found = points(lines)

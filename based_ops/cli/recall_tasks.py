@@ -65,7 +65,7 @@ def tasks(
             _device(device),
         )
     except (BasedOpsError, OSError) as error:
-        fail(str(error))
+        fail(error)
     rows: list[tuple[Cell, ...]] = [
         (x.task, round(x.contains, 4), round(x.error, 4), x.examples, x.version, x.max_length, x.cut)
         for x in found
@@ -93,7 +93,7 @@ def fields(out: Path, packages: tuple[Path, ...]) -> None:
     try:
         made = task.make(out, packages or None)
     except (BasedOpsError, OSError) as error:
-        fail(str(error))
+        fail(error)
     click.echo(f"{made.packages} packages, {made.pages} manual pages")
     click.echo(f"wrote {out}: {made.train} examples to train on, {made.validation} to ask")
 
@@ -137,7 +137,7 @@ def slices(
             lambda ids: net(ids)[0], rows, words.train, vocabulary, order, device=_device(device), batch=batch
         )
     except (BasedOpsError, OSError) as error:
-        fail(str(error))
+        fail(error)
     every = found.all
     lines: list[tuple[Cell, ...]] = [
         (name, x.tokens, f"{x.tokens / every.tokens:.4f}", f"{x.loss:.4f}", f"{x.perplexity:.3f}")

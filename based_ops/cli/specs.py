@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .completion import layer_names
 from .console import Cell, document, fail, json_option, source, table
 from .files import replace_text
 from .places import checkout, find_spec, shipped_specs, specs_option
@@ -31,7 +32,7 @@ def list_specs(specs: Path | None, as_json: bool) -> None:
     try:
         layers = load_dir(specs or shipped_specs())
     except SpecErrors as errors:
-        fail(str(errors))
+        fail(errors)
 
     rows: list[tuple[Cell, ...]] = []
     for name, spec in layers.items():
@@ -41,7 +42,7 @@ def list_specs(specs: Path | None, as_json: bool) -> None:
 
 
 @click.command(short_help="Show a layer at one stage of the compiler.")
-@click.argument("name")
+@click.argument("name", shell_complete=layer_names)
 @click.option("--stage", type=click.Choice(STAGES), default="spec", show_default=True, help="What to show.")
 @specs_option
 @json_option
@@ -80,7 +81,7 @@ def _show(spec: LayerSpec, stage: str, as_json: bool) -> None:
         else:
             source("\n\n".join(pipeline.emit(pipeline.schedule(x, stage)) for x in found), "python")
     except RecordError as error:
-        fail(str(error))
+        fail(error)
 
 
 def _schedules(found: Sequence[Lowered], as_json: bool) -> None:
@@ -170,7 +171,7 @@ def new(
     try:
         text = new_spec_text(name, mixer, **given)
     except SpecErrors as errors:
-        fail(str(errors))
+        fail(errors)
     path = specs / f"{name}.yaml"
     signed = "normalize: false" in text.splitlines() and "normalize" not in given
     try:

@@ -16,6 +16,7 @@ import click
 
 from based_ops.codegen.names import BACKENDS, PASSES
 
+from .completion import layer_names
 from .console import fail, json_option, table
 from .places import checkout, find_spec, shipped_specs
 
@@ -58,7 +59,7 @@ class Extent(click.ParamType):
 
 
 @click.command(short_help="Measure schedules and record the best.")
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=layer_names)
 @click.option("--backend", type=click.Choice(BACKENDS), help="[default: triton; on a CPU torch]")
 @click.option("--pass", "passes", type=click.Choice(PASSES), multiple=True, help="May be repeated.")
 @click.option("--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True, help="[default: bfloat16]")
@@ -194,7 +195,7 @@ def _tune(
     try:
         path = results.write(records, good, machine, date.today())
     except RecordError as error:
-        fail(str(error), code=1)
+        fail(error, code=1)
     if good:
         table(COLUMNS, [_row(outcome, machine) for outcome in good], as_json)
     for outcome in found.values():

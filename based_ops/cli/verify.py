@@ -11,6 +11,7 @@ import click
 
 from based_ops.codegen.names import BACKENDS
 
+from .completion import layer_names
 from .console import Cell, fail, growing_table, json_option, progress
 from .places import is_path
 
@@ -29,7 +30,7 @@ WIDTHS = (*(max(map(len, words)) for words in (BACKENDS, DTYPES)), *(len("1.0e-1
 
 
 @click.command(short_help="Measure errors against naive mathematics.")
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=layer_names)
 @click.option("--backend", "backends", type=click.Choice(BACKENDS), multiple=True, help="May be repeated.")
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ...  [default: cuda if there is one]")
 @click.option("--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True, help="May be repeated.")
@@ -110,7 +111,7 @@ def _variant(name: str) -> Variant:
     try:
         return based_ops.load(name) if is_path(name) else based_ops.get(name)
     except (SpecErrors, based_ops.errors.UnknownVariant, based_ops.errors.CacheError) as error:
-        fail(str(error))
+        fail(error)
 
 
 def _all() -> list[Variant]:

@@ -11,9 +11,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ..durations import spoken
 from . import decode, layer
 from .data import standard_library
-from .forecast import foresee, spoken
+from .forecast import foresee
 from .model import ByteModel, state_bytes
 from .settings import Settings
 from .train import Training, train

@@ -31,7 +31,20 @@ what a call makes does not grow with it."""
 
 @dataclass(eq=False)
 class Request:
-    """A prompt, and what becomes of it."""
+    """A prompt, and what becomes of it.
+
+    `Engine.submit` makes it, and steps of the engine go on with it.
+
+    Examples:
+        >>> from based_ops import models
+        >>> from based_ops.generate import Engine
+        >>> engine = Engine(models.LanguageModel("based-tiny"), slots=1)
+        >>> request = engine.submit([1, 2, 3], most=2)
+        >>> while request.ended is None:
+        ...     _ = engine.step()
+        >>> len(request.tokens), request.ended
+        (2, 'length')
+    """
 
     number: int
     prompt: list[int]
@@ -89,6 +102,24 @@ class Engine:
     That takes some tens of seconds when steps of a size of batch (a power of two) are first wanted.
 
     One thread at a time may call an engine.
+
+    Args:
+        model: Put into evaluation mode.
+        slots: How many requests run at a time.
+        decode: Text of tokens.
+        most: Tokens that a request may have, its prompt included, in a model with full attention.
+        batch_invariant: Whether tokens are the same to the bit whatever else runs.
+        compiled: Whether blocks of a step go through `torch.compile`.
+
+    Raises:
+        ArgumentValueError: `slots` is below 1, or more than there is memory for.
+
+    Examples:
+        >>> from based_ops import models
+        >>> from based_ops.generate import Engine
+        >>> engine = Engine(models.LanguageModel("based-tiny"), slots=2)
+        >>> [len(tokens) for tokens in engine.generate([[1, 2, 3], [4]], most=5)]
+        [5, 5]
     """
 
     def __init__(

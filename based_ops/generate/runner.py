@@ -13,7 +13,13 @@ from .engine import Engine, Request
 
 
 class Progress(NamedTuple):
-    """How far a request is."""
+    """How far a request is.
+
+    Examples:
+        >>> from based_ops.generate import Progress
+        >>> Progress("so far", 2, None).ended is None
+        True
+    """
 
     text: str
     """All so far, as far as no stop string can begin in it; empty without the engine's `decode`."""
@@ -23,7 +29,21 @@ class Progress(NamedTuple):
 
 
 class Runner:
-    """Runs an engine as long as there are requests; those of all callers share its steps."""
+    """Runs an engine as long as there are requests; those of all callers share its steps.
+
+    Args:
+        engine: Which nobody else may call from now on.
+
+    Examples:
+        >>> import asyncio
+        >>> from based_ops import models
+        >>> from based_ops.generate import Engine, Runner
+        >>> runner = Runner(Engine(models.LanguageModel("based-tiny"), slots=1))
+        >>> async def last():
+        ...     return [now async for now in runner.generate([1, 2, 3], most=2)][-1]
+        >>> asyncio.run(last()).ended
+        'length'
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine

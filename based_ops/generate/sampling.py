@@ -16,6 +16,21 @@ class Sampling:
     """`temperature` 0 takes the likeliest token; else one of the `top_k` likeliest (0: all), and of the
     fewest whose probabilities reach `top_p` together.  `seed`, any whole number, decides what is drawn; None
     draws one.
+
+    Args:
+        temperature: 0 or more.
+        top_k: 0 or more.
+        top_p: Above 0 and up to 1.
+        seed: A whole number or None.
+
+    Raises:
+        ArgumentValueError: a number is outside of these.
+        ArgumentTypeError: the seed is no whole number.
+
+    Examples:
+        >>> from based_ops.generate import Sampling
+        >>> Sampling(temperature=0.8, top_p=0.95, seed=0).top_k
+        0
     """
 
     temperature: float = 0.0

@@ -17,7 +17,14 @@ from ..variant import Variant
 
 
 class DeltaNetState(NamedTuple):
-    """What a `DeltaNet` keeps between calls: of its convolution, and of the delta rule."""
+    """What a `DeltaNet` keeps between calls: of its convolution, and of the delta rule.
+
+    Examples:
+        >>> from based_ops.layers import DeltaNet
+        >>> state = DeltaNet(64, heads=2).init_state(1)
+        >>> state.memory.state.shape  # [B, H, features, v]
+        torch.Size([1, 2, 64, 64])
+    """
 
     conv: ShortConvState
     memory: LinearAttentionState
@@ -30,6 +37,32 @@ class DeltaNet(nn.Module):
     lengths.  β = σ(b_proj(x)), or twice that with `negative_eigenvalues`, for which states turn and can track
     more than they can remember (arXiv 2411.12537).  A variant with `decay: token` has g = -exp(A_log) ·
     softplus(a_proj(x) + dt_bias), as Mamba-2.  With `gate` what leaves a head is times silu(g_proj(x)).
+
+    Args:
+        d_model: Width of x and of the result.
+        heads: Heads of queries, keys, values and state.
+        variant: A linear attention with `update: delta`, or the name of one.
+        conv: A short_conv variant, or the name of one.
+        gate: Whether what leaves a head is gated.
+        negative_eigenvalues: Whether rates go up to 2.
+        eps: Of the norm of each head.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ArgumentTypeError: `variant` or `conv` is of another kind.
+        ArgumentValueError: a number is below 1.
+        UnknownVariant: there is none of that name.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.layers import DeltaNet
+        >>> layer = DeltaNet(64, heads=2)
+        >>> y, state = layer(torch.randn(1, 10, 64), output_state=True)  # [B, T, d_model]
+        >>> with torch.no_grad():
+        ...     y = layer.step(torch.randn(1, 1, 64), state)
+        >>> y.shape
+        torch.Size([1, 1, 64])
     """
 
     def __init__(

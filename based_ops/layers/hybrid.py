@@ -17,6 +17,29 @@ class HybridAttention(AttentionLayer):
     """Multi-head causal attention: softmax over the window of `variant`, its feature map over all older keys.
 
     There are no positions.
+
+    Args:
+        d_model: Width of x and of the result.
+        heads: Heads of queries.
+        variant: A hybrid variant, or the name of one.
+        device: Of the parameters.
+        dtype: Of the parameters.
+        kv_heads: Heads of keys, values and state, a divisor of `heads`; None means as many.
+
+    Raises:
+        ArgumentTypeError: `variant` is of another mixer.
+        ArgumentValueError: a number is below 1, or `kv_heads` divides `heads` not.
+        UnknownVariant: there is no variant of that name; the message has the nearest.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.layers import HybridAttention
+        >>> layer = HybridAttention(64, heads=2, variant="hybrid_taylor2_qk16_v64_w64")
+        >>> y, state = layer(torch.randn(1, 10, 64), output_state=True)  # [B, T, d_model]
+        >>> with torch.no_grad():
+        ...     y = layer.step(torch.randn(1, 1, 64), state)
+        >>> y.shape
+        torch.Size([1, 1, 64])
     """
 
     mixer = "hybrid"

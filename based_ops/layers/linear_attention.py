@@ -20,6 +20,29 @@ class LinearAttention(AttentionLayer):
 
     Zeros in x are zero keys, and those are no padding: all maps with φ(0) ≠ 0, among them Taylor's and
     elu(x) + 1, give them a weight.  `attention_mask` says what is padding.
+
+    Args:
+        d_model: Width of x and of the result.
+        heads: Heads of queries.
+        variant: A linear_attention variant, or the name of one.
+        device: Of the parameters.
+        dtype: Of the parameters.
+        kv_heads: Heads of keys, values and state, a divisor of `heads`; None means as many.
+
+    Raises:
+        ArgumentTypeError: `variant` is of another mixer.
+        ArgumentValueError: a number is below 1, or `kv_heads` divides `heads` not.
+        UnknownVariant: there is no variant of that name; the message has the nearest.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.layers import LinearAttention
+        >>> layer = LinearAttention(64, heads=2, variant="taylor2_qk16_v64")
+        >>> y, state = layer(torch.randn(1, 10, 64), output_state=True)  # [B, T, d_model]
+        >>> with torch.no_grad():
+        ...     y = layer.step(torch.randn(1, 1, 64), state)
+        >>> y.shape
+        torch.Size([1, 1, 64])
     """
 
     mixer = "linear_attention"
@@ -108,6 +131,29 @@ class BasedDelta(LinearAttention):
     """Based's linear attention (arXiv 2402.18668) that learns by the delta rule.
 
     Neither convolutions nor gates: what it has besides `LinearAttention` is a rate for each token and head.
+
+    Args:
+        d_model: Width of x and of the result.
+        heads: Heads of queries.
+        variant: A linear_attention variant, or the name of one.
+        device: Of the parameters.
+        dtype: Of the parameters.
+        kv_heads: Heads of keys, values and state, a divisor of `heads`; None means as many.
+
+    Raises:
+        ArgumentTypeError: `variant` is of another mixer.
+        ArgumentValueError: a number is below 1, or `kv_heads` divides `heads` not.
+        UnknownVariant: there is no variant of that name; the message has the nearest.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.layers import BasedDelta
+        >>> layer = BasedDelta(64, heads=2)
+        >>> y, state = layer(torch.randn(1, 10, 64), output_state=True)  # [B, T, d_model]
+        >>> with torch.no_grad():
+        ...     y = layer.step(torch.randn(1, 1, 64), state)
+        >>> y.shape
+        torch.Size([1, 1, 64])
     """
 
     def __init__(

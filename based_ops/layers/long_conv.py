@@ -42,6 +42,24 @@ class ImplicitConv(nn.Module):
     The MLP has sines between its layers, `order` wide, and sees the position t / length and its first
     harmonic; windows are exponentials, of another decay in each channel.  Channels are in `groups` of
     equal width, each with an MLP of its own.
+
+    Args:
+        channels: Of x, [B,T,channels].
+        length: Tokens that the filter is long at most.
+        order: Width of the MLP.
+        inner: Layers inside of it.
+        groups: Of channels, each with an MLP.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ArgumentValueError: a number is below 1, or `groups` divides `channels` not.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.layers import ImplicitConv
+        >>> ImplicitConv(8, length=32)(torch.randn(1, 20, 8)).shape
+        torch.Size([1, 20, 8])
     """
 
     POSITION = 3
@@ -105,6 +123,24 @@ class BaseConv(nn.Module):
 
     The convolution is that of a short_conv `variant`, or with `length` instead an implicit filter for so many
     tokens.
+
+    Args:
+        d_model: Width of x and of the result.
+        variant: A short_conv variant, or the name of one; None for an implicit filter.
+        length: Tokens that the implicit filter is long.
+        order: Of the implicit filter, see `ImplicitConv`.
+        groups: Of the implicit filter, see `ImplicitConv`.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ArgumentTypeError: both or neither of `variant` and `length` are given.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.layers import BaseConv
+        >>> BaseConv(8, length=32)(torch.randn(1, 20, 8)).shape
+        torch.Size([1, 20, 8])
     """
 
     def __init__(
@@ -146,7 +182,26 @@ class BaseConv(nn.Module):
 
 
 class Hyena(nn.Module):
-    """[a, b, v] = conv(in_proj(x)); y = out_proj(b · long(a · v)): Hyena of order 2 (arXiv 2302.10866)."""
+    """[a, b, v] = conv(in_proj(x)); y = out_proj(b · long(a · v)): Hyena of order 2 (arXiv 2302.10866).
+
+    Args:
+        d_model: Width of x and of the result.
+        length: Tokens that the long filter is long.
+        conv: A short_conv variant, or the name of one.
+        order: Of the implicit filter, see `ImplicitConv`.
+        groups: Of the implicit filter, see `ImplicitConv`.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ArgumentTypeError: `conv` is of another mixer.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.layers import Hyena
+        >>> Hyena(8, length=32, conv="conv4_plain")(torch.randn(1, 20, 8)).shape
+        torch.Size([1, 20, 8])
+    """
 
     def __init__(
         self,
@@ -185,6 +240,21 @@ class H3(nn.Module):
 
     Heads are one wide.  The shift model is a filter of `state` taps.  The diagonal one has `state`/2 complex
     numbers, of S4D-Lin, λ_n = -½ + iπn, with steps Δ of 0.001 to 0.1 (arXiv 2206.11893).
+
+    Args:
+        d_model: Width of x and of the result.
+        state: Taps of the shift model, twice the complex numbers of the diagonal one.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ArgumentValueError: a number is below 1, or `state` is odd.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.layers import H3
+        >>> H3(8)(torch.randn(1, 20, 8)).shape
+        torch.Size([1, 20, 8])
     """
 
     def __init__(

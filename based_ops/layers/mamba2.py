@@ -17,7 +17,14 @@ from ..variant import Variant
 
 
 class Mamba2State(NamedTuple):
-    """What a `Mamba2Mixer` keeps between calls: of its convolution, and of its state-space model."""
+    """What a `Mamba2Mixer` keeps between calls: of its convolution, and of its state-space model.
+
+    Examples:
+        >>> from based_ops.layers import Mamba2Mixer
+        >>> state = Mamba2Mixer(64).init_state(1)
+        >>> state.ssm.state.shape  # [B, H, N, head]
+        torch.Size([1, 2, 64, 64])
+    """
 
     conv: ShortConvState
     ssm: LinearAttentionState
@@ -30,6 +37,31 @@ class Mamba2Mixer(nn.Module):
     `variant` with `decay: token`, without a normaliser, whose `v` is the width of a head and whose `qk` is
     that of the state.  `groups` heads share B and C.  Parameters have the shapes and the order of those of
     the authors' block, whose `conv1d.weight` is `conv.weight` with an axis more.
+
+    Args:
+        d_model: Width of u and of the result.
+        variant: A linear attention with a decay of each token and no normaliser, or the name of one.
+        conv: A short_conv variant, or the name of one.
+        expand: Times that the mixer is as wide as u.
+        groups: Of heads that share B and C.
+        eps: Of the gated norm.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ArgumentTypeError: `variant` or `conv` is of another kind.
+        ArgumentValueError: widths, heads and groups do not divide.
+        UnknownVariant: there is none of that name.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.layers import Mamba2Mixer
+        >>> layer = Mamba2Mixer(64)
+        >>> y, state = layer(torch.randn(1, 10, 64), output_state=True)  # [B, T, d_model]
+        >>> with torch.no_grad():
+        ...     y = layer.step(torch.randn(1, 1, 64), state)
+        >>> y.shape
+        torch.Size([1, 1, 64])
     """
 
     def __init__(

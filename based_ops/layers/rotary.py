@@ -20,6 +20,25 @@ def rotate(x: Tensor, position: Tensor, width: int | None = None) -> Tensor:
 
     `position`, of integers, broadcasts to [B,T,H].  Angles are counted in 2^-64 of a turn, of which whole
     turns overflow, so that they stay exact in long sequences and cost one multiplication of integers.
+
+    Args:
+        x: [B,T,H,D], D even.
+        position: Integers, of any shape that broadcasts to [B,T,H].
+        width: By which angles fall from one pair to the next.
+
+    Returns:
+        [B,T,H,D], of x's dtype.
+
+    Raises:
+        DtypeError: `position` is of floating numbers.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.layers import rotate
+        >>> x = torch.randn(1, 3, 2, 8)
+        >>> turned = rotate(x, torch.arange(3)[None, :, None])
+        >>> torch.equal(turned[:, 0], x[:, 0]), torch.allclose(turned.norm(), x.norm())
+        (True, True)
     """
     if position.is_floating_point():
         fail(DtypeError, "position", str(position.dtype), "torch.int32 or torch.int64")

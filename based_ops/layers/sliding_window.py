@@ -23,6 +23,30 @@ class SlidingWindowAttention(AttentionLayer):
     """Multi-head causal attention over the window of `variant`, with rotary embedding of q and k.
 
     Without `rotary` there are no positions.
+
+    Args:
+        d_model: Width of x and of the result.
+        heads: Heads of queries.
+        variant: A sliding_window variant, or the name of one.
+        device: Of the parameters.
+        dtype: Of the parameters.
+        kv_heads: Heads of keys, values and state, a divisor of `heads`; None means as many.
+        rotary: Whether q and k turn with their position.
+
+    Raises:
+        ArgumentTypeError: `variant` is of another mixer.
+        ArgumentValueError: a number is below 1, or `kv_heads` divides `heads` not.
+        UnknownVariant: there is no variant of that name; the message has the nearest.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.layers import SlidingWindowAttention
+        >>> layer = SlidingWindowAttention(64, heads=2, variant="window64_d64")
+        >>> y, state = layer(torch.randn(1, 10, 64), output_state=True)  # [B, T, d_model]
+        >>> with torch.no_grad():
+        ...     y = layer.step(torch.randn(1, 1, 64), state)
+        >>> y.shape
+        torch.Size([1, 1, 64])
     """
 
     mixer = "sliding_window"

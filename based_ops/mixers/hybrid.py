@@ -45,6 +45,12 @@ class HybridState(State, _RingAndSums):
     `state` [B,H,F,V] and `normalizer` [B,H,F] are those of `LinearAttentionState`, of the keys that have left
     the window: a key is in the ring or in the sums, and in one of them only.  `k_window` [B,H,W,D] are the
     last keys of a window that has its own, else None.
+
+    Examples:
+        >>> import based_ops
+        >>> state = based_ops.get("hybrid_taylor2_qk16_v64_w64").init_state(1, 2)
+        >>> state.k.shape, state.state.shape
+        (torch.Size([1, 2, 64, 16]), torch.Size([1, 2, 153, 64]))
     """
 
 

@@ -29,7 +29,13 @@ class _Inputs(NamedTuple):
 
 @storable(layout=1, roles=(IO,))
 class ShortConvState(State, _Inputs):
-    """The last W - 1 inputs, [B,D,W-1] in the inputs' dtype, the newest last; 0 before the first token."""
+    """The last W - 1 inputs, [B,D,W-1] in the inputs' dtype, the newest last; 0 before the first token.
+
+    Examples:
+        >>> import based_ops
+        >>> based_ops.get("conv4_silu").init_state(1, 8).inputs.shape
+        torch.Size([1, 8, 3])
+    """
 
 
 class ShortConvVariant(Variant):
@@ -240,7 +246,19 @@ VARIANT = ShortConvVariant
 class ShortConv(nn.Module):
     """A causal depthwise convolution over [B,T,d_model] with the activation of `variant`, and a bias.
 
-    `variant` is a variant of the mixer short_conv, or the name of one.
+    Args:
+        d_model: Channels.
+        variant: A short_conv variant, or the name of one.
+        bias: Whether there is one; the variant has to take it.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ArgumentTypeError: `variant` is of another mixer; `UnknownVariant`: there is none of that name.
+
+    Examples:
+        >>> import torch, based_ops.layers as layers
+        >>> y, _ = layers.ShortConv(64)(torch.randn(1, 10, 64))  # [B, T, d_model], as x
     """
 
     def __init__(
@@ -314,8 +332,21 @@ class ShortConv(nn.Module):
 class GatedShortConv(nn.Module):
     """Based's BaseConv (arXiv 2402.18668): one projection to a convolution's input and its gate, and back.
 
-    (u, g) = in_proj(x); y = out_proj(g · silu(conv(u))), each projection with a bias.  `expand` is how many
-    times as wide as x the convolution is.
+    (u, g) = in_proj(x); y = out_proj(g · silu(conv(u))), each projection with a bias.
+
+    Args:
+        d_model: Width of x and of the result.
+        variant: A short_conv variant, or the name of one.
+        expand: Times that the convolution is as wide as x.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ArgumentTypeError: `variant` is of another mixer; `UnknownVariant`: there is none of that name.
+
+    Examples:
+        >>> import torch, based_ops.layers as layers
+        >>> y, _ = layers.GatedShortConv(64)(torch.randn(1, 10, 64))  # [B, T, d_model], as x
     """
 
     def __init__(

@@ -33,6 +33,24 @@ def load(
     It may be one of ours, the paper's (`hazyresearch/based-*`, `attn-*`), or one of `based_ops.hf`.  `dtype`
     is that of the checkpoint unless given.  Raises `CheckpointError`, which names the key or the
     file, for what is missing, unknown, misshapen or damaged, and `SpecErrors` for a wrong model.yaml.
+
+    Args:
+        folder: A folder, or the name of a repository on the hub (extra `hf`).
+        device: Where the parameters go.
+        dtype: Of the parameters.
+
+    Raises:
+        CheckpointError: a key or file is missing, unknown, misshapen or damaged.
+        SpecErrors: its model.yaml is wrong.
+        MissingExtra: safetensors, extra `models`, is not installed.
+
+    Examples:
+        >>> import tempfile
+        >>> from based_ops import models
+        >>> folder = f"{tempfile.mkdtemp()}/tiny"
+        >>> models.save(models.LanguageModel("based-tiny"), folder)
+        >>> models.load(folder).spec.name
+        'based-tiny'
     """
     model, weights, _ = read(folder_of(folder))
     check(LanguageModel(model, device="meta"), weights)
@@ -46,7 +64,20 @@ def load(
 
 
 def save(model: LanguageModel, folder: str | Path) -> None:
-    """Writes a folder of ours; one that exists is replaced once all is written.  Raises `CheckpointError`."""
+    """Writes a folder of ours; one that exists is replaced once all is written.  Raises `CheckpointError`.
+
+    Args:
+        model: What to write, in its own dtype.
+        folder: Where.
+
+    Raises:
+        CheckpointError: the folder cannot be written, or holds other things.
+
+    Examples:
+        >>> import tempfile
+        >>> from based_ops import models
+        >>> models.save(models.LanguageModel("based-tiny"), f"{tempfile.mkdtemp()}/tiny")
+    """
     require("models", "saving a model", "safetensors")
     write(model.spec, dict(model.state_dict()), Path(folder))
 
@@ -55,6 +86,21 @@ def convert(folder: str | Path, out: str | Path, transformers: bool = False) -> 
     """Writes the checkpoint that `load` would read as one of ours, and says what became of its keys.
 
     With `transformers` as one that `based_ops.hf` and its Auto classes read.
+
+    Args:
+        folder: As of `load`.
+        out: The folder to write.
+        transformers: Whether for Transformers.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or the folder not be written.
+
+    Examples:
+        >>> import tempfile
+        >>> from based_ops import models
+        >>> out = tempfile.mkdtemp()
+        >>> models.save(models.LanguageModel("based-tiny"), f"{out}/ours")
+        >>> report = models.convert(f"{out}/ours", f"{out}/again")
     """
     require("models", "converting a model", "safetensors")
     folder = folder_of(folder)

@@ -20,6 +20,15 @@ def merge_projections(model: LanguageModel) -> LanguageModel:
 
     For inference: the merged weights take no gradients, and the model's state dict has `qkv_proj.weight`
     where it had `q_proj.weight`, `k_proj.weight` and `v_proj.weight`, so load and save it before.
+
+    Args:
+        model: Whose layers of attention are changed.
+
+    Examples:
+        >>> from based_ops import models
+        >>> net = models.merge_projections(models.LanguageModel("based-tiny"))
+        >>> any("qkv_proj" in name for name in net.state_dict())
+        True
     """
     for layer in list(model.modules()):
         if has_projections(layer):

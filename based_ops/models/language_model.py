@@ -26,6 +26,25 @@ class LanguageModel(nn.Module):
     """E[ids], blocks on a residual stream of float32, an RMSNorm, and logits by E (Based, arXiv 2402.18668).
 
     `model` is a `ModelSpec`, or the name of a shipped one or a file, see `load_spec`.
+
+    Args:
+        model: What it is.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        SpecErrors: the file of a spec is wrong.
+        CheckpointError: there is no such file or shipped model.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops import models
+        >>> net = models.LanguageModel("based-tiny")
+        >>> with torch.no_grad():
+        ...     logits, state = net(torch.zeros(1, 9, dtype=torch.int64), output_state=True)  # ids [B, T]
+        ...     logits = net.step(torch.zeros(1, 1, dtype=torch.int64), state)
+        >>> logits.shape  # [B, T, vocabulary]
+        torch.Size([1, 1, 256])
     """
 
     DEVIATION = 0.02

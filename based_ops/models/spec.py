@@ -14,7 +14,13 @@ SHIPPED = Path(__file__).parent.parent / "specs" / "models"
 
 
 def shipped() -> dict[str, Path]:
-    """The spec files of the models that come with the package, by name."""
+    """The spec files of the models that come with the package, by name.
+
+    Examples:
+        >>> from based_ops import models
+        >>> "based-360m" in models.shipped()
+        True
+    """
     return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
 
 
@@ -22,6 +28,18 @@ def load_spec(path: str | Path) -> ModelSpec:
     """The spec of a file, or the shipped one of that name.
 
     Raises `SpecErrors` with every fault and its place, and `CheckpointError` if there is no such file.
+
+    Args:
+        path: A file, or the name of a shipped model.
+
+    Raises:
+        SpecErrors: the spec is wrong.
+        CheckpointError: there is no such file.
+
+    Examples:
+        >>> from based_ops import models
+        >>> models.load_spec("based-360m").d_model
+        1024
     """
     known = shipped()
     found = known.get(str(path), Path(path))

@@ -26,7 +26,14 @@ INTO_HEADS = ("q_proj", "k_proj", "v_proj", "g_proj", "q_window_proj", "k_window
 
 @dataclass(frozen=True)
 class Share:
-    """What this rank has of every step."""
+    """What this rank has of every step.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.train import Share
+        >>> Share().part(torch.zeros(4, 9)).shape  # one process has all of [B, T + 1]
+        torch.Size([4, 9])
+    """
 
     mesh: DeviceMesh | None = None
     """Of dimensions data, context and heads; None is one process alone."""
@@ -108,6 +115,28 @@ def distribute(
 
     `torch.distributed` is initialised, with as many ranks, unless there is one.  Raises `PlacementError` for
     a model that cannot be shared so, and for another number of ranks.
+
+    Args:
+        model: In float32, with its weights on every rank.
+        data: Ranks that have sequences of their own.
+        context: Ranks that have pieces of sequences.
+        heads: Ranks that have heads of their own.
+        dtype: In which gathered weights compute.
+        device: `cuda` or `cpu`.
+
+    Raises:
+        ArgumentValueError: the product is not the number of ranks, or does not divide heads.
+        PlacementError: a layer cannot be shared so, such as full attention by `context`.
+
+    Examples:
+        >>> import torch, torch.distributed as dist
+        >>> from based_ops import models
+        >>> from based_ops.train import distribute
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> net = models.LanguageModel("based-tiny")
+        >>> distribute(net, dtype=torch.float32, device="cpu").sizes
+        {'data': 1, 'context': 1, 'heads': 1}
+        >>> dist.destroy_process_group()
     """
     wanted = {"data": data, "context": context, "heads": heads}
     for name, ranks in wanted.items():

@@ -18,6 +18,31 @@ class Settings:
     """A recipe: AdamW on float32 masters, a linear warm-up and a cosine, gradients clipped by their norm.
 
     Raises `ArgumentTypeError` and `ArgumentValueError`.
+
+    Args:
+        steps: How many steps the cosine falls in.
+        batch: Sequences a step, over all ranks.
+        length: Tokens of a sequence that are predicted.
+        calls: In how many calls of the model a rank reads its sequences of a step.
+        lr: The learning rate at the end of the warm-up.
+        lowest: What the cosine ends with, as a part of `lr`.
+        warmup: Steps in which the learning rate rises.
+        weight_decay: Of matrices alone.
+        betas: Of AdamW.
+        eps: Of AdamW.
+        clip: The largest norm that gradients keep.
+        dtype: In which the model computes.
+        seed: Of the order of sequences.
+
+    Raises:
+        ArgumentTypeError: a value is of another type.
+        ArgumentValueError: a value is outside of what it may be.
+
+    Examples:
+        >>> from based_ops.train import Settings
+        >>> settings = Settings(steps=100, warmup=10, lr=1e-3)
+        >>> settings.learning_rate(9)
+        0.001
     """
 
     steps: int

@@ -24,7 +24,13 @@ FILE = "tokenizer.json"
 
 
 class Bytes:
-    """A token is a byte, and byte 0, which text does not have, ends a file."""
+    """A token is a byte, and byte 0, which text does not have, ends a file.
+
+    Examples:
+        >>> from based_ops.train import Bytes
+        >>> Bytes().decode(Bytes().encode("Based"))
+        'Based'
+    """
 
     vocabulary, end = 256, 0
 
@@ -46,7 +52,20 @@ class Bytes:
 
 
 class Pairs:
-    """Byte-level BPE of the library `tokenizers`, which the extra `hf` brings."""
+    """Byte-level BPE of the library `tokenizers`, which the extra `hf` brings.
+
+    Args:
+        tokenizer: One of `tokenizers`, with a token that ends a text; `Pairs.learned` makes one.
+
+    Raises:
+        MissingExtra: by `learned`, where `tokenizers` is not installed.
+
+    Examples:
+        >>> from based_ops.train import Pairs
+        >>> pairs = Pairs.learned(["to be or not to be"] * 9, vocabulary=300)
+        >>> pairs.decode(pairs.encode("not to be"))
+        'not to be'
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -91,7 +110,18 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Text:
-    """Tokens to train on and tokens held out, int32 [N] each, of files one after the other."""
+    """Tokens to train on and tokens held out, int32 [N] each, of files one after the other.
+
+    Examples:
+        >>> import tempfile, pathlib
+        >>> from based_ops.train import read
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> for i in range(40):
+        ...     _ = (folder / f"{i}.txt").write_text(f"The file of number {i}. " * 9)
+        >>> text = read(folder)
+        >>> text.tokenizer.vocabulary, len(text.train) > len(text.held_out)
+        (256, True)
+    """
 
     train: Tensor
     held_out: Tensor
@@ -119,6 +149,24 @@ def read(
     Files are cut into pieces of 64 Ki characters, and of twenty the one with the lowest hash is held out: the
     same on every machine, wherever files lie, and a piece that is there twice is on one side.  Raises
     `ArgumentValueError` where there is no text, or too little to hold any out.
+
+    Args:
+        folder: One or several; files that are no UTF-8 are left out.
+        vocabulary: How many tokens pairs are learned for; None means bytes.
+        tokenizer: Whose tokens to use instead.
+
+    Raises:
+        ArgumentValueError: there is no text, or too little to hold any out.
+        MissingExtra: pairs need the extra `hf`.
+
+    Examples:
+        >>> import tempfile, pathlib
+        >>> from based_ops.train import read
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> for i in range(40):
+        ...     _ = (folder / f"{i}.txt").write_text(f"The file of number {i}. " * 9)
+        >>> len(read(folder).held_out) > 0
+        True
     """
     folders = [Path(x) for x in ([folder] if isinstance(folder, str | Path) else folder)]
     pieces = [piece for x in folders for file in _files(x) for piece in file]

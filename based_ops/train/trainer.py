@@ -29,7 +29,13 @@ from .text import Text, rows_of
 
 @dataclass(frozen=True)
 class Progress:
-    """What is known after a step."""
+    """What is known after a step.
+
+    Examples:
+        >>> from based_ops.train import Progress
+        >>> Progress(10, 2.5, 0.9, 1e-3, 40_000.0, None).loss
+        2.5
+    """
 
     step: int
     """Steps that are done."""
@@ -50,6 +56,29 @@ class Trainer:
 
     What a step reads follows from the seed and the number of the step alone, so a run that was interrupted
     goes on as if it had not been: on a CPU with the same bits, with another number of ranks up to rounding.
+
+    Args:
+        model: Parameters in float32 or float64; logits [B,T,vocabulary] are the first of its results.
+        text: What to read.
+        settings: The recipe.
+        share: What `distribute` said of this model.
+        compiled: Whether blocks and loss go through `torch.compile`.
+
+    Raises:
+        ArgumentValueError: the text is shorter than a sequence, or has tokens that the model lacks.
+        CheckpointError: by `resume`, for a run of another model, text or recipe.
+
+    Examples:
+        >>> import tempfile, pathlib
+        >>> from based_ops import models
+        >>> from based_ops.train import Settings, Trainer, read
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> for i in range(40):
+        ...     _ = (folder / f"{i}.txt").write_text(f"The file of number {i}. " * 9)
+        >>> settings = Settings(steps=1, batch=1, length=16, dtype="float32")
+        >>> trainer = Trainer(models.LanguageModel("based-tiny"), read(folder), settings)
+        >>> [now.step for now in trainer.run()]
+        [1]
     """
 
     def __init__(

@@ -37,6 +37,10 @@ WHOLE = (*(("SEGMENT", part) for part in ("CHUNK", "KEYS", "QUERIES", "SCAN")), 
 class IllegalSchedule(BasedOpsError):
     """A schedule whose sizes its program does not admit: a bug in a policy or a wrong tuning record."""
 
+    remedy = (
+        "`based-ops show NAME --stage schedule` says what chose these sizes; delete the record if one did"
+    )
+
 
 def require_legal(subject: Sized, schedule: Schedule) -> None:
     """Raise `IllegalSchedule` unless every size is legal for the kernel or plan.

@@ -68,6 +68,8 @@ HEADER = "# Measured choices, written by `based-ops tune`.  Their format: codege
 class RecordError(BasedOpsError, ValueError):
     """A tuning record that cannot be read, or that no longer fits the program it names."""
 
+    remedy = "tune the layer again with `based-ops tune NAME`, or delete the record"
+
 
 @dataclass(frozen=True)
 class Entry:

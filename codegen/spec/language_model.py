@@ -108,7 +108,13 @@ class Placement:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A pre-norm language model: E[ids], blocks of a mixer and an MLP, a norm, and E again."""
+    """A pre-norm language model: E[ids], blocks of a mixer and an MLP, a norm, and E again.
+
+    Examples:
+        >>> from based_ops import models
+        >>> models.load_spec("based-tiny").layers > 0
+        True
+    """
 
     name: str = spec_field(Name(hyphens=True), "Name of the model; equal to the name of the file.")
     d_model: int = spec_field(Integer(1, 2**20), "Width of the residual stream.")

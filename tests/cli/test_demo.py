@@ -12,8 +12,9 @@ from click.testing import CliRunner
 
 from based_ops.cli import main
 from based_ops.demo import QUICK, Settings, forecast, layer, run
-from based_ops.demo.forecast import foresee, spoken
+from based_ops.demo.forecast import foresee
 from based_ops.demo.layer import declare, excerpt
+from based_ops.durations import spoken
 from based_ops.tolerance import Tolerance
 
 

@@ -139,7 +139,7 @@ def test_a_fault_of_the_compiler_is_its_own() -> None:
 )
 def test_a_place_that_cannot_be_used(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cache.CACHE_VARIABLE, chosen)
-    with pytest.raises(errors.CacheError, match=f"set {cache.CACHE_VARIABLE}$"):
+    with pytest.raises(errors.CacheError, match=f"(?m)set {cache.CACHE_VARIABLE}$"):
         cache.cache_directory()
 
 
@@ -150,7 +150,7 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(cache.CACHE_VARIABLE)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", staticmethod(no_home))
-    with pytest.raises(errors.CacheError, match=f"home directory; set {cache.CACHE_VARIABLE}$"):
+    with pytest.raises(errors.CacheError, match=f"(?m)home directory; set {cache.CACHE_VARIABLE}$"):
         cache.cache_directory()
 
 
