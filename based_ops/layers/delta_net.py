@@ -86,10 +86,10 @@ class DeltaNet(nn.Module):
         sequences: dict[str, Any] = {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
         mixed, conv = self.conv(mixed, conv, output_state, None, cu_seqlens, attention_mask)
         options = sequences | self._rates(x)
-        o, memory = self.op(
+        o, after = self.op(
             *self._split(mixed), initial_state=memory, output_final_state=output_state, **options
         )
-        return self._leave(o, x), DeltaNetState(conv, memory) if output_state else None
+        return self._leave(o, x), None if after is None else DeltaNetState(conv, after)
 
     def step(self, x: Tensor, state: DeltaNetState, state_indices: Tensor | None = None) -> Tensor:
         """Up to 16 tokens, [B,T,d_model] to the same shape; updates `state` in place.  Not differentiable.

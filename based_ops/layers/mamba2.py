@@ -84,8 +84,8 @@ class Mamba2Mixer(nn.Module):
         sequences: dict[str, Any] = {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
         mixed, conv = self.conv(mixed, conv, output_state, None, cu_seqlens, attention_mask)
         x, (q, k, v, g) = self._operands(mixed, steps)
-        y, ssm = self.op(q, k, v, g, initial_state=ssm, output_final_state=output_state, **sequences)
-        return self._leave(y, x, z), Mamba2State(conv, ssm) if output_state else None
+        y, after = self.op(q, k, v, g, initial_state=ssm, output_final_state=output_state, **sequences)
+        return self._leave(y, x, z), None if after is None else Mamba2State(conv, after)
 
     def step(self, u: Tensor, state: Mamba2State, state_indices: Tensor | None = None) -> Tensor:
         """Up to 16 tokens, [B,T,d_model] to the same shape; updates `state` in place.  Not differentiable.
