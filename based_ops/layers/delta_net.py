@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,8 @@ class DeltaNet(nn.Module):
             what = "a linear attention with `update: delta`, and without a decay or with `decay: token`"
             fail(ArgumentTypeError, "variant", f"{op.name}, {op.spec.describe()}", what)
         made: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.d_model, self.heads, self.op = d_model, heads, op
+        self.d_model, self.heads = d_model, heads
+        self.op = cast("Variant[LinearAttentionState]", op)
         self.most = 2.0 if negative_eigenvalues else 1.0
         self.widths = [heads * width for width in (op.qk, op.qk, op.v)]
         self.qkv_proj = nn.Linear(d_model, sum(self.widths), bias=False, **made)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ class Mamba2Mixer(nn.Module):
             what = f"a width whose double or so, {inner}, makes whole heads of {op.v} in {groups} groups"
             fail(ArgumentValueError, "d_model", str(d_model), what)
         self.d_model, self.inner, self.heads, self.groups = d_model, inner, inner // op.v, groups
-        self.op = op
+        self.op = cast("Variant[LinearAttentionState]", op)
         mixed = inner + 2 * groups * op.qk
         self.in_proj = nn.Linear(d_model, inner + mixed + self.heads, bias=False, device=device, dtype=dtype)
         self.conv = ShortConv(mixed, conv, device=device, dtype=dtype)
