@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .mixers.short_conv import ShortConvState
     from .registry import get, names
     from .state import LinearAttentionState, SlidingWindowState
+    from .state_base import State
     from .variant import Variant
 
 __all__ = [
@@ -54,7 +55,7 @@ _AT_ONCE = {
 _LATER = {"Variant": "variant", "layers": "layers"}
 
 
-def load(path: str | os.PathLike[str]) -> Variant:
+def load(path: str | os.PathLike[str]) -> Variant[State]:
     """The variant that a spec file describes, compiled on first use; see `based_ops.jit.load`.
 
     Equal specs give the same object, and its operators have names that no shipped layer has.

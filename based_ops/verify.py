@@ -354,7 +354,8 @@ def strain(variant: Variant, length: int = 256) -> float | None:
     generator = torch.Generator().manual_seed(0)
     widths = variant.qk, variant.qk, variant.v
     q, k, v = (torch.randn(1, length, 2, n, generator=generator, dtype=torch.float64) for n in widths)
-    return float(variant.reference(q, k, v).abs().max() / v.abs().max())
+    found: Any = variant.reference(q, k, v)
+    return float(found.abs().max() / v.abs().max())
 
 
 def _split(length: int) -> list[tuple[int, int]]:

@@ -18,8 +18,8 @@ from .attention import FullAttention
 from .blocks import Block, normed, start
 from .spec import load_spec
 
-ModelState = tuple[Any, ...]
-"""The state of each layer, in their order."""
+ModelState = tuple[object, ...]
+"""The state of each layer, in their order: what one is, is that layer's."""
 
 
 class LanguageModel(nn.Module):
