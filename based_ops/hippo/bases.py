@@ -36,7 +36,8 @@ class Basis:
     """Functions of the age and their measure.
 
     `functions(order, s)` are p_n(s), [order, *s]; `measure(s)` is ω(s), which is over at `end`.  Both are
-    of torch, differentiable, in float64.  `closed(order)` is its `System`, if one is known.
+    of torch, differentiable, in float64.  `orthonormal` says that ∫ p_n p_m ω = [n = m], as signals are read
+    back by it.  `closed(order)` is its `System`, if one is known.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Basis:
     measure: Callable[[Tensor], Tensor]
     end: float = math.inf
     closed: Callable[[int], System] | None = None
+    orthonormal: bool = True
 
     def kernels(self, order: int, s: Tensor) -> Tensor:
         """K_n(s) = p_n(s) ω(s), [order, *s]."""
@@ -69,8 +71,9 @@ def _laguerre(order: int, x: Tensor) -> Tensor:
 def _fourier(order: int, turns: Tensor) -> Tensor:
     """1, √2 cos 2πt, √2 sin 2πt and so on in pairs; the sine of pair 0 is no function, and left as 0."""
     pairs = torch.arange(-(-order // 2), dtype=turns.dtype, device=turns.device)
-    angle = 2 * math.pi * pairs.reshape(-1, *[1] * turns.dim()) * turns
-    size = torch.where(pairs == 0, 1.0, 2**0.5).reshape(-1, *[1] * turns.dim())
+    pairs = pairs.reshape(-1, *[1] * turns.dim())
+    angle = 2 * math.pi * pairs * turns
+    size = (2 - (pairs == 0).to(turns.dtype)).sqrt()
     return torch.stack([size * angle.cos(), size * angle.sin()], 1).flatten(0, 1)[:order]
 
 
@@ -105,7 +108,7 @@ def _lagt(order: int) -> System:
 def _turning(order: int, speed: float) -> tuple[Tensor, Tensor]:
     """Pairs that turn by `speed` times their number, and what the input adds to each."""
     d = torch.zeros(order, dtype=torch.float64)
-    d[1::2] = speed * torch.arange(order // 2)
+    d[1::2] = speed * torch.arange(order // 2, dtype=d.dtype)
     a = torch.diag(d[1:], -1) - torch.diag(d[1:], 1)
     b = torch.zeros(order, dtype=torch.float64)
     b[::2] = 2**0.5
@@ -131,8 +134,8 @@ BASES = {
         # Legendre over a window; its age runs against the polynomials' argument.
         Basis("legt", lambda n, s: legendre(n, 1 - s), _uniform, WINDOW, _legt),
         Basis("fout", lambda n, s: _fourier(n, s / WINDOW), _uniform, WINDOW, _fout),
-        # Fourier of ever fainter periods: no orthogonal basis, and a state space all the same.
-        Basis("foud", _fourier, lambda s: torch.exp(-s / 2), closed=_foud),
+        # Fourier of ever fainter periods: a state space without being orthogonal.
+        Basis("foud", _fourier, lambda s: torch.exp(-s / 2), closed=_foud, orthonormal=False),
         Basis("lagt", _laguerre, lambda s: torch.exp(-s), closed=_lagt),
     )
 }
