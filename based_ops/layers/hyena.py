@@ -11,7 +11,8 @@ from ..checks import count
 from ..errors import ShapeError, StateError, fail
 from ..mixers.short_conv import ShortConv, ShortConvState
 from ..variant import Variant
-from .long_conv import MOST, ImplicitConv, alone, fits
+from .long_conv import MOST, ImplicitConv, fits
+from .modal import ModalConv
 
 
 class HyenaState(NamedTuple):
@@ -24,7 +25,10 @@ class HyenaState(NamedTuple):
 class Hyena(nn.Module):
     """[a, b, v] = conv(in_proj(x)); y = out_proj(b · long(a · v)): Hyena of order 2 (arXiv 2302.10866)."""
 
-    grows = True
+    @property
+    def grows(self) -> bool:
+        """Whether the state grows with the tokens, as that of a filter does and that of poles does not."""
+        return bool(self.long.grows)
 
     def __init__(
         self,
@@ -33,14 +37,22 @@ class Hyena(nn.Module):
         conv: Variant | str,
         order: int = 64,
         groups: int = 1,
+        modes: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """`conv` is a short_conv variant, in the paper three taps without an activation."""
+        """`conv` is a short_conv variant, in the paper three taps without an activation.
+
+        With `modes` each filter is a state space of so many pairs of poles, see `ModalConv`.
+        """
         super().__init__()
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         self._project(d_model, conv, made)
-        self.long: Any = ImplicitConv(d_model, length, order, groups=groups, **made)
+        self.long: Any
+        if modes:
+            self.long = ModalConv(d_model, modes, **made)
+        else:
+            self.long = ImplicitConv(d_model, length, order, groups=groups, **made)
 
     def _project(self, d_model: int, conv: Variant | str, made: dict[str, Any]) -> None:
         count("d_model", d_model, 1)
@@ -59,14 +71,15 @@ class Hyena(nn.Module):
     ) -> tuple[Tensor, HyenaState | None]:
         """x [B,T,d_model] to (y of the same shape, the state after x or None unless `output_state`).
 
-        T is up to the taps of the filter, the tokens before included; a state must have room for x.
-        Sequences can be neither packed nor padded.
+        A sequence is no longer than the filter, the tokens before included; a state must have room for x.
+        `cu_seqlens` [N+1] or `attention_mask` [B,T] tell sequences apart, see `LongConv`.
         """
-        fits(self, x, self.d_model, self._most())
-        alone(self, cu_seqlens=cu_seqlens, attention_mask=attention_mask)
+        apart: dict[str, Any] = {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
+        whole = cu_seqlens is None and attention_mask is None
+        fits(self, x, self.d_model, self.long.length if self.grows and whole else None)
         short, long = self._parts(state) if state is not None else (None, None)
-        mixed, short = self.short(self.in_proj(x), short, output_state)
-        y, long = self._mix(mixed, lambda u, gate: self.long(u, long, output_state, gate))
+        mixed, short = self.short(self.in_proj(x), short, output_state, None, cu_seqlens, attention_mask)
+        y, long = self._mix(mixed, lambda u, gate: self.long(u, long, output_state, gate, **apart))
         return self.out_proj(y), HyenaState(short, long) if output_state else None
 
     def step(self, x: Tensor, state: HyenaState, state_indices: Tensor | None = None) -> Tensor:
@@ -89,9 +102,9 @@ class Hyena(nn.Module):
         """Bytes of such a state."""
         return self.short.state_bytes(batch) + int(self.long.state_bytes(batch, most))
 
-    def _most(self) -> int | None:
-        """Tokens that the filter reaches."""
-        return self.long.length if self.long.grows else None
+    def with_room(self, state: HyenaState, least: int, most: int = 0) -> HyenaState:
+        """The state with memory for `least` tokens or more; where it has to grow, for `most` at once."""
+        return state._replace(long=state.long.with_room(least, most))
 
     def _mix(self, mixed: Tensor, long: Any) -> tuple[Tensor, Any]:
         a, b, v = mixed.chunk(3, dim=-1)
@@ -118,6 +131,7 @@ class MultiHyena(Hyena):
         length: int,
         conv: Variant | str,
         order: int = 64,
+        modes: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -128,7 +142,11 @@ class MultiHyena(Hyena):
         if d_model % heads:
             fail(ShapeError, "d_model", d_model, f"a multiple of heads, {heads}")
         self.heads, self.width = heads, d_model // heads
-        self.long = ImplicitConv(heads, length, order, share=self.width**2, **made)
+        share = self.width**2
+        if modes:
+            self.long = ModalConv(heads, modes, share, **made)
+        else:
+            self.long = ImplicitConv(heads, length, order, share=share, **made)
 
     def _mix(self, mixed: Tensor, long: Any) -> tuple[Tensor, Any]:
         q, k, v = (x.unflatten(-1, (self.heads, self.width)) for x in mixed.chunk(3, dim=-1))

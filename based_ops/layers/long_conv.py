@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import packed
 from ..checks import count, no_gradient, sizes
-from ..errors import ArgumentValueError, ShapeError, fail
+from ..errors import ShapeError, StateError, fail
 from .relaxed import LongConvState, RelaxedConvolution, begun, convolved
 
 FAST, SLOW, LEFT = 0.3, 1.5, 1e-2
@@ -46,14 +47,6 @@ def fits(layer: nn.Module, x: Any, d_model: int, length: int | None = None) -> N
         fail(ShapeError, "x", sizes(x), f"of shape [B, {most}, {d_model}] for {type(layer).__name__}")
 
 
-def alone(layer: nn.Module, **sequences: Tensor | None) -> None:
-    """Raises `ArgumentValueError` where a call packs or pads sequences, which a long filter would mix."""
-    for name, value in sequences.items():
-        if value is not None:
-            what = f"None: {type(layer).__name__} takes sequences of one length"
-            fail(ArgumentValueError, name, "a tensor", what)
-
-
 class LongConv(nn.Module):
     """y = gate · (h ∗ x + bias · x) for filters h of `length` taps, each shared by `share` channels in a row.
 
@@ -61,7 +54,8 @@ class LongConv(nn.Module):
     """
 
     grows = True
-    """Whether the state grows with the tokens: `init_state` is told how many there may be."""
+    """Whether the state grows with the tokens: `init_state` is told how many there may be.  No packed call
+    has such states."""
 
     def __init__(self, channels: int, length: int, share: int = 1, **made: Any) -> None:
         super().__init__()
@@ -81,24 +75,44 @@ class LongConv(nn.Module):
         state: LongConvState | None = None,
         output_state: bool = False,
         gate: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, LongConvState | None]:
         """x [B,T,channels · share] to (y of its shape, the state after x or None unless `output_state`).
 
-        T is up to `length`, the tokens before included.  A state that is given is extended in place, and
-        must have room for x: begin with `init_state(batch, most)`.  There are no gradients then.
+        A sequence has up to `length` tokens, those before x included.  A state that is given is extended in
+        place, and must have room for x: begin with `init_state(batch, most)`.  There are no gradients then.
+        `cu_seqlens` [N+1] or `attention_mask` [B,T] tell sequences apart; the host reads how long the longest
+        is.  Packed sequences have no state.
         """
-        fits(self, x, self.channels * self.share, self.length)
+        if cu_seqlens is None and attention_mask is None:
+            fits(self, x, self.channels * self.share, self.length)
+            y, final = self._convolved(x, state, output_state)
+        else:
+            if cu_seqlens is not None and (state is not None or output_state):
+                fail(StateError, "cu_seqlens", "packed sequences with a state", "given without one")
+            fits(self, x, self.channels * self.share)
+            apart = Apart(x, cu_seqlens, attention_mask)
+            fits(self, laid := apart.lay(x), self.channels * self.share, self.length)
+            y, final = self._convolved(laid, state, output_state, apart.counts)
+            y = apart.back(y)
+        return finished(y, x, self._shared(self.bias), gate), final
+
+    def _convolved(
+        self, x: Tensor, state: LongConvState | None, output_state: bool, counts: Tensor | None = None
+    ) -> tuple[Tensor, LongConvState | None]:
+        """h ∗ x; `counts` says how many of each sequence are tokens, if not all."""
         if state is not None:
             self._no_gradient(x)
-            y = self.relaxed().extend(x, state)
-            return finished(y, x, self._shared(self.bias), gate), state if output_state else None
+            return self.relaxed().extend(x, state, counts), state if output_state else None
         with torch.autocast(x.device.type, enabled=False):
             filters = self._shared(self.filters(x.shape[1]))
         final = None
         if output_state:
             wide = torch.promote_types(x.dtype, torch.float32)
-            final = begun(x.detach().transpose(1, 2).to(wide, copy=True).contiguous(), x.shape[1])
-        return fft_conv(x, filters, self._shared(self.bias), gate), final
+            history = x.detach().to(wide).transpose(1, 2).clone(memory_format=torch.contiguous_format)
+            final = begun(history, x.shape[1] if counts is None else counts)
+        return fft_conv(x, filters), final
 
     def step(
         self,
@@ -149,6 +163,30 @@ class LongConv(nn.Module):
     def _shared(self, x: Tensor) -> Tensor:
         """One number or filter for every channel, of those [..., channels] that channels share."""
         return x if self.share == 1 else x.repeat_interleave(self.share, -1)
+
+
+class Apart:
+    """Tokens laid out with a row for each sequence, from its first token on, and 0 behind its last."""
+
+    def __init__(self, x: Tensor, cu_seqlens: Tensor | None, attention_mask: Tensor | None) -> None:
+        at = packed.numbers(cu_seqlens, attention_mask, x, False)
+        self.counts = at.counts
+        self.rows, self.width = at.counts.shape[0], int(at.counts.max()) if at.counts.numel() else 0
+        own = at.counts.index_select(0, at.sequence.flatten()).view_as(at.number)
+        self.there = (at.number >= 0) & (at.number < own)
+        nowhere = self.rows * self.width
+        self.place = torch.where(self.there, at.sequence * self.width + at.number, nowhere).flatten()
+
+    def lay(self, x: Tensor) -> Tensor:
+        """[B,T,D] to [N,W,D]."""
+        rows = x.new_zeros(self.rows * self.width + 1, x.shape[2])
+        rows = rows.index_copy(0, self.place, x.flatten(0, 1))
+        return rows[:-1].view(self.rows, self.width, -1)
+
+    def back(self, y: Tensor) -> Tensor:
+        """[N,W,D] to [B,T,D], with 0 where there is no token."""
+        longer = nn.functional.pad(y.flatten(0, 1), (0, 0, 0, 1))
+        return longer.index_select(0, self.place).view(*self.there.shape, -1)
 
 
 class ExplicitConv(LongConv):

@@ -29,6 +29,15 @@ class LongConvState(NamedTuple):
     start: Tensor
     """Behind which input blocks begin, int64 [B]: those before are in all outputs to come; -1, in none."""
 
+    def with_room(self, least: int, most: int = 0) -> LongConvState:
+        """The same with memory for `least` tokens or more; where it has to grow, for `most` at once."""
+        room = self.history.shape[2]
+        if least <= room:
+            return self
+        longer = torch.nn.functional.pad(self.history, (0, max(least, most, room + room // 2) - room))
+        # Blocks ended where the room did: all is to be delivered anew.
+        return self._replace(history=longer, start=torch.full_like(self.start, -1))
+
 
 def convolved(u: Tensor, filters: Tensor) -> Tensor:
     """Σ_(s ≤ t) h_s u_(t-s) for u [..., T] and h [..., T] or shorter, by one transform of 2T."""
@@ -57,15 +66,19 @@ class RelaxedConvolution:
         """The state before the first of up to `most` tokens; None: as many as the filters are long."""
         counted("batch", batch, 0)
         room = self.length if most is None else min(most, self.length)
-        return begun(self.filters.new_zeros(batch, self.channels, room), 0)
+        state = begun(self.filters.new_zeros(batch, self.channels, room))
+        return state._replace(start=torch.zeros_like(state.start))
 
-    def extend(self, u: Tensor, state: LongConvState) -> Tensor:
-        """y [B,T,D] of T more tokens u [B,T,D] at once, by one transform of all the room."""
+    def extend(self, u: Tensor, state: LongConvState, counts: Tensor | None = None) -> Tensor:
+        """y [B,T,D] of T more tokens u [B,T,D] at once, by one transform of all the room.
+
+        With `counts`, int64 [B], only so many of each sequence are tokens; what is behind them is 0.
+        """
         self._check(u, state, range(u.shape[0]))
         index = state.length.unsqueeze(1) + torch.arange(u.shape[1], device=u.device)
         index = index.unsqueeze(1).expand(-1, self.channels, -1)
         state.history.scatter_(2, index, u.transpose(1, 2).to(state.history.dtype))
-        state.length.add_(u.shape[1])
+        state.length.add_(u.shape[1] if counts is None else counts)
         state.start.fill_(-1)
         y = self._deliver(state, slice(None))
         return y.gather(2, index).transpose(1, 2).to(u.dtype)
@@ -144,8 +157,7 @@ class RelaxedConvolution:
             fail(StateError, "state", got, what)
 
 
-def begun(history: Tensor, count: int) -> LongConvState:
-    """The state after `count` inputs, which stand in history [B,D,R]."""
-    batch, device = history.shape[0], history.device
-    number = torch.full((batch,), count, dtype=torch.int64, device=device)
-    return LongConvState(history, number, torch.full_like(number, -1 if count else 0))
+def begun(history: Tensor, length: Tensor | int = 0) -> LongConvState:
+    """The state after so many inputs, which stand in history [B,D,R]."""
+    number = torch.zeros(history.shape[0], dtype=torch.int64, device=history.device)
+    return LongConvState(history, number + length, number - 1)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from based_ops import layers
-from based_ops.errors import ArgumentValueError, GradientError, ShapeError, StateError
+from based_ops.errors import GradientError, ShapeError, StateError
 from based_ops.layers import RelaxedConvolution, fft_conv
 from based_ops.recall.catalogue import compiled, convolution
 
@@ -91,11 +91,14 @@ def made(number: int) -> Any:
         lambda: layers.BaseConv(8, length=40),
         lambda: layers.BaseConv(8, CONV),
         lambda: layers.ExplicitConv(4, 40, share=2),
+        lambda: layers.ModalConv(4, 3, share=2),
+        lambda: layers.Hyena(8, 40, CONV, modes=3),
+        lambda: layers.MultiHyena(8, 2, 40, CONV, modes=3),
     ][number]()
     return layer.double()
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(8))
 @pytest.mark.parametrize("prompt", [0, 1, 17])
 @torch.no_grad()
 def test_layers_go_on_after_a_prompt(number: int, prompt: int) -> None:
@@ -103,7 +106,7 @@ def test_layers_go_on_after_a_prompt(number: int, prompt: int) -> None:
     layer = made(number)
     x = torch.randn(2, 40, 8, dtype=torch.double)
     whole = layer(x)[0]
-    state = layer.init_state(2, 40) if layer_grows(layer) else layer.init_state(2)
+    state = layer.init_state(2, 40) if layer.grows else layer.init_state(2)
     found = []
     if prompt:
         y, final = layer(x[:, :prompt], output_state=True)
@@ -116,10 +119,6 @@ def test_layers_go_on_after_a_prompt(number: int, prompt: int) -> None:
     torch.testing.assert_close(torch.cat(found, 1), whole, rtol=1e-9, atol=1e-9)
 
 
-def layer_grows(layer: Any) -> bool:
-    return bool(layer.grows)
-
-
 def put(into: Any, state: Any) -> None:
     for place, x in zip(into, state, strict=True):
         if isinstance(x, tuple):
@@ -130,7 +129,7 @@ def put(into: Any, state: Any) -> None:
             place[:, :, : x.shape[2]] = x
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(8))
 def test_bytes_of_states_are_those_that_are_made(number: int) -> None:
     layer = made(number).float()
 
@@ -139,6 +138,35 @@ def test_bytes_of_states_are_those_that_are_made(number: int) -> None:
 
     for most in (16, 64) if layer.grows else ():
         assert of(layer.init_state(3, most)) == layer.state_bytes(3, most)
+
+
+@pytest.mark.parametrize("number", [0, 1, 4, 5, 6, 7])
+@torch.no_grad()
+def test_sequences_that_are_packed_or_padded_are_apart(number: int) -> None:
+    layer = made(number)
+    lengths = [5, 1, 12]
+    each = [torch.randn(1, n, 8, dtype=torch.double) for n in lengths]
+    wanted = [layer(x)[0] for x in each]
+    ends = torch.tensor([0, 5, 6, 18])
+    torch.testing.assert_close(layer(torch.cat(each, 1), cu_seqlens=ends)[0], torch.cat(wanted, 1))
+    padded = torch.cat(
+        [torch.nn.functional.pad(x, (0, 0, 14 - n, 0)) for x, n in zip(each, lengths, strict=True)]
+    )
+    mask = torch.arange(14) >= 14 - torch.tensor(lengths).unsqueeze(1)
+    y, state = layer(padded, output_state=True, attention_mask=mask)
+    for row, (x, n) in enumerate(zip(wanted, lengths, strict=True)):
+        torch.testing.assert_close(y[row, 14 - n :], x[0])
+    # They go on as they would have alone, from a state that is given too.
+    more = torch.randn(3, 3, 8, dtype=torch.double)
+    room = layer.with_room(state, 30) if layer.grows and hasattr(layer, "with_room") else state
+    room = state.with_room(30) if number == 4 else room
+    there = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 0, 1]])
+    y, room = layer(more, room, True, attention_mask=there)
+    last = torch.randn(3, 1, 8, dtype=torch.double)
+    y = torch.cat([y, layer.step(last, room)], 1)
+    for row, x in enumerate(each):
+        own = torch.cat([x, more[row : row + 1, row:], last[row : row + 1]], 1)
+        torch.testing.assert_close(y[row, row:], layer(own)[0][0, lengths[row] :])
 
 
 def test_states_have_no_gradients() -> None:
@@ -167,8 +195,8 @@ def test_what_does_not_fit() -> None:
         ShapeError, match=r"x: got \(1, 41, 8\), must be of shape \[B, T up to 40, 8\] for Hyena"
     ):
         layer(x)
-    with pytest.raises(ArgumentValueError, match="cu_seqlens: got a tensor, must be None: Hyena takes"):
-        layer(x[:, :4], cu_seqlens=torch.tensor([0, 2, 4]))
+    with pytest.raises(StateError, match="cu_seqlens: got packed sequences with a state"):
+        layer(x[:, :4], output_state=True, cu_seqlens=torch.tensor([0, 2, 4]))
     state = layer.init_state(1)
     layer(x[:, :38], state)
     with pytest.raises(StateError, match="room for 40 tokens, 38 of them taken and 3 more to come.*40 taps"):
