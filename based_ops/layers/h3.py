@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..checks import count
 from ..errors import ShapeError, fail
-from .long_conv import fft_conv, fits
+from .long_conv import fft_conv, fits, widely
 
 
 class H3(nn.Module):
@@ -61,7 +61,7 @@ class H3(nn.Module):
         """x [B,T,d_model] to the same shape."""
         fits(self, x, self.d_model)
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with widely(x):
             shift, diagonal = self.filters(x.shape[1])
         found: Tensor = self.out_proj(
             fft_conv(fft_conv(k, shift, self.shift_skip, v), diagonal, self.skip, q)

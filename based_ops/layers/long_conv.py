@@ -6,6 +6,7 @@ A filter is a parameter, the output of a network of the position, or of a state 
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -22,13 +23,18 @@ MOST = 2048
 """Tokens for which a state has room, where nobody says."""
 
 
+def widely(x: Tensor) -> AbstractContextManager[Any]:
+    """Without autocast, which x's device may not know."""
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
+
+
 def fft_conv(u: Tensor, filters: Tensor, skip: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
     """y_t = gate_t · (Σ_{s ≤ t} h_s u_(t-s) + skip · u_t) for u and gate [B,T,D], h [T,D] and skip [D].
 
     Sums are in float32 at least; y is of u's dtype.
     """
     wide = torch.promote_types(u.dtype, torch.float32)
-    with torch.autocast(u.device.type, enabled=False):
+    with widely(u):
         y = convolved(u.to(wide).transpose(1, 2), filters.to(wide).t()).transpose(1, 2).to(u.dtype)
     return finished(y, u, skip, gate)
 
@@ -105,7 +111,7 @@ class LongConv(nn.Module):
         if state is not None:
             self._no_gradient(x)
             return self.relaxed().extend(x, state, counts), state if output_state else None
-        with torch.autocast(x.device.type, enabled=False):
+        with widely(x):
             filters = self._shared(self.filters(x.shape[1]))
         final = None
         if output_state:
@@ -146,7 +152,7 @@ class LongConv(nn.Module):
         """The convolution with the filters as they are; made anew when a parameter has changed."""
         key = tuple((x.data_ptr(), x._version, x.dtype, x.device) for x in self.parameters())
         if self._made is None or self._made[0] != key:
-            with torch.no_grad(), torch.autocast(self.bias.device.type, enabled=False):
+            with torch.no_grad(), widely(self.bias):
                 filters = self._shared(self.filters(self.length))
             self._made = key, RelaxedConvolution(filters, type(self).__name__)
         return self._made[1]
@@ -261,3 +267,7 @@ class ImplicitConv(LongConv):
         window = torch.exp(-self.rates * t / max(1, self.length - 1))
         found: Tensor = x @ self.last.to(wide) * window  # [groups, T, of each]
         return found.transpose(0, 1).flatten(1)
+
+    def products(self, length: int) -> float:
+        """Operations of the network for filters of so many taps; a multiplication and an addition are two."""
+        return 2.0 * length * (sum(x.numel() for x in self.weights) + self.last.numel())

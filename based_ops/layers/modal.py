@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import count, no_gradient, sizes
-from ..errors import StateError, fail
-from .long_conv import MOST, Apart, fft_conv, finished, fits
+from ..errors import ArgumentValueError, ShapeError, StateError, fail
+from .long_conv import MOST, Apart, fft_conv, finished, fits, widely
 
 
 class ModalState(NamedTuple):
@@ -49,13 +49,40 @@ class ModalConv(nn.Module):
         for name, value in (("channels", channels), ("modes", modes), ("share", share)):
             count(name, value, 1)
         self.channels, self.modes, self.share = channels, modes, share
-        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        # In half precision a pole would be another one.
+        wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        made: dict[str, Any] = {"device": device, "dtype": wide}
         step = torch.empty(channels, 1, **made).uniform_(-6.9, -2.3)
         self.rate = nn.Parameter((step - 0.69).expand(channels, modes).clone())
         turns = torch.pi * torch.arange(modes, **made)
         self.angle = nn.Parameter(step.exp() * turns)
         self.residues = nn.Parameter(torch.randn(channels, modes, 2, **made) * step.exp().unsqueeze(-1))
         self.bias = nn.Parameter(torch.randn(channels, **made))
+
+    @classmethod
+    def of(cls, poles: Tensor, residues: Tensor, bias: Tensor, share: int = 1) -> ModalConv:
+        """That of given poles λ and residues, complex [channels, N/2], and bias [channels].
+
+        Raises `ArgumentValueError` for poles that are not stable: |λ| must be below 1, and above 0.
+        """
+        if poles.dim() != 2 or residues.shape != poles.shape or bias.shape != poles.shape[:1]:
+            got = f"{sizes(poles)}, {sizes(residues)} and {sizes(bias)}"
+            fail(ShapeError, "poles, residues and bias", got, "of shapes [C, N/2], [C, N/2] and [C]")
+        for name, x in (("poles", poles), ("residues", residues), ("bias", bias)):
+            if not bool(x.isfinite().all()):
+                fail(ArgumentValueError, name, "a number that is not finite", "finite")
+        size = poles.abs()
+        if not bool(((size < 1) & (size > 0)).all()):
+            wrong = float(size.max() if bool((size >= 1).any()) else size.min())
+            fail(ArgumentValueError, "poles", f"one of magnitude {wrong:g}", "stable, of magnitude below 1")
+        channels, modes = poles.shape
+        made = cls(channels, modes, share, device=poles.device, dtype=bias.dtype)
+        with torch.no_grad():
+            made.rate.copy_((-size.log()).log())
+            made.angle.copy_(poles.angle())
+            made.residues.copy_(torch.view_as_real(residues.resolve_conj()))
+            made.bias.copy_(bias)
+        return made
 
     def log_poles(self) -> Tensor:
         """log λ [channels, N/2], complex, of a precision that far powers can be taken of."""
@@ -86,7 +113,7 @@ class ModalConv(nn.Module):
         if cu_seqlens is not None or attention_mask is not None:
             apart = Apart(x, cu_seqlens, attention_mask)
             laid = apart.lay(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with widely(x):
             y, final = self._convolved(laid, state, output_state, None if apart is None else apart.counts)
         y = y if apart is None else apart.back(y)
         return finished(y, x, self._shared(self.bias), gate), final
