@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from . import errors, layers
     from .mixers.hybrid import HybridState
     from .mixers.short_conv import ShortConvState
+    from .mixers.state_space import StateSpaceState
     from .registry import get, names
     from .state import LinearAttentionState, SlidingWindowState
     from .state_base import State
@@ -34,6 +35,7 @@ __all__ = [
     "LinearAttentionState",
     "ShortConvState",
     "SlidingWindowState",
+    "StateSpaceState",
     "Variant",
     "errors",
     "get",
@@ -48,6 +50,7 @@ _AT_ONCE = {
     "LinearAttentionState": "state",
     "ShortConvState": "mixers.short_conv",
     "SlidingWindowState": "state",
+    "StateSpaceState": "mixers.state_space",
     "errors": "errors",
     "get": "registry",  # whose import registers what is generated
     "names": "registry",
