@@ -18,6 +18,22 @@ class H3(nn.Module):
 
     Heads are one wide.  The shift model is a filter of `state` taps.  The diagonal one has `state`/2 complex
     numbers, of S4D-Lin, λ_n = -½ + iπn, with steps Δ of 0.001 to 0.1 (arXiv 2206.11893).
+
+    Args:
+        d_model: Width of x and of the result.
+        state: Taps of the shift model, twice the complex numbers of the diagonal one.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ArgumentValueError: a number is below 1.
+        ShapeError: `state` is odd.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.layers import H3
+        >>> H3(8)(torch.randn(1, 20, 8)).shape
+        torch.Size([1, 20, 8])
     """
 
     def __init__(

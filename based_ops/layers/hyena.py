@@ -16,14 +16,46 @@ from .modal import ModalConv
 
 
 class HyenaState(NamedTuple):
-    """What `Hyena` and `MultiHyena` keep between calls: of the short convolution, and of the long one."""
+    """What `Hyena` and `MultiHyena` keep between calls: of the short convolution, and of the long one.
+
+    Examples:
+        >>> from based_ops.layers import Hyena
+        >>> Hyena(8, length=32, conv="conv4_plain").init_state(batch=2).short.nbytes
+        576
+    """
 
     short: ShortConvState
     long: Any
 
 
 class Hyena(nn.Module):
-    """[a, b, v] = conv(in_proj(x)); y = out_proj(b · long(a · v)): Hyena of order 2 (arXiv 2302.10866)."""
+    """[a, b, v] = conv(in_proj(x)); y = out_proj(b · long(a · v)): Hyena of order 2 (arXiv 2302.10866).
+
+    Args:
+        d_model: Width of x and of the result.
+        length: Tokens that the long filter is long.
+        conv: A short_conv variant, or the name of one; in the paper three taps without an activation.
+        order: Of the implicit filter, see `ImplicitConv`.
+        groups: Of the implicit filter, see `ImplicitConv`.
+        modes: Pairs of poles of each filter, see `ModalConv`; 0 means an implicit filter.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ArgumentTypeError: `conv` is of another mixer.
+        ArgumentValueError: a number is below 1.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.layers import Hyena
+        >>> layer = Hyena(8, length=32, conv="conv4_plain")
+        >>> state = layer.init_state(batch=1, most=32)  # room for so many tokens
+        >>> y, state = layer(torch.randn(1, 20, 8), state, output_state=True)  # [B, T, d_model]
+        >>> with torch.no_grad():
+        ...     y = layer.step(torch.randn(1, 1, 8), state)
+        >>> y.shape
+        torch.Size([1, 1, 8])
+    """
 
     @property
     def grows(self) -> bool:
@@ -122,6 +154,27 @@ class MultiHyena(Hyena):
 
     The N² channels of a head of width N share its filter, so there are `heads` filters instead of d_model
     (Laughing Hyena, arXiv 2310.18780, section 4).
+
+    Args:
+        d_model: Width of x and of the result.
+        heads: Filters, each shared by the products of a head's channels.
+        length: Tokens that the long filters are long.
+        conv: A short_conv variant, or the name of one.
+        order: Of the implicit filters, see `ImplicitConv`.
+        modes: Pairs of poles of each filter, see `ModalConv`; 0 means implicit filters.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ArgumentTypeError: `conv` is of another mixer.
+        ShapeError: `heads` divides `d_model` not.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.layers import MultiHyena
+        >>> y, _ = MultiHyena(8, heads=2, length=32, conv="conv4_plain")(torch.randn(1, 20, 8))
+        >>> y.shape
+        torch.Size([1, 20, 8])
     """
 
     def __init__(
@@ -164,6 +217,25 @@ class BaseConv(nn.Module):
 
     The convolution is that of a short_conv `variant`, or with `length` instead an implicit filter for so many
     tokens.
+
+    Args:
+        d_model: Width of x and of the result.
+        variant: A short_conv variant, or the name of one; None for an implicit filter.
+        length: Tokens that the implicit filter is long.
+        order: Of the implicit filter, see `ImplicitConv`.
+        groups: Of the implicit filter, see `ImplicitConv`.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ShapeError: both or neither of `variant` and `length` are given.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.layers import BaseConv
+        >>> y, _ = BaseConv(8, length=32)(torch.randn(1, 20, 8))
+        >>> y.shape
+        torch.Size([1, 20, 8])
     """
 
     def __init__(

@@ -139,6 +139,7 @@ class BasedDelta(LinearAttention):
         device: Of the parameters.
         dtype: Of the parameters.
         kv_heads: Heads of keys, values and state, a divisor of `heads`; None means as many.
+        negative_eigenvalues: Whether rates go up to 2, where a state turns (arXiv 2411.12537).
 
     Raises:
         ArgumentTypeError: `variant` is of another mixer.
@@ -167,7 +168,6 @@ class BasedDelta(LinearAttention):
         negative_eigenvalues: bool = False,
         **foreign: NoReturn,
     ) -> None:
-        """With `negative_eigenvalues` rates go up to 2, where a state turns (arXiv 2411.12537)."""
         super().__init__(d_model, heads, variant, device, dtype, kv_heads, **foreign)
         if not self.op.spec.corrects:
             got = f"{self.op.name}, {self.op.spec.describe()}"

@@ -32,6 +32,18 @@ def fft_conv(u: Tensor, filters: Tensor, skip: Tensor | None = None, gate: Tenso
     """y_t = gate_t · (Σ_{s ≤ t} h_s u_(t-s) + skip · u_t) for u and gate [B,T,D], h [T,D] and skip [D].
 
     Sums are in float32 at least; y is of u's dtype.
+
+    Args:
+        u: Inputs [B,T,D].
+        filters: Taps [T,D], that of the token itself first.
+        skip: [D], what an output has of its own input besides; None for nothing.
+        gate: [B,T,D], what outputs are multiplied by; None for nothing.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.layers import fft_conv
+        >>> fft_conv(torch.ones(1, 4, 1), torch.tensor([[1.0], [2], [0], [0]])).flatten().round().tolist()
+        [1.0, 3.0, 3.0, 3.0]
     """
     wide = torch.promote_types(u.dtype, torch.float32)
     with widely(u):
@@ -57,6 +69,20 @@ class LongConv(nn.Module):
     """y = gate · (h ∗ x + bias · x) for filters h of `length` taps, each shared by `share` channels in a row.
 
     A subclass makes the filters.  The state is the history, see `RelaxedConvolution`.
+
+    Args:
+        channels: Filters; x has `share` times as many channels.
+        length: Taps of a filter.
+        share: Channels in a row that share one.
+        made: `device` and `dtype` of the parameters.
+
+    Raises:
+        ArgumentValueError: a number is below 1.
+
+    Examples:
+        >>> from based_ops.layers import ExplicitConv, LongConv
+        >>> isinstance(ExplicitConv(8, length=32), LongConv)
+        True
     """
 
     grows = True
@@ -196,7 +222,25 @@ class Apart:
 
 
 class ExplicitConv(LongConv):
-    """A long convolution whose taps are parameters, `weight` [channels, length]."""
+    """A long convolution whose taps are parameters, `weight` [channels, length].
+
+    Args:
+        channels: Filters; x has `share` times as many channels.
+        length: Taps of a filter.
+        share: Channels in a row that share one.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ArgumentValueError: a number is below 1.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.layers import ExplicitConv
+        >>> y, _ = ExplicitConv(8, length=32)(torch.randn(1, 20, 8))
+        >>> y.shape
+        torch.Size([1, 20, 8])
+    """
 
     def __init__(
         self,
@@ -222,6 +266,27 @@ class ImplicitConv(LongConv):
     The MLP has sines between its layers, `order` wide, and sees the position t / length and its first
     harmonic; windows are exponentials, of another decay in each channel.  Channels are in `groups` of
     equal width, each with an MLP of its own.
+
+    Args:
+        channels: Filters; x has `share` times as many channels.
+        length: Tokens that the filter is long at most.
+        order: Width of the MLP.
+        inner: Layers inside of it.
+        groups: Of channels, each with an MLP.
+        share: Channels in a row that share a filter.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ArgumentValueError: a number is below 1.
+        ShapeError: `groups` divides `channels` not.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.layers import ImplicitConv
+        >>> y, _ = ImplicitConv(8, length=32)(torch.randn(1, 20, 8))
+        >>> y.shape
+        torch.Size([1, 20, 8])
     """
 
     POSITION = 3

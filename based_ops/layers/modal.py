@@ -16,7 +16,13 @@ from .long_conv import MOST, Apart, fft_conv, finished, fits, widely
 
 
 class ModalState(NamedTuple):
-    """What every pole keeps of the tokens before, [B, channels, N/2, 2], real and imaginary parts."""
+    """What every pole keeps of the tokens before, [B, channels, N/2, 2], real and imaginary parts.
+
+    Examples:
+        >>> from based_ops.layers import ModalConv
+        >>> ModalConv(8, modes=4).init_state(batch=2).modes.shape
+        torch.Size([2, 8, 4, 2])
+    """
 
     modes: Tensor
 
@@ -33,6 +39,23 @@ class ModalConv(nn.Module):
 
     log λ = -exp(rate) + i · angle, so no pole is unstable.  Each filter is shared by `share` channels in a
     row.  New poles are those of S4D-Lin at steps Δ of 0.001 to 0.1 (arXiv 2206.11893).
+
+    Args:
+        channels: Filters; x has `share` times as many channels.
+        modes: Pairs of poles of a filter.
+        share: Channels in a row that share one.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ArgumentValueError: a number is below 1.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.layers import ModalConv
+        >>> y, _ = ModalConv(8, modes=4)(torch.randn(1, 20, 8))
+        >>> y.shape
+        torch.Size([1, 20, 8])
     """
 
     grows = False

@@ -20,7 +20,13 @@ from ..errors import ShapeError, StateError, fail
 
 
 class LongConvState(NamedTuple):
-    """What a long convolution keeps of sequences: room for R tokens, of which some have come."""
+    """What a long convolution keeps of sequences: room for R tokens, of which some have come.
+
+    Examples:
+        >>> from based_ops.layers import ExplicitConv
+        >>> ExplicitConv(8, length=32).init_state(batch=2).history.shape
+        torch.Size([2, 8, 32])
+    """
 
     history: Tensor
     """[B,D,R], in float32 at least: the inputs so far, and behind them what these add to outputs to come."""
@@ -52,6 +58,21 @@ class RelaxedConvolution:
     """y_t = Σ_(s ≤ t) h_s u_(t-s) as the tokens come, for filters [T,D] and up to T tokens.
 
     States are updated in place; nothing here is differentiable.  `name` is the layer's, for errors.
+
+    Args:
+        filters: Taps [T,D], that of the token itself first.
+        name: Of the layer, in errors.
+
+    Raises:
+        ShapeError: `filters` have another shape.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.layers import RelaxedConvolution
+        >>> conv = RelaxedConvolution(torch.tensor([[1.0], [2], [0], [0]]))
+        >>> state = conv.init_state(batch=1)
+        >>> [conv.step(torch.ones(1, 1, 1), state).round().item() for _ in range(4)]
+        [1.0, 3.0, 3.0, 3.0]
     """
 
     def __init__(self, filters: Tensor, name: str = "RelaxedConvolution") -> None:

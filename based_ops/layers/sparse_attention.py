@@ -21,6 +21,23 @@ class SparseAttention(nn.Module):
     highest gates attend, to all tokens up to them, so that is T^1.5 products instead of T².  Which those are
     depends on the whole sequence, later tokens too: it is a measurement of how few are enough, and no `step`
     can do the same.
+
+    Args:
+        d_model: Width of x and of the result.
+        heads: A divisor of it.
+        groups: Gates a token, each of so many heads that follow each other.
+        penalized: Whether training keeps `penalty`.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ArgumentValueError: a number is below 1, or does not divide.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.layers import SparseAttention
+        >>> SparseAttention(8, heads=2).eval()(torch.randn(1, 20, 8)).shape
+        torch.Size([1, 20, 8])
     """
 
     def __init__(
@@ -32,10 +49,6 @@ class SparseAttention(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """`groups` gates a token, each of so many heads that follow each other; `penalized`: in training.
-
-        Raises `ArgumentValueError` unless heads divide the width, and groups the heads.
-        """
         super().__init__()
         for name, value in (("d_model", d_model), ("heads", heads), ("groups", groups)):
             count(name, value, 1)
