@@ -50,8 +50,8 @@ class Hyena(nn.Module):
         >>> from based_ops.layers import Hyena
         >>> layer = Hyena(8, length=32, conv="conv4_plain")
         >>> state = layer.init_state(batch=1, most=32)  # room for so many tokens
-        >>> y, state = layer(torch.randn(1, 20, 8), state, output_state=True)  # [B, T, d_model]
         >>> with torch.no_grad():
+        ...     y, state = layer(torch.randn(1, 20, 8), state, output_state=True)  # [B, T, d_model]
         ...     y = layer.step(torch.randn(1, 1, 8), state)
         >>> y.shape
         torch.Size([1, 1, 8])
