@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from . import errors, layers
     from .mixers.hybrid import HybridState
     from .mixers.short_conv import ShortConvState
+    from .mixers.state_space import StateSpaceState
     from .registry import get, names
     from .state import LinearAttentionState, SlidingWindowState
+    from .state_base import State
     from .variant import Variant
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "LinearAttentionState",
     "ShortConvState",
     "SlidingWindowState",
+    "StateSpaceState",
     "Variant",
     "errors",
     "get",
@@ -47,6 +50,7 @@ _AT_ONCE = {
     "LinearAttentionState": "state",
     "ShortConvState": "mixers.short_conv",
     "SlidingWindowState": "state",
+    "StateSpaceState": "mixers.state_space",
     "errors": "errors",
     "get": "registry",  # whose import registers what is generated
     "names": "registry",
@@ -54,7 +58,7 @@ _AT_ONCE = {
 _LATER = {"Variant": "variant", "layers": "layers"}
 
 
-def load(path: str | os.PathLike[str]) -> Variant:
+def load(path: str | os.PathLike[str]) -> Variant[State]:
     """The variant that a spec file describes, compiled on first use; see `based_ops.jit.load`.
 
     Equal specs give the same object, and its operators have names that no shipped layer has.

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from . import checks, invariance, packed, temperature
 from .arguments import refuse
+from .dispatch import Backend
 from .errors import ArgumentTypeError, ArgumentValueError, fail
 from .heads import multiple, repeated
 from .state_base import named
 from .tracing import constant, is_traced
-from .variant import Tensors, Variant
+from .variant import StateT, Tensors, Variant
 
 
-class AttentionVariant(Variant):
+class AttentionVariant(Variant[StateT]):
     """A compiled layer spec.
 
     Tensors are [B, T, H, D] (B batch, T tokens, H heads; q and k of width `qk`, v of width `v`), share B, T,
@@ -31,9 +32,9 @@ class AttentionVariant(Variant):
     theirs, and grouped values, as in Mamba-2, have one each.  Decays have the heads of the state.
     """
 
-    qk = constant("qk", "Width of a query and of a key.")
-    v = constant("v", "Width of a value.")
-    default_scale = constant("default_scale", "The scale of a call that gives none.")
+    qk: int = constant("qk", "Width of a query and of a key.")
+    v: int = constant("v", "Width of a value.")
+    default_scale: float = constant("default_scale", "The scale of a call that gives none.")
 
     def _setup(self) -> None:
         spec: Any = self.spec
@@ -50,18 +51,18 @@ class AttentionVariant(Variant):
         v: Tensor,
         g: Tensor | None = None,
         scale: float | Tensor | None = None,
-        initial_state: Any = None,
+        initial_state: StateT | None = None,
         output_final_state: bool = False,
         cu_seqlens: Tensor | None = None,
         attention_mask: Tensor | None = None,
         state_indices: Tensor | None = None,
         parameters: Mapping[str, Tensor] | None = None,
-        backend: str | None = None,
+        backend: Backend | None = None,
         batch_invariant: bool = False,
         *,
         beta: Tensor | None = None,
         **foreign: NoReturn,
-    ) -> tuple[Tensor, Any]:
+    ) -> tuple[Tensor, StateT | None]:
         """Causal attention over a sequence: `(o, final_state)`, with o [B,T,H,v] contiguous and of v's dtype.
 
         `cu_seqlens`, int32 or int64 [N+1] on the device, packs N sequences of any lengths, 0 too, into a
@@ -142,7 +143,10 @@ class AttentionVariant(Variant):
         if parameters:
             self._has_no(parameters)
         if isinstance(scale, Tensor):
-            options = {"initial_state": initial_state, "output_final_state": output_final_state}
+            options: dict[str, Any] = {
+                "initial_state": initial_state,
+                "output_final_state": output_final_state,
+            }
             options |= {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
             options |= {"state_indices": state_indices, "backend": backend}
             options |= {"batch_invariant": batch_invariant, "beta": beta}
@@ -161,10 +165,10 @@ class AttentionVariant(Variant):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        state: Any,
+        state: StateT,
         g: Tensor | None = None,
         scale: float | Tensor | None = None,
-        backend: str | None = None,
+        backend: Backend | None = None,
         state_indices: Tensor | None = None,
         parameters: Mapping[str, Tensor] | None = None,
         *,
@@ -215,7 +219,12 @@ class AttentionVariant(Variant):
         if parameters:
             self._has_no(parameters)
         if isinstance(scale, Tensor):
-            options = {"state": state, "state_indices": state_indices, "backend": backend, "beta": beta}
+            options: dict[str, Any] = {
+                "state": state,
+                "state_indices": state_indices,
+                "backend": backend,
+                "beta": beta,
+            }
             return temperature.call(self, partial(self.step, k=k, v=v, g=g, **options), q, scale)
         plain = g is None and beta is None and not self._takes_more
         tensors = (q, k, v) if plain else self._inputs(q, k, v, g, beta)
@@ -228,7 +237,7 @@ class AttentionVariant(Variant):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **foreign: NoReturn,
-    ) -> Any:
+    ) -> StateT:
         """The state before the first token, for inputs of `dtype`; `heads` are those of k or v, the more.
 
         A window keeps that dtype, None being PyTorch's default; for a linear attention only float64 matters.
@@ -254,7 +263,7 @@ class AttentionVariant(Variant):
         v: Tensor,
         g: Tensor | None = None,
         scale: float | Tensor | None = None,
-        initial_state: Any = None,
+        initial_state: StateT | None = None,
         output_final_state: bool = False,
         cu_seqlens: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -262,7 +271,7 @@ class AttentionVariant(Variant):
         *,
         beta: Tensor | None = None,
         **foreign: NoReturn,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, StateT]:
         """Naive quadratic mathematics in q's precision: o, or (o, final_state) if `output_final_state`.
 
         Of several sequences, see the call, it takes one after the other, and looks at where they lie.
@@ -272,7 +281,10 @@ class AttentionVariant(Variant):
         if parameters:
             self._has_no(parameters)
         if isinstance(scale, Tensor):
-            options = {"initial_state": initial_state, "output_final_state": output_final_state}
+            options: dict[str, Any] = {
+                "initial_state": initial_state,
+                "output_final_state": output_final_state,
+            }
             options |= {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask, "beta": beta}
             return temperature.call(self, partial(self.reference, k=k, v=v, g=g, **options), q, scale)
         of_call = scale, initial_state, output_final_state, cu_seqlens, attention_mask

@@ -19,6 +19,7 @@ import logging
 import os
 import shutil
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -31,6 +32,8 @@ from .record import Record
 from .record import record as record_of
 from .tracing import run_while_tracing
 
+Backend = Literal["triton", "tilelang", "torch"]
+"""What a call may ask for: `codegen.names.BACKENDS`, as type checkers and editors read them."""
 VARIABLE = "BASED_OPS_BACKEND"
 DEFAULT = "default"
 """What a kernel string asks for if a call asked for nothing."""

@@ -18,6 +18,7 @@ EXTRAS = {
     "hf": (*_COMPILE, "transformers", "huggingface_hub"),
     "harness": (*_COMPILE, "lm_eval"),
     "cli": (*_COMPILE, "click", "rich"),
+    "onnx": (*_COMPILE, "onnx"),
 }
 """The modules that an extra brings, as far as this library imports them."""
 

@@ -53,7 +53,7 @@ class FeaturedVariant(Variant):
     the features that enter the layer's kernels have q's dtype.  Gradients flow to learned parameters.
     """
 
-    qk = constant("given_qk", "Width of a query and of a key, before its features.")
+    qk: int = constant("given_qk", "Width of a query and of a key, before its features.")
 
     def __init__(self, record: Record, of: type[Variant]) -> None:
         self.core: Any = of(record.core)

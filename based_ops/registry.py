@@ -16,6 +16,7 @@ from .record import RECORDS, Record, record
 from .record import names as names
 
 if TYPE_CHECKING:
+    from .state_base import State
     from .variant import Variant
 
 LOCK = threading.RLock()
@@ -50,7 +51,7 @@ def register_package(package: str, variants: Mapping[str, Mapping[str, Any]]) ->
 
 
 @functools.cache
-def _variant(name: str) -> Variant:
+def _variant(name: str) -> Variant[State]:
     from .mixers import variant_class
 
     entry = record(name)
@@ -62,7 +63,7 @@ def _variant(name: str) -> Variant:
     return FeaturedVariant(entry, made)
 
 
-def get(name: str) -> Variant:
+def get(name: str) -> Variant[State]:
     """The variant of that name, always the same object; `UnknownVariant` names the nearest.
 
     Args:

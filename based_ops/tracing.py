@@ -52,8 +52,8 @@ def number(variant: str, which: str) -> Any:
     return _numbers[variant, which]
 
 
-def constant(which: str, doc: str) -> property:
-    """A read-only number of a variant, for Dynamo a constant."""
+def constant(which: str, doc: str) -> Any:
+    """A property, a number of a variant and for Dynamo a constant, which the class says the type of."""
 
     def read(variant: Any) -> Any:
         return number(variant.name, which)

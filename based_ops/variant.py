@@ -7,11 +7,11 @@ and documents, and what a state becomes before and after an operator.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import compress
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from .ops import call, call_step, is_any_autocast_enabled
 from .replay import Replays, recordable
 from .replayed_calls import ReplayedCalls, Tensors
 from .sharding import is_distributed
-from .state_base import named
+from .state_base import State, named
 from .state_form import StateForm
 from .tracing import is_traced
 
@@ -37,8 +37,12 @@ def dtype_named(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
-class Variant(ReplayedCalls, ABC):
-    """A compiled layer spec.
+StateT = TypeVar("StateT", bound=State)
+"""The state of a mixer."""
+
+
+class Variant(ReplayedCalls, ABC, Generic[StateT]):
+    """A compiled layer spec; `Variant[S]` has states of type S.
 
     `based_ops.get` and `based_ops.load` make them.  A variant is called with a whole sequence, and its `step`
     with up to 16 tokens more; those of layers with queries are `based_ops.attention.AttentionVariant`s.
@@ -65,7 +69,7 @@ class Variant(ReplayedCalls, ABC):
     _other_dtype = ""
     """What to say besides where a state has another dtype than the inputs."""
 
-    core: Variant
+    core: Variant[StateT]
     """The layer whose kernels these are: itself, unless it makes features first (`FeaturedVariant`)."""
 
     def __init__(self, record: Record) -> None:
@@ -155,25 +159,17 @@ class Variant(ReplayedCalls, ABC):
 
         def __getattr__(self, name: str) -> Any: ...
 
-    @abstractmethod
-    def __call__(self, *inputs: Any, **options: Any) -> tuple[Tensor, Any]:
+    if TYPE_CHECKING:  # each mixer has parameters of its own
+        __call__: Callable[..., tuple[Tensor, StateT | None]]
         """The output of a sequence, and the state after it if that is asked for."""
-
-    @abstractmethod
-    def step(self, *inputs: Any, **options: Any) -> Tensor:
+        step: Callable[..., Tensor]
         """The output of a few more tokens; the state is updated in place."""
-
-    @abstractmethod
-    def init_state(self, *sizes: Any, **options: Any) -> Any:
+        init_state: Callable[..., StateT]
         """The state before the first token."""
-
-    @abstractmethod
-    def state_bytes(self, *sizes: Any, **options: Any) -> int:
+        state_bytes: Callable[..., int]
         """Bytes of such a state."""
-
-    @abstractmethod
-    def reference(self, *inputs: Any, **options: Any) -> Any:
-        """Naive mathematics in the inputs' precision."""
+        reference: Callable[..., Tensor | tuple[Tensor, StateT]]
+        """Naive mathematics in the inputs' precision; with the state after it if that is asked for."""
 
     def _setup(self) -> None:  # noqa: B027
         """Sets the attributes of the mixer."""

@@ -156,7 +156,7 @@ class _Trial:
         self.variant, self.backend, self.device, self.dtype, self.case = variant, backend, device, dtype, case
         self.generator = generator
         self.weighs = weighs
-        self.units = units(variant, case.heads, ODD_CHANNELS)
+        self.units = units(variant.signature, case.heads, ODD_CHANNELS)
         self.inputs = self._inputs(case.length)
         self.state = None
         if case.prefix:
@@ -354,7 +354,8 @@ def strain(variant: Variant, length: int = 256) -> float | None:
     generator = torch.Generator().manual_seed(0)
     widths = variant.qk, variant.qk, variant.v
     q, k, v = (torch.randn(1, length, 2, n, generator=generator, dtype=torch.float64) for n in widths)
-    return float(variant.reference(q, k, v).abs().max() / v.abs().max())
+    found: Any = variant.reference(q, k, v)
+    return float(found.abs().max() / v.abs().max())
 
 
 def _split(length: int) -> list[tuple[int, int]]:

@@ -31,6 +31,8 @@ from .spec.featured import Featured
 from .spec.load import load_dir
 from .spec.model import LayerSpec, spec_to_dict
 
+Each = Callable[[Callable[[LayerSpec], dict[str, str]], Iterable[LayerSpec]], Iterable[dict[str, str]]]
+"""What applies a function to each of several layers, in their order."""
 EMITTERS: dict[str, Callable[[ScheduledLayer], str]] = {
     "triton": triton.emit,
     "tilelang": tilelang.emit,
@@ -168,10 +170,12 @@ def plan(
     names: Iterable[str] = (),
     out: Path | None = None,
     progress: Callable[[str], None] | None = None,
+    each: Each = map,
 ) -> dict[str, str]:
     """Every file that `specs` generates, by its path; only the layers `names`, if any are given.
 
-    Layers that are in `out` already then stay registered although they are not generated again.
+    Layers that are in `out` already then stay registered although they are not generated again.  Layers know
+    nothing of each other, so `each` may be the `map` of an executor.
     """
     names = tuple(names)
     loaded = load(specs, names)
@@ -180,27 +184,36 @@ def plan(
         known = (path.stem for path in specs.glob("*.yaml"))
         also = [name for name in known if out.joinpath(variant_file(name, "__init__")).is_file()]
     files: dict[str, str] = {}
-    for name, spec in loaded.items():
+    made = iter(each(sources, loaded.values()))
+    for name in loaded:
         if progress:
             progress(name)
-        files |= sources(spec)
+        files |= next(made)
     return {"__init__.py": registry.package(sorted({*loaded, *also}))} | files
 
 
 def generate(
-    specs: Path, out: Path, names: Iterable[str] = (), progress: Callable[[str], None] | None = None
+    specs: Path,
+    out: Path,
+    names: Iterable[str] = (),
+    progress: Callable[[str], None] | None = None,
+    each: Each = map,
 ) -> artifacts.Changes:
     """Bring the generated files in `out` up to date; nothing is written if any spec is wrong."""
     names = tuple(names)
-    return artifacts.write(out, plan(specs, names, out, progress), remove_others=not names)
+    return artifacts.write(out, plan(specs, names, out, progress, each), remove_others=not names)
 
 
 def compare(
-    specs: Path, out: Path, names: Iterable[str] = (), progress: Callable[[str], None] | None = None
+    specs: Path,
+    out: Path,
+    names: Iterable[str] = (),
+    progress: Callable[[str], None] | None = None,
+    each: Each = map,
 ) -> artifacts.Changes:
     """What `generate` would change; `out` is left alone."""
     names = tuple(names)
-    return artifacts.compare(out, plan(specs, names, out, progress), look_for_others=not names)
+    return artifacts.compare(out, plan(specs, names, out, progress, each), look_for_others=not names)
 
 
 def generate_one(spec: LayerSpec, out: Path, variant: str) -> None:

@@ -104,13 +104,13 @@ def app_of(engine: Engine, tokenizer: Any, name: str) -> FastAPI:
             return {"prompt_tokens": len(prompt), "completion_tokens": made, "total_tokens": total}
 
         async def events() -> AsyncIterator[str]:
-            sent = 0
+            sent = made = 0
             async for now in parts:
                 if now.ended or len(now.text) > sent:
                     yield f"data: {json.dumps(body(now.text[sent:], now))}\n\n"
-                sent = len(now.text)
+                sent, made = len(now.text), now.tokens
             if (asked.stream_options or {}).get("include_usage"):
-                yield f"data: {json.dumps({**body('', None), 'choices': [], 'usage': usage(now.tokens)})}\n\n"
+                yield f"data: {json.dumps({**body('', None), 'choices': [], 'usage': usage(made)})}\n\n"
             yield "data: [DONE]\n\n"
 
         if asked.stream:

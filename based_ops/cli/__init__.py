@@ -10,6 +10,7 @@ from .completion import completion
 from .console import plain_warnings
 from .demo import demo
 from .dial import dial
+from .distill import distill
 from .doctor import doctor
 from .generate import generate
 from .models import models
@@ -28,7 +29,7 @@ def main() -> None:
 
 
 for command in (
-    *(generate, list_specs, show, new, verify, tune, bench, models, recall, dial),
+    *(generate, list_specs, show, new, verify, tune, bench, models, recall, dial, distill),
     *(doctor, report, demo, completion),
 ):
     main.add_command(command)

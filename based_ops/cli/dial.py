@@ -65,8 +65,8 @@ def dial(
     """
     from based_ops.benchmarks.ops.results import read as read_records
     from based_ops.benchmarks.recall import dial as dials
+    from based_ops.codegen.errors import BasedOpsError
 
-    from ..errors import BasedOpsError
     from ..recall.results import points, read
 
     recall = recall or (RECALL if RECALL.exists() else None)

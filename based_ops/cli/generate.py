@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +19,9 @@ from .places import checkout, command_line, shipped_specs, specs_option
 
 if TYPE_CHECKING:
     from based_ops.codegen.artifacts import Changes
+
+WORTH = 4
+"""Layers for which a process more is started: it takes a second."""
 
 
 @click.command(short_help="Compile specs into kernels.")
@@ -44,7 +52,8 @@ def generate(names: tuple[str, ...], check: bool, specs: Path | None, out: Path 
     total = len(names) or len(list(source.glob("*.yaml")))
     try:
         with progress("comparing" if check else "generating", total) as begin:
-            changes = work(source, target, names, begin)
+            with _workers(total) as each:
+                changes = work(source, target, names, begin, each)
     except (SpecErrors, RecordError) as errors:
         fail(errors)
     except OSError as error:
@@ -58,6 +67,18 @@ def generate(names: tuple[str, ...], check: bool, specs: Path | None, out: Path 
         return
     _explain(changes, target, stale_schemas, ["based-ops", "generate", *_options(specs, out), *names])
     raise SystemExit(1)
+
+
+@contextmanager
+def _workers(layers: int) -> Iterator[Any]:
+    """What applies a function to many layers: processes, where those are worth their start."""
+    count = min(os.cpu_count() or 1, layers // WORTH)
+    if count < 2:
+        yield map
+        return
+    # Spawned, not forked: this process may have threads.
+    with ProcessPoolExecutor(count, get_context("spawn")) as pool:
+        yield pool.map
 
 
 def _places(specs: Path | None, out: Path | None) -> tuple[Path, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from ..recall.sweep import Job
 
 SWEEP = PACKAGE / "benchmarks" / "recall" / "sweep.yaml"
+WIDTHS, WORDS = SWEEP.with_name("widths.yaml"), SWEEP.with_name("words.yaml")
+LENGTHS = ("zoology-64", "zoology-128", "zoology-256")
+"""The recipes of Zoology's study of widths."""
 COLUMNS = ("model", "bytes", "accuracy", "worst seed", "at the largest test", "seeds", "epochs")
 
 
@@ -38,49 +42,97 @@ def recall() -> None:
     """Measure recall: which of many keys in a sequence a model can give the values of."""
 
 
-@recall.command(short_help="Train the points of the pictures, into a CSV that grows.")
-@click.option("--sweep", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Another list.")
-@click.option(
+OPTIONS = (
+    click.option("--models", type=Listed(str, "models"), default=(), help="Points of these models only."),
+    click.option(
+        "--dials", type=Listed(str, "dials"), default=(), help="Points with these only: d=64,features=16"
+    ),
+    click.option("--seeds", type=Listed(int, "ints"), default=(), help="[default: those of the list, or 0]"),
+    click.option("--lrs", type=Listed(float, "numbers"), default=(), help="[default: those of the recipe]"),
+    click.option("--epochs", type=click.IntRange(min=1), help="[default: those of the recipe]"),
+    click.option(
+        "--budget-minutes", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True
+    ),
+    click.option("--device", type=click.Choice(["cuda", "cpu"]), help="[default: cuda if there is one]"),
+    click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="[default: bfloat16 on cuda]"),
+    click.option("--graphs/--no-graphs", default=None, help="CUDA graphs of steps.  [default: on cuda]"),
+)
+"""Of all commands that train points into a CSV."""
+POINTS = click.option(
     "--point", "points", multiple=True, metavar="TEXT", help="'based d=64 features=16'; repeatable."
 )
-@click.option("--models", type=Listed(str, "models"), default=(), help="Points of these models only.")
-@click.option(
-    "--dials", type=Listed(str, "dials"), default=(), help="Points with these only: d=64,features=16"
-)
-@click.option("--seeds", type=Listed(int, "ints"), default=(), help="[default: those of the list, or 0]")
-@click.option("--lrs", type=Listed(float, "numbers"), default=(), help="[default: those of the recipe]")
-@click.option("--epochs", type=click.IntRange(min=1), help="[default: those of the recipe, 32]")
+LIST = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def training(command: Any) -> Any:
+    """The command with all options of training."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+@recall.command(short_help="Train the points of the pictures, into a CSV that grows.")
+@click.option("--sweep", type=LIST, help="Another list.")
+@POINTS
 @click.option("--csv", "path", type=click.Path(dir_okay=False, path_type=Path), default=Path("recall.csv"))
-@click.option(
-    "--budget-minutes", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True
-)
 @click.option("--quick", is_flag=True, help="A few points of a small vocabulary: minutes on a CPU.")
-@click.option("--device", type=click.Choice(["cuda", "cpu"]), help="[default: cuda if there is one]")
-@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="[default: bfloat16 on cuda]")
-@click.option("--graphs/--no-graphs", default=None, help="CUDA graphs of steps.  [default: on cuda]")
+@click.option(
+    "--recipe",
+    type=click.Choice(("zoology", *LENGTHS)),
+    default="zoology",
+    show_default=True,
+    help="That of figure 2, or one of Zoology's study of widths.",
+)
+@training
 def mqar(
-    sweep: Path | None,
-    points: tuple[str, ...],
-    models: tuple[str, ...],
-    dials: tuple[str, ...],
-    seeds: tuple[int, ...],
-    lrs: tuple[float, ...],
-    epochs: int | None,
-    path: Path,
-    budget_minutes: float,
-    quick: bool,
-    device: str | None,
-    dtype: str | None,
-    graphs: bool | None,
+    sweep: Path | None, points: tuple[str, ...], path: Path, quick: bool, recipe: str, **options: Any
 ) -> None:
     """Train models on multi-query associative recall, and write what they reach.
 
     All learning rates and seeds of a point are trained at once.  Points that the CSV has already are left
     alone, so the same command goes on after Ctrl-C or when its time was too short.  docs/recall.md says more.
     """
+    from ..recall.recipe import QUICK
+
+    named = points or (QUICK if quick and sweep is None else ())
+    default = WIDTHS if recipe in LENGTHS else SWEEP
+    _train("small" if quick else recipe, sweep or default, named, path, **options)
+
+
+@recall.command(short_help="The same for word problems of a group: whose state can be turned.")
+@click.option("--group", type=click.Choice(["parity", "s3", "s5"]), required=True)
+@click.option("--sweep", type=LIST, help="Another list.")
+@POINTS
+@click.option("--csv", "path", type=click.Path(dir_okay=False, path_type=Path), help="[default: GROUP.csv]")
+@training
+def words(group: str, sweep: Path | None, points: tuple[str, ...], path: Path | None, **options: Any) -> None:
+    """Train models to say the product of all elements of a group that they have read.
+
+    Words of up to 32 elements are trained on, and up to 256 tested.  Files grow as those of `recall mqar`.
+    """
+    _train(group, sweep or WORDS, points, path or Path(f"{group}.csv"), **options)
+
+
+def _train(
+    recipe: str,
+    sweep: Path,
+    points: Sequence[str],
+    path: Path,
+    models: tuple[str, ...],
+    dials: tuple[str, ...],
+    seeds: tuple[int, ...],
+    lrs: tuple[float, ...],
+    epochs: int | None,
+    budget_minutes: float,
+    device: str | None,
+    dtype: str | None,
+    graphs: bool | None,
+) -> None:
+    """Trains the points that are named, or those of a list, and shows all that the file has then."""
     import torch
 
-    from ..errors import BasedOpsError
+    from based_ops.codegen.errors import BasedOpsError
+
     from ..recall import sweep as sweeps
     from ..recall.recipe import RECIPES
 
@@ -88,9 +140,8 @@ def mqar(
     if chosen.type == "cuda" and not torch.cuda.is_available():
         fail("--device: got 'cuda', but PyTorch sees no CUDA device")
     on_gpu = chosen.type == "cuda"
-    recipe = "small" if quick else "zoology"
     try:
-        jobs = _jobs(sweep, points, quick, models, dials, seeds)
+        jobs = _jobs(sweep, points, models, dials, seeds)
         settings = sweeps.Settings(
             recipe,
             epochs or RECIPES[recipe].epochs,
@@ -108,24 +159,19 @@ def mqar(
 
 
 def _jobs(
-    sweep: Path | None,
-    points: tuple[str, ...],
-    quick: bool,
+    sweep: Path,
+    points: Sequence[str],
     models: tuple[str, ...],
     dials: tuple[str, ...],
     seeds: tuple[int, ...],
 ) -> list[Job]:
     from ..recall import sweep as sweeps
     from ..recall.designs import Design
-    from ..recall.recipe import QUICK
 
-    if points or (quick and sweep is None):
-        jobs = [sweeps.Job(Design.read(text), (0,)) for text in points or QUICK]
-    else:
-        jobs = sweeps.read(sweep or SWEEP)
+    jobs = [sweeps.Job(Design.read(text), (0,)) for text in points] if points else sweeps.read(sweep)
     jobs = sweeps.chosen(jobs, models, dials)
     if not jobs:
-        fail(f"--models and --dials leave no point of {sweep or SWEEP}", code=1)
+        fail(f"--models and --dials leave no point of {sweep}", code=1)
     return [sweeps.Job(job.design, seeds) for job in jobs] if seeds else jobs
 
 
@@ -156,8 +202,8 @@ def plots(path: Path, out: Path | None, records: Path | None) -> None:
     from based_ops.benchmarks.ops.results import read as read_records
     from based_ops.benchmarks.recall.claims import claims, winners
     from based_ops.benchmarks.recall.plots import draw
+    from based_ops.codegen.errors import BasedOpsError
 
-    from ..errors import BasedOpsError
     from ..recall.results import points, read
 
     try:
@@ -176,6 +222,28 @@ def plots(path: Path, out: Path | None, records: Path | None) -> None:
     table(("claim", "", "by"), [(x.says, words[x.holds], x.because) for x in claims(found)])
     for text in winners(found):
         click.echo(f"a peer wins: {text}")
+
+
+@recall.command(short_help="Draw accuracy against width, of CSVs of several lengths.")
+@click.argument("paths", type=LIST, nargs=-1, required=True, metavar="RESULT.csv...")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="[default: beside the first]")
+def widths(paths: tuple[Path, ...], out: Path | None) -> None:
+    """Draw Zoology's first study: which width of a model solves sequences of which length."""
+    from based_ops.benchmarks.ops.plots import PlotsUnavailable, require
+    from based_ops.benchmarks.recall.widths import draw
+    from based_ops.codegen.errors import BasedOpsError
+
+    from ..recall.results import read
+
+    try:
+        require()
+        written = draw([line for path in paths for line in read(path)], out or paths[0].parent)
+    except PlotsUnavailable as error:
+        fail(str(error), code=1)
+    except BasedOpsError as error:
+        fail(str(error))
+    for path in written:
+        click.echo(f"written: {path}")
 
 
 @recall.command(short_help="List the models and their dials.")

@@ -213,10 +213,16 @@ class Engine:
         finally:
             self.cancel(request)
 
-    def generate(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling | None = None,
+        most: int = 128,
+        stop_tokens: Sequence[int] = (),
+        stop: Sequence[str] = (),
+    ) -> list[list[int]]:
         """The tokens after each of several prompts, all with the same options of `submit`."""
-        defaults = dict(sampling=None, most=128, stop_tokens=(), stop=())
-        requests = [self._request(prompt, **{**defaults, **options}) for prompt in prompts]
+        requests = [self._request(prompt, sampling, most, stop_tokens, stop) for prompt in prompts]
         self._waiting.extend(requests)
         try:
             while not all(request.ended for request in requests):

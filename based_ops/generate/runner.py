@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from .engine import Engine, Request
+from .sampling import Sampling
 
 
 class Progress(NamedTuple):
@@ -51,7 +52,14 @@ class Runner:
         self._tell: dict[Request, Callable[[Any], None]] = {}
         threading.Thread(target=self._run, name="engine", daemon=True).start()
 
-    async def generate(self, prompt: Sequence[int], **options: Any) -> AsyncIterator[Progress]:
+    async def generate(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling | None = None,
+        most: int = 128,
+        stop_tokens: Sequence[int] = (),
+        stop: Sequence[str] = (),
+    ) -> AsyncIterator[Progress]:
         """How far a request for `prompt` is, from its joining until it has ended; options as of `submit`.
 
         Raises what `submit` raises, and the error that ended its step.  Whoever closes the iterator, as
@@ -66,7 +74,7 @@ class Runner:
 
         def join() -> None:
             try:
-                made.append(self.engine.submit(prompt, **options))
+                made.append(self.engine.submit(prompt, sampling, most, stop_tokens, stop))
             except Exception as error:
                 tell(error)
             else:

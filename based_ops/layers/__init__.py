@@ -4,27 +4,42 @@ from __future__ import annotations
 
 from ..mixers.short_conv import GatedShortConv, ShortConv
 from .delta_net import DeltaNet, DeltaNetState
+from .h3 import H3
 from .hybrid import HybridAttention
+from .hyena import BaseConv, Hyena, HyenaState, MultiHyena
 from .linear_attention import BasedDelta, LinearAttention
-from .long_conv import H3, BaseConv, Hyena, ImplicitConv
+from .long_conv import ExplicitConv, ImplicitConv, LongConv, fft_conv
 from .mamba2 import Mamba2Mixer, Mamba2State
+from .modal import ModalConv, ModalState
+from .relaxed import LongConvState, RelaxedConvolution
 from .rotary import rotate
 from .sliding_window import SlidingWindowAttention
+from .sparse_attention import SparseAttention
 
 __all__ = [
     "BaseConv",
     "BasedDelta",
     "DeltaNet",
     "DeltaNetState",
+    "ExplicitConv",
     "GatedShortConv",
     "H3",
     "HybridAttention",
     "Hyena",
+    "HyenaState",
     "ImplicitConv",
     "LinearAttention",
+    "LongConv",
+    "LongConvState",
     "Mamba2Mixer",
     "Mamba2State",
+    "ModalConv",
+    "ModalState",
+    "MultiHyena",
+    "RelaxedConvolution",
     "ShortConv",
     "SlidingWindowAttention",
+    "SparseAttention",
+    "fft_conv",
     "rotate",
 ]

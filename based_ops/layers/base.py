@@ -13,6 +13,7 @@ from ..checks import count, layout_is_known, sizes
 from ..errors import ArgumentTypeError, ArgumentValueError, ShapeError, UnknownVariant, fail
 from ..record import names, record
 from ..registry import get
+from ..state_base import State
 from ..variant import Variant
 from .projections import projected
 
@@ -88,7 +89,7 @@ class AttentionLayer(nn.Module):
         super().__setstate__(state)
         layout_is_known(self.op.name, self.kv_heads)
 
-    def init_state(self, batch: int, **foreign: NoReturn) -> Any:
+    def init_state(self, batch: int, **foreign: NoReturn) -> State:
         """The state before the first token, on the layer's device and for its dtype.
 
         It serves inside and outside autocast: a step computes in the state's dtype, and a sequence in

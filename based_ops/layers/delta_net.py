@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,8 @@ class DeltaNet(nn.Module):
             what = "a linear attention with `update: delta`, and without a decay or with `decay: token`"
             fail(ArgumentTypeError, "variant", f"{op.name}, {op.spec.describe()}", what)
         made: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.d_model, self.heads, self.op = d_model, heads, op
+        self.d_model, self.heads = d_model, heads
+        self.op = cast("Variant[LinearAttentionState]", op)
         self.most = 2.0 if negative_eigenvalues else 1.0
         self.widths = [heads * width for width in (op.qk, op.qk, op.v)]
         self.qkv_proj = nn.Linear(d_model, sum(self.widths), bias=False, **made)
@@ -119,10 +120,10 @@ class DeltaNet(nn.Module):
         sequences: dict[str, Any] = {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
         mixed, conv = self.conv(mixed, conv, output_state, None, cu_seqlens, attention_mask)
         options = sequences | self._rates(x)
-        o, memory = self.op(
+        o, after = self.op(
             *self._split(mixed), initial_state=memory, output_final_state=output_state, **options
         )
-        return self._leave(o, x), DeltaNetState(conv, memory) if output_state else None
+        return self._leave(o, x), None if after is None else DeltaNetState(conv, after)
 
     def step(self, x: Tensor, state: DeltaNetState, state_indices: Tensor | None = None) -> Tensor:
         """Up to 16 tokens, [B,T,d_model] to the same shape; updates `state` in place.  Not differentiable.

@@ -66,6 +66,7 @@ class LinearAttention(AttentionLayer):
         """
         super().__init__(d_model, heads, variant, device, dtype, kv_heads, **foreign)
         if self.op.spec.corrects:
+            self.most = 1.0
             self.b_proj: nn.Linear = nn.Linear(d_model, self.kv_heads, bias=False, device=device, dtype=dtype)
         self.decay: str = self.op.spec.decay
         self.g: Tensor | None
@@ -122,7 +123,8 @@ class LinearAttention(AttentionLayer):
         if not self.op.spec.corrects:
             return {}
         given: Tensor = self.b_proj(x)
-        return {"beta": given.to(torch.promote_types(given.dtype, torch.float32)).sigmoid()}
+        wide = torch.promote_types(given.dtype, torch.float32)
+        return {"beta": self.most * given.to(wide).sigmoid()}
 
 
 class BasedDelta(LinearAttention):
@@ -137,6 +139,7 @@ class BasedDelta(LinearAttention):
         device: Of the parameters.
         dtype: Of the parameters.
         kv_heads: Heads of keys, values and state, a divisor of `heads`; None means as many.
+        negative_eigenvalues: Whether rates go up to 2, where a state turns (arXiv 2411.12537).
 
     Raises:
         ArgumentTypeError: `variant` is of another mixer.
@@ -162,9 +165,11 @@ class BasedDelta(LinearAttention):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         kv_heads: int | None = None,
+        negative_eigenvalues: bool = False,
         **foreign: NoReturn,
     ) -> None:
         super().__init__(d_model, heads, variant, device, dtype, kv_heads, **foreign)
         if not self.op.spec.corrects:
             got = f"{self.op.name}, {self.op.spec.describe()}"
             fail(ArgumentTypeError, "variant", got, "a linear attention with `update: delta`")
+        self.most = 2.0 if negative_eigenvalues else 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,7 @@ class Mamba2Mixer(nn.Module):
             what = f"a width whose double or so, {inner}, makes whole heads of {op.v} in {groups} groups"
             fail(ArgumentValueError, "d_model", str(d_model), what)
         self.d_model, self.inner, self.heads, self.groups = d_model, inner, inner // op.v, groups
-        self.op = op
+        self.op = cast("Variant[LinearAttentionState]", op)
         mixed = inner + 2 * groups * op.qk
         self.in_proj = nn.Linear(d_model, inner + mixed + self.heads, bias=False, device=device, dtype=dtype)
         self.conv = ShortConv(mixed, conv, device=device, dtype=dtype)
@@ -116,8 +116,8 @@ class Mamba2Mixer(nn.Module):
         sequences: dict[str, Any] = {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
         mixed, conv = self.conv(mixed, conv, output_state, None, cu_seqlens, attention_mask)
         x, (q, k, v, g) = self._operands(mixed, steps)
-        y, ssm = self.op(q, k, v, g, initial_state=ssm, output_final_state=output_state, **sequences)
-        return self._leave(y, x, z), Mamba2State(conv, ssm) if output_state else None
+        y, after = self.op(q, k, v, g, initial_state=ssm, output_final_state=output_state, **sequences)
+        return self._leave(y, x, z), None if after is None else Mamba2State(conv, after)
 
     def step(self, u: Tensor, state: Mamba2State, state_indices: Tensor | None = None) -> Tensor:
         """Up to 16 tokens, [B,T,d_model] to the same shape; updates `state` in place.  Not differentiable.

@@ -14,6 +14,7 @@ from based_ops.codegen.dtypes import ACC, IO, STATE
 from .. import checks, invariance, packed, temperature
 from ..arguments import refuse
 from ..attention import AttentionVariant
+from ..dispatch import Backend
 from ..errors import ArgumentTypeError, fail
 from ..heads import multiple, repeated
 from ..state import first_valid, linear_to_ring, ring_of_start, ring_to_linear, storable
@@ -54,7 +55,7 @@ class HybridState(State, _RingAndSums):
     """
 
 
-class HybridVariant(AttentionVariant):
+class HybridVariant(AttentionVariant[HybridState]):
     """Softmax over the last W keys, linear attention over all older ones, and one normaliser."""
 
     spec: Hybrid
@@ -63,8 +64,8 @@ class HybridVariant(AttentionVariant):
         "; a window has the dtype of the call that made it, which under autocast is autocast's: go on as you "
         "began, or convert it, `state.to(dtype)`"
     )
-    window = constant("window", "Keys that a query sees by softmax, its own included.")
-    features = constant("features", "Rows of the state.")
+    window: int = constant("window", "Keys that a query sees by softmax, its own included.")
+    features: int = constant("features", "Rows of the state.")
 
     def _setup(self) -> None:
         super()._setup()
@@ -83,13 +84,13 @@ class HybridVariant(AttentionVariant):
         v: Tensor,
         g: Tensor | None = None,
         scale: float | Tensor | None = None,
-        initial_state: Any = None,
+        initial_state: HybridState | None = None,
         output_final_state: bool = False,
         cu_seqlens: Tensor | None = None,
         attention_mask: Tensor | None = None,
         state_indices: Tensor | None = None,
         parameters: Mapping[str, Tensor] | None = None,
-        backend: str | None = None,
+        backend: Backend | None = None,
         batch_invariant: bool = False,
         q_window: Tensor | None = None,
         k_window: Tensor | None = None,
@@ -98,7 +99,7 @@ class HybridVariant(AttentionVariant):
         *,
         beta: Tensor | None = None,
         **foreign: NoReturn,
-    ) -> tuple[Tensor, Any]:
+    ) -> tuple[Tensor, HybridState | None]:
         """Causal attention over a sequence: `(o, final_state)`, as of all attention layers.
 
         A layer with `window_dims` takes q_window and k_window, [B,T,H,D] with the heads of q and of k, for
@@ -144,10 +145,10 @@ class HybridVariant(AttentionVariant):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        state: Any,
+        state: HybridState,
         g: Tensor | None = None,
         scale: float | Tensor | None = None,
-        backend: str | None = None,
+        backend: Backend | None = None,
         state_indices: Tensor | None = None,
         parameters: Mapping[str, Tensor] | None = None,
         q_window: Tensor | None = None,
@@ -182,7 +183,7 @@ class HybridVariant(AttentionVariant):
         v: Tensor,
         g: Tensor | None = None,
         scale: float | Tensor | None = None,
-        initial_state: Any = None,
+        initial_state: HybridState | None = None,
         output_final_state: bool = False,
         cu_seqlens: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -194,7 +195,7 @@ class HybridVariant(AttentionVariant):
         *,
         beta: Tensor | None = None,
         **foreign: NoReturn,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, HybridState]:
         """Naive quadratic mathematics in q's precision: o, or (o, final_state) if `output_final_state`."""
         if foreign:
             refuse(HybridVariant.reference, tuple(foreign))

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from based_ops.codegen.mixers.linear_attention import LinearAttention
 
 
-class LinearAttentionVariant(AttentionVariant):
+class LinearAttentionVariant(AttentionVariant[LinearAttentionState]):
     """o_i = Σ_{j≤i} A_ij v_j / (Σ_{j≤i} A_ij + eps), with A the kernel of the spec's feature map."""
 
     spec: LinearAttention
     _state_type = LinearAttentionState
-    features = constant("features", "Rows of the state.")
+    features: int = constant("features", "Rows of the state.")
 
     def _setup(self) -> None:
         super()._setup()

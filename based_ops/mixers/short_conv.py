@@ -12,6 +12,7 @@ from based_ops.codegen.dtypes import IO
 
 from .. import checks, invariance, packed
 from ..arguments import refuse
+from ..dispatch import Backend
 from ..errors import ArgumentTypeError, ShapeError, fail
 from ..registry import get
 from ..state import storable
@@ -38,7 +39,7 @@ class ShortConvState(State, _Inputs):
     """
 
 
-class ShortConvVariant(Variant):
+class ShortConvVariant(Variant[ShortConvState]):
     """y_t = gate_t · ψ(bias + Σ_j w[:, j] · x_{t - (W - 1) + j}), each channel by itself.
 
     Tensors are [B, T, D] (B batch, T tokens, D channels), weight [D, W], bias [D]; they share a dtype and a
@@ -54,7 +55,7 @@ class ShortConvVariant(Variant):
     alike_in_batches = True
     backward_products = 3.0
     """The sums again, and gradients of inputs and taps."""
-    width = constant("width", "Tokens that an output sees, its own included.")
+    width: int = constant("width", "Tokens that an output sees, its own included.")
 
     def _setup(self) -> None:
         self._know(width=self.spec.width)
@@ -70,7 +71,7 @@ class ShortConvVariant(Variant):
         cu_seqlens: Tensor | None = None,
         attention_mask: Tensor | None = None,
         state_indices: Tensor | None = None,
-        backend: str | None = None,
+        backend: Backend | None = None,
         batch_invariant: bool = False,
         **foreign: NoReturn,
     ) -> tuple[Tensor, ShortConvState | None]:
@@ -110,7 +111,7 @@ class ShortConvVariant(Variant):
         weight: Tensor,
         bias: Tensor | None = None,
         gate: Tensor | None = None,
-        backend: str | None = None,
+        backend: Backend | None = None,
         state_indices: Tensor | None = None,
         **foreign: NoReturn,
     ) -> Tensor:
@@ -164,7 +165,7 @@ class ShortConvVariant(Variant):
         cu_seqlens: Tensor | None = None,
         attention_mask: Tensor | None = None,
         **foreign: NoReturn,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, ShortConvState]:
         """Naive mathematics in x's precision: y, or (y, final_state) if `output_final_state`."""
         if foreign:
             refuse(ShortConvVariant.reference, tuple(foreign))

@@ -16,7 +16,7 @@ from ..tracing import constant
 from ..variant import Tensors
 
 
-class SlidingWindowVariant(AttentionVariant):
+class SlidingWindowVariant(AttentionVariant[SlidingWindowState]):
     """Causal softmax attention in which a query sees the last W keys, its own included."""
 
     _state_type = SlidingWindowState
@@ -24,7 +24,7 @@ class SlidingWindowVariant(AttentionVariant):
         "; a window has the dtype of the call that made it, which under autocast is autocast's: go on as you "
         "began, or convert it, `state.to(dtype)`"
     )
-    window = constant("window", "Keys that a query sees, its own included.")
+    window: int = constant("window", "Keys that a query sees, its own included.")
 
     def _setup(self) -> None:
         super()._setup()

@@ -53,11 +53,10 @@ def _prepare(jobs: Sequence[Job], settings: Settings, reached: Any) -> None:
     from dataclasses import replace
 
     from ..errors import BackendUnavailable
-    from .mqar import Segment
     from .train import Data
 
     recipe = settings.trained
-    train = tuple(Segment(x.length, x.pairs, recipe.batch) for x in recipe.train)
+    train = tuple(task.of(recipe.batch) for task in recipe.train)
     data = Data.of(replace(recipe, train=train), settings.device)
     for job in jobs:
         reached.acquire()

@@ -173,7 +173,12 @@ def _delta(d: int, dials: Dials) -> list[Layer]:
     fields: dict[str, Any] = {"update": "delta", "unit_keys": True, "normalize": False}
     fields |= {"feature_map": kind, "scale": float(dials["scale"])}
     fields |= {"decay": "token"} if dials["fades"] else {}
-    return [conv(d), linear(f"{name}_delta", d, qk, **fields)]
+    spec = spec_of("linear_attention", f"{name}_delta_qk{qk}_v{d}", head_dims={"qk": qk, "v": d}, **fields)
+
+    def make(models: int, op: Variant) -> nn.Module:
+        return layers.BasedDelta(models * d, models, op, negative_eigenvalues=dials["negative"])
+
+    return [conv(d), _of_spec(spec, make)]
 
 
 def _delta_net(d: int, dials: Dials) -> list[Layer]:
@@ -189,7 +194,7 @@ def _delta_net(d: int, dials: Dials) -> list[Layer]:
 
     def make(models: int) -> nn.Module:
         op, taps = compiled(spec), compiled(conv4)
-        return Apart(lambda: layers.DeltaNet(d, heads, op, taps), models, size)
+        return Apart(lambda: layers.DeltaNet(d, heads, op, taps, True, dials["negative"]), models, size)
 
     return [conv(d), Layer(make, size, spec)]
 
@@ -218,6 +223,16 @@ def _h3(d: int, dials: Dials) -> list[Layer]:
 def _long(d: int, dials: Dials) -> list[Layer]:
     long = _of_module(lambda models: layers.BaseConv(models * d, length=LENGTH, groups=models))
     return [conv(d), long]
+
+
+def _sparse(d: int, dials: Dials) -> list[Layer]:
+    """Zoology's hybrid; `penalty` is whether training pulls the number of open gates to √T."""
+    long = _of_module(lambda models: layers.BaseConv(models * d, length=LENGTH, groups=models))
+
+    return [
+        long,
+        _of_module(lambda models: layers.SparseAttention(models * d, models, models, dials["penalty"])),
+    ]
 
 
 def _peer(name: str, d: int, dials: Dials) -> list[Layer]:
@@ -250,14 +265,14 @@ MODELS: dict[str, Kind] = {
         {"features": 16},
     ),
     "delta": Kind(
-        "the delta rule over a feature map of keys of length 1: taylor2, square or identity",
+        "the delta rule over taylor2, square or identity of keys of length 1; negative: rates to 2",
         _delta,
-        {"map": "taylor2", "features": 16, "scale": 4, "fades": False},
+        {"map": "taylor2", "features": 16, "scale": 4, "fades": False, "negative": False},
     ),
     "delta_net": Kind(
-        "DeltaNet, or if it fades Gated DeltaNet; qk 0: as wide as the values",
+        "DeltaNet, or if it fades Gated DeltaNet; qk 0: as wide as the values; negative: rates to 2",
         _delta_net,
-        {"heads": 1, "qk": 0, "fades": False},
+        {"heads": 1, "qk": 0, "fades": False, "negative": False},
     ),
     "map": Kind(
         "another feature map; features 0: as wide as the model", _map, {"map": "relu", "features": 0}
@@ -265,6 +280,11 @@ MODELS: dict[str, Kind] = {
     "mamba2": Kind("two blocks of Mamba-2", _mamba2, {"state": 16, "head": 64}),
     "hyena": Kind("two layers of Hyena", _hyena),
     "h3": Kind("two layers of H3", _h3, {"state": 16}),
+    "sparse": Kind(
+        "a BaseConv as long as the sequence, and attention for the √T tokens that ask for it",
+        _sparse,
+        {"penalty": True},
+    ),
     "base_conv": Kind("a BaseConv of three taps, and one as long as the sequence", _long),
     **{
         name: Kind(f"{name} of flash-linear-attention", partial(_peer, name), dials)

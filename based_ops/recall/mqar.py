@@ -5,13 +5,13 @@ Source: Zoology (arXiv 2312.04927), section 4 and appendix E.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import ArgumentValueError, fail
+from .examples import Examples
 
 POWER = 0.01
 """A slot i, from 1, is drawn with a probability that is proportional to i^(POWER - 1)."""
@@ -25,17 +25,20 @@ class Segment(NamedTuple):
     length: int
     pairs: int
     examples: int
+    quiet: bool = False
+    """Whether what is neither key nor value is the token 0 instead of anything."""
 
+    @property
+    def asked(self) -> int:
+        """For the value of each pair, once."""
+        return self.pairs
 
-class Examples(NamedTuple):
-    """Token sequences, and where in them what is to be predicted."""
+    def of(self, examples: int) -> Segment:
+        return self._replace(examples=examples)
 
-    ids: Tensor
-    """int32 [N,T]."""
-    places: Tensor
-    """int64 [N,K]: at these positions stands a key for the second time, in no order."""
-    targets: Tensor
-    """int64 [N,K]: the values of these keys."""
+    def draw(self, vocabulary: int, seed: int, device: torch.device | str = "cpu") -> Examples:
+        """See `based_ops.recall.mqar.draw`."""
+        return draw(self, vocabulary, seed, device)
 
 
 def draw(segment: Segment, vocabulary: int, seed: int, device: torch.device | str = "cpu") -> Examples:
@@ -44,9 +47,10 @@ def draw(segment: Segment, vocabulary: int, seed: int, device: torch.device | st
     Keys are 1 … vocabulary/2 - 1 and values the upper half, each drawn without replacement.  Positions
     0 … 2K-1 are k₁ v₁ k₂ v₂ …; behind them lie (T - 2K)/2 slots of two tokens, and in the first token of a
     slot of its own, drawn without replacement by `POWER`, each key stands again.  All else is uniform over
-    the vocabulary.  Raises `ArgumentValueError` unless T is even, at least 4K, and there are K keys.
+    the vocabulary, or 0 where that is `quiet`.  Raises `ArgumentValueError` unless T is even, at least 4K,
+    and there are K keys.
     """
-    length, pairs, examples = segment
+    length, pairs, examples, quiet = segment
     half = vocabulary // 2
     if length % 2 or length < 4 * pairs:
         what = f"even and at least four times the pairs, {4 * pairs}"
@@ -65,7 +69,8 @@ def draw(segment: Segment, vocabulary: int, seed: int, device: torch.device | st
         keys = 1 + _drawn(alike[1:], count, pairs, generator)
         values = half + _drawn(alike, count, pairs, generator)
         places = 2 * pairs + 2 * _drawn(slots, count, pairs, generator)
-        ids = torch.randint(0, vocabulary, (count, length), generator=generator, device=device)
+        fillers = 1 if quiet else vocabulary
+        ids = torch.randint(0, fillers, (count, length), generator=generator, device=device)
         ids[:, 0 : 2 * pairs : 2] = keys
         ids[:, 1 : 2 * pairs : 2] = values
         parts.append(Examples(ids.scatter_(1, places, keys).int(), places, values))
@@ -79,16 +84,3 @@ def _drawn(weights: Tensor, rows: int, count: int, generator: torch.Generator) -
     """
     clocks = torch.empty(rows, len(weights), device=weights.device).exponential_(generator=generator)
     return (clocks / weights).topk(count, largest=False).indices
-
-
-def batches(examples: Examples, size: int) -> Iterator[Examples]:
-    """The examples in their order, `size` at a time.
-
-    The last ones are filled up with examples without targets, -1, so that all have one shape.
-    """
-    for ids, places, targets in zip(*(x.split(size) for x in examples), strict=True):
-        if (lacking := size - len(ids)) > 0:
-            ids = torch.cat([ids, ids.new_zeros(lacking, ids.shape[1])])
-            places = torch.cat([places, places.new_zeros(lacking, places.shape[1])])
-            targets = torch.cat([targets, targets.new_full((lacking, targets.shape[1]), -1)])
-        yield Examples(ids, places, targets)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import factorial
 
+from .examples import Task
 from .mqar import Segment
+from .words import GROUPS, Words
 
 LENGTH = 1024
 """The longest sequence: what long filters reach over, and at which states are counted."""
@@ -17,8 +20,8 @@ class Recipe:
     """AdamW on one segment after the other, in this order every epoch; a cosine to 0, a step an epoch."""
 
     vocabulary: int
-    train: tuple[Segment, ...]
-    tests: tuple[Segment, ...]
+    train: tuple[Task, ...]
+    tests: tuple[Task, ...]
     epochs: int
     rates: tuple[float, ...]
     """Learning rates, of which a result has the best."""
@@ -63,7 +66,34 @@ SMALL = Recipe(
 )
 """A minute on a CPU."""
 
-RECIPES = {"zoology": ZOOLOGY, "small": SMALL}
+WORDS = {
+    group: Recipe(
+        vocabulary=factorial(GROUPS[group]),
+        train=tuple(Words(length, group, 10_000) for length in (4, 8, 16, 32)),
+        tests=tuple(Words(length, group, 500) for length in (32, 64, 128, 256)),
+        epochs=16,
+        rates=(1e-3, 10**-2.5, 1e-2),
+        weight_decay=0.01,
+        dropout=0.0,
+    )
+    for group in GROUPS
+}
+"""Word problems; all tests but the first are longer than anything trained on."""
+
+WIDTHS = {
+    f"zoology-{length}": Recipe(
+        vocabulary=8192,
+        train=(Segment(length, pairs, 100_000, quiet=True),),
+        tests=(Segment(length, pairs, 3000, quiet=True),),
+        epochs=64,
+        rates=tuple(10 ** (-4 + 2 * n / 3) for n in range(4)),
+        dropout=0.0,
+    )
+    for length, pairs in ((64, 4), (128, 8), (256, 16))
+}
+"""Figure 2 of Zoology (arXiv 2312.04927): accuracy against the width of models, a recipe for each length."""
+
+RECIPES = {"zoology": ZOOLOGY, "small": SMALL, **WIDTHS, **WORDS}
 """By name."""
 
 QUICK = ("based d=32 features=8", "attention d=32", "window d=32 window=8", "mamba2 d=32 state=8 head=32")

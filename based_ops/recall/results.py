@@ -33,7 +33,7 @@ class Line:
     accuracy: float
     """The mean over the tests."""
     tests: str
-    """Each test as `length/pairs=accuracy`, separated by spaces."""
+    """Each test as `length/asked=accuracy`, separated by spaces; MQAR asks once a pair."""
     seconds: float
     """Of the last epoch, for all models that were trained side by side."""
     beside: int
@@ -45,12 +45,12 @@ class Line:
 
     @cached_property
     def accuracies(self) -> dict[tuple[int, int], float]:
-        """By length and pairs."""
+        """By length and positions at which is asked."""
         found = {}
         for part in self.tests.split():
             test, _, value = part.partition("=")
-            length, _, pairs = test.partition("/")
-            found[int(length), int(pairs)] = float(value)
+            length, _, asked = test.partition("/")
+            found[int(length), int(asked)] = float(value)
         return found
 
     @cached_property
@@ -74,7 +74,7 @@ def read(path: Path) -> list[Line]:
     if tuple(header) != COLUMNS:
         wrong = [x for x in header if x not in COLUMNS] or [x for x in COLUMNS if x not in header]
         what = f"{wrong[0]!r} is none of its columns or missing" if wrong else "in another order"
-        raise ResultsError(f"{path}:1: not a file of `based-ops recall mqar`: {what}; name another file")
+        raise ResultsError(f"{path}:1: not a file of `based-ops recall`: {what}; name another file")
     found = []
     for row in rows:
         place = f"{path}:{rows.line_num}"
@@ -130,7 +130,7 @@ class Point:
     """One a seed."""
 
     def of(self, test: tuple[int, int] | None) -> list[float]:
-        """The accuracies of the seeds, sorted: in a test, by length and pairs, or the mean over all."""
+        """The accuracies of the seeds, sorted: in a test, by length and positions, or the mean over all."""
         return sorted(x.accuracy if test is None else x.accuracies[test] for x in self.lines)
 
     def mean(self, test: tuple[int, int] | None = None) -> float:

@@ -195,7 +195,7 @@ def _point(job: Job, settings: Settings, data: Data, tell: Callable[[Epoch], Non
                 parameters=count,
                 loss=round(last.losses[number], 5),
                 accuracy=round(last.means[number], 5),
-                tests=" ".join(f"{test.length}/{test.pairs}={x:.5f}" for test, x in accuracies),
+                tests=" ".join(f"{test.length}/{test.asked}={x:.5f}" for test, x in accuracies),
                 seconds=round(last.seconds, 3),
                 beside=len(training.pairs),
                 dtype=str(settings.dtype).removeprefix("torch."),

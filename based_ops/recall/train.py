@@ -14,10 +14,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ..errors import ArgumentValueError, fail
-from . import mqar
 from .designs import Design
+from .examples import Examples, batches
 from .model import start
-from .mqar import Examples
 from .recipe import Recipe
 
 LOGITS = 2**28
@@ -39,7 +38,7 @@ class Data:
         """All of them, drawn there; each segment has a seed of its own that follows from the recipe's."""
         seeds = iter(range(1000 * recipe.data_seed, 1000 * recipe.data_seed + 1000))
         train, tests = (
-            tuple(mqar.draw(segment, recipe.vocabulary, next(seeds), device) for segment in of)
+            tuple(task.draw(recipe.vocabulary, next(seeds), device) for task in of)
             for of in (recipe.train, recipe.tests)
         )
         return cls(recipe, train, tests)
@@ -145,6 +144,9 @@ class Training:
         of_each = targets.repeat(len(self.pairs))
         each = cross_entropy(logits.flatten(0, 1).float(), of_each, ignore_index=-1, reduction="none")
         losses = each.view(len(self.pairs), -1).sum(1) / there
+        for mixer in self.model.mixers:
+            if (penalty := getattr(mixer, "penalty", None)) is not None:
+                losses = losses + penalty
         losses.sum().backward()
         self.optimizer.step()
         self._loss += losses.detach()
@@ -156,7 +158,7 @@ class Training:
         self._loss.zero_()
         begun, steps = time.perf_counter(), 0
         for segment in data.train:
-            for examples in mqar.batches(segment, self.recipe.batch):
+            for examples in batches(segment, self.recipe.batch):
                 self._run(examples)
                 steps += 1
         losses = (self._loss / steps).tolist()  # which waits for the device

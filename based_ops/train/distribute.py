@@ -88,7 +88,7 @@ class Share:
         dist.all_reduce(x)
         return x / dist.get_world_size()
 
-    def computing(self) -> AbstractContextManager[Any]:
+    def computing(self) -> AbstractContextManager[None]:
         """Around a call and its backward pass."""
         if self.sizes["heads"] == 1:
             return nullcontext()

@@ -7,13 +7,16 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from ..errors import ArgumentValueError, CheckpointError, fail
 from ..extras import require
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 PIECE = 2**16
 """Characters that are trained on or held out together: a long file has parts of both."""
@@ -67,10 +70,10 @@ class Pairs:
         'not to be'
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.vocabulary: int = tokenizer.get_vocab_size()
-        self.end: int = tokenizer.token_to_id(END)
+        self.end = cast(int, tokenizer.token_to_id(END))  # which every one of these has
 
     @classmethod
     def learned(cls, texts: Iterable[str], vocabulary: int) -> Pairs:

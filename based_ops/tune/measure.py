@@ -120,7 +120,7 @@ def _call(variant: Variant, backend: str, which: str, shape: Shape, dtype: torch
         return torch.randn(*shape, generator=generator, device=device, dtype=dtype)
 
     def inputs(length: int) -> tuple[Tensor, ...]:
-        count = units(variant, shape.heads)
+        count = units(variant.signature, shape.heads)
         return draw(variant, shape.batch, length, count, normal, weighs)
 
     if which == "step":

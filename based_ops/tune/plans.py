@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
-from math import inf
+from math import inf, prod
 from statistics import geometric_mean
 from time import monotonic
 from typing import Any
@@ -24,6 +24,7 @@ from based_ops.codegen.schedule.model import Schedule
 from based_ops.codegen.schedule.policy import policy
 from based_ops.codegen.spec.model import LayerSpec
 
+from ..inputs import units
 from ..support import host
 from .journal import Result
 from .measure import Shape
@@ -40,8 +41,20 @@ Launches = tuple[Launched, ...]
 
 def has_plan(spec: LayerSpec, which: str, backend: str, dtype: str) -> bool:
     """Whether a pass is launched by a plan."""
-    plans = pipeline.plans_of(pipeline.lower(spec), backend)
+    plans = _searched(spec, pipeline.plans_of(pipeline.lower(spec), backend))
     return any(plan.part == which and dtype in policy(spec, plan, backend).settings for plan in plans)
+
+
+def _extents(spec: LayerSpec, shape: Shape) -> dict[str, int]:
+    """Of a call of a shape."""
+    signature = spec.signature()
+    return {"B": shape.batch, "T": shape.length, **signature.alike(units(signature, shape.heads))}
+
+
+def _searched(spec: LayerSpec, plans: Iterable[LaunchPlan]) -> list[LaunchPlan]:
+    """The plans that follow from a shape alone, and not from where sequences lie in it."""
+    known = _extents(spec, Shape(1, 1, 1)).keys()
+    return [plan for plan in plans if all(known >= set(size) for size in plan.sizes)]
 
 
 @dataclass(eq=False)
@@ -83,7 +96,7 @@ class PlanRun(Run):
     def _plan(self) -> LaunchPlan | None:
         """The plan by which the pass is launched: that for warpgroups, where their programs are used."""
         job = self.job
-        for plan in reversed(self.plans):  # those for warpgroups come last
+        for plan in reversed(_searched(job.spec, self.plans)):  # those for warpgroups come last
             names = (plan.name, plan.kernel.name) if plan.kernel else (plan.name,)
             settings = [self.base[name].settings.get(job.dtype) for name in names]
             if plan.part == job.which and all(setting and setting.used for setting in settings):
@@ -107,10 +120,12 @@ class PlanRun(Run):
         return next(iter(self._candidates))
 
     def _launched(self, schedule: Schedule, shape: Shape) -> Launched:
-        batch, heads, length = shape
+        sizes = _extents(self.job.spec, shape)
         plan = next(plan for plan in self.plans if plan.name == schedule.program)
         constants = schedule.settings[self.job.dtype].constants
-        return shape, getattr(host, plan.function)(length, batch * heads, **constants)
+        return shape, getattr(host, plan.function)(
+            *(prod(sizes[name] for name in size) for size in plan.sizes), **constants
+        )
 
     def _unmeasured(self) -> Iterator[Trial]:
         """A trial for everything that some candidate launches, once."""

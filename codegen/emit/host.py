@@ -175,7 +175,7 @@ class _Function:
             condition, other = step.instead
             key = f'"{other.name}" if {self.text(condition)} else {key}'
         settings = f"SCHEDULE[{key}][{self.function.leading}.dtype]"
-        call = f"{step.plan.function}({', '.join(map(self.text, step.arguments))}, **{settings})"
+        call = f"{step.plan.function}({', '.join(map(' * '.join, step.plan.sizes))}, **{settings})"
         return f"{call} if {self.text(step.when)} else 0" if step.when else call
 
     def _allocate(self, step: Allocate) -> None:

@@ -140,9 +140,10 @@ class _Checker:
                 raise self.fail(f"unknown step {step!r}")
 
     def _plan(self, step: Plan) -> None:
-        for argument in step.arguments:
-            if self.kind(argument) not in (INTEGER, TENSOR):
-                raise self.fail(f"is planned by {argument}, which is neither an integer nor a tensor")
+        for size in step.plan.sizes:
+            kinds = {self.kind(Name(name)) for name in size}
+            if kinds != {INTEGER} and (kinds != {TENSOR} or len(size) > 1):
+                raise self.fail(f"is planned by {' * '.join(size)}, which is neither an integer nor a tensor")
         plans = [step.plan]
         if step.when is not None:
             self.want(TRUTH, step.when)
@@ -153,7 +154,7 @@ class _Checker:
         for plan in plans:
             if plan.part != self.function.part:
                 raise self.fail(f"is planned by {plan.name}, which is for the pass {plan.part}")
-            if (plan.function, plan.constants) != (step.plan.function, step.plan.constants):
+            if any(getattr(plan, of) != getattr(step.plan, of) for of in ("function", "sizes", "constants")):
                 raise self.fail(f"{plan.name} is no plan like {step.plan.name}")
         for name, kind in step.results.items():
             self.add(name, kind)

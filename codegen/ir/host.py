@@ -169,15 +169,13 @@ class Bind(Step):
 
 @dataclass(frozen=True)
 class Plan(Step):
-    """Name what the function of a launch plan makes of `arguments`, which are integers or tensors; `results`
-    gives the kind of each.
+    """Name what the function of a launch plan makes of a call; `results` gives the kind of each.
 
     Where the first of `instead` is true, the plan is the second.  Where `when` is false the results are 0.
     """
 
     results: dict[str, str] = field(hash=False)
     plan: LaunchPlan
-    arguments: tuple[Value, ...]
     instead: tuple[Value, LaunchPlan] | None = None
     when: Value | None = None
 

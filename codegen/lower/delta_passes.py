@@ -138,9 +138,9 @@ class DeltaPasses(Passes):
         if self.several:
             planned: Steps = (COUNTED, plan_of(part), Bind({"has_initial": Present("initial_state")}))
         else:
-            plan = LaunchPlan(part, part, "kept_plan", ("LENGTH",))
+            plan = LaunchPlan(part, part, "kept_plan", (("T",),), ("LENGTH",))
             planned = (
-                Plan({"segments": INTEGER}, plan, (Name("T"),)),
+                Plan({"segments": INTEGER}, plan),
                 Bind({"has_initial": Present("initial_state")}),
                 Bind({"stateful": (Name("segments") > 1) | stateful}),
             )

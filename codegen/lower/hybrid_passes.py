@@ -170,11 +170,11 @@ class Passes(StateSteps):
 
     def plan(self, part: str) -> Steps:
         """Into how many segments a pass cuts the sequence, and whether a chunk reads states of them."""
-        plan = LaunchPlan(part, part, "backward_plan", BACKWARD_PLAN)
+        plan = LaunchPlan(part, part, "backward_plan", (("T",), ("B", STATES)), BACKWARD_PLAN)
         results = {"segments": INTEGER, "long": TRUTH, "spans": INTEGER}
         several = (Name("segments") > 1) & (Name("T") > self.window)
         return (
-            Plan(results, plan, (Name("T"), Name("B") * STATES)),
+            Plan(results, plan),
             Bind({"has_initial": Present("initial_state")}),
             Bind({"stateful": several | HAS_INITIAL}),
         )

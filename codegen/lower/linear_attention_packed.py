@@ -10,7 +10,6 @@ from __future__ import annotations
 from ..ir.host import (
     Bind,
     Literal,
-    Name,
     Pass,
     Plan,
     Present,
@@ -150,5 +149,5 @@ def backward(layer: Passes) -> Pass:
 def plan_of(part: str) -> Plan:
     """The segments, and where they lie."""
     results = {"segments": INTEGER, "places": INTEGER, TABLE.name: TENSOR, BOUNDS.name: TENSOR}
-    plan = LaunchPlan(packed(part), part, "packed_plan", SEGMENT_PLAN)
-    return Plan(results, plan, (Name(SEQUENCES.name), Name("T")))
+    plan = LaunchPlan(packed(part), part, "packed_plan", ((SEQUENCES.name,), ("T",)), SEGMENT_PLAN)
+    return Plan(results, plan)

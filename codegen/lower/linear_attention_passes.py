@@ -58,8 +58,8 @@ FAST, RECURRENT, SUMMED = Name("fast"), Name("recurrent"), Name("summed")
 MIRRORED, FINAL = Name("mirrored"), Name("output_final_state")
 ONE_SEGMENT = "A recurrence over one segment starts from the initial state and ends with the final one."
 TOKENS = ("B", "T")
-TOKENS_AND_ROWS = (Name("T"), Name("B") * "H")
-TOKENS_AND_STATES = (Name("T"), Name("B") * STATES)
+TOKENS_AND_ROWS = (("T",), ("B", "H"))
+TOKENS_AND_STATES = (("T",), ("B", STATES))
 FORWARD_PLAN = ("LONGEST", "TOKENS", "LENGTH", "SHORTEST", "PROGRAMS", "FEWEST")
 BACKWARD_PLAN = ("SEGMENT", "LENGTH", "SHORTEST", "PROGRAMS")
 SEGMENT_PLAN = ("SHORTEST", "PROGRAMS", "FEWEST")
@@ -91,8 +91,7 @@ class Passes(StateSteps):
         serves = Serves(recurrence.name, ("q", "k", "v")) & ~GROUPED if recurrence else None
         plan = Plan(
             {"segments": INTEGER, "recurrent": TRUTH},
-            LaunchPlan("forward", "forward", "forward_plan", FORWARD_PLAN),
-            TOKENS_AND_ROWS,
+            LaunchPlan("forward", "forward", "forward_plan", TOKENS_AND_ROWS, FORWARD_PLAN),
         )
         before: tuple[Step, ...] = ()
         after: tuple[Step, ...] = ()
@@ -101,7 +100,7 @@ class Passes(StateSteps):
         elif serves:  # only a recurrence has a faster kernel, so a plan of its own says when to recur
             before = (Bind({"fast": serves}),)
             name = on_warpgroups("forward")
-            own = LaunchPlan(name, "forward", "forward_plan", FORWARD_PLAN, recurrence)
+            own = LaunchPlan(name, "forward", "forward_plan", TOKENS_AND_ROWS, FORWARD_PLAN, recurrence)
             plan = replace(plan, instead=(FAST, own))
         body: Steps = (
             Delegate(packed("forward"), Present(SEQUENCES.name)),
@@ -163,8 +162,7 @@ class Passes(StateSteps):
             *SIZES,
             Plan(
                 {"segments": INTEGER, "long": TRUTH, "spans": INTEGER},
-                LaunchPlan("backward", "backward", "backward_plan", BACKWARD_PLAN),
-                TOKENS_AND_STATES,
+                LaunchPlan("backward", "backward", "backward_plan", TOKENS_AND_STATES, BACKWARD_PLAN),
             ),
             *self.decays.running(),
             Bind({"has_initial": has_initial}),
@@ -236,11 +234,12 @@ class Passes(StateSteps):
         has_final = Present("d_final_state")
         states, kernels = self.state("", "segment_"), self.faster
         name = on_warpgroups("backward")
-        plan = LaunchPlan(name, "backward", "segment_plan", SEGMENT_PLAN, kernels["query_gradients"])
+        decides = kernels["query_gradients"]
+        plan = LaunchPlan(name, "backward", "segment_plan", TOKENS_AND_ROWS, SEGMENT_PLAN, decides)
         body: Steps = (
             ReadSizes("q", ("B", "T", "H", None)),
             Bind({STATES: Name("H")}),
-            Plan({"segments": INTEGER}, plan, TOKENS_AND_ROWS),
+            Plan({"segments": INTEGER}, plan),
             Bind({"split": Name("segments") > 1, "has_initial": Present("initial_state")}),
             *self.segment_sums(BY_SEGMENT, SPLIT),
             *self.segment_states("segment_", BY_SEGMENT, SPLIT),

@@ -15,7 +15,6 @@ from ..ir.host import (
     ReadSizes,
     Step,
     Steps,
-    Times,
     allocate,
     launch,
 )
@@ -116,13 +115,13 @@ class Passes:
 
     def begin(self, part: str) -> tuple[Step, ...]:
         """In how many segments a pass goes through the tokens, and in which of the two forms."""
-        plan = LaunchPlan(self.tokens.name(part), part, "stream_plan", STREAM_PLAN)
-        sizes, lanes = ReadSizes("x", SIZES), Times(Name("B"), Name("D"))
+        sizes, tokens_and_lanes = ReadSizes("x", SIZES), (("T",), ("B", "D"))
+        plan = LaunchPlan(self.tokens.name(part), part, "stream_plan", tokens_and_lanes, STREAM_PLAN)
         results = {"segments": INTEGER, "walks": TRUTH}
         if self.tokens is DENSE:
             delegate = Delegate(packed(part), Present(SEQUENCES.name))
-            return delegate, sizes, Plan(results, plan, (Name("T"), lanes))
-        plan = replace(plan, function="packed_stream_plan")
-        given = Name(SEQUENCES.name), Name("T"), lanes
+            return delegate, sizes, Plan(results, plan)
+        given = (SEQUENCES.name,), *tokens_and_lanes
+        plan = replace(plan, function="packed_stream_plan", sizes=given)
         counted = ReadSizes(SEQUENCES.name, (STATES, None))
-        return sizes, counted, Plan(results | {TABLE.name: TENSOR}, plan, given)
+        return sizes, counted, Plan(results | {TABLE.name: TENSOR}, plan)

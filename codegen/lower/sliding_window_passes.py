@@ -160,11 +160,12 @@ def _run(
     if kernel is None:
         return (launch(program, over_chunks),)
     serves = Serves(kernel.name, rows) & ~GROUPED
-    plan = LaunchPlan(on_warpgroups(part), part, "window_plan", ("CHUNK", "PROGRAMS"), kernel)
+    sizes = (("T",), ("B", "H"))
+    plan = LaunchPlan(on_warpgroups(part), part, "window_plan", sizes, ("CHUNK", "PROGRAMS"), kernel)
     segments = Some(Name("segments"))
     return (
         Bind({"fast": serves if suits is None else suits & serves}),
-        Plan({"segments": INTEGER}, plan, (Name("T"), Name("B") * "H"), when=Name("fast")),
+        Plan({"segments": INTEGER}, plan, when=Name("fast")),
         launch(kernel.name, arguments, segments),
         launch(program, over_chunks, ~segments),
     )

@@ -7,8 +7,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from ..dtypes import ACC, IO, OPERAND
-from ..ir.host import Name as Value
-from ..ir.host import Pass, Plan, Present, ReadSizes, Step, Times, allocate, launch
+from ..ir.host import Pass, Plan, Present, ReadSizes, Step, allocate, launch
 from ..ir.kernels import INTEGER, LaunchPlan
 from ..ir.nodes import INDEX, Cast, Full, Load, Span, Sum, Var, cdiv, minimum, wrap
 from ..ir.program import Axis, Program, Tensor
@@ -27,7 +26,8 @@ MAKE, BACK, TOTALS = "make_features", "feature_gradients", "parameter_gradients"
 ROWS = ("B", "T", "H")
 AXES = (Axis("b", Var("B"), batch=True), Axis("h", Var("H"), batch=True))
 CHUNKS, SEGMENTS = Axis("chunk", cdiv("T", "CHUNK")), Axis("segment", Var("segments"))
-PLAN = LaunchPlan("backward", "backward", "segment_plan", ("SHORTEST", "PROGRAMS", "FEWEST"))
+TOKENS_AND_ROWS = (("T",), ("B", "H"))
+PLAN = LaunchPlan("backward", "backward", "segment_plan", TOKENS_AND_ROWS, ("SHORTEST", "PROGRAMS", "FEWEST"))
 """In how many segments a backward pass goes through a sequence."""
 
 
@@ -202,8 +202,7 @@ def passes(layer: FeatureLayer) -> tuple[Pass, Pass]:
     )
     steps: list[Step] = [sizes, allocate("dx", (*ROWS, layer.width), IO)]
     if layer.learned:
-        rows = Value("T"), Times(Value("B"), Value("H"))
-        steps.append(Plan({"segments": INTEGER}, PLAN, rows))
+        steps.append(Plan({"segments": INTEGER}, PLAN))
         steps += [allocate(_sums(x).name, _sums(x).dims, ACC) for x in layer.learned]
     steps.append(launch(BACK, numbered))
     if layer.learned:

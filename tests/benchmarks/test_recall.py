@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from based_ops.benchmarks.ops.results import read as read_records
+from based_ops.benchmarks.recall import widths
 from based_ops.benchmarks.recall.claims import claims, visible, winners
 from based_ops.benchmarks.recall.plots import bound, draw, frontier
 from based_ops.cli.places import RECALL, RECORDS
+from based_ops.errors import ResultsError
 from based_ops.recall.model import information_bytes
 from based_ops.recall.results import Line, points, read
 from tests.recall.lines import line
@@ -44,6 +46,28 @@ def test_claims_hold_where_points_show_them() -> None:
     assert found["Based reaches 0.98 at 256 pairs, 256 wide"] is True
     assert found["relu is at or near the frontier of the maps"] is True
     assert winners(points(LINES)) == []
+
+
+def test_a_panel_for_every_length(tmp_path: Path) -> None:
+    lines = [
+        line(
+            f"{model} d={d}",
+            accuracy,
+            tests=f"{length}/{length // 16}={accuracy}",
+            recipe=f"zoology-{length}",
+        )
+        for length in (64, 256)
+        for model, accuracy in (("attention", 0.99), ("base_conv", 32 / length), ("sparse", 0.9))
+        for d in (64, 128)
+    ]
+    assert [x.name for x in widths.draw(lines, tmp_path)] == [
+        "recall-against-width-light.png",
+        "recall-against-width-dark.png",
+    ]
+    with pytest.raises(ResultsError, match="got 3 tests of one model, must be CSVs of one length each"):
+        widths.draw([*lines, LINES[0]], tmp_path)
+    with pytest.raises(ResultsError, match="got no lines"):
+        widths.draw([], tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from based_ops.cli.generate import WORTH
 from based_ops.codegen.schedule import record_file, records
 
 from .conftest import GOOD, Run, tree
@@ -186,3 +187,16 @@ def test_a_stale_record_stops_the_command_with_the_one_that_mends_it(
         assert "the layer first_layer has no program of that name" in text and "\n" not in text.strip()
         assert "based-ops tune first_layer --backend triton --pass forward" in text
     assert not out.exists()
+
+
+def test_processes_print_what_one_prints(
+    run: Run, specs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(2 * WORTH):
+        text = GOOD.format(name=f"layer_{number}", expression=f"relu(x) + {number}")
+        (specs / f"layer_{number}.yaml").write_text(text)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    run("generate", "--specs", specs, "--out", tmp_path / "by_two")
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    run("generate", "--specs", specs, "--out", tmp_path / "by_one")
+    assert tree(tmp_path / "by_two") == tree(tmp_path / "by_one")

@@ -12,6 +12,7 @@ from based_ops.cli import main
 from based_ops.recall import recipe
 from based_ops.recall.mqar import Segment
 from based_ops.recall.results import read, write
+from based_ops.recall.words import Words
 from tests.recall.lines import line
 
 TINY = recipe.Recipe(32, (Segment(16, 2, 16),), (Segment(16, 2, 8),), epochs=1, rates=(1e-3,), batch=8)
@@ -33,6 +34,33 @@ def test_a_run_writes_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert out.splitlines()[0].startswith("model") and out.splitlines()[1].startswith("attention d=16")
     code, out, err = run(*command, "--lrs", "1e-3")
     assert code == 0 and "1 of 2 points to train" in err and len(read(path)) == 4
+
+
+def test_words_are_trained_on_like_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = recipe.Recipe(6, (Words(8, "s3", 16),), (Words(8, "s3", 8), Words(16, "s3", 8)), 1, (1e-3,))
+    monkeypatch.setitem(recipe.RECIPES, "s3", small)
+    path = tmp_path / "s3.csv"
+    points = ["--point", "attention d=16", "--point", "delta d=16 features=8 negative=True"]
+    code, out, _ = run("words", "--group", "s3", "--device", "cpu", "--csv", path, *points)
+    assert code == 0 and "delta d=16" in out
+    assert all(x.recipe == "s3" and set(x.accuracies) == {(8, 8), (16, 16)} for x in read(path))
+    assert run("words", "--group", "s4", "--csv", path)[0] == 2
+    code, _, err = run("words", "--group", "parity", "--device", "cpu", "--csv", path, *points)
+    assert code == 2 and "holds results of the recipe s3, not parity" in err
+
+
+def test_a_study_of_widths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = []
+    for length in (64, 128):
+        small = recipe.Recipe(32, (Segment(16, 2, 16, True),), (Segment(length, 2, 8, True),), 1, (1e-3,))
+        monkeypatch.setitem(recipe.RECIPES, f"zoology-{length}", small)
+        paths.append(tmp_path / f"{length}.csv")
+        points = ["--point", "attention d=16", "--point", "sparse d=16", "--point", "sparse d=24"]
+        options = ["--recipe", f"zoology-{length}", "--device", "cpu", "--csv", paths[-1]]
+        assert run("mqar", *options, *points)[0] == 0
+    code, out, _ = run("widths", *paths, "--out", tmp_path)
+    assert code == 0 and f"written: {tmp_path / 'recall-against-width-light.png'}" in out
+    assert (tmp_path / "recall-against-width-dark.png").stat().st_size > 10_000
 
 
 def test_a_point_that_fails_ends_the_command_with_an_error(
@@ -66,7 +94,7 @@ def test_pictures_and_claims(tmp_path: Path) -> None:
     assert "attention solves everything" in out and "holds" in out
     (tmp_path / "found.csv").write_text("nothing\n")
     code, _, err = run("plots", tmp_path / "found.csv")
-    assert code == 2 and "not a file of `based-ops recall mqar`" in err
+    assert code == 2 and "not a file of `based-ops recall`" in err
 
 
 def test_models_are_listed() -> None:

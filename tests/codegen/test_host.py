@@ -55,8 +55,9 @@ KERNEL = ForeignKernel(
     ("CHUNK",),
     decides=True,
 )
-PLAN = LaunchPlan("forward", "forward", "convolution_plan", ("SHORTEST",))
-FAST = LaunchPlan("forward_fast", "forward", "convolution_plan", ("SHORTEST",), KERNEL)
+SIZES = (("T",), ("B", "D"))
+PLAN = LaunchPlan("forward", "forward", "convolution_plan", SIZES, ("SHORTEST",))
+FAST = LaunchPlan("forward_fast", "forward", "convolution_plan", SIZES, ("SHORTEST",), KERNEL)
 PARAMETERS = (
     Parameter("x"),
     Parameter("gate", when=Present("gate")),
@@ -68,8 +69,8 @@ BODY: tuple[Step | Comment, ...] = (
     ReadSizes("x", ("B", "T", "D")),
     Bind({"long": T > 64, "gated": GATED}),
     Bind({"fast": (Name("gated") | "long") & Serves("convolve", ("x",))}),
-    Plan({"segments": INTEGER, "recurrent": TRUTH}, PLAN, (T, Name("B") * "D"), (Name("fast"), FAST)),
-    Plan({"rounds": INTEGER}, PLAN, (T,), when=Name("fast")),
+    Plan({"segments": INTEGER, "recurrent": TRUTH}, PLAN, (Name("fast"), FAST)),
+    Plan({"rounds": INTEGER}, PLAN, when=Name("fast")),
     Comment("What it returns, and what it needs."),
     allocate("y", ("B", "T", "D"), IO),
     allocate("final", ("B", "D", 2), STATE, WANTED),
@@ -110,7 +111,7 @@ def test_every_step_and_value() -> None:
             segments, recurrent = convolution_plan(
                 T, B * D, **SCHEDULE["forward_fast" if fast else "forward"][x.dtype],
             )
-            rounds = convolution_plan(T, **SCHEDULE["forward"][x.dtype]) if fast else 0
+            rounds = convolution_plan(T, B * D, **SCHEDULE["forward"][x.dtype]) if fast else 0
             # What it returns, and what it needs.
             y = x.new_empty(B, T, D)
             final = x.new_empty((B, D, 2) if output_final_state else 0, dtype=torch.bfloat16)

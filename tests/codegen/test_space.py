@@ -180,7 +180,7 @@ def test_a_plan_may_compute_all_sequences_directly_or_none() -> None:
 
 
 def test_an_unknown_constant_has_choices() -> None:
-    plan = LaunchPlan("plan", "forward", "forward_plan", ("CONSUMERS",))
+    plan = LaunchPlan("plan", "forward", "forward_plan", (("T",), ("B", "H")), ("CONSUMERS",))
     start = Schedule("plan", "triton", {"bfloat16": replace(policy_setting(), constants={"CONSUMERS": 3})})
     found = [s.settings["bfloat16"].constants["CONSUMERS"] for s in space.candidates(plan, start)]
     assert found[0] == 3 and {1, 2, 4, 4096} < set(found)

@@ -19,7 +19,8 @@ NO_CLASS = {"based_ops.models.ModelState": "an alias of a tuple"}
 """Public names that are neither classes nor functions nor modules."""
 GIVEN = {
     *("HybridState", "LinearAttentionState", "ShortConvState", "SlidingWindowState", "Variant"),
-    *("DeltaNetState", "Mamba2State", "ModelSpec", "Request", "Text", "Share"),
+    *("DeltaNetState", "HyenaState", "LongConvState", "Mamba2State", "ModalState", "StateSpaceState"),
+    *("ModelSpec", "Request", "Text", "Share"),
     *("based_ops.generate.Progress", "based_ops.train.Progress", "Bytes"),
 }
 """Classes whose objects the library makes, and those that take nothing: they have no `Args`."""

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import venv
 import zipfile
 from dataclasses import dataclass
@@ -48,7 +47,8 @@ def environment(directory: Path) -> tuple[Path, Path]:
     ask = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
     site = subprocess.run([str(python), "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
     # A path in a .pth is put on sys.path; the .pth files that lie there are not read.
-    (Path(site) / "outer.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    seen = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (Path(site) / "outer.pth").write_text("\n".join(seen) + "\n")
     return python, Path(site)
 
 

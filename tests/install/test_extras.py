@@ -39,7 +39,7 @@ import torch, based_ops, based_ops.layers
 from based_ops.inputs import draw, filled, tokens, units
 for name in based_ops.names():
     op = based_ops.get(name)
-    inputs = [x.requires_grad_() for x in draw(op, 1, 5, units(op, 2), torch.randn, lambda x: x)]
+    inputs = [x.requires_grad_() for x in draw(op, 1, 5, units(op.signature, 2), torch.randn, lambda x: x)]
     op._call(filled(op, inputs), None, None, False, None)[0].sum().backward()
     with torch.no_grad():
         _, state = op._call(filled(op, inputs), None, None, True, None)

@@ -73,8 +73,8 @@ FAST = ForeignKernel(
     decides=True,
 )
 KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (CONVOLVE, FAST)}
-PLAN = LaunchPlan("forward", "forward", "convolution_plan", ("SHORTEST",))
-OTHER = LaunchPlan("forward_fast", "forward", "convolution_plan", ("SHORTEST",), FAST)
+PLAN = LaunchPlan("forward", "forward", "convolution_plan", (("T",), ("B", "D")), ("SHORTEST",))
+OTHER = LaunchPlan("forward_fast", "forward", "convolution_plan", (("T",), ("B", "D")), ("SHORTEST",), FAST)
 
 GATE, WANTED = Present("gate"), Name("output_final_state")
 SIZES = ReadSizes("x", ("B", "T", "D"))
@@ -120,8 +120,8 @@ def test_a_layer_without_heads_passes() -> None:
         bound(Some(Name("T")) & ~GATE | WANTED),
         bound(Either(GATE, WANTED, Literal(False))),
         bound(Serves("convolve_fast", ("x", "weight"))),
-        planned(Plan({"segments": INTEGER, "z": TRUTH}, PLAN, (Name("T"), Name("B") * "D"))),
-        planned(Plan({"segments": INTEGER}, PLAN, (Name("T"),), (GATE, OTHER), WANTED)),
+        planned(Plan({"segments": INTEGER, "z": TRUTH}, PLAN)),
+        planned(Plan({"segments": INTEGER}, PLAN, (GATE, OTHER), WANTED)),
         with_launch(launch("convolve", {"gate": None, "GATED": False, "TOTAL": WANTED})),
         with_launch(launch("convolve", {"gate": "x", "GATED": True, "TOTAL": WANTED & GATE})),
         with_launch(launch("convolve_fast", {"segments": 1, "GATED": GATE, "TOTAL": WANTED}, GATE)),
@@ -216,23 +216,23 @@ BAD = (
     (forward(*GOOD, allocate("z", (), INDEX)), "z has no dtype index"),
     # Plans, choices, constants
     (
-        planned(Plan({"z": INTEGER}, replace(PLAN, part="step"), (Name("T"),))),
+        planned(Plan({"z": INTEGER}, replace(PLAN, part="step"))),
         "is planned by forward, which is for the pass step",
     ),
     (
-        planned(Plan({"z": INTEGER}, PLAN, (Name("T"),), (GATE, replace(OTHER, constants=())))),
+        planned(Plan({"z": INTEGER}, PLAN, (GATE, replace(OTHER, constants=())))),
         "forward_fast is no plan like forward",
     ),
     (
-        planned(Plan({"z": INTEGER}, PLAN, (Name("T"),), (GATE, replace(OTHER, function="f")))),
+        planned(Plan({"z": INTEGER}, PLAN, (GATE, replace(OTHER, function="f")))),
         "forward_fast is no plan like forward",
     ),
     (
-        planned(Plan({"z": INTEGER}, PLAN, (GATE,))),
+        planned(Plan({"z": INTEGER}, replace(PLAN, sizes=(("x", "T"),)))),
         "is planned by .*, which is neither an integer nor a tensor",
     ),
     (
-        planned(Plan({"z": INTEGER}, PLAN, (Name("T"),), when=Name("T"))),
+        planned(Plan({"z": INTEGER}, PLAN, when=Name("T"))),
         ".* is of the kind integer, where truth is wanted",
     ),
     (bound(Constant("convolve", "KEYS")), "reads the constant KEYS of convolve, which is not there"),

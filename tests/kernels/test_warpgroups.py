@@ -104,14 +104,14 @@ def test_gradients(
 
     forward, backward = passes(build(spec, "triton"), segments)
     before = initial or (None, None)
-    o, n, *after = forward(q, k, v, SCALE, *before, None, continued)
+    o, n, *after = forward(q, k, v, SCALE, *before, continued)
     if initial:
         for name, got, want in zip(
             LinearAttentionState._fields, after, call.expected(initial)[1], strict=True
         ):
             if want is not None:
                 assert_close(name, got, want, FORWARD[dtype])
-    found = backward(do, *(d_final or (None, None)), q, k, v, o, n, SCALE, *before, None)
+    found = backward(do, *(d_final or (None, None)), q, k, v, o, n, SCALE, *before)
     names = ("dq", "dk", "dv", "d_initial_state", "d_initial_normalizer")
     for name, got, (want, part) in zip(names, found, wanted, strict=False):
         assert_close(name, got, want, BACKWARD[dtype], floor=part)
@@ -148,7 +148,7 @@ def compute_gradients(spec: LinearAttention, module: ModuleType) -> None:
     call = Call(spec, torch.bfloat16, 200)
     forward, backward = passes(module, 2)
     o, n, *_ = forward(*call.qkv, SCALE, None, None, False)
-    for tensor in (o, *backward(o, None, None, *call.qkv, o, n, SCALE, None, None, None)):
+    for tensor in (o, *backward(o, None, None, *call.qkv, o, n, SCALE, None, None)):
         assert tensor.isfinite().all()
 
 

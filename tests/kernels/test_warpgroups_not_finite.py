@@ -69,7 +69,7 @@ def test_gradients(spec: LinearAttention, segments: int, draw: int) -> None:
     *qkv, do = Draw(draw, numbers).into(*call.qkv, do)
     forward, backward = passes(build(spec, "triton"), segments)
     o, n, *_ = forward(*qkv, SCALE, None, None, False)
-    found = backward(do, None, None, *qkv, o, n, SCALE, None, None, None)
+    found = backward(do, None, None, *qkv, o, n, SCALE, None, None)
 
     def naive(*leaves: Tensor) -> Tensor:
         return rows.linear_attention(spec, *leaves, SCALE)

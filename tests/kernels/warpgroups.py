@@ -117,7 +117,8 @@ def passes(module: ModuleType, segments: int) -> tuple[Any, Any]:
     }
     for name in ("backward_warpgroups", "forward", "backward"):
         if name in names:
-            names[name] = FunctionType(names[name].__code__, names, name)
+            found = names[name]
+            names[name] = FunctionType(found.__code__, names, name, found.__defaults__)
     return names["forward"], names["backward"]
 
 

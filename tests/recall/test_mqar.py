@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from based_ops.errors import ArgumentValueError
-from based_ops.recall.mqar import POWER, Segment, batches, draw
+from based_ops.recall.examples import batches
+from based_ops.recall.mqar import POWER, Segment, draw
 
 
 @st.composite
@@ -16,12 +17,12 @@ def segments(draw_: st.DrawFn) -> tuple[Segment, int]:
     vocabulary = 2 * draw_(st.integers(2, 64))
     pairs = draw_(st.integers(1, min(8, vocabulary // 2 - 1)))
     length = 4 * pairs + 2 * draw_(st.integers(0, 20))
-    return Segment(length, pairs, draw_(st.integers(1, 9))), vocabulary
+    return Segment(length, pairs, draw_(st.integers(1, 9)), draw_(st.booleans())), vocabulary
 
 
 @given(segments(), st.integers(0, 2**32))
 def test_every_key_comes_again_once_and_asks_for_its_value(case: tuple[Segment, int], seed: int) -> None:
-    (length, pairs, examples), vocabulary = case
+    (length, pairs, examples, _), vocabulary = case
     ids, places, targets = draw(case[0], vocabulary, seed)
     assert ids.shape == (examples, length) and places.shape == targets.shape == (examples, pairs)
     half = vocabulary // 2
@@ -85,3 +86,12 @@ def test_batches_have_one_shape_and_lose_nothing(examples: int, size: int) -> No
 def test_what_cannot_be_drawn(segment: Segment, vocabulary: int, message: str) -> None:
     with pytest.raises(ArgumentValueError, match=f"(?m)^{message}$"):
         draw(segment, vocabulary, 0)
+
+
+def test_quiet_examples_have_nothing_between() -> None:
+    loud, quiet = (draw(Segment(64, 4, 50, quiet=x), 64, 0) for x in (False, True))
+    asked = torch.zeros_like(quiet.ids, dtype=torch.bool).scatter(1, quiet.places, True)
+    between = ~asked
+    between[:, :8] = False
+    assert not quiet.ids[between].any() and loud.ids[:, 8:].bool().float().mean() > 0.9
+    assert (quiet.ids.gather(1, quiet.places) > 0).all()

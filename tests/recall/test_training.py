@@ -35,6 +35,7 @@ DESIGNS = [
     "map map=allpoly",
     "map map=hedgehog",
     "based conv=0 window=8",
+    "sparse penalty=False",
     "hybrid factors=True window_qk=8",
 ]
 

@@ -41,15 +41,25 @@ LAYERS = pipeline.load(SPECS)
 MACHINE = {"bandwidth": 1e12, "architecture": "cpu", "device": "here", "torch": "2.0", "triton": "3.6"}
 SHAPES = (Shape(1, 1, 700), Shape(2, 4, 2000), Shape(8, 16, 2000), Shape(2, 4, 9000))
 TAYLOR, LINEAR, WINDOW = "taylor2_qk16_v64", "taylor1_qk16_v64", "window64_d64"
+DELTA, CONV = "delta_qk64_v64", "conv4_silu"
 WHEN = {
     TAYLOR: ("triton", "bfloat16", "cuda"),
     LINEAR: ("torch", "float32", "cpu"),
     WINDOW: ("triton", "float16", "cuda"),
+    DELTA: ("torch", "float32", "cpu"),
+    CONV: ("triton", "bfloat16", "cuda"),
 }
 """Layers that are tuned here: on which backend, in which dtype and on which device."""
 FUNCTIONS: dict[tuple[str, ...], Callable[..., Any]] = {
-    tuple(signature(function).parameters)[2:]: function
-    for function in (host.forward_plan, host.segment_plan, host.window_plan, host.backward_plan)
+    tuple(name for name in signature(function).parameters if name.isupper() and name != "T"): function
+    for function in (
+        host.forward_plan,
+        host.segment_plan,
+        host.window_plan,
+        host.backward_plan,
+        host.kept_plan,
+        host.stream_plan,
+    )
 }
 """The functions of plans by the constants that they take after the tokens and the rows."""
 Time = Callable[[Launched], float]
@@ -84,7 +94,9 @@ class Clock(Worker):
 
     def ask(self, task: Any, timeout: float) -> Any:
         constants, (batch, heads, length) = task["plans"][self.plan], task["shape"]
-        numbers = FUNCTIONS[tuple(constants)](length, batch * heads, **constants)
+        function = FUNCTIONS[tuple(constants)]
+        rows = (batch * heads * (64 if function is host.stream_plan else 1),)
+        numbers = function(length, *(() if function is host.kept_plan else rows), **constants)
         self.asked.append((task["shape"], numbers))
         self.modules.add(task["name"])
         return {"ms": self.time(self.asked[-1]), "bytes": 1000}
@@ -189,14 +201,16 @@ def test_a_policy_plan_that_fails_is_told(tmp_path: Path) -> None:
 @settings(max_examples=15)
 @given(
     seed=st.integers(0, 1 << 30),
-    choice=st.sampled_from([(LINEAR, "backward"), (WINDOW, "forward")]),
+    choice=st.sampled_from(
+        [(LINEAR, "backward"), (WINDOW, "forward"), (DELTA, "forward"), (CONV, "backward")]
+    ),
 )
 def test_the_choice_is_the_best_of_all_legal_plans(
     tmp_path_factory: pytest.TempPathFactory, seed: int, choice: tuple[str, str]
 ) -> None:
     """Whatever the times: as good as the best, none slower, and no constant changed without need."""
     made = job(*choice)
-    plan = choice[1] if made.backend == "torch" else on_warpgroups(choice[1])
+    plan = on_warpgroups(choice[1]) if choice[0] == WINDOW else choice[1]
 
     def time(launched: Launched) -> float:
         return random.Random(f"{seed} {launched}").choice((0.5, 0.98, 0.995, 1.0, 1.02, 1.5))
@@ -285,7 +299,7 @@ def test_a_plan_reaches_launches_only_through_its_function(name: str) -> None:
         text = pipeline.emit(pipeline.schedule(lowered, target))
         for plan in pipeline.plans_of(lowered, target):
             entry = rf'SCHEDULE\[[^]]*"{plan.name}"[^]]*\]'
-            sizes = r"(?:T, B(?: \* (?:D|H|HS))?|sequences, T)"
+            sizes = re.escape(", ".join(map(" * ".join, plan.sizes)))
             call = rf"{plan.function}\(\s*{sizes}, \*\*{entry}\[\w+\.dtype\],?\s*\)"
             assert len(re.findall(call, text)) == len(re.findall(entry, text)) == 1
 
