@@ -107,4 +107,5 @@ def refuse_overlap(names: Sequence[str], found: tuple[int, int]) -> NoReturn:
         names[second],
         f"memory that {names[first]} has too",
         "memory of its own, since a step updates it in place",
+        "give the state memory of its own: `state.clone()`",
     )

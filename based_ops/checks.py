@@ -116,7 +116,8 @@ def layout(name: str, tensor: Tensor) -> None:
 def too_long(name: str, shape: tuple[int, ...], most: int) -> NoReturn:
     """A step of more tokens than it takes."""
     what = f"of up to {most} tokens: a step takes no more; for a longer piece call with `initial_state`"
-    fail(ShapeError, name, f"{shape[1]} tokens in {shape}", what)
+    then = "a longer piece is a call's: `op(..., initial_state=state, output_final_state=True)`"
+    fail(ShapeError, name, f"{shape[1]} tokens in {shape}", what, then)
 
 
 def _in_groups(variant: Widths, q: Tensor, k: Tensor, v: Tensor, most: int | None) -> int:

@@ -68,9 +68,7 @@ class ShapeError(BasedOpsError, ValueError):
     Mostly heads stand before time, or a width is not that of the spec.
     """
 
-    remedy = (
-        "sequences are [B, T, H, width]; where heads come first, `.transpose(1, 2)`; widths: `op.qk`, `op.v`"
-    )
+    remedy = "sequences are [B, T, H, width], heads after time; docs/api.md has the shape of each argument"
 
 
 class DtypeError(BasedOpsError, TypeError):
@@ -167,17 +165,19 @@ def message(argument: str, got: object, must: str) -> str:
 
 
 @run_while_tracing
-def fail(error: type[BasedOpsError], argument: str, got: object, must: str) -> NoReturn:
-    """Raises `error` with the common message, with its own type from traced code too."""
-    fail_text(error, message(argument, got, must))
+def fail(error: type[BasedOpsError], argument: str, got: object, must: str, then: str = "") -> NoReturn:
+    """Raises `error` with the common message, with its own type from traced code too.
+
+    `then` is what to do next, where that is not what the class says.
+    """
+    fail_text(error, message(argument, got, must), then)
 
 
 @run_while_tracing
-def fail_text(error: type[BasedOpsError], text: str) -> NoReturn:
-    """Raises `error(text)`, with its own type from traced code too."""
-    if torch.compiler.is_compiling():
-        raise _passing_through_dynamo(error)(text)
-    raise error(text)
+def fail_text(error: type[BasedOpsError], text: str, then: str = "") -> NoReturn:
+    """Raises `error(text)`, with its own type from traced code too; `then` as of `fail`."""
+    made = _passing_through_dynamo(error) if torch.compiler.is_compiling() else error
+    raise made(text).then(then or error.remedy)
 
 
 def _passing_through_dynamo(error: type[BasedOpsError]) -> Any:

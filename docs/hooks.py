@@ -15,7 +15,7 @@ from mkdocs.structure.files import File, Files
 from site_pages import GENERATED, pictures
 
 ROOT = Path(__file__).resolve().parents[1]
-FROM_OUTSIDE = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md"}
+FROM_OUTSIDE = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 """Pages that lie at the top of the repository, by their names in the site."""
 RESULTS = "benchmarks/results"
 """Where the pictures of measurements lie, in the repository and in the site."""

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import subprocess
 
 import click
 
@@ -13,6 +14,7 @@ from .console import document, json_option, table
 from .places import checkout, shipped_specs
 
 PACKAGES = ("based-ops", "torch", "triton", "tilelang", "numpy", "sympy", "pyyaml", "click", "rich")
+INTERPRETER = "TRITON_INTERPRET"
 
 
 @click.command(short_help="What can run here, and why not the rest.")
@@ -22,22 +24,26 @@ def doctor(as_json: bool) -> None:
     import torch
 
     import based_ops
-    from based_ops import dispatch
+    from based_ops import dispatch, log
 
     python = f"{platform.python_version()} on {platform.platform()}"
     versions = [("python", python), *_versions()]
     devices = ["cpu"]
     for index in range(torch.cuda.device_count()):
-        devices.append(f"cuda:{index} ({torch.cuda.get_device_name(index)})")
+        major, minor = torch.cuda.get_device_capability(index)
+        devices.append(f"cuda:{index} ({torch.cuda.get_device_name(index)}, sm_{major}{minor})")
     compiler = shutil.which("g++") or shutil.which("clang++") or "none: torch.compile needs one"
     facts = [
         ("devices", ", ".join(devices)),
+        ("CUDA of PyTorch", torch.version.cuda or "none"),
+        ("CPU threads of PyTorch", str(torch.get_num_threads())),
         ("C++ compiler", compiler),
         ("checkout", str(checkout() or "none, an installed package")),
+        ("commit", _commit()),
         ("specs", str(shipped_specs())),
         ("generated layers", str(len(based_ops.names()))),
         ("just-in-time cache", _cache()),
-        (dispatch.VARIABLE, os.environ.get(dispatch.VARIABLE, "not set")),
+        *((name, os.environ.get(name, "not set")) for name in (dispatch.VARIABLE, log.VARIABLE, INTERPRETER)),
     ]
     columns, rows = ("backend", "device", "runs here", "why not"), []
     no_cuda = None if torch.cuda.is_available() else "PyTorch sees no CUDA device"
@@ -64,6 +70,16 @@ def _versions() -> list[tuple[str, str]]:
         except importlib.metadata.PackageNotFoundError:
             rows.append((name, "not installed"))
     return rows
+
+
+def _commit() -> str:
+    """That of the checkout, if git knows it."""
+    root = checkout()
+    if root is None or shutil.which("git") is None:
+        return "unknown"
+    words = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
 def _cache() -> str:

@@ -11,7 +11,7 @@ import click
 from based_ops.extras import MissingExtra
 
 from .completion import model_names
-from .console import Cell, document, fail, json_option, table
+from .console import Cell, document, fail, json_option, progress, table
 
 
 @click.group()
@@ -113,7 +113,8 @@ def convert(checkpoint: str, out: Path, to: str) -> None:
     from based_ops.models import convert as converted
 
     try:
-        report = converted(checkpoint, out, transformers=to == "transformers")
+        with progress("converting"):
+            report = converted(checkpoint, out, transformers=to == "transformers")
     except (ValueError, OSError, MissingExtra) as error:
         fail(error)
     for what, names in (

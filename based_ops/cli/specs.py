@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .completion import layer_names
-from .console import Cell, document, fail, json_option, source, table
+from .console import Cell, document, fail, json_option, progress, source, table
 from .files import replace_text
 from .places import checkout, find_spec, shipped_specs, specs_option
 
@@ -79,7 +79,9 @@ def _show(spec: LayerSpec, stage: str, as_json: bool) -> None:
         elif stage == "schedule":
             _schedules(found, as_json)
         else:
-            source("\n\n".join(pipeline.emit(pipeline.schedule(x, stage)) for x in found), "python")
+            with progress("printing"):
+                texts = [pipeline.emit(pipeline.schedule(x, stage)) for x in found]
+            source("\n\n".join(texts), "python")
     except RecordError as error:
         fail(error)
 

@@ -30,4 +30,6 @@ def folder_of(name: str | Path, **options: Any) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(FILES), **options))
     except Exception as error:  # of the network, of the hub, or of its client
         text = " ".join(str(error).split())
-        raise CheckpointError(f"{name}: no folder, and not to be had from the hub: {text}") from error
+        wrong = CheckpointError(f"{name}: no folder, and not to be had from the hub: {text}")
+        step = "check the name and the network; `based-ops models list` names what is shipped"
+        raise wrong.then(step) from error

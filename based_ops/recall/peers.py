@@ -48,12 +48,19 @@ def _bytes(name: str, d: int, dials: Mapping[str, Any]) -> int:
     return 4 * keys * d // heads
 
 
+OTHERS = "`--models` chooses models without it; `based-ops recall models` lists them"
+
+
 def peer(name: str, d: int, dials: Mapping[str, Any]) -> Callable[[int], nn.Module]:
     """The layer, of so many models; raises `BackendUnavailable` where it cannot run."""
     if not installed("fla"):
-        fail_text(BackendUnavailable, f"{name}: pip install flash-linear-attention, whose layer this is")
+        fail_text(
+            BackendUnavailable, f"{name}: pip install flash-linear-attention, whose layer this is", OTHERS
+        )
     if not torch.cuda.is_available():
-        fail_text(BackendUnavailable, f"{name}: its library runs on CUDA devices, and PyTorch sees none")
+        fail_text(
+            BackendUnavailable, f"{name}: its library runs on CUDA devices, and PyTorch sees none", OTHERS
+        )
     make = _made(name, d, dials)
     return lambda models: Apart(make, models, _bytes(name, d, dials))
 

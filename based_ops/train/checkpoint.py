@@ -31,6 +31,9 @@ RUN = "run.json"
 PLANNED = ("steps",)
 """Settings that may change as a run goes on."""
 
+AGAIN = "go on with the model, text and settings of that run, or begin in an empty folder"
+"""What to do where a run is another."""
+
 
 def about(trainer: Trainer) -> dict[str, Any]:
     """What has to be equal for a run to go on."""
@@ -136,12 +139,12 @@ def _require_same(folder: Path, now: dict[str, Any]) -> None:
         if then.get(key) != now[key]:
             got, must = _short(then.get(key), now[key]), _short(now[key], then.get(key))
             what = f"{key}: got a run of {got}, must be of {must}"
-            raise CheckpointError(f"{folder}: {what}; name another folder for another run")
+            raise CheckpointError(f"{folder}: {what}; name another folder for another run").then(AGAIN)
     settings = then.get("settings", {})
     for name, value in now["settings"].items():
         if name not in PLANNED and settings.get(name) != value:
             what = f"{name}: got a run with {settings.get(name)!r}, must be {value!r}"
-            raise CheckpointError(f"{folder}: {what}; name another folder for another run")
+            raise CheckpointError(f"{folder}: {what}; name another folder for another run").then(AGAIN)
 
 
 def _short(x: Any, other: Any) -> str:

@@ -14,6 +14,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "spec_models": spec_reference.model_fields,
     "cookbook": cookbook.entries,
     "algebra": algebra.sentence,
+    "without_queries": algebra.without_queries,
     "states": algebra.states,
     "tolerances": algebra.tolerances,
     "errors": errors.sections,

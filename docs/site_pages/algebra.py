@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import based_ops
 from based_ops import tolerance
+from based_ops.codegen.mixers import mixers
 
 from .spec_reference import shipped_layers
 
@@ -26,6 +28,17 @@ def sentence() -> str:
         if "qk" in spec.facts():
             rows.append(f"| `{name}` | {' | '.join(_words(spec))} |")
     return "\n".join(rows)
+
+
+def without_queries() -> str:
+    """A line for each mixer that has no queries: what it computes."""
+    lines = []
+    for name, cls in mixers().items():
+        shown = [layer for layer, spec in shipped_layers().items() if spec.mixer == name]
+        if "qk" not in cls.fact_types:
+            said = (inspect.getdoc(cls) or "").partition("\n\n")[0].replace("\n", " ")
+            lines.append(f"- `{name}`: {said} Shipped: {', '.join(f'`{x}`' for x in shown)}.")
+    return "\n".join(lines)
 
 
 def _words(spec: Any) -> tuple[str, ...]:

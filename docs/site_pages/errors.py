@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Iterator
 
 from based_ops import errors
@@ -37,5 +38,5 @@ def _section(cls: type[BasedOpsError]) -> str:
     bases = ", ".join(f"`{x.__name__}`" for x in cls.__bases__ if x is not BasedOpsError)
     also = f"Also a {bases}." if bases else ""
     where = f"`based_ops.errors.{cls.__name__}`" if hasattr(errors, cls.__name__) else f"`{cls.__module__}`"
-    step = cls.remedy.replace("docs/", "")
+    step = re.sub(r"[\w/-]+\.md(#[\w-]+)?", r"[\g<0>](../\g<0>)", cls.remedy)
     return f"### {cls.__name__}\n\n{where}. {also}\n\n{inspect.getdoc(cls)}\n\n**Next:** {step}."

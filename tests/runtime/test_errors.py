@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -214,3 +216,29 @@ def test_unknown_name_says_what_is_near(linear: Variant) -> None:
 def test_errors_pickle() -> None:
     error = errors.ShapeError("q: got this, must be that")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_to_do_next_is_of_the_class_or_of_the_place(compiled: bool) -> None:
+    op = based_ops.get("pos_elu_qk64_v64")
+    x, state = torch.zeros(1, 17, 2, 64), op.init_state(1, 2)
+
+    def raised(function: Any, *arguments: Any) -> errors.BasedOpsError:
+        called = torch.compile(function, backend="eager", fullgraph=True) if compiled else function
+        with pytest.raises(errors.ShapeError) as found:
+            called(*arguments)
+        return found.value
+
+    wide = raised(lambda x: op(x[..., :3], x, x), x)
+    assert wide.next_step == errors.ShapeError.remedy
+    long = raised(lambda x, state: op.step(x, x, x, state), x, state)
+    assert "initial_state=state" in long.next_step
+    assert long.__notes__ == [f"next: {long.next_step}"]
+
+
+def test_what_to_do_next_survives_pickling() -> None:
+    error = errors.StateError("state: got one").then("make another")
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.next_step) == ("state: got one", "make another")
+    if sys.version_info >= (3, 11):
+        assert "next: make another" in "".join(traceback.format_exception(again))

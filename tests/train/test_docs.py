@@ -19,7 +19,7 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for name in ("docs", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     blocks = re.findall(r"^```(\w+)\n(.*?)^```$", DOCS.read_text(encoding="utf-8"), re.M | re.S)
-    assert [kind for kind, _ in blocks] == ["sh", "python", "python", "sh", "sh", "python"]
+    assert [kind for kind, _ in blocks] == ["sh", "python", "python", "python", "sh", "sh", "python"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     around = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     names: dict[str, object] = {}
