@@ -23,7 +23,7 @@ ROOMS = (
     "recall",
     "recall.mqar",
     "recall.designs",
-    "mixers.hybrid",
+    "onnx",
 )
 CALLED = ("__init__", "__call__")
 """Methods without a name of their own that users call."""
