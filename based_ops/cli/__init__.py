@@ -9,6 +9,7 @@ from .bench import bench
 from .console import plain_warnings
 from .demo import demo
 from .dial import dial
+from .distill import distill
 from .doctor import doctor
 from .generate import generate
 from .models import models
@@ -25,5 +26,19 @@ def main() -> None:
     click.get_current_context().with_resource(plain_warnings())
 
 
-for command in (generate, list_specs, show, new, verify, tune, bench, models, recall, dial, doctor, demo):
+for command in (
+    generate,
+    list_specs,
+    show,
+    new,
+    verify,
+    tune,
+    bench,
+    models,
+    recall,
+    dial,
+    distill,
+    doctor,
+    demo,
+):
     main.add_command(command)

@@ -157,8 +157,8 @@ class StateLayer(CacheLayerMixin):
     def _enter(self, mixer: Any, inputs: _Inputs) -> Tensor:
         """y, with the state after it kept."""
         x, mask = inputs.x, inputs.mask
-        if isinstance(self.state, KeyValueCache):
-            self.state = self.state.with_room(self.seen + x.shape[1], self.most)
+        if self.state is not None and getattr(mixer, "grows", False):
+            self.state = mixer.with_room(self.state, self.seen + x.shape[1], self.most)
         few = x.shape[1] <= MOST_TOKENS and mask is None and not torch.is_grad_enabled()
         y: Tensor
         if self.state is not None and few:

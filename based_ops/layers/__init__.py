@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from ..mixers.short_conv import GatedShortConv, ShortConv
 from .delta_net import DeltaNet, DeltaNetState
+from .h3 import H3
 from .hybrid import HybridAttention
+from .hyena import BaseConv, Hyena, HyenaState, MultiHyena
 from .linear_attention import BasedDelta, LinearAttention
-from .long_conv import H3, BaseConv, Hyena, ImplicitConv
+from .long_conv import ExplicitConv, ImplicitConv, LongConv, fft_conv
 from .mamba2 import Mamba2Mixer, Mamba2State
+from .modal import ModalConv, ModalState
+from .relaxed import LongConvState, RelaxedConvolution
 from .rotary import rotate
 from .sliding_window import SlidingWindowAttention
 
@@ -16,15 +20,24 @@ __all__ = [
     "BasedDelta",
     "DeltaNet",
     "DeltaNetState",
+    "ExplicitConv",
     "GatedShortConv",
     "H3",
     "HybridAttention",
     "Hyena",
+    "HyenaState",
     "ImplicitConv",
     "LinearAttention",
+    "LongConv",
+    "LongConvState",
     "Mamba2Mixer",
     "Mamba2State",
+    "ModalConv",
+    "ModalState",
+    "MultiHyena",
+    "RelaxedConvolution",
     "ShortConv",
     "SlidingWindowAttention",
+    "fft_conv",
     "rotate",
 ]

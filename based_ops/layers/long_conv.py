@@ -1,43 +1,223 @@
-"""Gated convolutions as long as the sequence: Hyena, H3 and BaseConv, by fast Fourier transforms of PyTorch.
+"""Convolutions as long as the sequence: at once by fast Fourier transforms, and exactly a token at a time.
 
-They have no `step`: what a long filter reads is the whole history, `state_bytes` of it.
+A filter is a parameter, the output of a network of the position, or of a state space (`modal.py`).
 """
 
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..checks import count, sizes
-from ..errors import ShapeError, fail
-from ..mixers.short_conv import ShortConv
-from ..variant import Variant
+from .. import packed
+from ..checks import count, no_gradient, sizes
+from ..errors import ShapeError, StateError, fail
+from .relaxed import LongConvState, RelaxedConvolution, begun, convolved
 
 FAST, SLOW, LEFT = 0.3, 1.5, 1e-2
 """Hyena's windows: the fastest and the slowest channel have `LEFT` left after these parts of the length."""
+MOST = 2048
+"""Tokens for which a state has room, where nobody says."""
 
 
-def fft_conv(u: Tensor, filters: Tensor) -> Tensor:
-    """y_t = Σ_{s ≤ t} h_s u_(t-s) for u [B,T,D] and h [T,D], in float32 at least; y is of u's dtype."""
+def widely(x: Tensor) -> AbstractContextManager[Any]:
+    """Without autocast, which x's device may not know."""
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
+
+
+def fft_conv(u: Tensor, filters: Tensor, skip: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
+    """y_t = gate_t · (Σ_{s ≤ t} h_s u_(t-s) + skip · u_t) for u and gate [B,T,D], h [T,D] and skip [D].
+
+    Sums are in float32 at least; y is of u's dtype.
+    """
     wide = torch.promote_types(u.dtype, torch.float32)
-    length = u.shape[1]
-    with torch.autocast(u.device.type, enabled=False):
-        spectrum = torch.fft.rfft(u.to(wide), n=2 * length, dim=1)
-        spectrum = spectrum * torch.fft.rfft(filters.to(wide), n=2 * length, dim=0)
-        return torch.fft.irfft(spectrum, n=2 * length, dim=1)[:, :length].to(u.dtype)
+    with widely(u):
+        y = convolved(u.to(wide).transpose(1, 2), filters.to(wide).t()).transpose(1, 2).to(u.dtype)
+    return finished(y, u, skip, gate)
 
 
-def _fits(x: Any, d_model: int, length: int | None = None) -> None:
+def finished(y: Tensor, u: Tensor, skip: Tensor | None, gate: Tensor | None) -> Tensor:
+    """gate · (y + skip · u)."""
+    if skip is not None:
+        y = y + skip.to(u.dtype) * u
+    return y if gate is None else gate * y
+
+
+def fits(layer: nn.Module, x: Any, d_model: int, length: int | None = None) -> None:
+    """Raises `ShapeError` unless x is of `d_model` channels, and of no more tokens than `length`."""
     if x.dim() != 3 or x.shape[2] != d_model or (length is not None and x.shape[1] > length):
         most = "T" if length is None else f"T up to {length}"
-        fail(ShapeError, "x", sizes(x), f"of shape [B, {most}, {d_model}]")
+        fail(ShapeError, "x", sizes(x), f"of shape [B, {most}, {d_model}] for {type(layer).__name__}")
 
 
-class ImplicitConv(nn.Module):
-    """y = h ∗ x + bias · x, h_t = window(t) · MLP(t): the filter of Hyena (arXiv 2302.10866, section 3.3).
+class LongConv(nn.Module):
+    """y = gate · (h ∗ x + bias · x) for filters h of `length` taps, each shared by `share` channels in a row.
+
+    A subclass makes the filters.  The state is the history, see `RelaxedConvolution`.
+    """
+
+    grows = True
+    """Whether the state grows with the tokens: `init_state` is told how many there may be.  No packed call
+    has such states."""
+
+    def __init__(self, channels: int, length: int, share: int = 1, **made: Any) -> None:
+        super().__init__()
+        for name, value in (("channels", channels), ("length", length), ("share", share)):
+            count(name, value, 1)
+        self.channels, self.length, self.share = channels, length, share
+        self.bias = nn.Parameter(torch.randn(channels, **made))
+        self._made: tuple[Any, RelaxedConvolution] | None = None
+
+    def filters(self, length: int) -> Tensor:
+        """h [T, channels], the first so many taps, in float32 at least."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        x: Tensor,
+        state: LongConvState | None = None,
+        output_state: bool = False,
+        gate: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, LongConvState | None]:
+        """x [B,T,channels · share] to (y of its shape, the state after x or None unless `output_state`).
+
+        A sequence has up to `length` tokens, those before x included.  A state that is given is extended in
+        place, and must have room for x: begin with `init_state(batch, most)`.  There are no gradients then.
+        `cu_seqlens` [N+1] or `attention_mask` [B,T] tell sequences apart; the host reads how long the longest
+        is.  Packed sequences have no state.
+        """
+        if cu_seqlens is None and attention_mask is None:
+            fits(self, x, self.channels * self.share, self.length)
+            y, final = self._convolved(x, state, output_state)
+        else:
+            if cu_seqlens is not None and (state is not None or output_state):
+                fail(StateError, "cu_seqlens", "packed sequences with a state", "given without one")
+            fits(self, x, self.channels * self.share)
+            apart = Apart(x, cu_seqlens, attention_mask)
+            fits(self, laid := apart.lay(x), self.channels * self.share, self.length)
+            y, final = self._convolved(laid, state, output_state, apart.counts)
+            y = apart.back(y)
+        return finished(y, x, self._shared(self.bias), gate), final
+
+    def _convolved(
+        self, x: Tensor, state: LongConvState | None, output_state: bool, counts: Tensor | None = None
+    ) -> tuple[Tensor, LongConvState | None]:
+        """h ∗ x; `counts` says how many of each sequence are tokens, if not all."""
+        if state is not None:
+            self._no_gradient(x)
+            return self.relaxed().extend(x, state, counts), state if output_state else None
+        with widely(x):
+            filters = self._shared(self.filters(x.shape[1]))
+        final = None
+        if output_state:
+            wide = torch.promote_types(x.dtype, torch.float32)
+            history = x.detach().to(wide).transpose(1, 2).clone(memory_format=torch.contiguous_format)
+            final = begun(history, x.shape[1] if counts is None else counts)
+        return fft_conv(x, filters), final
+
+    def step(
+        self,
+        x: Tensor,
+        state: LongConvState,
+        gate: Tensor | None = None,
+        state_indices: Tensor | None = None,
+    ) -> Tensor:
+        """A few more tokens, [B,T,channels · share] to the same shape; updates `state` in place.
+
+        With `state_indices`, int32 [B], `state` is a pool of which they name the slots, -1 none.  They and
+        the number of tokens of each sequence are read by the host.  Not differentiable.
+        """
+        fits(self, x, self.channels * self.share, self.length)
+        self._no_gradient(x)
+        y = self.relaxed().step(x, state, None if state_indices is None else state_indices.tolist())
+        if state_indices is not None:
+            x = x * (state_indices >= 0)[:, None, None].to(x.dtype)
+        return finished(y, x, self._shared(self.bias), gate)
+
+    def init_state(self, batch: int, most: int = MOST) -> LongConvState:
+        """The state before the first of up to `most` tokens, and up to `length`."""
+        return self.relaxed().init_state(batch, most)
+
+    def state_bytes(self, batch: int, most: int = MOST) -> int:
+        """Bytes of such a state: of the inputs that the filter reads, and of two numbers a sequence."""
+        wide = torch.promote_types(self.bias.dtype, torch.float32)
+        return batch * (min(most, self.length) * self.channels * self.share * wide.itemsize + 16)
+
+    def relaxed(self) -> RelaxedConvolution:
+        """The convolution with the filters as they are; made anew when a parameter has changed."""
+        key = tuple((x.data_ptr(), x._version, x.dtype, x.device) for x in self.parameters())
+        if self._made is None or self._made[0] != key:
+            with torch.no_grad(), widely(self.bias):
+                filters = self._shared(self.filters(self.length))
+            self._made = key, RelaxedConvolution(filters, type(self).__name__)
+        return self._made[1]
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, length={self.length}, share={self.share}"
+
+    def _no_gradient(self, x: Tensor) -> None:
+        if torch.is_grad_enabled():
+            no_gradient(
+                ("x", "bias"), (x, self.bias), "a state is extended in place and is not differentiable"
+            )
+
+    def _shared(self, x: Tensor) -> Tensor:
+        """One number or filter for every channel, of those [..., channels] that channels share."""
+        return x if self.share == 1 else x.repeat_interleave(self.share, -1)
+
+
+class Apart:
+    """Tokens laid out with a row for each sequence, from its first token on, and 0 behind its last."""
+
+    def __init__(self, x: Tensor, cu_seqlens: Tensor | None, attention_mask: Tensor | None) -> None:
+        at = packed.numbers(cu_seqlens, attention_mask, x, False)
+        self.counts = at.counts
+        self.rows, self.width = at.counts.shape[0], int(at.counts.max()) if at.counts.numel() else 0
+        own = at.counts.index_select(0, at.sequence.flatten()).view_as(at.number)
+        self.there = (at.number >= 0) & (at.number < own)
+        nowhere = self.rows * self.width
+        self.place = torch.where(self.there, at.sequence * self.width + at.number, nowhere).flatten()
+
+    def lay(self, x: Tensor) -> Tensor:
+        """[B,T,D] to [N,W,D]."""
+        rows = x.new_zeros(self.rows * self.width + 1, x.shape[2])
+        rows = rows.index_copy(0, self.place, x.flatten(0, 1))
+        return rows[:-1].view(self.rows, self.width, -1)
+
+    def back(self, y: Tensor) -> Tensor:
+        """[N,W,D] to [B,T,D], with 0 where there is no token."""
+        longer = nn.functional.pad(y.flatten(0, 1), (0, 0, 0, 1))
+        return longer.index_select(0, self.place).view(*self.there.shape, -1)
+
+
+class ExplicitConv(LongConv):
+    """A long convolution whose taps are parameters, `weight` [channels, length]."""
+
+    def __init__(
+        self,
+        channels: int,
+        length: int,
+        share: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(channels, length, share, device=device, dtype=dtype)
+        begin = torch.randn(channels, length, device=device, dtype=dtype) / math.sqrt(length)
+        self.weight = nn.Parameter(begin)
+
+    def filters(self, length: int) -> Tensor:
+        """h [T, channels]."""
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        return self.weight[:, :length].t().to(wide)
+
+
+class ImplicitConv(LongConv):
+    """h_t = window(t) · MLP(t): the filter of Hyena (arXiv 2302.10866, section 3.3).
 
     The MLP has sines between its layers, `order` wide, and sees the position t / length and its first
     harmonic; windows are exponentials, of another decay in each channel.  Channels are in `groups` of
@@ -53,16 +233,16 @@ class ImplicitConv(nn.Module):
         order: int = 64,
         inner: int = 2,
         groups: int = 1,
+        share: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        for name, value in (("channels", channels), ("length", length), ("order", order), ("groups", groups)):
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        super().__init__(channels, length, share, **made)
+        for name, value in (("order", order), ("groups", groups)):
             count(name, value, 1)
         if channels % groups:
             fail(ShapeError, "channels", channels, f"a multiple of groups, {groups}")
-        self.channels, self.length = channels, length
-        made: dict[str, Any] = {"device": device, "dtype": dtype}
         widths = [self.POSITION, *[order] * (inner + 1)]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for of_input, of_output in zip(widths, widths[1:], strict=False):
@@ -72,170 +252,22 @@ class ImplicitConv(nn.Module):
         self.frequency = nn.Parameter(torch.ones(groups, 1, order, **made))
         last = torch.empty(groups, order, channels // groups, **made).uniform_(-(order**-0.5), order**-0.5)
         self.last = nn.Parameter(last)
-        self.bias = nn.Parameter(torch.randn(channels, **made))
         rates = torch.linspace(-math.log(LEFT) / SLOW, -math.log(LEFT) / FAST, channels // groups, **made)
         self.register_buffer("rates", rates)
         self.rates: Tensor
 
     def filters(self, length: int) -> Tensor:
         """h [T, channels]."""
-        t = torch.arange(length, device=self.last.device, dtype=self.last.dtype).unsqueeze(1)
+        wide = torch.promote_types(self.last.dtype, torch.float32)  # half precision has no such positions
+        t = torch.arange(length, device=self.last.device, dtype=wide).unsqueeze(1)
         turn = 2 * math.pi * t / self.length
         x = torch.cat([t / max(1, self.length - 1), turn.cos(), -turn.sin()], 1)
         for weight, bias in zip(self.weights, self.biases, strict=True):
-            x = torch.sin(self.frequency * (x @ weight + bias))
+            x = torch.sin(self.frequency * (x @ weight.to(wide) + bias))
         window = torch.exp(-self.rates * t / max(1, self.length - 1))
-        found: Tensor = x @ self.last * window  # [groups, T, of each]
+        found: Tensor = x @ self.last.to(wide) * window  # [groups, T, of each]
         return found.transpose(0, 1).flatten(1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B,T,channels] to the same shape, T up to `length`."""
-        _fits(x, self.channels, self.length)
-        with torch.autocast(x.device.type, enabled=False):
-            filters = self.filters(x.shape[1])
-        return fft_conv(x, filters) + self.bias.to(x.dtype) * x
-
-    def state_bytes(self, batch: int, most: int = 2048) -> int:
-        """Bytes of the inputs that the filter reads, of `batch` sequences of `most` tokens."""
-        return batch * most * self.channels * self.last.element_size()
-
-
-class BaseConv(nn.Module):
-    """y = conv(x) · proj(x) + x (Zoology, arXiv 2312.04927, section 5).
-
-    The convolution is that of a short_conv `variant`, or with `length` instead an implicit filter for so many
-    tokens.
-    """
-
-    def __init__(
-        self,
-        d_model: int,
-        variant: Variant | str | None = None,
-        length: int | None = None,
-        order: int = 16,
-        groups: int = 1,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        count("d_model", d_model, 1)
-        if (variant is None) == (length is None):
-            fail(ShapeError, "length", length, "given, unless a variant is")
-        made: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.d_model = d_model
-        self.projection = nn.Linear(d_model, d_model, **made)
-        self.conv: ShortConv | ImplicitConv
-        if variant is not None:
-            self.conv = ShortConv(d_model, variant, **made)
-        else:
-            self.conv = ImplicitConv(d_model, length or 0, order, groups=groups, **made)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B,T,d_model] to the same shape."""
-        _fits(x, self.d_model)
-        y = self.conv(x)
-        y = y[0] if isinstance(y, tuple) else y
-        found: Tensor = y * self.projection(x) + x
-        return found
-
-    def state_bytes(self, batch: int, most: int = 2048) -> int:
-        """Bytes of the inputs that the convolution reads."""
-        if isinstance(self.conv, ShortConv):
-            return self.conv.state_bytes(batch)
-        return self.conv.state_bytes(batch, most)
-
-
-class Hyena(nn.Module):
-    """[a, b, v] = conv(in_proj(x)); y = out_proj(b · long(a · v)): Hyena of order 2 (arXiv 2302.10866)."""
-
-    def __init__(
-        self,
-        d_model: int,
-        length: int,
-        conv: Variant | str,
-        order: int = 64,
-        groups: int = 1,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        """`conv` is a short_conv variant, in the paper three taps without an activation."""
-        super().__init__()
-        count("d_model", d_model, 1)
-        made: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.d_model = d_model
-        self.in_proj = nn.Linear(d_model, 3 * d_model, **made)
-        self.short = ShortConv(3 * d_model, conv, **made)
-        self.long = ImplicitConv(d_model, length, order, groups=groups, **made)
-        self.out_proj = nn.Linear(d_model, d_model, **made)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B,T,d_model] to the same shape, T up to `length`."""
-        _fits(x, self.d_model, self.long.length)
-        a, b, v = self.short(self.in_proj(x))[0].chunk(3, dim=-1)
-        y: Tensor = self.out_proj(b * self.long(a * v))
-        return y
-
-    def state_bytes(self, batch: int, most: int = 2048) -> int:
-        """Bytes of the inputs that both convolutions read."""
-        return self.short.state_bytes(batch) + self.long.state_bytes(batch, most)
-
-
-class H3(nn.Module):
-    """y = out_proj(q · diag(shift(k) · v)), with two state-space models (arXiv 2212.14052, section 3).
-
-    Heads are one wide.  The shift model is a filter of `state` taps.  The diagonal one has `state`/2 complex
-    numbers, of S4D-Lin, λ_n = -½ + iπn, with steps Δ of 0.001 to 0.1 (arXiv 2206.11893).
-    """
-
-    def __init__(
-        self,
-        d_model: int,
-        state: int = 64,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        count("d_model", d_model, 1)
-        count("state", state, 2)
-        if state % 2:
-            fail(ShapeError, "state", state, "even: it holds complex numbers")
-        made: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.d_model, self.state = d_model, state
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
-            nn.Linear(d_model, d_model, **made) for _ in range(4)
-        )
-        self.shift = nn.Parameter(torch.randn(d_model, state, **made) / math.sqrt(state))
-        self.shift_skip = nn.Parameter(torch.randn(d_model, **made))
-        half = d_model, state // 2
-        self.log_step = nn.Parameter(torch.empty(d_model, **made).uniform_(math.log(1e-3), math.log(1e-1)))
-        self.log_decay = nn.Parameter(torch.full(half, math.log(0.5), **made))
-        frequency = math.pi * torch.arange(half[1], **made)
-        self.frequency = nn.Parameter(frequency.expand(half).clone())
-        self.read = nn.Parameter(torch.randn(*half, 2, **made) * 0.5**0.5)
-        self.skip = nn.Parameter(torch.randn(d_model, **made))
-
-    def filters(self, length: int) -> tuple[Tensor, Tensor]:
-        """Those of the shift model and of the diagonal one, [T,d_model]; zero-order hold."""
-        shift = nn.functional.pad(self.shift[:, :length], (0, max(0, length - self.state))).t()
-        pole = torch.complex(-self.log_decay.exp(), self.frequency)
-        step = self.log_step.exp().unsqueeze(-1)
-        weight = torch.view_as_complex(self.read) * torch.expm1(pole * step) / pole
-        t = torch.arange(length, device=step.device)
-        powers = torch.exp((pole * step).unsqueeze(-1) * t)
-        return shift, 2 * torch.einsum("dn,dnt->td", weight, powers).real
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B,T,d_model] to the same shape."""
-        _fits(x, self.d_model)
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        with torch.autocast(x.device.type, enabled=False):
-            shift, diagonal = self.filters(x.shape[1])
-        k = fft_conv(k, shift) + self.shift_skip.to(k.dtype) * k
-        y = k * v
-        y = fft_conv(y, diagonal) + self.skip.to(y.dtype) * y
-        found: Tensor = self.out_proj(q * y)
-        return found
-
-    def state_bytes(self, batch: int) -> int:
-        """Bytes of the states of both models, as recurrences."""
-        return batch * self.d_model * 2 * self.state * self.shift.element_size()
+    def products(self, length: int) -> float:
+        """Operations of the network for filters of so many taps; a multiplication and an addition are two."""
+        return 2.0 * length * (sum(x.numel() for x in self.weights) + self.last.numel())

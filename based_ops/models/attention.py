@@ -41,6 +41,9 @@ class FullAttention(nn.Module):
     there are fewer `kv_heads`.
     """
 
+    grows = True
+    """Whether the state grows with the tokens: `init_state` is told how many there may be."""
+
     def __init__(
         self,
         d_model: int,
@@ -126,6 +129,10 @@ class FullAttention(nn.Module):
         return KeyValueCache(
             weight.new_zeros(shape), weight.new_zeros(shape), weight.new_zeros(batch, dtype=torch.int64)
         )
+
+    def with_room(self, state: KeyValueCache, least: int, most: int = 0) -> KeyValueCache:
+        """The cache with memory for `least` tokens or more; where it has to grow, for `most` at once."""
+        return state.with_room(least, most)
 
     def state_bytes(self, batch: int, most: int = 2048) -> int:
         """Bytes of such a cache."""

@@ -89,6 +89,10 @@ def mixer_of(mixer: spec.Mixer, d_model: int, **made: Any) -> Any:
             return layers.Mamba2Mixer(d_model, variant, conv, expand, **made)
         case spec.DeltaNet(variant=variant, heads=heads, conv=conv, gate=gate):
             return layers.DeltaNet(d_model, heads, variant, conv, gate, mixer.negative_eigenvalues, **made)
+        case spec.Hyena(length=length, conv=conv, width=width, modes=modes):
+            return layers.Hyena(d_model, length, conv, width, modes=modes, **made)
+        case spec.MultiHyena(heads=heads, length=length, conv=conv, width=width, modes=modes):
+            return layers.MultiHyena(d_model, heads, length, conv, width, modes, **made)
         case spec.Attention(heads=heads, kv_heads=kv_heads, rotary=rotary):
             return FullAttention(d_model, heads, kv_heads or None, rotary, **made)
 

@@ -41,7 +41,7 @@ def load(
     made.to_empty(device=device or "cpu")
     made.tie()
     _buffers_again(made, model, device, dtype)
-    made.load_state_dict({name: x.to(dtype) for name, x in weights.items()}, strict=False)
+    made.load_state_dict(weights, strict=False)  # in the dtype that each parameter has
     return made.eval()
 
 

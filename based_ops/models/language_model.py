@@ -14,7 +14,6 @@ from based_ops.codegen.spec.language_model import ModelSpec
 from ..checks import count, sizes
 from ..errors import ArgumentTypeError, ArgumentValueError, DtypeError, ShapeError, StateError, fail
 from ..tracing import is_traced
-from .attention import FullAttention
 from .blocks import Block, normed, start
 from .spec import load_spec
 
@@ -107,7 +106,7 @@ class LanguageModel(nn.Module):
         return [cast(Block, block).step for block in self.blocks]
 
     def init_state(self, batch: int, most: int = 2048) -> ModelState:
-        """The state before the first token of `batch` sequences; full attention keeps up to `most` tokens."""
+        """The state before the first token of `batch` sequences; states that grow keep up to `most`."""
         count("batch", batch, 0)
         return tuple(mixer.init_state(batch, *more) for mixer, more in self._mixers(most))
 
@@ -119,12 +118,12 @@ class LanguageModel(nn.Module):
         """The mixer of each block, and what its states depend on besides the batch."""
         for block in self.blocks:
             mixer: Any = block.mixer
-            yield mixer, (most,) if isinstance(mixer, FullAttention) else ()
+            yield mixer, (most,) if getattr(mixer, "grows", False) else ()
 
     @property
     def packs(self) -> bool:
-        """Whether a call can pack sequences and give their states: not with full attention's caches."""
-        return not any(isinstance(mixer, FullAttention) for mixer, _ in self._mixers(0))
+        """Whether a call can pack sequences and give their states: not if one grows with the tokens."""
+        return not any(more for _, more in self._mixers(0))
 
     def extra_repr(self) -> str:
         return self.spec.name

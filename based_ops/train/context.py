@@ -31,13 +31,14 @@ def hand_on_states(model: LanguageModel, group: ProcessGroup, heads: DeviceMesh 
 
     Every rank of the group calls the model with a piece of the same sequences, in the order of the ranks.
     `heads` are the ranks that share the heads of layers of attention, whose states are `DTensor`s then.
-    Raises `PlacementError` for full attention, whose cache grows.
+    Raises `PlacementError` for a mixer whose state grows, such as full attention.
     """
     mixers: list[Any] = [block.mixer for block in model.blocks]
     for i, mixer in enumerate(mixers):
-        if isinstance(mixer, FullAttention):
+        if getattr(mixer, "grows", False):
             what = "a mixer with a state of constant size, to be handed from rank to rank"
-            fail(PlacementError, f"blocks.{i}.mixer", "full attention", what)
+            got = "full attention" if isinstance(mixer, FullAttention) else type(mixer).__name__
+            fail(PlacementError, f"blocks.{i}.mixer", got, what)
     for mixer in mixers:
         hands = _Hands(group, heads if isinstance(mixer, AttentionLayer) else None)
         mixer.register_forward_pre_hook(hands.before, with_kwargs=True)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..layers import ImplicitConv, MultiHyena
 from ..models.attention import FullAttention
 from ..variant import Variant
 
@@ -20,7 +21,8 @@ def of_token(model: nn.Module, length: int) -> float:
     """Operations of a forward and a backward pass, for each token of sequences of `length`.
 
     A multiplication and an addition are two.  Those of products of matrices, logits included, and of mixers
-    as `Variant.products` counts them; attention has the pairs that it sees, half of all.
+    as `Variant.products` counts them; attention has the pairs that it sees, half of all, and a long
+    convolution its filters' network, without its transforms.
     """
     total, seen = 0.0, set()
     for module in model.modules():
@@ -29,6 +31,10 @@ def of_token(model: nn.Module, length: int) -> float:
             seen.add(module)
         if isinstance(module, FullAttention):
             total += 2.0 * (length + 1) * module.q_proj.out_features
+        elif isinstance(module, MultiHyena):
+            total += 2.0 * module.d_model * module.width
+        elif isinstance(module, ImplicitConv):
+            total += module.products(length) / length
         elif isinstance(op := getattr(module, "op", None), Variant):
             rows: Any = getattr(module, "heads", None) or module.d_model
             total += rows * op.products(length) / length

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 from .fields import Flag, Integer, Name, Number, Record, Several, Tagged, spec_field
 
 LAYERS = Integer(0, 1023)
 HEADS_DOC = "Heads of queries."
 KV_HEADS_DOC = "Heads of keys and values; 0 means as many."
+CONV_DOC = "The layer spec of its convolution."
+LENGTH_DOC = "Taps of each filter, and tokens of the longest sequence."
+FILTER_DOC = "Width of the network that makes the filters."
+MODES_DOC = "Pairs of poles of the state space that a filter was distilled to; 0 means the filter itself."
 VARIANT_DOC = "The layer spec whose kernels mix."
 
 
@@ -58,7 +62,7 @@ class Mamba2:
 
     kind: ClassVar[str] = "mamba2"
     variant: str = spec_field(Name(), VARIANT_DOC, "mamba2_qk64_v64")
-    conv: str = spec_field(Name(), "The layer spec of its convolution.", "conv4_silu")
+    conv: str = spec_field(Name(), CONV_DOC, "conv4_silu")
     expand: int = spec_field(Integer(1, 16), "How many times as wide as the model it is.", 2)
 
 
@@ -69,9 +73,32 @@ class DeltaNet:
     kind: ClassVar[str] = "delta_net"
     variant: str = spec_field(Name(), VARIANT_DOC)
     heads: int = spec_field(Integer(1, 1024), HEADS_DOC)
-    conv: str = spec_field(Name(), "The layer spec of its convolution.", "conv4_silu")
+    conv: str = spec_field(Name(), CONV_DOC, "conv4_silu")
     gate: bool = spec_field(Flag(), "Whether what leaves a head is gated.", True)
     negative_eigenvalues: bool = spec_field(Flag(), "Whether rates go up to 2.", False)
+
+
+@dataclass(frozen=True)
+class Hyena:
+    """Hyena of order 2, with an implicit filter for every channel."""
+
+    kind: ClassVar[str] = "hyena"
+    length: int = spec_field(Integer(1, 2**24), LENGTH_DOC, 2048)
+    conv: str = spec_field(Name(), CONV_DOC, "conv4_plain")
+    width: int = spec_field(Integer(1, 2**16), FILTER_DOC, 64)
+    modes: int = spec_field(Integer(0, 256), MODES_DOC, 0)
+
+
+@dataclass(frozen=True)
+class MultiHyena:
+    """Laughing Hyena's multi-head long convolution, with a filter for every head."""
+
+    kind: ClassVar[str] = "multi_hyena"
+    heads: int = spec_field(Integer(1, 1024), "Heads, and filters.")
+    length: int = spec_field(Integer(1, 2**24), LENGTH_DOC, 2048)
+    conv: str = spec_field(Name(), CONV_DOC, "conv4_plain")
+    width: int = spec_field(Integer(1, 2**16), FILTER_DOC, 64)
+    modes: int = spec_field(Integer(0, 256), MODES_DOC, 0)
 
 
 @dataclass(frozen=True)
@@ -84,10 +111,10 @@ class Attention:
     rotary: float = spec_field(Number(0.0, 1.0), "The part of each head that turns with the position.", 1.0)
 
 
-Mixer = GatedConv | LinearAttention | SlidingWindow | Hybrid | Mamba2 | DeltaNet | Attention
-MIXERS: dict[str, type[Mixer]] = {
-    cls.kind: cls for cls in (GatedConv, LinearAttention, SlidingWindow, Hybrid, Mamba2, DeltaNet, Attention)
-}
+Mixer = (
+    GatedConv | LinearAttention | SlidingWindow | Hybrid | Mamba2 | DeltaNet | Hyena | MultiHyena | Attention
+)
+MIXERS: dict[str, type[Mixer]] = {cls.kind: cls for cls in get_args(Mixer)}
 MIXER = Tagged("kind", MIXERS, "mixer")
 
 

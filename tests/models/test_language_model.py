@@ -66,8 +66,8 @@ def test_sequences_of_several_lengths(name: str) -> None:
         logits, state = net(padded, output_state=True, attention_mask=mask)
         for n, want in enumerate(alone):
             assert_close(logits[n, 24 - lengths[n] :], want[0])
-        if "transformer" in name:
-            return  # its cache has no room for more
+        if not net.packs:
+            return  # its state has no room for more
         more = torch.randint(256, (3, 3))
         got = net.step(more, state)
         for n, ids in enumerate(sequences):

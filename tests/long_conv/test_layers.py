@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -32,27 +34,61 @@ def made() -> list[torch.nn.Module]:
         layers.BaseConv(8, length=32),
         layers.BaseConv(8, CONV),
         layers.ImplicitConv(8, 32, groups=2),
+        layers.ExplicitConv(4, 32, share=2),
+        layers.MultiHyena(8, 2, 32, CONV),
     ]
 
 
-@pytest.mark.parametrize("number", range(5))
+def called(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    y = layer(x)
+    return y[0] if isinstance(y, tuple) else y
+
+
+@pytest.mark.parametrize("number", range(7))
 def test_no_token_sees_a_later_one(number: int) -> None:
     layer = made()[number].double()
     x = torch.randn(2, 32, 8, dtype=torch.double, requires_grad=True)
-    y = layer(x)
+    y = called(layer, x)
     assert y.shape == x.shape
     (gradient,) = torch.autograd.grad(y[:, 10].square().sum(), x, retain_graph=True)
     assert gradient[:, 11:].abs().max() < 1e-12 * gradient.abs().max()
     assert all(x is not None for x in torch.autograd.grad(y.sum(), list(layer.parameters())))
-    torch.testing.assert_close(layer(x[:, :20]), y[:, :20])
+    torch.testing.assert_close(called(layer, x[:, :20]), y[:, :20])
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(7))
 def test_under_autocast_filters_stay_in_float32(number: int) -> None:
     layer, x = made()[number], torch.randn(2, 32, 8)
     with torch.autocast("cpu", torch.bfloat16):
-        y = layer(x)
-    assert (y - layer(x)).abs().max() < 0.05 * layer(x).abs().max()
+        y = called(layer, x)
+    wanted = called(layer, x)
+    assert (y - wanted).abs().max() < 0.05 * wanted.abs().max()
+
+
+@given(st.integers(0, 99))
+def test_gate_and_skip(seed: int) -> None:
+    torch.manual_seed(seed)
+    u, gate = torch.randn(2, 2, 9, 3).double()
+    h, skip = torch.randn(9, 3).double(), torch.randn(3).double()
+    torch.testing.assert_close(fft_conv(u, h, skip, gate), gate * (fft_conv(u, h) + skip * u))
+
+
+def test_the_channels_of_a_head_share_its_filter() -> None:
+    """MultiHyena against its definition: q_t Σ_s h_s (k ⊗ v)_(t-s), head by head."""
+    torch.manual_seed(2)
+    layer = layers.MultiHyena(6, 2, 16, CONV).double()
+    x = torch.randn(1, 16, 6, dtype=torch.double)
+    q, k, v = (y.unflatten(-1, (2, 3)) for y in layer.short(layer.in_proj(x))[0].chunk(3, -1))
+    h = layer.long.filters(16)
+    assert h.shape == (16, 2)
+    taps = h.clone()
+    taps[0] += layer.long.bias
+    y = torch.zeros(1, 16, 2, 3, dtype=torch.double)
+    for t in range(16):
+        for s in range(t + 1):
+            weight = taps[s] * (q[:, t] * k[:, t - s]).sum(-1)
+            y[:, t] += weight.unsqueeze(-1) * v[:, t - s]
+    torch.testing.assert_close(called(layer, x), layer.out_proj(y.flatten(-2)))
 
 
 def test_h3_is_two_recurrences() -> None:

@@ -1,0 +1,182 @@
+"""Filters as sums of decaying oscillations: poles from the Hankel matrix, then non-linear least squares.
+
+All filters of a batch at once, in float64.  A filter's taps but the first are h_t ≈ 2 Re Σ_n R_n λ_n^t with
+log λ = -exp(rate) + i · angle, so no pole is unstable, whatever a step does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..layers.modal import modal_filters
+from . import hankel
+
+LEAST_DECAY = 1e-7
+"""A pole that comes out as unstable, or as never fading, begins with so much decay a token."""
+RIDGE = 1e-13
+STEPS, ROUNDS, STEPS_OF_ROUND = 60, 4, 10
+"""Steps of a fit; rounds of new weights, and steps of each."""
+PATIENCE = 1e-4
+"""A fit ends when no square falls by this part in a step."""
+
+
+@dataclass
+class Modes:
+    """Pairs of poles and their residues: rate and angle [C,N/2], residues complex [C,N/2]."""
+
+    rate: Tensor
+    angle: Tensor
+    residues: Tensor
+
+    @property
+    def log_poles(self) -> Tensor:
+        """log λ."""
+        return torch.complex(-self.rate.exp(), self.angle)
+
+    def taps(self, length: int) -> Tensor:
+        """2 Re Σ R λ^t for t < length, [C, length]."""
+        return modal_filters(self.log_poles, self.residues, length)
+
+    def where(self, chosen: Tensor, other: Modes) -> Modes:
+        """Of each filter these modes if it is chosen [C], else the other's."""
+        row = chosen.unsqueeze(1)
+        return Modes(
+            torch.where(row, self.rate, other.rate),
+            torch.where(row, self.angle, other.angle),
+            torch.where(row, self.residues, other.residues),
+        )
+
+
+def begin(filters: Tensor, vectors: Tensor) -> Modes:
+    """Poles of the shift that the leading singular vectors [C,m,N] undergo (Kung), with their best residues.
+
+    N/2 pairs are kept; real poles, of which one takes a pair, may be more than fit, and the least go.
+    """
+    order = vectors.shape[2]
+    shift = torch.linalg.lstsq(vectors[:, :-1], vectors[:, 1:]).solution
+    found = torch.linalg.eigvals(shift)
+    kept = found.imag >= 0
+    decay = -found.abs().clamp(min=1e-12).log()
+    rate = decay.abs().clamp(min=LEAST_DECAY).log()
+    angle = torch.where(kept, found.angle(), 0.0)
+    all_modes = Modes(rate, angle, torch.zeros_like(found))
+    all_modes.residues = residues(filters, all_modes, kept)
+    length = filters.shape[1]
+    ages = torch.arange(1, length, dtype=rate.dtype, device=rate.device)
+    energy = (-2 * rate.exp().unsqueeze(-1) * ages).exp().sum(-1) * all_modes.residues.abs().square()
+    best = torch.where(kept, energy, -1.0).argsort(dim=1, descending=True)[:, : order // 2]
+    modes = Modes(rate.gather(1, best), angle.gather(1, best), all_modes.residues.gather(1, best))
+    modes.residues = residues(filters, modes)
+    return modes
+
+
+def residues(filters: Tensor, modes: Modes, kept: Tensor | None = None) -> Tensor:
+    """The residues that are best for given poles, by linear least squares; 0 of poles that are not `kept`."""
+    ages = torch.arange(1, filters.shape[1], dtype=filters.dtype, device=filters.device)
+    powers = torch.exp(modes.log_poles.unsqueeze(1) * ages.unsqueeze(1))  # [C, L-1, N/2]
+    if kept is not None:
+        powers = powers * kept.unsqueeze(1)
+    columns = torch.cat([2 * powers.real, -2 * powers.imag], 2)
+    solved = _solved(columns.mT @ columns, columns.mT @ filters[:, 1:].unsqueeze(-1), RIDGE)
+    return torch.complex(*solved.squeeze(-1).chunk(2, dim=1))
+
+
+def refine(
+    filters: Tensor,
+    modes: Modes,
+    weights: Tensor | None = None,
+    steps: int = STEPS,
+    told: Callable[[str], None] | None = None,
+) -> Modes:
+    """Levenberg and Marquardt's method for poles and residues together, each filter with its own damping.
+
+    Squares are summed over taps, or with `weights` [C,F] over the frequencies of a transform of twice the
+    length, which they weigh.
+    """
+
+    def seen(x: Tensor) -> Tensor:
+        """What is squared, of rows of taps [C,L-1,K]."""
+        if weights is None:
+            return x
+        spectrum = torch.fft.rfft(x, n=2 * filters.shape[1], dim=1) * weights.sqrt().unsqueeze(-1)
+        return torch.cat([spectrum.real, spectrum.imag], 1)
+
+    def missed(some: Modes) -> Tensor:
+        return seen((filters - some.taps(filters.shape[1]))[:, 1:].unsqueeze(-1))
+
+    rest = missed(modes)
+    cost = rest.square().sum((1, 2))
+    damping = torch.full_like(cost, 1e-3)
+    for number in range(steps):
+        if told:
+            told(f"step {number}")
+        slopes = seen(_slopes(modes, filters.shape[1]))
+        step = _solved(slopes.mT @ slopes, slopes.mT @ rest, damping[:, None, None]).squeeze(-1)
+        rate, angle, real, imaginary = step.chunk(4, dim=1)
+        # A pole moves by a factor of its decay, of e at most.
+        tried = Modes(
+            modes.rate + rate.clamp(-1, 1),
+            modes.angle + angle,
+            modes.residues + torch.complex(real, imaginary),
+        )
+        rest_then = missed(tried)
+        cost_then = rest_then.square().sum((1, 2))
+        better = cost_then < cost
+        modes = tried.where(better, modes)
+        rest = torch.where(better[:, None, None], rest_then, rest)
+        fallen = torch.where(better, 1 - cost_then / cost.clamp(min=1e-300), 0.0)
+        cost = torch.where(better, cost_then, cost)
+        damping = torch.where(better, damping / 4, damping * 4).clamp(1e-12, 1e8)
+        if bool(((fallen < PATIENCE) & better | (damping >= 1e8)).all()):
+            break
+    return modes
+
+
+def flatten(filters: Tensor, modes: Modes, told: Callable[[str], None] | None = None) -> Modes:
+    """Smaller largest errors over frequencies, by weights that grow where the error is large (Lawson).
+
+    Of each filter the modes with the smallest Hankel norm of the error are kept.
+    """
+    length = filters.shape[1]
+    best, least = modes, distance(filters, modes)
+    weights = filters.new_ones(filters.shape[0], length + 1)
+    for _ in range(ROUNDS):
+        error = (filters - modes.taps(length))[:, 1:]
+        spectrum = torch.fft.rfft(error, n=2 * length).abs()
+        weights = weights * (spectrum / spectrum.mean(1, keepdim=True).clamp(min=1e-300))
+        weights = (weights / weights.mean(1, keepdim=True)).clamp(min=1e-6)
+        modes = refine(filters, modes, weights, STEPS_OF_ROUND, told)
+        now = distance(filters, modes)
+        best = modes.where(now < least, best)
+        least = torch.minimum(now, least)
+    return best
+
+
+def distance(filters: Tensor, modes: Modes) -> Tensor:
+    """The Hankel norm [C] of what the modes miss."""
+    return hankel.norm(filters - modes.taps(filters.shape[1]))
+
+
+def _slopes(modes: Modes, length: int) -> Tensor:
+    """Derivatives of the taps by rate, angle, and real and imaginary residues, [C, L-1, 2N]."""
+    ages = torch.arange(1, length, dtype=modes.rate.dtype, device=modes.rate.device).unsqueeze(1)
+    powers = torch.exp(modes.log_poles.unsqueeze(1) * ages)
+    terms = modes.residues.unsqueeze(1) * powers * ages
+    by_rate = -2 * modes.rate.exp().unsqueeze(1) * terms.real
+    return torch.cat([by_rate, -2 * terms.imag, 2 * powers.real, -2 * powers.imag], 2)
+
+
+def _solved(gram: Tensor, right: Tensor, damping: Tensor | float) -> Tensor:
+    """x of (G + damping · diag G) x = right, with G scaled to a diagonal of ones first."""
+    scale = gram.diagonal(dim1=1, dim2=2).clamp(min=1e-300).rsqrt().unsqueeze(-1)
+    one = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+    scaled = gram * scale * scale.mT + (damping + RIDGE) * one
+    # Where rounding leaves the matrix indefinite, a larger ridge.
+    factor, failed = torch.linalg.cholesky_ex(scaled)
+    if bool(failed.any()):
+        factor = torch.linalg.cholesky(scaled + 1e-9 * one)
+    return torch.cholesky_solve(right * scale, factor) * scale
