@@ -15,6 +15,8 @@ from .relaxed import LongConvState, RelaxedConvolution
 from .rotary import rotate
 from .sliding_window import SlidingWindowAttention
 from .sparse_attention import SparseAttention
+from .state_space import StateSpace
+from .timescales import parameter_groups
 
 __all__ = [
     "BaseConv",
@@ -40,6 +42,8 @@ __all__ = [
     "ShortConv",
     "SlidingWindowAttention",
     "SparseAttention",
+    "StateSpace",
     "fft_conv",
+    "parameter_groups",
     "rotate",
 ]
