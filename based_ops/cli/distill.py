@@ -64,10 +64,10 @@ def distill(
 ) -> None:
     """Write OUT, the model of CHECKPOINT with state spaces instead of long convolutions.
 
-    It generates with a state of constant size.  Of each layer: how many filters it has, the order of the state
-    spaces and the one that `auto` would take, and at the worst filter and the one at 95 % the bound that no
-    state space of the order goes below, beside what was reached.  Then logits and perplexity on text, and how
-    fast both models decode, beside a Transformer of as many layers.  All of it goes into distillation.json.
+    It generates with a state of constant size.  Of each layer: how many filters it has, the order of the
+    state spaces and the one that `auto` would take; and, for 95 % of the filters and for all, the bound that
+    no state space of the order goes below, beside what was reached.  Then logits and perplexity on text, and
+    how fast both models decode, beside a Transformer of as many layers.  All goes into distillation.json.
     """
     import torch
 

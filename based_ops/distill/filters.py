@@ -58,8 +58,9 @@ def fitted(
 
     `order` is even, N/2 pairs of poles for every filter; `auto` finds the smallest whose bounds are below
     `tolerance`.  `norm` says what is small at the end: the sum of squares of the taps' errors, or (`hinf`)
-    the largest error over frequencies.  Raises `ArgumentValueError` for filters that are not finite and for an
-    order that the filters are too short for.
+    the largest error over frequencies.
+
+    Raises `ArgumentValueError` for filters that are not finite and for an order that they are too short for.
     """
     if filters.dim() != 2 or filters.shape[0] == 0 or filters.shape[1] < 8:
         fail(ShapeError, name, sizes(filters), "of shape [C, L], with 8 taps or more")

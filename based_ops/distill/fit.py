@@ -17,7 +17,8 @@ from . import hankel
 
 LEAST_DECAY = 1e-7
 """A pole that comes out as unstable, or as never fading, begins with so much decay a token."""
-RIDGE = 1e-13
+RIDGE, NOTHING = 1e-13, 1e-24
+"""Added to the diagonal of normal equations; what a column's square is nothing beside."""
 STEPS, ROUNDS, STEPS_OF_ROUND = 60, 4, 10
 """Steps of a fit; rounds of new weights, and steps of each."""
 PATIENCE = 1e-4
@@ -172,7 +173,10 @@ def _slopes(modes: Modes, length: int) -> Tensor:
 
 def _solved(gram: Tensor, right: Tensor, damping: Tensor | float) -> Tensor:
     """x of (G + damping · diag G) x = right, with G scaled to a diagonal of ones first."""
-    scale = gram.diagonal(dim1=1, dim2=2).clamp(min=1e-300).rsqrt().unsqueeze(-1)
+    squares = gram.diagonal(dim1=1, dim2=2)
+    # A column of rounding errors alone, such as an imaginary part of a real pole, has no part.
+    there = squares > NOTHING * squares.amax(1, keepdim=True)
+    scale = torch.where(there, squares.clamp(min=1e-300).rsqrt(), 0.0).unsqueeze(-1)
     one = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     scaled = gram * scale * scale.mT + (damping + RIDGE) * one
     # Where rounding leaves the matrix indefinite, a larger ridge.
