@@ -148,7 +148,8 @@ def flatten(filters: Tensor, modes: Modes, told: Callable[[str], None] | None = 
     for _ in range(ROUNDS):
         error = (filters - modes.taps(length))[:, 1:]
         spectrum = torch.fft.rfft(error, n=2 * length).abs()
-        weights = weights * (spectrum / spectrum.mean(1, keepdim=True).clamp(min=1e-300))
+        # A frequency that is met keeps some weight; where all are, all weigh the same.
+        weights = weights * (spectrum / spectrum.mean(1, keepdim=True).clamp(min=1e-300)).clamp(min=1e-3)
         weights = (weights / weights.mean(1, keepdim=True)).clamp(min=1e-6)
         modes = refine(filters, modes, weights, STEPS_OF_ROUND, told)
         now = distance(filters, modes)
