@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from . import errors, layers
     from .mixers.hybrid import HybridState
     from .mixers.short_conv import ShortConvState
+    from .mixers.state_space import StateSpaceState
     from .registry import get, names
     from .state import LinearAttentionState, SlidingWindowState
     from .variant import Variant
@@ -31,6 +32,7 @@ __all__ = [
     "LinearAttentionState",
     "ShortConvState",
     "SlidingWindowState",
+    "StateSpaceState",
     "Variant",
     "errors",
     "get",
@@ -45,6 +47,7 @@ _AT_ONCE = {
     "LinearAttentionState": "state",
     "ShortConvState": "mixers.short_conv",
     "SlidingWindowState": "state",
+    "StateSpaceState": "mixers.state_space",
     "errors": "errors",
     "get": "registry",  # whose import registers what is generated
     "names": "registry",

@@ -301,13 +301,24 @@ def inputs(
                 if size != want:
                     break
             else:
-                _same_kind(variant, x.name, tensor, arguments[0].name, lead)
+                if x.wide:
+                    _as_wide_as_sums(x.name, tensor, arguments[0].name, lead)
+                else:
+                    _same_kind(variant, x.name, tensor, arguments[0].name, lead)
                 continue
         wanted = [str(operator.index(known[dim])) if dim in known else str(dim) for dim in map(str, x.dims)]
         fail(ShapeError, x.name, sizes(tensor), f"of shape [{', '.join(wanted)}] for {variant.name}")
     if most is not None and known["T"] > most:
         too_long(arguments[0].name, sizes(lead), most)  # type: ignore[arg-type]
     return known["B"], known["T"], known[str(arguments[0].dims[2])]
+
+
+def _as_wide_as_sums(name: str, tensor: Tensor, first: str, lead: Any) -> None:
+    wide = torch.float64 if lead.dtype == torch.float64 else torch.float32
+    if tensor.dtype != wide:
+        fail(DtypeError, name, str(tensor.dtype), f"{wide} beside {first} of {lead.dtype}")
+    if tensor.device != lead.device:
+        fail(DeviceError, name, str(tensor.device), f"on the device of {first}, {lead.device}")
 
 
 def _same_kind(variant: Facts, name: str, tensor: Tensor, first: str, lead: Any) -> None:

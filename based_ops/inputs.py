@@ -37,28 +37,31 @@ def draw(
     """
     sizes = {"B": batch, "T": length, "Tk": length, **variant.signature.alike(units)}
     inputs = taken(variant)
-    widths = [x.dims[-1] if isinstance(x.dims[-1], int) else sizes[x.dims[-1]] for x in inputs]
+
+    def extents(dims: Sequence[int | str]) -> list[int]:
+        return [dim if isinstance(dim, int) else sizes[dim] for dim in dims]
+
+    widths = [extents(x.dims)[-1] for x in inputs]
     moving = [i for i, x in enumerate(inputs) if _moves(x) and not (x.fades or x.corrects)]
-    between = [sizes[str(dim)] for dim in inputs[0].dims[:-1]]
+    between = extents(inputs[0].dims[:-1])
     fused = normal((*between, sum(widths[i] for i in moving)))
     parts = dict(zip(moving, fused.split([widths[i] for i in moving], dim=-1), strict=True))
     found: list[Tensor] = []
     for i, x in enumerate(inputs):
         part = parts.get(i)
         if x.fades:  # some of the state is left after a few tokens
-            part = -normal([sizes[str(dim)] for dim in x.dims]).abs() / 4
-            part = part.to(torch.promote_types(part.dtype, torch.float32))
+            part = -normal(extents(x.dims)).abs() / 4
         elif x.corrects:
-            part = normal([sizes[str(dim)] for dim in x.dims]).sigmoid()
-            part = part.to(torch.promote_types(part.dtype, torch.float32))
+            part = normal(extents(x.dims)).sigmoid()
         elif x.multiplies:
-            part = normal([sizes[str(dim)] for dim in x.dims]).abs() + 0.5
-            part = part.to(torch.promote_types(part.dtype, torch.float32))
+            part = normal(extents(x.dims)).abs() + 0.5
         elif part is None:  # taps and the like: sums over them stay of the size of what is summed
-            before = [sizes[str(dim)] for dim in x.dims[:-1]]
+            before = extents(x.dims[:-1])
             part = normal((*before, widths[i])) / widths[i] ** 0.5 if before else normal((widths[i],))
         elif x.weighs:
             part.copy_(weighs(part))
+        if x.wide:
+            part = part.to(torch.promote_types(part.dtype, torch.float32))
         found.append(part)
     for i in moving if layout != "fused" else ():
         part = found[i]

@@ -14,6 +14,8 @@ from .modal import ModalConv, ModalState
 from .relaxed import LongConvState, RelaxedConvolution
 from .rotary import rotate
 from .sliding_window import SlidingWindowAttention
+from .state_space import StateSpace
+from .timescales import parameter_groups
 
 __all__ = [
     "BaseConv",
@@ -38,6 +40,8 @@ __all__ = [
     "RelaxedConvolution",
     "ShortConv",
     "SlidingWindowAttention",
+    "StateSpace",
     "fft_conv",
+    "parameter_groups",
     "rotate",
 ]

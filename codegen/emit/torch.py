@@ -338,9 +338,8 @@ class _Function:
                 return f"where({arguments}, acc)"
             case Cast(x, dtype) if dtype == INDEX:
                 return f"{self.expr(x, TIGHT)}.long()"
-            case Cast(x, dtype) if dtype in (IO, STATE) or infer(x, self.types, self.program).dtype in (
-                ACC,
-                OPERAND,
+            case Cast(x, dtype) if dtype in (IO, STATE) or (
+                dtype != WIDE and infer(x, self.types, self.program).dtype in (ACC, OPERAND)
             ):
                 return self.expr(
                     x, outer

@@ -15,13 +15,14 @@ from ..ir.traits import (
     SCANS,
     SOFTMAX,
     SOLVES,
+    SPINS,
     STREAMS,
     SUMS_STATES,
     TOKEN,
 )
 from ..names import RECURRENCE
 from ..spec.model import LayerSpec
-from . import delta, foreign, orders, parts, streams, tensor_cores
+from . import delta, foreign, modes, orders, parts, streams, tensor_cores
 from .legal import (
     ALL_TOKENS,
     DIRECT,
@@ -98,6 +99,8 @@ def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
         return Schedule(subject.name, backend, settings, rewrites)
     if STREAMS in subject.does:
         return Schedule(subject.name, backend, dict.fromkeys(dtypes, streams.tiles(subject, backend)))
+    if SPINS in subject.does:
+        return Schedule(subject.name, backend, dict.fromkeys(dtypes, modes.tiles(spec, subject, backend)))
     if SCANS in subject.does:
         settings = {dtype: _scan(spec, subject, backend, dtype) for dtype in dtypes}
         return Schedule(subject.name, backend, settings)

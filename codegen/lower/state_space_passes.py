@@ -1,0 +1,126 @@
+"""The host side of a state space: of a batch of sequences, and of packed ones in one token axis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..dtypes import ACC, IO
+from ..ir.host import (
+    Delegate,
+    Launch,
+    Name,
+    Operand,
+    Pass,
+    Present,
+    ReadSizes,
+    Steps,
+    allocate,
+    launch,
+)
+from ..mixers.state_space import StateSpace
+from ..names import packed
+from ..spec.signature import SEQUENCES
+from . import steps
+from .parameters import over_sequences, parameters
+
+SKIP, INITIAL = Present("skip"), Present("initial_state")
+LAST = Present("d_final_state")
+FINAL = Name("output_final_state")
+
+
+def passes(spec: StateSpace) -> tuple[Pass, ...]:
+    """forward, backward and step of a layer, and the first two of packed sequences."""
+    several, one = (Passes(spec, several) for several in (True, False))
+    return several.forward(), one.forward(), several.backward(), one.backward(), one.step()
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Those of one layer, of `several` packed sequences or of one a batch entry."""
+
+    spec: StateSpace
+    several: bool
+
+    @property
+    def count(self) -> str:
+        """How many states there are."""
+        return "N" if self.several else "B"
+
+    @property
+    def tokens(self) -> tuple[Operand, ...]:
+        return ("B", "T", *self.spec.units)
+
+    @property
+    def state(self) -> tuple[Operand, ...]:
+        return (self.count, self.spec.modes, *self.spec.units, 2)
+
+    def forward(self) -> Pass:
+        body: Steps = (
+            *self.begin("forward"),
+            allocate("y", self.tokens, IO, zeros=self.several),
+            allocate("final_state", self.state, ACC, FINAL),
+            self.walked("walk", {"SKIP": SKIP, "INITIAL": INITIAL, "FINAL": FINAL}),
+        )
+        summary = "Outputs, and the state after the last token if it is asked for."
+        return self.called("forward", summary, body, ("y", "final_state"))
+
+    def backward(self) -> Pass:
+        units, modes = self.spec.units, self.spec.modes
+        flags = {"SKIP": SKIP, "INITIAL": INITIAL, "FINAL": LAST}
+        body: Steps = (
+            *self.begin("backward"),
+            allocate("dx", self.tokens, IO, zeros=self.several),
+            allocate("d_initial_state", self.state, ACC, INITIAL),
+            self.walked("walk_back", flags),
+            allocate("mode_parts", (self.count, modes, *units, 4), ACC),
+            allocate("skip_parts", (self.count, *units), ACC, SKIP),
+            self.walked("mode_sums", flags),
+            allocate("dlog_decay", (modes, units[0]), ACC),
+            allocate("dangle", (modes, units[0]), ACC),
+            allocate("dresidues", (modes, units[0], 2), ACC),
+            launch("mode_gradients", {"N": Name(self.count)}),
+            allocate("dskip", units, ACC, SKIP),
+            launch("skip_gradients", {"N": Name(self.count)}, SKIP),
+        )
+        results = ("dx", "dlog_decay", "dangle", "dresidues", "dskip", "d_initial_state")
+        return self.called("backward", "Gradients of all inputs and of the initial state.", body, results)
+
+    def step(self) -> Pass:
+        return Pass(
+            "step",
+            "Tokens one after the other; `state` is updated in place.",
+            parameters(self.spec.signature(), "step"),
+            "x",
+            (
+                self.sizes,
+                allocate("y", self.tokens, IO),
+                steps.launch_step("state", {"SKIP": SKIP}),
+            ),
+            ("y",),
+        )
+
+    # Steps
+
+    @property
+    def sizes(self) -> ReadSizes:
+        shared = (None,) if self.spec.shared else ()
+        return ReadSizes("x", ("B", "T", str(self.spec.units[0]), *shared))
+
+    def begin(self, part: str) -> Steps:
+        """Sizes and poles."""
+        sizes: Steps = (Delegate(packed(part), Present(SEQUENCES.name)), self.sizes)
+        if self.several:
+            sizes = self.sizes, ReadSizes(SEQUENCES.name, ("N", None))
+        found = allocate("found_poles", (self.spec.modes, self.spec.units[0], 4), ACC)
+        return *sizes, found, launch("poles")
+
+    def walked(self, program: str, flags: Mapping[str, Operand]) -> Launch:
+        return launch(packed(program) if self.several else program, flags)
+
+    def called(self, part: str, summary: str, body: Steps, results: tuple[str, ...]) -> Pass:
+        """A pass; that of packed sequences is one that the other calls."""
+        if self.several:
+            summary = f"`{part}` of packed sequences, which `sequences` [N,2] says where to find."
+        found = Pass(part, summary, parameters(self.spec.signature(), part), "x", body, results)
+        return over_sequences(found) if self.several else found
