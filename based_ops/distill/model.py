@@ -85,5 +85,5 @@ def _modal(fit: Fitted, bias: Tensor) -> ModalConv:
     made = ModalConv.of(poles, fit.modes.residues, fit.skip.to(bias) + bias.detach())
     # Poles so near to 1 that their magnitude rounds to it keep the decay that was fitted.
     with torch.no_grad():
-        made.rate.copy_(fit.modes.rate)
+        made.rate.copy_(fit.modes.rate.t())
     return made
