@@ -12,7 +12,18 @@ import click
 
 from .console import Cell, fail, progress, table
 
-LAYERS = ("block", "filters", "order", "needed", "bound", "Hankel norm", "taps", "frequencies", "within 2×")
+LAYERS = (
+    "block",
+    "filters",
+    "order",
+    "modes",
+    "needed",
+    "bound",
+    "Hankel norm",
+    "taps",
+    "frequencies",
+    "within 2×",
+)
 PACES = ("model", "parameters", "tokens/s", "state bytes a sequence")
 REPORT = "distillation.json"
 
@@ -126,7 +137,8 @@ def _row(layer: Any) -> tuple[Cell, ...]:
     errors = [" ".join(f"{x:.0e}" for x in _quantiles(getattr(fit, name))[1:]) for name in names]
     within = float((fit.hankel <= 2 * fit.bound).double().mean())
     count = fit.bound.numel()
-    return (layer.block, count, fit.order, int(fit.needed.max()), *errors, f"{100 * within:.0f} %")
+    modes = fit.modes.rate.shape[1]
+    return (layer.block, count, fit.order, modes, int(fit.needed.max()), *errors, f"{100 * within:.0f} %")
 
 
 def _facts(layer: Any) -> dict[str, Any]:
@@ -134,7 +146,13 @@ def _facts(layer: Any) -> dict[str, Any]:
     fit = layer.fit
     found = {name: _quantiles(getattr(fit, name)) for name in ("bound", "hankel", "l2", "hinf")}
     over = _quantiles(fit.hankel / fit.bound.clamp(min=1e-300))
-    about = {"block": layer.block, "kind": layer.kind, "filters": fit.bound.numel(), "order": fit.order}
+    about: dict[str, Any] = {
+        "block": layer.block,
+        "kind": layer.kind,
+        "filters": fit.bound.numel(),
+        "order": fit.order,
+    }
+    about["modes"] = fit.modes.rate.shape[1]
     return {**about, "needed": fit.needed.tolist(), **found, "hankel over bound": over}
 
 

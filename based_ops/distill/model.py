@@ -53,7 +53,7 @@ def distil(
         each = None if told is None else (lambda text, i=i: told(f"block {i}, {text}"))
         fit = fitted(filters, order, norm, tolerance, each, f"{where}.filters")
         layers.append(Layer(i, mixer.kind, fit))
-        mixers[i] = replace(mixer, modes=fit.order // 2)
+        mixers[i] = replace(mixer, modes=fit.modes.rate.shape[1])
         for name in [name for name in weights if name.startswith(f"{where}.")]:
             del weights[name]
         for name, x in _modal(fit, long.bias).state_dict().items():

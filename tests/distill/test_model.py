@@ -85,7 +85,7 @@ def test_paces_are_of_four_models() -> None:
     found = {x.model: x for x in paces(exact, model, 48, 2, 8)}
     assert list(found) == ["distilled", "exact, relaxed", "exact, transforms of all", "Transformer"]
     assert all(x.tokens_per_second > 0 for x in found.values())
-    assert found["distilled"].state_bytes < found["exact, relaxed"].state_bytes / 4
+    assert found["distilled"].state_bytes < found["exact, relaxed"].state_bytes / 3
 
 
 def test_some_layers_and_none() -> None:
