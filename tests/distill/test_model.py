@@ -69,6 +69,9 @@ def test_logits_of_a_trained_model_are_met(exact: LanguageModel, tmp_path: Path)
 @torch.no_grad()
 def test_an_exact_model_generates_as_far_as_its_filter(exact: LanguageModel) -> None:
     engine = Engine(exact, slots=2, most=LENGTH)
+    assert not exact.records and distil(exact, 4)[0].records
+    with pytest.raises(ArgumentValueError, match="compiled: got True, must be False: what .*hyena-tiny does"):
+        Engine(exact, compiled=True)
     prompts = [[1, 2, 3], list(range(20))]
     for prompt, tokens in zip(prompts, engine.generate(prompts, most=LENGTH - 20), strict=True):
         ids = list(prompt)
