@@ -10,7 +10,7 @@ from .hyena import BaseConv, Hyena, HyenaState, MultiHyena
 from .linear_attention import BasedDelta, LinearAttention
 from .long_conv import ExplicitConv, ImplicitConv, LongConv, fft_conv
 from .mamba2 import Mamba2Mixer, Mamba2State
-from .modal import ModalConv, ModalState
+from .modal import ModalConv
 from .relaxed import LongConvState, RelaxedConvolution
 from .rotary import rotate
 from .sliding_window import SlidingWindowAttention
@@ -36,7 +36,6 @@ __all__ = [
     "Mamba2Mixer",
     "Mamba2State",
     "ModalConv",
-    "ModalState",
     "MultiHyena",
     "RelaxedConvolution",
     "ShortConv",
