@@ -170,6 +170,18 @@ class Variant(ReplayedCalls, ABC, Generic[StateT]):
         """Bytes of such a state."""
         reference: Callable[..., Tensor | tuple[Tensor, StateT]]
         """Naive mathematics in the inputs' precision; with the state after it if that is asked for."""
+    else:
+
+        @abstractmethod
+        def __call__(self, *inputs, **options): ...
+        @abstractmethod
+        def step(self, *inputs, **options): ...
+        @abstractmethod
+        def init_state(self, *sizes, **options): ...
+        @abstractmethod
+        def state_bytes(self, *sizes, **options): ...
+        @abstractmethod
+        def reference(self, *inputs, **options): ...
 
     def _setup(self) -> None:  # noqa: B027
         """Sets the attributes of the mixer."""

@@ -12,6 +12,7 @@ from based_ops.codegen.mixers.hybrid import Hybrid, WindowDims
 from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.mixers.short_conv import ShortConv
 from based_ops.codegen.mixers.sliding_window import MAX_WINDOW, SlidingWindow
+from based_ops.codegen.mixers.state_space import BASES, DISCRETIZATIONS, StateSpace
 from based_ops.codegen.names import name_problem
 from based_ops.codegen.spec import parts
 from based_ops.codegen.spec.feature_map import canonical_text, parse
@@ -198,6 +199,20 @@ def short_convs(activations: st.SearchStrategy[str] | None = None) -> st.SearchS
     )
 
 
+def state_spaces(most: int = 96) -> st.SearchStrategy[StateSpace]:
+    """State spaces of up to that order, whose channels have filters of their own or share them."""
+    fields = {
+        "name": layer_names(),
+        "order": st.integers(1, most // 2).map(lambda modes: 2 * modes),
+        "basis": st.sampled_from(BASES),
+        "discretization": st.sampled_from(DISCRETIZATIONS),
+        "trainable": st.booleans(),
+        "dtypes": dtype_sets(),
+    }
+    shared = st.builds(StateSpace, filters=st.just("head"), width=st.integers(2, 40), **fields)
+    return st.builds(StateSpace, **fields) | shared
+
+
 @st.composite
 def pipelines(
     draw: st.DrawFn, width: int, widest: int = parts.WIDEST, single: bool = False
@@ -261,4 +276,12 @@ def deltas(max_qk: int = 256, max_v: int = 256) -> st.SearchStrategy[LinearAtten
 
 def layer_specs() -> st.SearchStrategy[LayerSpec]:
     """Every spec that a file can hold."""
-    return linear_attentions() | sliding_windows() | short_convs() | hybrids() | with_parts() | deltas()
+    return (
+        linear_attentions()
+        | sliding_windows()
+        | short_convs()
+        | hybrids()
+        | with_parts()
+        | deltas()
+        | state_spaces()
+    )

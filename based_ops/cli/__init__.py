@@ -13,6 +13,7 @@ from .dial import dial
 from .distill import distill
 from .doctor import doctor
 from .generate import generate
+from .hippo import hippo
 from .models import models
 from .recall import recall
 from .report import report
@@ -29,7 +30,7 @@ def main() -> None:
 
 
 for command in (
-    *(generate, list_specs, show, new, verify, tune, bench, models, recall, dial, distill),
+    *(generate, list_specs, show, new, verify, tune, bench, models, recall, dial, distill, hippo),
     *(doctor, report, demo, completion),
 ):
     main.add_command(command)

@@ -13,6 +13,9 @@ from based_ops.extras import MissingExtra
 from .completion import model_names
 from .console import Cell, document, fail, json_option, progress, table
 
+_SCHEMA = "models.schema.json"
+"""What `new` writes beside the spec of a model."""
+
 
 @click.group()
 def models() -> None:
@@ -37,6 +40,7 @@ def list_models(as_json: bool) -> None:
 @click.option("--like", default="based-360m", show_default=True, help="The shipped model to begin with.")
 def new(name: str, like: str) -> None:
     """Write NAME.yaml, the spec of a shipped model under another NAME, to be changed."""
+    from based_ops.codegen.spec.schema import model_schema_text
     from based_ops.models.spec import parse_spec, shipped
 
     known = shipped()
@@ -50,7 +54,10 @@ def new(name: str, like: str) -> None:
         fail(error)
     if path.exists():
         fail(f"{path}: exists already")
-    path.write_text(text, encoding="utf-8")
+    # Editors complete it by the schema that its first line names, which is not that of layers.
+    path.write_text(text.replace("$schema=schema.json", f"$schema={_SCHEMA}"), encoding="utf-8")
+    if not Path(_SCHEMA).exists():
+        Path(_SCHEMA).write_text(model_schema_text(), encoding="utf-8")
     click.echo(f"wrote {path}; to see what it is: based-ops models info {path}")
 
 

@@ -25,7 +25,7 @@ AT_ONCE = 2**25
 
 @dataclass(frozen=True)
 class Fitted:
-    """Filters of C channels as state spaces of one order: h_0 = bias, h_t ≈ 2 Re Σ_n R_n λ_n^t after it.
+    """Filters of C channels as state spaces of one order N: h_0 = bias, h_t ≈ 2 Re Σ_n R_n λ_n^t after it.
 
     Errors and bounds are of the taps behind the first, and each a part of the same norm of the filter.
     """
@@ -56,10 +56,11 @@ def fitted(
 ) -> Fitted:
     """State spaces for `filters` [C,L], fitted in float64 on their device; `name` is theirs in errors.
 
-    `order` is even, N/2 pairs of poles for every filter; `auto` finds the smallest whose bounds are below
-    `tolerance`.  `norm` says what is small at the end: the sum of squares of the taps' errors, or (`hinf`)
-    the largest error over frequencies.  Raises `ArgumentValueError` for filters that are not finite and for an
-    order that the filters are too short for.
+    `order` is even: N poles for every filter, so N/2 modes, or more where poles are real.  `auto` finds the
+    smallest whose bounds are below `tolerance`.  `norm` says what is small at the end: the sum of squares of
+    the taps' errors, or (`hinf`) the largest error over frequencies.
+
+    Raises `ArgumentValueError` for filters that are not finite and for an order that they are too short for.
     """
     if filters.dim() != 2 or filters.shape[0] == 0 or filters.shape[1] < 8:
         fail(ShapeError, name, sizes(filters), "of shape [C, L], with 8 taps or more")
@@ -90,7 +91,7 @@ def fitted(
     for own, leading in zip(filters.split(rows), vectors[:, :, :chosen].split(rows), strict=True):
         modes = refine(own, begin(own, leading), told=told)
         parts.append(modes if norm == "l2" else flatten(own, modes, told))
-    modes = Modes(*(torch.cat(x) for x in zip(*((p.rate, p.angle, p.residues) for p in parts), strict=True)))
+    modes = Modes.cat(parts)
     error = (filters - modes.taps(filters.shape[1]))[:, 1:]
     taps = filters[:, 1:]
 

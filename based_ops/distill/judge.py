@@ -55,7 +55,7 @@ def words(exact: LanguageModel, distilled: LanguageModel, rows: Tensor) -> Words
     device = exact.embedding.weight.device
     apart = whole = worst = lost = exact_lost = 0.0
     agree = 0
-    for part in rows.to(device).split(ROWS):
+    for part in rows.long().to(device).split(ROWS):
         ids, targets = part[:, :-1], part[:, 1:].flatten()
         wanted, found = (net(ids)[0].double().flatten(0, 1) for net in (exact, distilled))
         error, size = (found - wanted).norm(dim=1), wanted.norm(dim=1)

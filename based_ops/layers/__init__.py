@@ -10,11 +10,13 @@ from .hyena import BaseConv, Hyena, HyenaState, MultiHyena
 from .linear_attention import BasedDelta, LinearAttention
 from .long_conv import ExplicitConv, ImplicitConv, LongConv, fft_conv
 from .mamba2 import Mamba2Mixer, Mamba2State
-from .modal import ModalConv, ModalState
+from .modal import ModalConv
 from .relaxed import LongConvState, RelaxedConvolution
 from .rotary import rotate
 from .sliding_window import SlidingWindowAttention
 from .sparse_attention import SparseAttention
+from .state_space import StateSpace
+from .timescales import parameter_groups
 
 __all__ = [
     "BaseConv",
@@ -34,12 +36,13 @@ __all__ = [
     "Mamba2Mixer",
     "Mamba2State",
     "ModalConv",
-    "ModalState",
     "MultiHyena",
     "RelaxedConvolution",
     "ShortConv",
     "SlidingWindowAttention",
     "SparseAttention",
+    "StateSpace",
     "fft_conv",
+    "parameter_groups",
     "rotate",
 ]

@@ -28,7 +28,7 @@ class _Modes(NamedTuple):
 
 @storable(layout=1, roles=(ACC,))
 class StateSpaceState(State, _Modes):
-    """s of every channel and mode, [B,D,N/2,2] or [B,H,P,N/2,2]: real and imaginary parts in float32 (float64
+    """s of every mode and channel, [B,N/2,D,2] or [B,N/2,H,P,2]: real and imaginary parts in float32 (float64
     for float64 inputs); 0 before the first token.
     """
 
@@ -36,14 +36,16 @@ class StateSpaceState(State, _Modes):
 class StateSpaceVariant(Variant):
     """y_t = 2 Re Σ_n R_n s_t + D x_t with s_t = λ s_{t-1} + x_t: a convolution with 2 Re Σ_n R_n λ_n^l.
 
-    Where each channel has a filter, x is [B, T, D], log_decay and angle are [D, N/2], residues [D, N/2, 2]
-    and skip is [D].  Where a head's channels share one, x is [B, T, H, P], the others [H, N/2], [H, N/2, 2]
-    and [H, P].  B, T, D and H may be 0.
+    Where each channel has a filter, x is [B, T, D], log_decay and angle are [N/2, D], residues [N/2, D, 2]
+    and skip is [D].  Where a head's channels share one, x is [B, T, H, P], the others [N/2, H], [N/2, H, 2]
+    and [H, P].  Modes come first, so that kernels read channels side by side.  B, T, D and H may be 0.
     """
 
     spec: Spec
     _state_type = StateSpaceState
     alike_in_batches = True
+    backward_products = 3.0
+    """The adjoint; and for poles and residues the state again, with its slope."""
     order = constant("order", "Real numbers of a channel's state.")
     modes = constant("modes", "Conjugate pairs of modes of a filter, half as many.")
 

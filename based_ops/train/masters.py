@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..layers.timescales import MOST, timescales
 from ..sharding import is_distributed
 from .settings import Settings
 
@@ -40,11 +41,15 @@ class Masters:
         for name, parameter in model.named_parameters():
             wide = torch.promote_types(parameter.dtype, torch.float32)
             self.masters[name] = Master(parameter, mine(parameter).detach().to(wide))
-        matrices = [x.value for x in self.masters.values() if x.parameter.dim() > 1]
-        others = [x.value for x in self.masters.values() if x.parameter.dim() <= 1]
+        names = set(timescales(model))
+        slow = [x.value for name, x in self.masters.items() if name in names]
+        rest = [x for name, x in self.masters.items() if name not in names]
+        matrices = [x.value for x in rest if x.parameter.dim() > 1]
+        others = [x.value for x in rest if x.parameter.dim() <= 1]
         groups = [
             {"params": matrices, "weight_decay": settings.weight_decay},
             {"params": others, "weight_decay": 0.0},
+            {"params": slow, "weight_decay": 0.0, "most": MOST},
         ]
         self.optimizer = torch.optim.AdamW(
             [x for x in groups if x["params"]],
@@ -53,7 +58,7 @@ class Masters:
             eps=settings.eps,
             fused=True,
         )
-        for x in matrices + others:  # there before the first step, for a checkpoint to be read into
+        for x in matrices + others + slow:  # there before the first step, for a checkpoint to be read into
             self.optimizer.state[x] = {"step": torch.zeros((), device=x.device)}
             self.optimizer.state[x] |= {moment: torch.zeros_like(x) for moment in MOMENTS}
 
@@ -84,7 +89,7 @@ class Masters:
         norm = self._norm()
         torch._foreach_mul_(list(self.gradients()), (self.clip / (norm + 1e-6)).clamp(max=1.0))
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = min(lr, group.get("most", lr))
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.write_back()

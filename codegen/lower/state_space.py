@@ -1,55 +1,21 @@
 """The programs of a state space in modal form (`mixers/state_space.py` has its formulas).
 
 Each walks over a sequence token by token, with the state of a block of channels in registers: a token costs
-as many products a mode as a convolution with its taps would, whatever the length, and nothing is rounded but
-in the state itself, which is float32.
-
-Tiles are [channels, modes].  Where channels share a filter its modes are a row for all of them.
+six products a mode, whatever the length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
 from ..dtypes import ACC, IO, WIDE
 from ..ir.build import Builder
-from ..ir.nodes import (
-    INDEX,
-    Cast,
-    Const,
-    Expr,
-    Full,
-    Load,
-    Span,
-    Sum,
-    Unary,
-    Var,
-    cdiv,
-    column,
-    minimum,
-    row,
-    wrap,
-)
+from ..ir.nodes import Cast, Const, Expr, Full, Load, Span, Sum, Unary, Var, cdiv, row, wrap
 from ..ir.program import Axis, Program, Tensor
-from ..ir.traits import GRADIENTS, SPINS, TOKEN
+from ..ir.traits import GRADIENTS, TOKEN
 from ..mixers.state_space import StateSpace
-from ..names import packed as packed_name
-from .ragged import SEQUENCE
 from .sequence import Sequence
+from .state_space_parts import BATCH, ROUND, TILE, VECTOR, B, Complex, Layer, Tile, Walk
 from .steps import FLAGS, POOLED, answered, in_slots, one_by_one
 
-B, H, T = Var("b"), Var("h"), Var("T")
-BATCH, HEADS = Axis("b", Var("B"), batch=True), Axis("h", Var("H"), batch=True)
-TILE, VECTOR = ("CHANNELS", "MODES"), ("CHANNELS",)
-SEQUENCES = Tensor("sequences", ("N", 2), INDEX)
-EMPTY = -200.0
-"""log |λ| of modes that only fill a tile: nothing is left of what enters them."""
-ROUND = 16
-"""Tokens of which the first makes good what the rounding of λ to float32 does to a state in all of them.
-
-Without it the error of a state that lasts l tokens would be about l times that of a number.
-"""
 LOG_DECAY, ANGLE, RE, IM = range(4)
 """What the last dimension of `mode_sums` has."""
 
@@ -59,6 +25,7 @@ def programs(spec: StateSpace) -> tuple[Program, ...]:
     layer = Layer(spec)
     walks = (walk, walk_back, mode_sums)
     return (
+        poles(layer),
         *(program(layer, packed) for packed in (False, True) for program in walks),
         mode_gradients(layer),
         skip_gradients(layer),
@@ -66,231 +33,30 @@ def programs(spec: StateSpace) -> tuple[Program, ...]:
     )
 
 
-@dataclass(frozen=True)
-class Complex:
-    """A tile of complex numbers."""
-
-    re: Expr
-    im: Expr
-
-    def __mul__(self, other: Complex) -> Complex:
-        return Complex(self.re * other.re - self.im * other.im, self.re * other.im + self.im * other.re)
-
-    def __add__(self, other: Complex) -> Complex:
-        return Complex(self.re + other.re, self.im + other.im)
-
-    def times(self, real: Expr) -> Complex:
-        return Complex(self.re * real, self.im * real)
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One that a program changes."""
-
-    b: Builder = field(repr=False)
-    re: Var
-    im: Var
-
-    @staticmethod
-    def zeros(b: Builder, name: str) -> Tile:
-        return Tile(b, *(b.let(f"{name}_{part}", Full(TILE, 0.0)) for part in ("re", "im")))
-
-    @property
-    def value(self) -> Complex:
-        return Complex(self.re, self.im)
-
-    def set(self, value: Complex) -> None:
-        """Both parts at once: the new ones may be made of the old."""
-        new = [self.b.let(f"{x.name}_next", y) for x, y in ((self.re, value.re), (self.im, value.im))]
-        self.b.set(self.re, new[0])
-        self.b.set(self.im, new[1])
-
-    def add(self, value: Complex) -> None:
-        self.b.add(self.re, value.re)
-        self.b.add(self.im, value.im)
-
-
-class Layer:
-    """One layer as its programs see it: which tensors, and where in them a program's channels are."""
-
-    def __init__(self, spec: StateSpace) -> None:
-        self.spec, self.shared, self.modes = spec, spec.shared, spec.modes
-        self.units = spec.units
-        self.tokens = ("B", "T", *self.units)
-        self.sizes = ("B", "T", str(self.units[0]))
-        self.head: tuple[Expr, ...] = (H,) if self.shared else ()
-        channels = self.units[-1]
-        extent = cdiv(channels, "CHANNELS")
-        self.channel_block = Axis("channel_block", extent)
-        self.heads = (HEADS,) if self.shared else ()
-
-    # Parameters
-
-    def filters(self) -> tuple[Tensor, ...]:
-        """λ and R."""
-        unit = self.units[:1]
-        return (
-            Tensor("log_decay", (*unit, self.modes), ACC),
-            Tensor("angle", (*unit, self.modes), ACC),
-            Tensor("residues", (*unit, self.modes, 2), ACC),
-        )
-
-    def skip(self) -> Tensor:
-        return Tensor("skip", self.units, ACC, optional="SKIP")
-
-    def states(self, name: str, count: str, optional: str | None = None) -> Tensor:
-        return Tensor(name, (count, *self.units, self.modes, 2), ACC, optional=optional)
-
-    def of_tokens(self, name: str, strided: bool = True) -> Tensor:
-        return Tensor(name, self.tokens, IO, strided=strided)
-
-    # Pieces
-
-    def begin(self, b: Builder) -> None:
-        """The indices of a program's channels and modes."""
-        b.let("d", Span(Var("channel_block") * "CHANNELS", "CHANNELS"))
-        b.let("n", Span(wrap(0), "MODES"))
-
-    def place(self, entry: Expr, t: Expr) -> tuple[Expr, ...]:
-        return (entry, t, *self.head, Var("d"))
-
-    @property
-    def channel(self) -> tuple[Expr, ...]:
-        """The index of the channels."""
-        return (*self.head, Var("d"))
-
-    @property
-    def filter(self) -> tuple[Expr, ...]:
-        """The index of their filters."""
-        return self.head or (Var("d"),)
-
-    def given(self, b: Builder, name: str, tensor: str, *part: Expr, fill: float = 0.0) -> Var:
-        """What a tensor has for each mode of the filters."""
-        return b.let(name, Load(tensor, (*self.filter, Var("n"), *part), ACC, fill))
-
-    def laid(self, x: Var) -> Expr:
-        """That, to meet tiles."""
-        return row(x) if self.shared else x
-
-    def poles(self, b: Builder) -> Complex:
-        """λ."""
-        size = b.let("pole_size", Unary("exp", self.log_size(b)))
-        turn = self.given(b, "turn", "angle")
-        parts = (("re", "cos"), ("im", "sin"))
-        return Complex(
-            *(self.laid(b.let(f"pole_{part}", size * Unary(function, turn))) for part, function in parts)
-        )
-
-    def poles_of_rounds(self, b: Builder) -> tuple[Complex, Complex]:
-        """λ, and what the first token of a round is multiplied by, which makes good what all others round."""
-        size = b.let("exact_size", Unary("exp", Cast(self.log_size(b), WIDE)))
-        turn = self.given(b, "turn", "angle")
-        plain, first = [], []
-        for part, function in (("re", "cos"), ("im", "sin")):
-            exact = b.let(f"exact_{part}", size * Unary(function, Cast(turn, WIDE)))
-            rounded = b.let(f"pole_{part}", Cast(exact, ACC))
-            missing = Cast(exact - Cast(rounded, WIDE), ACC) * float(ROUND)
-            plain.append(self.laid(rounded))
-            first.append(self.laid(b.let(f"first_pole_{part}", rounded + missing)))
-        return Complex(*plain), Complex(*first)
-
-    def log_size(self, b: Builder) -> Var:
-        return self.given(b, "log_size", "log_decay", fill=EMPTY)
-
-    def residues(self, b: Builder) -> Complex:
-        """2 R."""
-        given = (self.given(b, f"R_{part}", "residues", Const(i)) for i, part in enumerate(("re", "im")))
-        return Complex(*(self.laid(b.let(f"{x.name}_twice", x * 2.0)) for x in given))
-
-    def load(self, b: Builder, name: str, tensor: str, entry: Expr) -> Complex:
-        """A state."""
-        parts = (
-            b.let(f"{name}_{part}", Load(tensor, (entry, *self.channel, Var("n"), Const(i)), ACC))
-            for i, part in enumerate(("re", "im"))
-        )
-        return Complex(*parts)
-
-    def store(self, b: Builder, tensor: str, entry: Expr, value: Complex) -> None:
-        for i, part in enumerate((value.re, value.im)):
-            b.store(tensor, (entry, *self.channel, Var("n"), Const(i)), part)
-
-    def skipped(self, b: Builder) -> Var:
-        """D of the channels, 0 where there is none."""
-        skip = b.let("D_own", Full(VECTOR, 0.0))
-        with b.when("SKIP"):
-            b.set(skip, Load("skip", self.channel, ACC))
-        return skip
-
-    def program(
-        self,
-        name: str,
-        summary: str,
-        b: Builder,
-        grid: tuple[Axis, ...],
-        tensors: tuple[Tensor, ...],
-        sizes: tuple[str, ...],
-        flags: tuple[str, ...],
-        does: frozenset[str] = frozenset(),
-    ) -> Program:
-        constants = tuple(c for c in TILE if f"'{c}'" in repr((b.body, grid)))
-        covers = {"MODES": self.modes} if "MODES" in constants else {}
-        return Program(
-            name, summary, grid, tensors, sizes, (), flags, constants, b.body, covers, does | {SPINS}
-        )
-
-
-class Walk:
-    """The sequence of a program: all tokens of a batch entry, or one of several `packed` ones."""
-
-    def __init__(self, layer: Layer, b: Builder, packed: bool) -> None:
-        self.layer, self.b, self.packed = layer, b, packed
-        layer.begin(b)
-        self.entry: Expr = Const(0) if packed else B
-        self.row: Expr = Var(SEQUENCE.name) if packed else B
-        """Which of the states is its own."""
-        self.count = "N" if packed else "B"
-        self.start: Expr = Const(0)
-        self.stop: Expr = T
-        if packed:
-            self.start, self.stop = (
-                b.let(name, Load(SEQUENCES.name, (self.row, Const(i)), INDEX))
-                for i, name in enumerate(("start", "stop"))
-            )
-
-    def each_token(self, what: Callable[[Expr, Complex], None], back: bool = False) -> None:
-        """What is done with each token and its pole; `back`: from the last one to the first."""
-        b = self.b
-        plain, first = self.layer.poles_of_rounds(b)
-
-        def one(i: Expr, poles: Complex) -> None:
-            what(b.let("t", self.stop - 1 - i if back else self.start + i), poles)
-
-        length = b.let("length", self.stop - self.start)
-        with b.loop("i0", 0, length, ROUND) as i0:
-            one(i0, first)
-            with b.loop("i", i0 + 1, minimum(i0 + ROUND, length), ahead=True) as i:
-                one(i, plain)
-
-    def program(
-        self,
-        name: str,
-        summary: str,
-        tensors: tuple[Tensor, ...],
-        flags: tuple[str, ...],
-        does: frozenset[str] = frozenset(),
-    ) -> Program:
-        layer, packed = self.layer, self.packed
-        grid = ((*layer.heads, SEQUENCE) if packed else (BATCH, *layer.heads), (layer.channel_block,))
-        return layer.program(
-            packed_name(name) if packed else name,
-            summary,
-            self.b,
-            (*grid[0], *grid[1]),
-            (*tensors, *((SEQUENCES,) if packed else ())),
-            (*layer.sizes, *(("N",) if packed else ())),
-            flags,
-            does,
-        )
+def poles(layer: Layer) -> Program:
+    """λ of all filters, found in float64; and what makes good in one token what rounding it does in ROUND."""
+    b = Builder()
+    n, f = b.let("n", Span(wrap(0), "MODES")), b.let("f", Span(Var("filter_block") * "CHANNELS", "CHANNELS"))
+    log, angle = (
+        b.let(name, Cast(b.let(f"{name}_given", Load(tensor, (n, f), ACC)), WIDE))
+        for name, tensor in (("log_size", "log_decay"), ("turn", "angle"))
+    )
+    size = b.let("size", Unary("exp", log))
+    for i, (part, function) in enumerate((("re", "cos"), ("im", "sin"))):
+        exact = b.let(f"exact_{part}", size * Unary(function, angle))
+        rounded = b.let(f"pole_{part}", Cast(exact, ACC))
+        missing = Cast(exact - Cast(rounded, WIDE), ACC)
+        b.store("found_poles", (n, f, Const(i)), rounded)
+        b.store("found_poles", (n, f, Const(2 + i)), rounded + missing * float(ROUND))
+    return layer.program(
+        "poles",
+        "λ of all filters, and what the first token of a round is multiplied by.",
+        b,
+        (Axis("filter_block", cdiv(layer.units[0], "CHANNELS")),),
+        (*layer.given_poles(), layer.poles_found()),
+        (str(layer.units[0]),),
+        (),
+    )
 
 
 def walk(layer: Layer, packed: bool) -> Program:
@@ -302,11 +68,11 @@ def walk(layer: Layer, packed: bool) -> Program:
     with b.when("INITIAL"):
         state.add(layer.load(b, "given", "initial_state", over.row))
 
-    def token(t: Expr, poles: Complex) -> None:
-        y = _token(layer, b, state, poles, residues, skip, over.entry, t)
+    def token(t: Expr, pole: Complex, own: list[Var]) -> None:
+        y = _token(b, state, pole, residues, skip, *own)
         b.store("y", layer.place(over.entry, t), Cast(y, IO))
 
-    over.each_token(token)
+    over.each_token(token, ("x",))
     with b.when("FINAL"):
         layer.store(b, "final_state", over.row, state.value)
     return over.program(
@@ -314,7 +80,8 @@ def walk(layer: Layer, packed: bool) -> Program:
         "The outputs of a sequence, token by token.",
         (
             layer.of_tokens("x"),
-            *layer.filters(),
+            layer.poles_found(),
+            layer.given_residues(),
             layer.skip(),
             layer.states("initial_state", over.count, "INITIAL"),
             layer.of_tokens("y", strided=False),
@@ -334,14 +101,14 @@ def walk_back(layer: Layer, packed: bool) -> Program:
         owed = layer.load(b, "given", "d_final_state", over.row)
         adjoint.add(Complex(owed.re, -owed.im))
 
-    def token(t: Expr, poles: Complex) -> None:
-        dy = b.let("dy_own", Load("dy", layer.place(over.entry, t), ACC))
-        adjoint.add(residues.times(column(dy)))
-        dx = b.let("dX", Sum(adjoint.re, 1))
+    def token(t: Expr, pole: Complex, own: list[Var]) -> None:
+        (dy,) = own
+        adjoint.add(residues.times(row(dy)))
+        dx = b.let("dX", Sum(adjoint.re, 0))
         b.store("dx", layer.place(over.entry, t), Cast(dx + skip * dy, IO))
-        adjoint.set(poles * adjoint.value)
+        adjoint.set(pole * adjoint.value)
 
-    over.each_token(token, back=True)
+    over.each_token(token, ("dy",), back=True)
     with b.when("INITIAL"):
         layer.store(b, "d_initial_state", over.row, Complex(adjoint.re, -adjoint.im))
     return over.program(
@@ -349,7 +116,8 @@ def walk_back(layer: Layer, packed: bool) -> Program:
         "The gradients of a sequence's inputs, from the last token to the first.",
         (
             layer.of_tokens("dy"),
-            *layer.filters(),
+            layer.poles_found(),
+            layer.given_residues(),
             layer.skip(),
             layer.states("d_final_state", over.count, "FINAL"),
             layer.of_tokens("dx", strided=False),
@@ -370,16 +138,16 @@ def mode_sums(layer: Layer, packed: bool) -> Program:
     of_states, of_slopes = Tile.zeros(b, "by_state"), Tile.zeros(b, "by_slope")
     of_skip = b.let("by_skip", Full(VECTOR, 0.0))
 
-    def token(t: Expr, poles: Complex) -> None:
-        x, dy = (b.let(f"{name}_own", Load(name, layer.place(over.entry, t), ACC)) for name in ("x", "dy"))
-        slope.set(poles * (slope.value + state.value))
-        fed = poles * state.value
-        state.set(Complex(fed.re + column(x), fed.im))
-        of_states.add(state.value.times(column(dy)))
-        of_slopes.add(slope.value.times(column(dy)))
+    def token(t: Expr, pole: Complex, own: list[Var]) -> None:
+        x, dy = own
+        slope.set(pole * (slope.value + state.value))
+        fed = pole * state.value
+        state.set(Complex(fed.re + row(x), fed.im))
+        of_states.add(state.value.times(row(dy)))
+        of_slopes.add(slope.value.times(row(dy)))
         b.add(of_skip, x * dy)
 
-    over.each_token(token)
+    over.each_token(token, ("x", "dy"))
     owed = residues * of_slopes.value
     log = b.let("of_log", owed.re)
     turn = b.let("of_angle", -owed.im)
@@ -389,7 +157,7 @@ def mode_sums(layer: Layer, packed: bool) -> Program:
         b.add(turn, final.im * slope.re - final.re * slope.im)
     parts = {LOG_DECAY: log, ANGLE: turn, RE: of_states.re * 2.0, IM: of_states.im * -2.0}
     for part, value in parts.items():
-        b.store("mode_parts", (over.row, *layer.channel, Var("n"), Const(part)), value)
+        b.store("mode_parts", (over.row, Var("n"), *layer.channel, Const(part)), value)
     with b.when("SKIP"):
         b.store("skip_parts", (over.row, *layer.channel), of_skip)
     return over.program(
@@ -398,7 +166,8 @@ def mode_sums(layer: Layer, packed: bool) -> Program:
         (
             layer.of_tokens("dy"),
             layer.of_tokens("x"),
-            *layer.filters(),
+            layer.poles_found(),
+            layer.given_residues(),
             layer.states("initial_state", over.count, "INITIAL"),
             layer.states("d_final_state", over.count, "FINAL"),
             *_parts(layer, over.count),
@@ -411,7 +180,7 @@ def mode_sums(layer: Layer, packed: bool) -> Program:
 def _parts(layer: Layer, count: str) -> tuple[Tensor, Tensor]:
     """What each sequence adds."""
     return (
-        Tensor("mode_parts", (count, *layer.units, layer.modes, 4), ACC),
+        Tensor("mode_parts", (count, layer.modes, *layer.units, 4), ACC),
         Tensor("skip_parts", (count, *layer.units), ACC, optional="SKIP"),
     )
 
@@ -425,22 +194,22 @@ def mode_gradients(layer: Layer) -> Program:
 
     def add(i: Expr) -> None:
         for part, total in zip(names, totals, strict=True):
-            place = (i, *layer.channel, Var("n"), Const(part))
+            place = (i, Var("n"), *layer.channel, Const(part))
             b.add(total, b.let(f"{total.name}_part", Load("mode_parts", place, ACC)))
 
     if layer.shared:
         with b.loop("i", 0, "N") as i, b.loop("d0", 0, wrap(layer.units[-1]), "CHANNELS") as d0:
             b.let("d", Span(d0, "CHANNELS"))
             add(i)
-        totals = [b.let(f"{total.name}_total", Sum(total, 0)) for total in totals]
+        totals = [b.let(f"{total.name}_total", Sum(total, 1)) for total in totals]
     else:
         b.let("d", Span(Var("channel_block") * "CHANNELS", "CHANNELS"))
         with b.loop("i", 0, "N") as i:
             add(i)
     results = (("dlog_decay", ()), ("dangle", ()), ("dresidues", (Const(0),)), ("dresidues", (Const(1),)))
     for total, (name, part) in zip(totals, results, strict=True):
-        b.store(name, (*layer.filter, Var("n"), *part), total)
-    unit = layer.units[:1]
+        b.store(name, (Var("n"), *layer.filter, *part), total)
+    dims = (layer.modes, layer.units[0])
     return layer.program(
         "mode_gradients",
         "The gradients of poles and residues, from what sequences add to them.",
@@ -448,11 +217,11 @@ def mode_gradients(layer: Layer) -> Program:
         layer.heads or (layer.channel_block,),
         (
             _parts(layer, "N")[0],
-            Tensor("dlog_decay", (*unit, layer.modes), ACC),
-            Tensor("dangle", (*unit, layer.modes), ACC),
-            Tensor("dresidues", (*unit, layer.modes, 2), ACC),
+            Tensor("dlog_decay", dims, ACC),
+            Tensor("dangle", dims, ACC),
+            Tensor("dresidues", (*dims, 2), ACC),
         ),
-        ("N", str(unit[0])),
+        ("N", str(layer.units[0])),
         (),
         frozenset({GRADIENTS}),
     )
@@ -482,12 +251,13 @@ def token(layer: Layer) -> Program:
     """A step: the state is changed in place."""
     b = Builder()
     layer.begin(b)
-    poles, residues, skip = layer.poles(b), layer.residues(b), layer.skipped(b)
+    pole, residues, skip = layer.poles(b), layer.residues(b), layer.skipped(b)
     given = layer.load(b, "given", "state", B)
     state = Tile.zeros(b, "s")
     state.add(given)
     with one_by_one(b, Sequence("T")) as t:
-        y = _token(layer, b, state, poles, residues, skip, B, t)
+        x = b.let("x_own", Load("x", layer.place(B, t), ACC))
+        y = _token(b, state, pole, residues, skip, x)
         b.store("y", layer.place(B, t), Cast(answered(b, y), IO))
     layer.store(b, "state", B, state.value)
     return layer.program(
@@ -497,7 +267,8 @@ def token(layer: Layer) -> Program:
         (BATCH, *layer.heads, layer.channel_block),
         (
             layer.of_tokens("x"),
-            *layer.filters(),
+            *layer.given_poles(),
+            layer.given_residues(),
             layer.skip(),
             *in_slots((layer.states("state", "B"),)),
             layer.of_tokens("y", strided=False),
@@ -508,14 +279,11 @@ def token(layer: Layer) -> Program:
     )
 
 
-def _token(
-    layer: Layer, b: Builder, state: Tile, poles: Complex, residues: Complex, skip: Var, entry: Expr, t: Expr
-) -> Var:
+def _token(b: Builder, state: Tile, pole: Complex, residues: Complex, skip: Var, x: Var) -> Var:
     """The state takes a token, and answers."""
-    x = b.let("x_own", Load("x", layer.place(entry, t), ACC))
-    fed = poles * state.value
-    state.set(Complex(fed.re + column(x), fed.im))
+    fed = pole * state.value
+    state.set(Complex(fed.re + row(x), fed.im))
     read = b.let("read", residues.re * state.re - residues.im * state.im)
-    y = b.let("y_own", Sum(read, 1))
+    y = b.let("y_own", Sum(read, 0))
     b.add(y, skip * x)
     return y

@@ -53,7 +53,7 @@ class Passes:
 
     @property
     def state(self) -> tuple[Operand, ...]:
-        return (self.count, *self.spec.units, self.spec.modes, 2)
+        return (self.count, self.spec.modes, *self.spec.units, 2)
 
     def forward(self) -> Pass:
         body: Steps = (
@@ -73,12 +73,12 @@ class Passes:
             allocate("dx", self.tokens, IO, zeros=self.several),
             allocate("d_initial_state", self.state, ACC, INITIAL),
             self.walked("walk_back", flags),
-            allocate("mode_parts", (self.count, *units, modes, 4), ACC),
+            allocate("mode_parts", (self.count, modes, *units, 4), ACC),
             allocate("skip_parts", (self.count, *units), ACC, SKIP),
             self.walked("mode_sums", flags),
-            allocate("dlog_decay", (*units[:1], modes), ACC),
-            allocate("dangle", (*units[:1], modes), ACC),
-            allocate("dresidues", (*units[:1], modes, 2), ACC),
+            allocate("dlog_decay", (modes, units[0]), ACC),
+            allocate("dangle", (modes, units[0]), ACC),
+            allocate("dresidues", (modes, units[0], 2), ACC),
             launch("mode_gradients", {"N": Name(self.count)}),
             allocate("dskip", units, ACC, SKIP),
             launch("skip_gradients", {"N": Name(self.count)}, SKIP),
@@ -108,9 +108,12 @@ class Passes:
         return ReadSizes("x", ("B", "T", str(self.spec.units[0]), *shared))
 
     def begin(self, part: str) -> Steps:
+        """Sizes and poles."""
+        sizes: Steps = (Delegate(packed(part), Present(SEQUENCES.name)), self.sizes)
         if self.several:
-            return self.sizes, ReadSizes(SEQUENCES.name, ("N", None))
-        return Delegate(packed(part), Present(SEQUENCES.name)), self.sizes
+            sizes = self.sizes, ReadSizes(SEQUENCES.name, ("N", None))
+        found = allocate("found_poles", (self.spec.modes, self.spec.units[0], 4), ACC)
+        return *sizes, found, launch("poles")
 
     def walked(self, program: str, flags: Mapping[str, Operand]) -> Launch:
         return launch(packed(program) if self.several else program, flags)

@@ -113,17 +113,17 @@ class StateSpace(LayerSpec):
 
     def signature(self) -> Signature:
         units, modes = self.units, self.modes
-        filters, tokens = units[:1], ("B", "T", *units)
+        filters, tokens = (modes, units[0]), ("B", "T", *units)
 
         def state(name: str, count: str, doc: str, optional: bool = False) -> Argument:
-            return Argument(name, (count, *units, modes, 2), doc, ACC, optional)
+            return Argument(name, (count, modes, *units, 2), doc, ACC, optional)
 
         return Signature(
             inputs=(
                 Argument("x", tokens, "inputs"),
-                Argument("log_decay", (*filters, modes), "log |λ| of each mode, at most 0", ACC, fades=True),
-                Argument("angle", (*filters, modes), "the angle of λ, in radians", ACC),
-                Argument("residues", (*filters, modes, 2), "R as real and imaginary parts", ACC),
+                Argument("log_decay", filters, "log |λ| of each mode, at most 0", ACC, fades=True),
+                Argument("angle", filters, "the angle of λ, in radians", ACC),
+                Argument("residues", (*filters, 2), "R as real and imaginary parts", ACC),
                 Argument("skip", units, "D, what of a token is its output as it is", ACC, optional=True),
             ),
             output=Argument("y", tokens, "outputs"),

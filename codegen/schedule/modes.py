@@ -10,9 +10,10 @@ from .model import HOST_C, Setting
 from .sizes import pick, power_of_two
 from .streams import ALL_CHANNELS
 
-HELD = {False: 32, True: 16}
-"""Modes of channels that a thread holds, each with its pole, residue and state, by whether it makes
-gradients, for which it holds two states and two sums."""
+HELD = {False: 16, True: 8}
+"""Modes that a thread holds, by whether it makes gradients: with two poles, residue and state they are eight
+registers each, and with sums for the gradients a dozen.
+"""
 MOST_WARPS = 4
 LEAST_CHANNELS = {"triton": 1, "tilelang": 16}
 """TileLang lays out tiles of whole warps alone."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from based_ops.cli import main
@@ -32,6 +34,9 @@ def test_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run("new", "mine", "--like", "hybrid-tiny")
     assert "layers: 2" in run("info", "mine.yaml")
+    first = Path("mine.yaml").read_text(encoding="utf-8").splitlines()[0]
+    schema = json.loads(Path(first.partition("$schema=")[2]).read_text(encoding="utf-8"))
+    jsonschema.validate(yaml.safe_load(Path("mine.yaml").read_text(encoding="utf-8")), schema)
     assert "exists already" in run("new", "mine", code=2)
     assert "must be lower-case" in run("new", "My Model", code=2)
     assert "no shipped model" in run("new", "other", "--like", "nope", code=2)

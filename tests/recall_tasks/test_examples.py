@@ -77,7 +77,6 @@ def test_score(folder: Path) -> None:
 
 
 def test_the_harness_says_the_same(folder: Path) -> None:
-    pytest.importorskip("lm_eval")
     names, file = ("swde", "fda", "squad_completion", "some"), folder / "some.jsonl"
     words = [word for name in names for word in ("--data", f"{name}={file}")]
     words += ["--max-length", str(LENGTH), "--batch", "2", "--out", str(folder / "scores.json")]
@@ -93,7 +92,6 @@ def test_the_harness_says_the_same(folder: Path) -> None:
 
 
 def test_bad_calls_of_the_harness(folder: Path, tmp_path: Path) -> None:
-    pytest.importorskip("lm_eval")
     from based_ops.recall.tasks import harness
 
     with pytest.raises(ArgumentValueError, match="^tasks: got 'swdee', must be one of swde, fda, squad_comp"):

@@ -49,6 +49,8 @@ def test_products_are_counted(any_layer: Variant, length: int) -> None:
     mixer, rows = any_layer.spec.mixer, batch * units
     if mixer == "short_conv":
         forward, factor = 2 * any_layer.width * length, 3.0
+    elif mixer == "state_space":
+        forward, factor = 12 * any_layer.modes * any_layer.spec.width * length, 3.0
     else:
         widths, factor = any_layer.qk + any_layer.v, 2.5
         forward = 2 * widths * pairs(any_layer, length)
@@ -69,6 +71,8 @@ def test_states_are_counted(layer: Variant) -> None:
     forward = counted(lambda: layer._call(tokens, None, state, True, None), layer)
     if layer.spec.mixer == "short_conv":
         one = 2 * layer.width
+    elif layer.spec.mixer == "state_space":
+        one = 12 * layer.modes * layer.spec.width
     elif layer.spec.mixer == "sliding_window":
         one = 2 * (layer.qk + layer.v) * layer.window
     else:

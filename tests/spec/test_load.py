@@ -128,6 +128,8 @@ def test_shipped_specs() -> None:
         "rebased_qk16_v64",
         "relu_qk64_v64",
         "retention_qk64_v64",
+        "s4d_n64",
+        "s4d_n64_h16",
         "sigmoid_qk64_v64",
         "silu_qk64_v64",
         "simple_gla_qk64_v64",
