@@ -14,7 +14,6 @@ from .console import document, json_option, table
 from .places import checkout, shipped_specs
 
 PACKAGES = ("based-ops", "torch", "triton", "tilelang", "numpy", "sympy", "pyyaml", "click", "rich")
-INTERPRETER = "TRITON_INTERPRET"
 
 
 @click.command(short_help="What can run here, and why not the rest.")
@@ -43,7 +42,9 @@ def doctor(as_json: bool) -> None:
         ("specs", str(shipped_specs())),
         ("generated layers", str(len(based_ops.names()))),
         ("just-in-time cache", _cache()),
-        *((name, os.environ.get(name, "not set")) for name in (dispatch.VARIABLE, log.VARIABLE, INTERPRETER)),
+        (dispatch.VARIABLE, os.environ.get(dispatch.VARIABLE, "not set")),
+        (log.VARIABLE, os.environ.get(log.VARIABLE, "not set")),
+        ("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", "not set")),
     ]
     columns, rows = ("backend", "device", "runs here", "why not"), []
     no_cuda = None if torch.cuda.is_available() else "PyTorch sees no CUDA device"

@@ -30,6 +30,11 @@ class _Modes(NamedTuple):
 class StateSpaceState(State, _Modes):
     """s of every mode and channel, [B,N/2,D,2] or [B,N/2,H,P,2]: real and imaginary parts in float32 (float64
     for float64 inputs); 0 before the first token.
+
+    Examples:
+        >>> import based_ops
+        >>> based_ops.get("s4d_n64").init_state(1, 8)[0].shape
+        torch.Size([1, 32, 8, 2])
     """
 
 
