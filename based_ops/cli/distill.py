@@ -82,7 +82,7 @@ def distill(
     """
     import torch
 
-    from ..distill import distil, paces, words
+    from ..distill import distil, paces, silenced, words
     from ..distill.filters import TOLERANCE
     from ..errors import BasedOpsError
     from ..models import load, save
@@ -104,7 +104,8 @@ def distill(
             told("reading text")
             held = read(source, tokenizer=tokenizer_of(folder_of(checkpoint))).held_out
             told("logits")
-            near = words(exact, model, rows_of(held, length - 1, rows))
+            lines = rows_of(held, length - 1, rows)
+            near, without = words(exact, model, lines), words(exact, silenced(model), lines)
             fast = paces(exact, model, length, batch, min(new, length - 1), told)
     except (BasedOpsError, OSError) as error:
         fail(str(error))
@@ -116,6 +117,10 @@ def distill(
         f"{near.worst:.1e} at the worst token; {100 * near.agree:.2f} % agree on the likeliest; "
         f"perplexity {near.exact_perplexity:.4f} before, {near.perplexity:.4f} after"
     )
+    click.echo(
+        f"with the first tap of each filter alone: logits within {without.error:.1e}, "
+        f"perplexity {without.perplexity:.4f}"
+    )
     click.echo(f"decoding the last {min(new, length - 1)} of {length} tokens, {batch} sequences:")
     rates: list[tuple[Cell, ...]] = [
         (x.model, x.parameters, f"{x.tokens_per_second:,.0f}", x.state_bytes) for x in fast
@@ -125,6 +130,7 @@ def distill(
         "machine": about,
         "layers": [_facts(layer) for layer in layers],
         "words": asdict(near),
+        "words with first taps alone": asdict(without),
         "paces": [asdict(x) for x in fast],
     }
     (out / REPORT).write_text(json.dumps(report, indent=2), encoding="utf-8")

@@ -27,6 +27,9 @@ PATIENCE = 1e-4
 """A fit ends when no square falls by this part in a step."""
 
 
+Told = Callable[[str], None] | None
+
+
 @dataclass
 class Modes:
     """Poles, of a pair the upper one, and their residues: rate and angle [C,M], residues complex [C,M].
@@ -91,6 +94,16 @@ def begin(filters: Tensor, vectors: Tensor) -> Modes:
     return modes
 
 
+def begin_stable(filters: Tensor, vectors: Tensor, order: int, told: Told = None) -> Modes:
+    """Another start: Kung's poles of a stable fit of a higher order, that of `vectors`, over twice the taps.
+
+    Within its taps a filter may grow, and its Hankel matrix wants poles outside of the circle.  Such a fit
+    goes on as a stable filter does, so the poles of all of it lie inside.
+    """
+    long = refine(filters, begin(filters, vectors), told=told).taps(2 * filters.shape[1])
+    return begin(filters, hankel.singular(long, order)[1])
+
+
 def residues(filters: Tensor, modes: Modes) -> Tensor:
     """The residues that are best for given poles, by linear least squares."""
     ages = torch.arange(1, filters.shape[1], dtype=filters.dtype, device=filters.device)
@@ -105,7 +118,7 @@ def refine(
     modes: Modes,
     weights: Tensor | None = None,
     steps: int = STEPS,
-    told: Callable[[str], None] | None = None,
+    told: Told = None,
 ) -> Modes:
     """Levenberg and Marquardt's method for poles and residues together, each filter with its own damping.
 
@@ -151,7 +164,7 @@ def refine(
     return modes
 
 
-def flatten(filters: Tensor, modes: Modes, told: Callable[[str], None] | None = None) -> Modes:
+def flatten(filters: Tensor, modes: Modes, told: Told = None) -> Modes:
     """Smaller largest errors over frequencies, by weights that grow where the error is large (Lawson).
 
     Of each filter the modes with the smallest Hankel norm of the error are kept.

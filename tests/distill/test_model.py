@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from based_ops.cli import main
-from based_ops.distill import distil, paces, words
+from based_ops.distill import distil, paces, silenced, words
 from based_ops.errors import ArgumentValueError
 from based_ops.generate import Engine
 from based_ops.models import LanguageModel, load, load_spec, save
@@ -53,6 +53,9 @@ def test_logits_of_a_trained_model_are_met(exact: LanguageModel, tmp_path: Path)
     near = words(exact, model, torch.randint(256, (3, LENGTH + 1)))
     assert near.error < 1e-3 and near.agree > 0.95
     assert near.perplexity == pytest.approx(near.exact_perplexity, rel=1e-3)
+    # The filters matter: without them the logits are others.
+    without = words(exact, silenced(model), torch.randint(256, (3, LENGTH + 1)))
+    assert without.error > 10 * near.error
     # It is a model as any other: on disk, step by step, and in an engine, beyond the filter's end.
     save(model, tmp_path / "model")
     again = load(tmp_path / "model")
