@@ -50,7 +50,7 @@ def tensors_of(
             return x.sigmoid().to(wide)
         if argument.fades or argument.multiplies:
             return (-x.abs() if argument.fades else x.abs()).to(wide)
-        return x.to(dtype)
+        return x.to(wide if argument.wide else dtype)
 
     return tuple(
         [
