@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import based_ops
 from based_ops import layers
+from based_ops.errors import BasedOpsError
 from based_ops.recall import mqar
 from based_ops.state_base import State
 from based_ops.variant import Variant
@@ -89,4 +90,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (BasedOpsError, OSError) as error:
+        raise SystemExit(str(error)) from error

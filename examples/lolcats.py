@@ -60,7 +60,8 @@ class Hybrid(nn.Module):
 def batches(folder: Path, length: int, size: int) -> Tensor:
     """All text under a folder as bytes, in sequences of one length: [N, size, length]."""
     text = b"".join(path.read_bytes() for path in sorted(folder.rglob("*.md")))
-    whole = len(text) // (length * size)
+    if (whole := len(text) // (length * size)) == 0:
+        raise SystemExit(f"{folder}: less Markdown than {length * size} bytes")
     return torch.tensor(list(text[: whole * length * size])).view(whole, size, length)
 
 

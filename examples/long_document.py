@@ -16,6 +16,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from based_ops import models
+from based_ops.errors import BasedOpsError
 
 
 def main() -> None:
@@ -55,4 +56,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (BasedOpsError, OSError) as error:
+        raise SystemExit(str(error)) from error

@@ -28,7 +28,9 @@ def documents(folder: Path, most: int) -> list[Tensor]:
     """The paragraphs of all text under a folder as bytes, up to `most` of each."""
     texts = [path.read_text(encoding="utf-8") for path in sorted(folder.rglob("*.md"))]
     found = [torch.tensor(list(part.encode()))[:most] for text in texts for part in text.split("\n\n")]
-    return [x for x in found if len(x) > 1]
+    if not (longer := [x for x in found if len(x) > 1]):
+        raise SystemExit(f"{folder}: no text in Markdown")
+    return longer
 
 
 def packed(pool: list[Tensor], tokens: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from based_ops import models
+from based_ops.errors import BasedOpsError
 from based_ops.generate import Engine, Sampling
 
 
@@ -53,4 +54,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (BasedOpsError, OSError) as error:
+        raise SystemExit(str(error)) from error

@@ -21,7 +21,7 @@ ELSEWHERE = {"serve.py": "tests/generate/test_serve.py", "train_lm.py": "tests/t
 """Examples that other tests run."""
 
 
-def run(name: str, *words: object, directory: Path, ranks: int = 1) -> str:
+def run(name: str, *words: object, directory: Path, ranks: int = 1, code: int = 0) -> str:
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if ranks == 2 else []
     done = subprocess.run(
         [sys.executable, *start, str(EXAMPLES / name), *map(str, words)],
@@ -31,8 +31,8 @@ def run(name: str, *words: object, directory: Path, ranks: int = 1) -> str:
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stderr if code else done.stdout
 
 
 @pytest.fixture
@@ -117,6 +117,12 @@ def test_a_published_checkpoint(tmp_path: Path) -> None:
         with torch.no_grad():
             assert int(net(torch.tensor([ids]))[0][0, -1].argmax()) == token
         ids.append(token)
+
+
+def test_what_is_not_there_is_a_line(tmp_path: Path) -> None:
+    for name in ("published.py", "feature_map.py", "long_document.py"):
+        error = run(name, "nowhere", directory=tmp_path, code=1)
+        assert "nowhere" in error and error.count("\n") == 1, error
 
 
 def published(folder: Path) -> Path:
