@@ -26,7 +26,13 @@ FLAT = 1e-6
 
 
 class S4State(NamedTuple):
-    """The upper half of conjugate pairs, [B,N/2,d_model,2] as real and imaginary parts."""
+    """The upper half of conjugate pairs, [B,N/2,d_model,2] as real and imaginary parts.
+
+    Examples:
+        >>> from based_ops.layers import S4
+        >>> S4(16, order=8).init_state(1).modes.shape
+        torch.Size([1, 4, 16, 2])
+    """
 
     modes: Tensor
 
@@ -41,6 +47,28 @@ class S4(nn.Module):
 
     Raises `ArgumentValueError` for an odd order, and for a basis whose correction has another rank than one
     or whose poles are not all conjugate pairs.
+
+    Args:
+        d_model: Width of x and of the result.
+        order: N, real numbers of a channel's state; even.
+        basis: One of HiPPO's, of a correction of rank one, such as `legs`.
+        steps: Between which Δ begins, in the units of a token.
+        mix: Whether channels mix after it.
+        device: Of the parameters.
+        dtype: Of the parameters that mix.
+
+    Raises:
+        ArgumentValueError: a number or the basis is none that it can have.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.layers import S4
+        >>> layer = S4(64, order=8)
+        >>> y, state = layer(torch.randn(1, 10, 64), output_state=True)  # [B, T, d_model]
+        >>> with torch.no_grad():
+        ...     y = layer.step(torch.randn(1, 1, 64), state)
+        >>> y.shape
+        torch.Size([1, 1, 64])
     """
 
     timescales = ("log_step", "log_decay", "frequency", "p", "b")

@@ -64,6 +64,29 @@ class StateSpace(nn.Module):
     1 (B is 1, since only the product counts); D is normal.  They are of float32 in a layer of any dtype: a
     pole in half precision is another one.  `timescales` names what learns slowly and does not decay: see
     `based_ops.layers.parameter_groups`.  Without `mix` the layer is the state space alone.
+
+    Args:
+        d_model: Width of x and of the result.
+        variant: A state_space variant, or the name of one.
+        steps: Between which Δ begins, in the units of a token.
+        mix: Whether channels mix after it.
+        device: Of the parameters.
+        dtype: Of the parameters that mix.
+
+    Raises:
+        ArgumentTypeError: `variant` is of another mixer.
+        ArgumentValueError: channels that share a filter do not divide `d_model`, or `steps` are none.
+        UnknownVariant: there is none of that name.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.layers import StateSpace
+        >>> layer = StateSpace(64)
+        >>> y, state = layer(torch.randn(1, 10, 64), output_state=True)  # [B, T, d_model]
+        >>> with torch.no_grad():
+        ...     y = layer.step(torch.randn(1, 1, 64), state)
+        >>> y.shape
+        torch.Size([1, 1, 64])
     """
 
     timescales = ("log_step", "log_decay", "frequency")

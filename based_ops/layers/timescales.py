@@ -30,6 +30,20 @@ def parameter_groups(
     """Groups for an optimiser of PyTorch: all else, and timescales, with up to `most` and without decay.
 
     Biases, norms and other parameters of one dimension do not decay either.
+
+    Args:
+        model: Whose parameters they are.
+        lr: The learning rate of all else.
+        weight_decay: Of matrices.
+        most: The highest learning rate of timescales.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.layers import StateSpace, parameter_groups
+        >>> groups = parameter_groups(StateSpace(64), lr=1e-2)
+        >>> [group["weight_decay"] for group in groups], groups[-1]["lr"] < 1e-2
+        ([0.01, 0.0, 0.0], True)
+        >>> optimizer = torch.optim.AdamW(groups)
     """
     slow = set(timescales(model))
     groups: list[dict[str, Any]] = [

@@ -19,7 +19,15 @@ NO_CLASS = {"based_ops.models.ModelState": "an alias of a tuple"}
 """Public names that are neither classes nor functions nor modules."""
 GIVEN = {
     *("HybridState", "LinearAttentionState", "ShortConvState", "SlidingWindowState", "Variant"),
-    *("DeltaNetState", "HyenaState", "LongConvState", "Mamba2State", "ModalState", "StateSpaceState"),
+    *(
+        "DeltaNetState",
+        "HyenaState",
+        "LongConvState",
+        "Mamba2State",
+        "S4State",
+        "ModalState",
+        "StateSpaceState",
+    ),
     *("ModelSpec", "Request", "Text", "Share"),
     *("based_ops.generate.Progress", "based_ops.train.Progress", "Bytes"),
 }
