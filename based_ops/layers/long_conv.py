@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..checks import count, sizes
 from ..errors import ShapeError, fail
 from ..mixers.short_conv import ShortConv
+from ..state_base import State
 from ..variant import Variant
 
 FAST, SLOW, LEFT = 0.3, 1.5, 1e-2
@@ -110,7 +111,7 @@ class BaseConv(nn.Module):
     def __init__(
         self,
         d_model: int,
-        variant: Variant | str | None = None,
+        variant: Variant[State] | str | None = None,
         length: int | None = None,
         order: int = 16,
         groups: int = 1,
@@ -152,7 +153,7 @@ class Hyena(nn.Module):
         self,
         d_model: int,
         length: int,
-        conv: Variant | str,
+        conv: Variant[State] | str,
         order: int = 64,
         groups: int = 1,
         device: torch.device | str | None = None,
