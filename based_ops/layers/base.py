@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,11 @@ from ..errors import ArgumentTypeError, ArgumentValueError, ShapeError, UnknownV
 from ..record import names, record
 from ..registry import get
 from ..state_base import State
-from ..variant import Variant
+from ..variant import StateT, Variant
 from .projections import projected
 
 
-def _named(name: Any, mixer: str) -> Variant:
+def _named(name: Any, mixer: str) -> Variant[State]:
     """The variant of that name; where there is none, the error names the nearest of this mixer."""
     if not isinstance(name, str):
         fail(ArgumentTypeError, "variant", type(name).__name__, f"a variant or the name of one, a {mixer}")
@@ -30,13 +30,13 @@ def _named(name: Any, mixer: str) -> Variant:
     fail(UnknownVariant, "variant", repr(name), f"the name of a {mixer}, such as {', '.join(near)}")
 
 
-def layer_of(variant: Variant) -> type[AttentionLayer] | None:
+def layer_of(variant: Variant[State]) -> type[AttentionLayer[Any]] | None:
     """The layer that mixes with such a variant, if there is one."""
     layers = (x for x in AttentionLayer.__subclasses__() if x.mixer == variant.spec.mixer)
     return next(layers, None)
 
 
-class AttentionLayer(nn.Module):
+class AttentionLayer(nn.Module, Generic[StateT]):
     """Projects [B,T,d_model] to q, k, v of `heads` heads, mixes with `variant`, and projects back.
 
     `variant` is a variant or the name of one; the widths of a head are those of its spec.  With `kv_heads`, a
@@ -50,7 +50,7 @@ class AttentionLayer(nn.Module):
         self,
         d_model: int,
         heads: int,
-        variant: Variant | str,
+        variant: Variant[State] | str,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         kv_heads: int | None = None,
@@ -72,7 +72,8 @@ class AttentionLayer(nn.Module):
             hint = f"; the layer of {op.name} is {layer.__name__}" if layer else ""
             fail(ArgumentTypeError, "variant", f"{op.name}, a {op.spec.mixer}", f"a {self.mixer}{hint}")
         layout_is_known(op.name, kv_heads)
-        self.d_model, self.heads, self.kv_heads, self.op = d_model, heads, kv_heads, op
+        self.d_model, self.heads, self.kv_heads = d_model, heads, kv_heads
+        self.op = cast("Variant[StateT]", op)
         self.q_proj = nn.Linear(d_model, heads * op.qk, bias=False, device=device, dtype=dtype)
         self.k_proj = nn.Linear(d_model, kv_heads * op.qk, bias=False, device=device, dtype=dtype)
         self.v_proj = nn.Linear(d_model, kv_heads * op.v, bias=False, device=device, dtype=dtype)
@@ -89,7 +90,7 @@ class AttentionLayer(nn.Module):
         super().__setstate__(state)
         layout_is_known(self.op.name, self.kv_heads)
 
-    def init_state(self, batch: int, **foreign: NoReturn) -> State:
+    def init_state(self, batch: int, **foreign: NoReturn) -> StateT:
         """The state before the first token, on the layer's device and for its dtype.
 
         It serves inside and outside autocast: a step computes in the state's dtype, and a sequence in

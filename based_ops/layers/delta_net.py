@@ -13,6 +13,7 @@ from ..errors import ArgumentTypeError, ShapeError, StateError, fail
 from ..mixers.short_conv import ShortConv, ShortConvState
 from ..registry import get
 from ..state import LinearAttentionState
+from ..state_base import State
 from ..variant import Variant
 
 
@@ -69,8 +70,8 @@ class DeltaNet(nn.Module):
         self,
         d_model: int,
         heads: int,
-        variant: Variant | str = "gated_delta_qk64_v64",
-        conv: Variant | str = "conv4_silu",
+        variant: Variant[State] | str = "gated_delta_qk64_v64",
+        conv: Variant[State] | str = "conv4_silu",
         gate: bool = True,
         negative_eigenvalues: bool = False,
         eps: float = 1e-5,

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from ..arguments import refuse
 from ..mixers.hybrid import FACTORS, HybridState
+from ..state_base import State
 from ..variant import Variant
 from .base import AttentionLayer
 
 
-class HybridAttention(AttentionLayer):
+class HybridAttention(AttentionLayer[HybridState]):
     """Multi-head causal attention: softmax over the window of `variant`, its feature map over all older keys.
 
     There are no positions.
@@ -48,7 +49,7 @@ class HybridAttention(AttentionLayer):
         self,
         d_model: int,
         heads: int,
-        variant: Variant | str,
+        variant: Variant[State] | str,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         kv_heads: int | None = None,

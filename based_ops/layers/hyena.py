@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..checks import count
 from ..errors import ShapeError, StateError, fail
 from ..mixers.short_conv import ShortConv, ShortConvState
+from ..state_base import State
 from ..variant import Variant
 from .long_conv import MOST, ImplicitConv, fits
 from .modal import ModalConv
@@ -66,7 +67,7 @@ class Hyena(nn.Module):
         self,
         d_model: int,
         length: int,
-        conv: Variant | str,
+        conv: Variant[State] | str,
         order: int = 64,
         groups: int = 1,
         modes: int = 0,
@@ -86,7 +87,7 @@ class Hyena(nn.Module):
         else:
             self.long = ImplicitConv(d_model, length, order, groups=groups, **made)
 
-    def _project(self, d_model: int, conv: Variant | str, made: dict[str, Any]) -> None:
+    def _project(self, d_model: int, conv: Variant[State] | str, made: dict[str, Any]) -> None:
         count("d_model", d_model, 1)
         self.d_model = d_model
         self.in_proj = nn.Linear(d_model, 3 * d_model, **made)
@@ -187,7 +188,7 @@ class MultiHyena(Hyena):
         d_model: int,
         heads: int,
         length: int,
-        conv: Variant | str,
+        conv: Variant[State] | str,
         order: int = 64,
         modes: int = 0,
         device: torch.device | str | None = None,
@@ -246,7 +247,7 @@ class BaseConv(nn.Module):
     def __init__(
         self,
         d_model: int,
-        variant: Variant | str | None = None,
+        variant: Variant[State] | str | None = None,
         length: int | None = None,
         order: int = 16,
         groups: int = 1,

@@ -11,11 +11,12 @@ from torch.nn.functional import softplus
 from ..arguments import refuse
 from ..errors import ArgumentTypeError, fail
 from ..state import LinearAttentionState
+from ..state_base import State
 from ..variant import Variant
 from .base import AttentionLayer
 
 
-class LinearAttention(AttentionLayer):
+class LinearAttention(AttentionLayer[LinearAttentionState]):
     """Multi-head causal linear attention with the feature map of `variant`, without positions.
 
     Zeros in x are zero keys, and those are no padding: all maps with φ(0) ≠ 0, among them Taylor's and
@@ -53,7 +54,7 @@ class LinearAttention(AttentionLayer):
         self,
         d_model: int,
         heads: int,
-        variant: Variant | str,
+        variant: Variant[State] | str,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         kv_heads: int | None = None,
@@ -161,7 +162,7 @@ class BasedDelta(LinearAttention):
         self,
         d_model: int,
         heads: int,
-        variant: Variant | str = "taylor2_delta_qk16_v64",
+        variant: Variant[State] | str = "taylor2_delta_qk16_v64",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         kv_heads: int | None = None,

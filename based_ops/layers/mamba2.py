@@ -13,6 +13,7 @@ from ..errors import ArgumentTypeError, ArgumentValueError, ShapeError, StateErr
 from ..mixers.short_conv import ShortConv, ShortConvState
 from ..registry import get
 from ..state import LinearAttentionState
+from ..state_base import State
 from ..variant import Variant
 
 
@@ -67,8 +68,8 @@ class Mamba2Mixer(nn.Module):
     def __init__(
         self,
         d_model: int,
-        variant: Variant | str = "mamba2_qk64_v64",
-        conv: Variant | str = "conv4_silu",
+        variant: Variant[State] | str = "mamba2_qk64_v64",
+        conv: Variant[State] | str = "conv4_silu",
         expand: int = 2,
         groups: int = 1,
         eps: float = 1e-5,

@@ -13,13 +13,14 @@ from ..checks import state_part
 from ..errors import ShapeError, StateError, fail
 from ..heads import repeated
 from ..state import SlidingWindowState
+from ..state_base import State
 from ..tracing import is_traced
 from ..variant import Variant
 from .base import AttentionLayer
 from .rotary import rotate
 
 
-class SlidingWindowAttention(AttentionLayer):
+class SlidingWindowAttention(AttentionLayer[SlidingWindowState]):
     """Multi-head causal attention over the window of `variant`, with rotary embedding of q and k.
 
     Without `rotary` there are no positions.
@@ -55,7 +56,7 @@ class SlidingWindowAttention(AttentionLayer):
         self,
         d_model: int,
         heads: int,
-        variant: Variant | str,
+        variant: Variant[State] | str,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         kv_heads: int | None = None,

@@ -265,7 +265,7 @@ class ShortConv(nn.Module):
     def __init__(
         self,
         d_model: int,
-        variant: Variant | str = "conv4_silu",
+        variant: Variant[State] | str = "conv4_silu",
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -353,7 +353,7 @@ class GatedShortConv(nn.Module):
     def __init__(
         self,
         d_model: int,
-        variant: Variant | str = "conv3_silu",
+        variant: Variant[State] | str = "conv3_silu",
         expand: int = 4,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,

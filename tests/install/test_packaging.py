@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from importlib.metadata import metadata
 from pathlib import Path
 
@@ -86,6 +87,19 @@ def test_the_sources_make_the_wheel(published: dict[str, Path], tmp_path: Path) 
         assert (source / name).is_file(), name
     assert (source / "based_ops" / "generated" / "window64_d64" / "triton.py").is_file()
     assert digest(publish(source, tmp_path / "dist")[".whl"]) == digest(published[".whl"])
+
+
+def test_the_wheel_has_what_editors_and_checkers_read(published: dict[str, Path]) -> None:
+    with zipfile.ZipFile(published[".whl"]) as wheel:
+        names = set(wheel.namelist())
+        (about,) = (wheel.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
+    assert {
+        "based_ops/py.typed",
+        "based_ops/specs/schema.json",
+        "based_ops/specs/models/schema.json",
+    } <= names
+    assert any(name.endswith("licenses/LICENSE") for name in names) and "License-Expression: MIT" in about
+    assert not [name for name in names if name.startswith(("tests", "examples", "build_commands"))]
 
 
 def test_a_fresh_install_runs_and_verifies(published: dict[str, Path], tmp_path: Path) -> None:
