@@ -38,7 +38,7 @@ def main() -> None:
         dropout=0.0,
     )
     data = Data.of(recipe, "cpu")
-    tests = ", ".join(f"{test.pairs} in {test.length}" for test in recipe.tests)
+    tests = ", ".join(f"{test.asked} in {test.length}" for test in recipe.tests)
     print(f"pairs in tokens of each test: {tests}")
 
     for text in given.designs:

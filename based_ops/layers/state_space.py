@@ -94,7 +94,7 @@ class StateSpace(nn.Module):
     def __init__(
         self,
         d_model: int,
-        variant: Variant | str = "s4d_n64",
+        variant: Variant[StateSpaceState] | str = "s4d_n64",
         steps: tuple[float, float] = STEPS,
         mix: bool = True,
         device: torch.device | str | None = None,
