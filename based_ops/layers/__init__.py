@@ -13,6 +13,7 @@ from .mamba2 import Mamba2Mixer, Mamba2State
 from .modal import ModalConv
 from .relaxed import LongConvState, RelaxedConvolution
 from .rotary import rotate
+from .s4 import S4, S4State
 from .sliding_window import SlidingWindowAttention
 from .state_space import StateSpace
 from .timescales import parameter_groups
@@ -37,6 +38,8 @@ __all__ = [
     "ModalConv",
     "MultiHyena",
     "RelaxedConvolution",
+    "S4",
+    "S4State",
     "ShortConv",
     "SlidingWindowAttention",
     "StateSpace",

@@ -227,11 +227,13 @@ class Walk:
         self.count = "N" if packed else "B"
         self.start: Expr = Const(0)
         self.stop: Expr = T
-        if packed:
-            self.start, self.stop = (
+        if packed:  # a device's offsets, at which nobody has looked, may lie anywhere
+            first, end = (
                 b.let(name, Load(SEQUENCES.name, (self.row, Const(i)), INDEX))
-                for i, name in enumerate(("start", "stop"))
+                for i, name in enumerate(("first", "end"))
             )
+            self.start = b.let("start", maximum(first, 0))
+            self.stop = b.let("stop", maximum(self.start, minimum(end, T)))
 
     def each_token(
         self, what: Callable[[Expr, Complex, list[Var]], None], read: tuple[str, ...], back: bool = False

@@ -33,6 +33,12 @@ def leaves(state: Any) -> list[Tensor]:
     return [tensor for tensor in state if tensor is not None]
 
 
+def names_of(layer: Variant) -> list[str]:
+    """What calls name the inputs of its signature: attention has a letter for its decays."""
+    letters = hasattr(layer, "qk")
+    return ["g" if x.fades and letters else x.name for x in layer.signature.inputs]
+
+
 def tensors_of(
     layer: Variant, batch: int = 3, length: int = 9, dtype: torch.dtype = torch.float32, units: int = 2
 ) -> tuple[Tensor | None, ...]:
@@ -50,7 +56,7 @@ def tensors_of(
             return x.sigmoid().to(wide)
         if argument.fades or argument.multiplies:
             return (-x.abs() if argument.fades else x.abs()).to(wide)
-        return x.to(dtype)
+        return x.to(wide if argument.wide else dtype)
 
     return tuple(
         [

@@ -22,6 +22,8 @@ from based_ops.heads import multiple
 from based_ops.variant import Variant
 from tests.runtime.conftest import NAMES as ALONE
 
+from .inputs import names_of
+
 NAMES = [name for name in ALONE if based_ops.get(name).unit == "H"]
 INTEGERS = (torch.int32, torch.int64)
 EXAMPLES = 200
@@ -54,8 +56,8 @@ class Call:
 
 
 def named(op: Variant, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-    arguments = [x for x in op.signature.inputs if x.present]
-    return {"g" if x.fades else x.name: y for x, y in zip(arguments, inputs, strict=True)}
+    names = [name for name, x in zip(names_of(op), op.signature.inputs, strict=True) if x.present]
+    return dict(zip(names, inputs, strict=True))
 
 
 def takes_scales(op: Variant) -> bool:

@@ -26,7 +26,7 @@ from based_ops.support.host import forward_plan
 from based_ops.variant import Variant
 
 from .conftest import every_kind
-from .inputs import leaves, tensors_of
+from .inputs import leaves, names_of, tensors_of
 
 PLAIN = [name for name in every_kind() if hasattr(based_ops.get(name), "_ops")]
 LENGTHS = (1, 2, 17)
@@ -52,8 +52,7 @@ def run(
     if trained:
         for x in (*asked, *of_states):
             x.requires_grad_()
-    names = ["g" if x.fades else x.name for x in layer.signature.inputs]
-    options |= {name: x for name, x in zip(names, given, strict=True) if x is not None}
+    options |= {name: x for name, x in zip(names_of(layer), given, strict=True) if x is not None}
     options |= {"initial_state": begun, "backend": backend}
     o, final = layer(**options, output_final_state=True, batch_invariant=True)
     if not trained:
@@ -117,7 +116,7 @@ def check(
             same([x[n : n + 1, :size] for x in tokens], mine, (form, n))
             same([x[n : n + 1] for x in states], of_state, (form, n, "state"))
             if size == 1 and not trained:
-                stepped = rows(state, n) or layer._form.zeros(1, states[0].shape[1], device, dtype, False)
+                stepped = rows(state, n) or layer._form.zeros(1, units, device, dtype, False)
                 stepped = type(stepped)(*(x if x is None else x.clone() for x in stepped))
                 o = layer._step(tuple(own[n]), None, stepped, backend)
                 same([o, *leaves(stepped)], [*mine, *of_state], "step")

@@ -180,7 +180,7 @@ def test_deterministic_algorithms(layer: Variant, dtype: torch.dtype, determinis
         leaf = [x for x in (*given, *parts) if x is not None and x.requires_grad]
         gradients = torch.autograd.grad([x.float().square().sum() for x in outputs], leaf)
         state = final.detach().clone()
-        y = layer._step(tensors_like(inputs), None, state, None)
+        y = layer._step(first_tokens(layer, inputs), None, state, None)
         return [o.detach(), *gradients, y, *leaves(state)]
 
     first = run()
@@ -189,6 +189,7 @@ def test_deterministic_algorithms(layer: Variant, dtype: torch.dtype, determinis
             assert torch.equal(x, y)
 
 
-def tensors_like(inputs: Any) -> Any:
-    """The first token of each."""
-    return tuple([x[:, :1] if x is not None and x.dim() > 2 else x for x in inputs])
+def first_tokens(layer: Variant, inputs: Any) -> Any:
+    """Of what has tokens."""
+    pairs = zip(layer.signature.stepped, inputs, strict=True)
+    return tuple([x[:, :1] if x is not None and "T" in kind.dims else x for kind, x in pairs])
