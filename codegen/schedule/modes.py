@@ -14,16 +14,15 @@ HELD = {False: 16, True: 8}
 """Modes that a thread holds, by whether it makes gradients: with two poles, residue and state they are eight
 registers each, and with sums for the gradients a dozen.
 """
-MOST_WARPS = 4
+WARPS = {"triton": 1, "tilelang": 4}
+"""One warp sums over modes without a barrier; TileLang lays out tiles of whole warpgroups alone."""
 LEAST_CHANNELS = {"triton": 1, "tilelang": 16}
-"""TileLang lays out tiles of whole warps alone."""
 
 
 def tiles(spec: LayerSpec, program: Program, backend: str) -> Setting:
     """Tiles of one program.
 
-    A walk waits for each token's sum over modes, so blocks are small, and there are many: one warp where it
-    holds the modes of a channel or more.
+    A walk waits for each token's sum over modes, so blocks are small, and there are many.
     """
     modes, most = spec.extents["MODES"], spec.extents.get("CHANNELS", ALL_CHANNELS)
     if backend == "torch":
@@ -31,8 +30,6 @@ def tiles(spec: LayerSpec, program: Program, backend: str) -> Setting:
     if backend == HOST_C:
         return Setting(pick(program, {"CHANNELS": min(8, most), "MODES": modes}))
     width = power_of_two(modes)
-    held = HELD[GRADIENTS in program.does] * WARP
-    warps = min(MOST_WARPS, max(1, width // held)) if backend == "triton" else MOST_WARPS
-    channels = min(WARP, power_of_two(most), max(1, warps * held // width))
-    channels = max(LEAST_CHANNELS[backend], channels)
-    return Setting(pick(program, {"CHANNELS": channels, "MODES": width}), warps, stages=1)
+    held = HELD[GRADIENTS in program.does] * WARP * WARPS[backend]
+    channels = max(LEAST_CHANNELS[backend], min(WARP, power_of_two(most), held // width))
+    return Setting(pick(program, {"CHANNELS": channels, "MODES": width}), WARPS[backend], stages=1)
