@@ -44,6 +44,8 @@ class Steps:
             numbers = numbers.abs() + 4.0
         if argument.multiplies:
             numbers = numbers.abs() + 0.5
+        if argument.fades:
+            numbers = -numbers.abs()
         if argument.corrects:
             numbers = numbers.sigmoid()
         return numbers.to(self.device, dtype_of(self.spec, argument.dtype, self.dtype))

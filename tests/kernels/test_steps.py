@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from based_ops.codegen.mixers.short_conv import ShortConv
+from based_ops.codegen.mixers.state_space import StateSpace
 from based_ops.codegen.spec.model import LayerSpec
 from based_ops.codegen.spec.signature import MOST_TOKENS
 from tests.kernels.delta import DELTA
@@ -19,6 +20,7 @@ from tests.kernels.runners import Runner
 from tests.kernels.steps import Steps, Tensors, copied, there
 
 CONVOLUTIONS = (ShortConv("conv4", 4), ShortConv("conv2", 2, None, bias=False, gate=False))
+STATE_SPACES = (StateSpace("order6", 6), StateSpace("order10_shared", 10, filters="head", width=8))
 
 
 def layers(runner: Runner) -> tuple[LayerSpec, ...]:
@@ -27,7 +29,11 @@ def layers(runner: Runner) -> tuple[LayerSpec, ...]:
     hybrids = runner.hybrid_pool()
     deltas = DELTA[:1] if slow else DELTA
     pools = linear[:1] if slow else linear, deltas, runner.window_pool(), hybrids[:1] if slow else hybrids
-    return (*(spec for pool in pools for spec in pool), *CONVOLUTIONS[: 1 if slow else 2])
+    others = CONVOLUTIONS, STATE_SPACES
+    return (
+        *(spec for pool in pools for spec in pool),
+        *(spec for pool in others for spec in pool[: 1 if slow else 2]),
+    )
 
 
 @st.composite
