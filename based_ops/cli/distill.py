@@ -49,7 +49,11 @@ class Order(click.ParamType):
 @click.option(
     "--norm", type=click.Choice(["l2", "hinf"]), default="l2", show_default=True, help="What to fit."
 )
-@click.option("--tolerance", type=float, help="The bound that `--order auto` asks for.  [default: 1e-5]")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0, min_open=True),
+    help="The bound that `--order auto` asks for.  [default: 1e-5]",
+)
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), help="[default: cuda if there is one]")
 @click.option(
     "--text",

@@ -127,11 +127,11 @@ class Validator:
                 continue
             others = [other for other, cls in mixers().items() if key in k.spec_fields(cls)]
             owner = _inner_owner(key)
-            if others:
+            if owner in known:
+                self._report(node, f"`{key}` belongs under `{owner}`", known, f"{owner}.{key}")
+            elif others:
                 message = f"`{key}` is a field of {' and '.join(others)}, not of {mixer}"
                 self._report(node, message, known)
-            elif owner in known:
-                self._report(node, f"`{key}` belongs under `{owner}`", known, f"{owner}.{key}")
             else:
                 self._report(node, unknown(key, ""), known, nearest_name(key, known))
 
