@@ -12,6 +12,7 @@ from .dial import dial
 from .distill import distill
 from .doctor import doctor
 from .generate import generate
+from .hippo import hippo
 from .models import models
 from .recall import recall
 from .specs import list_specs, new, show
@@ -38,6 +39,7 @@ for command in (
     recall,
     dial,
     distill,
+    hippo,
     doctor,
     demo,
 ):

@@ -12,7 +12,18 @@ import click
 
 from .console import Cell, fail, progress, table
 
-LAYERS = ("block", "filters", "order", "needed", "bound", "Hankel norm", "taps", "frequencies", "within 2×")
+LAYERS = (
+    "block",
+    "filters",
+    "order",
+    "modes",
+    "needed",
+    "bound",
+    "Hankel norm",
+    "taps",
+    "frequencies",
+    "within 2×",
+)
 PACES = ("model", "parameters", "tokens/s", "state bytes a sequence")
 REPORT = "distillation.json"
 
@@ -64,14 +75,14 @@ def distill(
 ) -> None:
     """Write OUT, the model of CHECKPOINT with state spaces instead of long convolutions.
 
-    It generates with a state of constant size.  Of each layer: how many filters it has, the order of the state
-    spaces and the one that `auto` would take, and at the worst filter and the one at 95 % the bound that no
-    state space of the order goes below, beside what was reached.  Then logits and perplexity on text, and how
-    fast both models decode, beside a Transformer of as many layers.  All of it goes into distillation.json.
+    It generates with a state of constant size.  Of each layer: how many filters it has, the order of the
+    state spaces and the one that `auto` would take; and, for 95 % of the filters and for all, the bound that
+    no state space of the order goes below, beside what was reached.  Then logits and perplexity on text, and
+    how fast both models decode, beside a Transformer of as many layers.  All goes into distillation.json.
     """
     import torch
 
-    from ..distill import distil, paces, words
+    from ..distill import distil, paces, silenced, words
     from ..distill.filters import TOLERANCE
     from ..errors import BasedOpsError
     from ..models import load, save
@@ -93,7 +104,8 @@ def distill(
             told("reading text")
             held = read(source, tokenizer=tokenizer_of(folder_of(checkpoint))).held_out
             told("logits")
-            near = words(exact, model, rows_of(held, length - 1, rows))
+            lines = rows_of(held, length - 1, rows)
+            near, without = words(exact, model, lines), words(exact, silenced(model), lines)
             fast = paces(exact, model, length, batch, min(new, length - 1), told)
     except (BasedOpsError, OSError) as error:
         fail(str(error))
@@ -105,6 +117,10 @@ def distill(
         f"{near.worst:.1e} at the worst token; {100 * near.agree:.2f} % agree on the likeliest; "
         f"perplexity {near.exact_perplexity:.4f} before, {near.perplexity:.4f} after"
     )
+    click.echo(
+        f"with the first tap of each filter alone: logits within {without.error:.1e}, "
+        f"perplexity {without.perplexity:.4f}"
+    )
     click.echo(f"decoding the last {min(new, length - 1)} of {length} tokens, {batch} sequences:")
     rates: list[tuple[Cell, ...]] = [
         (x.model, x.parameters, f"{x.tokens_per_second:,.0f}", x.state_bytes) for x in fast
@@ -114,6 +130,7 @@ def distill(
         "machine": about,
         "layers": [_facts(layer) for layer in layers],
         "words": asdict(near),
+        "words with first taps alone": asdict(without),
         "paces": [asdict(x) for x in fast],
     }
     (out / REPORT).write_text(json.dumps(report, indent=2), encoding="utf-8")
@@ -126,7 +143,8 @@ def _row(layer: Any) -> tuple[Cell, ...]:
     errors = [" ".join(f"{x:.0e}" for x in _quantiles(getattr(fit, name))[1:]) for name in names]
     within = float((fit.hankel <= 2 * fit.bound).double().mean())
     count = fit.bound.numel()
-    return (layer.block, count, fit.order, int(fit.needed.max()), *errors, f"{100 * within:.0f} %")
+    modes = fit.modes.rate.shape[1]
+    return (layer.block, count, fit.order, modes, int(fit.needed.max()), *errors, f"{100 * within:.0f} %")
 
 
 def _facts(layer: Any) -> dict[str, Any]:
@@ -134,7 +152,13 @@ def _facts(layer: Any) -> dict[str, Any]:
     fit = layer.fit
     found = {name: _quantiles(getattr(fit, name)) for name in ("bound", "hankel", "l2", "hinf")}
     over = _quantiles(fit.hankel / fit.bound.clamp(min=1e-300))
-    about = {"block": layer.block, "kind": layer.kind, "filters": fit.bound.numel(), "order": fit.order}
+    about: dict[str, Any] = {
+        "block": layer.block,
+        "kind": layer.kind,
+        "filters": fit.bound.numel(),
+        "order": fit.order,
+    }
+    about["modes"] = fit.modes.rate.shape[1]
     return {**about, "needed": fit.needed.tolist(), **found, "hankel over bound": over}
 
 

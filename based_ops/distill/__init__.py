@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .filters import Fitted, fitted
-from .judge import Pace, Words, paces, words
+from .judge import Pace, Words, paces, silenced, words
 from .model import Layer, distil
 
-__all__ = ["Fitted", "Layer", "Pace", "Words", "distil", "fitted", "paces", "words"]
+__all__ = ["Fitted", "Layer", "Pace", "Words", "distil", "fitted", "paces", "silenced", "words"]

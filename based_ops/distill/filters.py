@@ -12,20 +12,22 @@ from torch import Tensor
 from ..checks import sizes
 from ..errors import ArgumentTypeError, ArgumentValueError, ShapeError, fail
 from . import hankel
-from .fit import Modes, begin, distance, flatten, refine
+from .fit import Modes, Told, begin, begin_stable, distance, flatten, refine
 
 Norm = Literal["l2", "hinf"]
 TOLERANCE = 1e-5
 """`auto` takes the order at which the bound of every filter is below this part of its largest value."""
 MOST_ORDER = 64
 """`auto` goes no further."""
+WIDE = 24
+"""Order of the stable fit that another start is taken from."""
 AT_ONCE = 2**25
 """Numbers of a matrix of derivatives: filters of more are fitted in several batches."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """Filters of C channels as state spaces of one order: h_0 = bias, h_t ≈ 2 Re Σ_n R_n λ_n^t after it.
+    """Filters of C channels as state spaces of one order N: h_0 = bias, h_t ≈ 2 Re Σ_n R_n λ_n^t after it.
 
     Errors and bounds are of the taps behind the first, and each a part of the same norm of the filter.
     """
@@ -51,15 +53,16 @@ def fitted(
     order: int | Literal["auto"] = "auto",
     norm: Norm = "l2",
     tolerance: float = TOLERANCE,
-    told: Callable[[str], None] | None = None,
+    told: Told = None,
     name: str = "filters",
 ) -> Fitted:
     """State spaces for `filters` [C,L], fitted in float64 on their device; `name` is theirs in errors.
 
-    `order` is even, N/2 pairs of poles for every filter; `auto` finds the smallest whose bounds are below
-    `tolerance`.  `norm` says what is small at the end: the sum of squares of the taps' errors, or (`hinf`)
-    the largest error over frequencies.  Raises `ArgumentValueError` for filters that are not finite and for an
-    order that the filters are too short for.
+    `order` is even: N poles for every filter, so N/2 modes, or more where poles are real.  `auto` finds the
+    smallest whose bounds are below `tolerance`.  `norm` says what is small at the end: the sum of squares of
+    the taps' errors, or (`hinf`) the largest error over frequencies.
+
+    Raises `ArgumentValueError` for filters that are not finite and for an order that they are too short for.
     """
     if filters.dim() != 2 or filters.shape[0] == 0 or filters.shape[1] < 8:
         fail(ShapeError, name, sizes(filters), "of shape [C, L], with 8 taps or more")
@@ -87,10 +90,10 @@ def fitted(
     chosen = int(needed.max()) if order == "auto" else order
     rows = max(1, AT_ONCE // (filters.shape[1] * 2 * chosen))
     parts = []
-    for own, leading in zip(filters.split(rows), vectors[:, :, :chosen].split(rows), strict=True):
-        modes = refine(own, begin(own, leading), told=told)
+    for own, leading in zip(filters.split(rows), vectors.split(rows), strict=True):
+        modes = _fit(own, leading, chosen, told)
         parts.append(modes if norm == "l2" else flatten(own, modes, told))
-    modes = Modes(*(torch.cat(x) for x in zip(*((p.rate, p.angle, p.residues) for p in parts), strict=True)))
+    modes = Modes.cat(parts)
     error = (filters - modes.taps(filters.shape[1]))[:, 1:]
     taps = filters[:, 1:]
 
@@ -107,3 +110,20 @@ def fitted(
         part(lambda x: torch.fft.rfft(x, n=2 * filters.shape[1]).abs().amax(1)),
         needed,
     )
+
+
+def _fit(filters: Tensor, vectors: Tensor, order: int, told: Told) -> Modes:
+    """The fit from the filters' own poles; where it misses twice the bound, the better one of two starts."""
+    modes = refine(filters, begin(filters, vectors[:, :, :order]), told=told)
+    # σ_(N+1) is the length of what H makes of its vector.
+    bound = hankel.product(filters, vectors[:, :, order : order + 1]).norm(dim=(1, 2))
+    reached = distance(filters, modes)
+    missed = (reached > 2 * bound).nonzero().flatten()
+    if order >= WIDE or vectors.shape[2] <= WIDE or missed.numel() == 0:
+        return modes
+    own = filters[missed]
+    other = refine(own, begin_stable(own, vectors[missed, :, :WIDE], order, told), told=told)
+    better = distance(own, other) < reached[missed]
+    rest, chosen = Modes.cat([modes, other]), torch.arange(len(filters), device=filters.device)
+    chosen[missed[better]] = len(filters) + better.nonzero().flatten()
+    return Modes(rest.rate[chosen], rest.angle[chosen], rest.residues[chosen])

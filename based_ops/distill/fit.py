@@ -6,7 +6,7 @@ log λ = -exp(rate) + i · angle, so no pole is unstable, whatever a step does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,18 +15,28 @@ from torch import Tensor
 from ..layers.modal import modal_filters
 from . import hankel
 
-LEAST_DECAY = 1e-7
+LEAST_DECAY = 1e-5
 """A pole that comes out as unstable, or as never fading, begins with so much decay a token."""
-RIDGE = 1e-13
+GONE = 4.0
+"""The rate of a pole that stands for none: exp(-exp(4)) is nothing after a token."""
+RIDGE, NOTHING = 1e-13, 1e-24
+"""Added to the diagonal of normal equations; what a column's square is nothing beside."""
 STEPS, ROUNDS, STEPS_OF_ROUND = 60, 4, 10
 """Steps of a fit; rounds of new weights, and steps of each."""
 PATIENCE = 1e-4
 """A fit ends when no square falls by this part in a step."""
 
 
+Told = Callable[[str], None] | None
+
+
 @dataclass
 class Modes:
-    """Pairs of poles and their residues: rate and angle [C,N/2], residues complex [C,N/2]."""
+    """Poles, of a pair the upper one, and their residues: rate and angle [C,M], residues complex [C,M].
+
+    A real pole has the angle 0 and a real residue, and keeps both in a fit: so pairs count as an order of 2,
+    real poles as 1.
+    """
 
     rate: Tensor
     angle: Tensor
@@ -41,6 +51,20 @@ class Modes:
         """2 Re Σ R λ^t for t < length, [C, length]."""
         return modal_filters(self.log_poles, self.residues, length)
 
+    @staticmethod
+    def cat(several: Sequence[Modes]) -> Modes:
+        """Those of all filters, with poles that stand for none where some have fewer."""
+        places = max(x.rate.shape[1] for x in several)
+
+        def filled(x: Tensor, value: float) -> Tensor:
+            return torch.nn.functional.pad(x, (0, places - x.shape[1]), value=value)
+
+        return Modes(
+            torch.cat([filled(x.rate, GONE) for x in several]),
+            torch.cat([filled(x.angle, 0.0) for x in several]),
+            torch.cat([filled(x.residues, 0.0) for x in several]),
+        )
+
     def where(self, chosen: Tensor, other: Modes) -> Modes:
         """Of each filter these modes if it is chosen [C], else the other's."""
         row = chosen.unsqueeze(1)
@@ -54,32 +78,36 @@ class Modes:
 def begin(filters: Tensor, vectors: Tensor) -> Modes:
     """Poles of the shift that the leading singular vectors [C,m,N] undergo (Kung), with their best residues.
 
-    N/2 pairs are kept; real poles, of which one takes a pair, may be more than fit, and the least go.
+    Of N poles a pair takes one place and a real one too: there are as many places as the filter with the most
+    needs, and poles that fade at once stand in those that are left.
     """
-    order = vectors.shape[2]
     shift = torch.linalg.lstsq(vectors[:, :-1], vectors[:, 1:]).solution
     found = torch.linalg.eigvals(shift)
-    kept = found.imag >= 0
-    decay = -found.abs().clamp(min=1e-12).log()
-    rate = decay.abs().clamp(min=LEAST_DECAY).log()
-    angle = torch.where(kept, found.angle(), 0.0)
-    all_modes = Modes(rate, angle, torch.zeros_like(found))
-    all_modes.residues = residues(filters, all_modes, kept)
-    length = filters.shape[1]
-    ages = torch.arange(1, length, dtype=rate.dtype, device=rate.device)
-    energy = (-2 * rate.exp().unsqueeze(-1) * ages).exp().sum(-1) * all_modes.residues.abs().square()
-    best = torch.where(kept, energy, -1.0).argsort(dim=1, descending=True)[:, : order // 2]
-    modes = Modes(rate.gather(1, best), angle.gather(1, best), all_modes.residues.gather(1, best))
+    upper = found.imag >= 0
+    places = int(upper.sum(1).max())
+    first = upper.int().argsort(dim=1, descending=True, stable=True)[:, :places]
+    found, upper = found.gather(1, first), upper.gather(1, first)
+    rate = found.abs().clamp(min=1e-12).log().neg().clamp(min=LEAST_DECAY).log()
+    nothing = torch.full_like(rate, GONE)
+    modes = Modes(torch.where(upper, rate, nothing), torch.where(upper, found.angle(), 0.0), found)
     modes.residues = residues(filters, modes)
     return modes
 
 
-def residues(filters: Tensor, modes: Modes, kept: Tensor | None = None) -> Tensor:
-    """The residues that are best for given poles, by linear least squares; 0 of poles that are not `kept`."""
+def begin_stable(filters: Tensor, vectors: Tensor, order: int, told: Told = None) -> Modes:
+    """Another start: Kung's poles of a stable fit of a higher order, that of `vectors`, over twice the taps.
+
+    Within its taps a filter may grow, and its Hankel matrix wants poles outside of the circle.  Such a fit
+    goes on as a stable filter does, so the poles of all of it lie inside.
+    """
+    long = refine(filters, begin(filters, vectors), told=told).taps(2 * filters.shape[1])
+    return begin(filters, hankel.singular(long, order)[1])
+
+
+def residues(filters: Tensor, modes: Modes) -> Tensor:
+    """The residues that are best for given poles, by linear least squares."""
     ages = torch.arange(1, filters.shape[1], dtype=filters.dtype, device=filters.device)
     powers = torch.exp(modes.log_poles.unsqueeze(1) * ages.unsqueeze(1))  # [C, L-1, N/2]
-    if kept is not None:
-        powers = powers * kept.unsqueeze(1)
     columns = torch.cat([2 * powers.real, -2 * powers.imag], 2)
     solved = _solved(columns.mT @ columns, columns.mT @ filters[:, 1:].unsqueeze(-1), RIDGE)
     return torch.complex(*solved.squeeze(-1).chunk(2, dim=1))
@@ -90,7 +118,7 @@ def refine(
     modes: Modes,
     weights: Tensor | None = None,
     steps: int = STEPS,
-    told: Callable[[str], None] | None = None,
+    told: Told = None,
 ) -> Modes:
     """Levenberg and Marquardt's method for poles and residues together, each filter with its own damping.
 
@@ -136,7 +164,7 @@ def refine(
     return modes
 
 
-def flatten(filters: Tensor, modes: Modes, told: Callable[[str], None] | None = None) -> Modes:
+def flatten(filters: Tensor, modes: Modes, told: Told = None) -> Modes:
     """Smaller largest errors over frequencies, by weights that grow where the error is large (Lawson).
 
     Of each filter the modes with the smallest Hankel norm of the error are kept.
@@ -147,7 +175,8 @@ def flatten(filters: Tensor, modes: Modes, told: Callable[[str], None] | None = 
     for _ in range(ROUNDS):
         error = (filters - modes.taps(length))[:, 1:]
         spectrum = torch.fft.rfft(error, n=2 * length).abs()
-        weights = weights * (spectrum / spectrum.mean(1, keepdim=True).clamp(min=1e-300))
+        # A frequency that is met keeps some weight; where all are, all weigh the same.
+        weights = weights * (spectrum / spectrum.mean(1, keepdim=True).clamp(min=1e-300)).clamp(min=1e-3)
         weights = (weights / weights.mean(1, keepdim=True)).clamp(min=1e-6)
         modes = refine(filters, modes, weights, STEPS_OF_ROUND, told)
         now = distance(filters, modes)
@@ -172,7 +201,10 @@ def _slopes(modes: Modes, length: int) -> Tensor:
 
 def _solved(gram: Tensor, right: Tensor, damping: Tensor | float) -> Tensor:
     """x of (G + damping · diag G) x = right, with G scaled to a diagonal of ones first."""
-    scale = gram.diagonal(dim1=1, dim2=2).clamp(min=1e-300).rsqrt().unsqueeze(-1)
+    squares = gram.diagonal(dim1=1, dim2=2)
+    # A column of rounding errors alone, such as an imaginary part of a real pole, has no part.
+    there = squares > NOTHING * squares.amax(1, keepdim=True)
+    scale = torch.where(there, squares.clamp(min=1e-300).rsqrt(), 0.0).unsqueeze(-1)
     one = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     scaled = gram * scale * scale.mT + (damping + RIDGE) * one
     # Where rounding leaves the matrix indefinite, a larger ridge.

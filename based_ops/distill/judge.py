@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from based_ops.codegen.spec.language_model import Attention
 
+from ..layers import ModalConv
 from ..models import LanguageModel
 from .model import placed
 
@@ -55,7 +57,7 @@ def words(exact: LanguageModel, distilled: LanguageModel, rows: Tensor) -> Words
     device = exact.embedding.weight.device
     apart = whole = worst = lost = exact_lost = 0.0
     agree = 0
-    for part in rows.to(device).split(ROWS):
+    for part in rows.long().to(device).split(ROWS):
         ids, targets = part[:, :-1], part[:, 1:].flatten()
         wanted, found = (net(ids)[0].double().flatten(0, 1) for net in (exact, distilled))
         error, size = (found - wanted).norm(dim=1), wanted.norm(dim=1)
@@ -73,6 +75,17 @@ def words(exact: LanguageModel, distilled: LanguageModel, rows: Tensor) -> Words
         math.exp(lost / count),
         math.exp(exact_lost / count),
     )
+
+
+@torch.no_grad()
+def silenced(distilled: LanguageModel) -> LanguageModel:
+    """The model with filters of their first tap alone: how much the others matter."""
+    made = copy.deepcopy(distilled)
+    for module in made.modules():
+        if isinstance(module, ModalConv):
+            module.bias.add_(2 * module.residues[..., 0].sum(0))
+            module.residues.zero_()
+    return made
 
 
 @torch.no_grad()

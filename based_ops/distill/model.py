@@ -53,7 +53,7 @@ def distil(
         each = None if told is None else (lambda text, i=i: told(f"block {i}, {text}"))
         fit = fitted(filters, order, norm, tolerance, each, f"{where}.filters")
         layers.append(Layer(i, mixer.kind, fit))
-        mixers[i] = replace(mixer, modes=fit.order // 2)
+        mixers[i] = replace(mixer, modes=fit.modes.rate.shape[1])
         for name in [name for name in weights if name.startswith(f"{where}.")]:
             del weights[name]
         for name, x in _modal(fit, long.bias).state_dict().items():
@@ -85,5 +85,5 @@ def _modal(fit: Fitted, bias: Tensor) -> ModalConv:
     made = ModalConv.of(poles, fit.modes.residues, fit.skip.to(bias) + bias.detach())
     # Poles so near to 1 that their magnitude rounds to it keep the decay that was fitted.
     with torch.no_grad():
-        made.rate.copy_(fit.modes.rate)
+        made.rate.copy_(fit.modes.rate.t())
     return made

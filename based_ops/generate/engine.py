@@ -106,6 +106,9 @@ class Engine:
         """
         if slots < 1:
             fail(ArgumentValueError, "slots", slots, "1 or more")
+        if compiled and not model.records:
+            what = f"False: what {model.spec.name} does in a step depends on how many tokens there are"
+            fail(ArgumentValueError, "compiled", True, what)
         self.model, self.slots, self.decode, self.most = model.eval(), slots, decode, most
         self.batch_invariant, self.compiled = batch_invariant, compiled
         self.device = model.embedding.weight.device

@@ -57,7 +57,10 @@ class Board:
 
 
 class Step:
-    """The step of a batch of `size`; on a GPU recorded at its first call, and replayed from then on."""
+    """The step of a batch of `size`; on a GPU recorded at its first call, and replayed from then on.
+
+    Models that cannot be recorded, see `LanguageModel.records`, are called anew for every token.
+    """
 
     def __init__(
         self, model: LanguageModel, pool: Any, board: Board, size: int, sampled: bool, compiled: bool
@@ -77,7 +80,7 @@ class Step:
             rows = [*slots, *[-1] * (self.size - len(slots))]
             self.indices.copy_(torch.tensor(rows, dtype=torch.int32))
             self._slots = list(slots)
-        if self.indices.device.type != "cuda":
+        if self.indices.device.type != "cuda" or not self.model.records:
             return self._next()[: len(slots)].tolist()
         if self._graph is None:
             self._record(memory)

@@ -10,7 +10,7 @@ from .hyena import BaseConv, Hyena, HyenaState, MultiHyena
 from .linear_attention import BasedDelta, LinearAttention
 from .long_conv import ExplicitConv, ImplicitConv, LongConv, fft_conv
 from .mamba2 import Mamba2Mixer, Mamba2State
-from .modal import ModalConv, ModalState
+from .modal import ModalConv
 from .relaxed import LongConvState, RelaxedConvolution
 from .rotary import rotate
 from .s4 import S4, S4State
@@ -36,7 +36,6 @@ __all__ = [
     "Mamba2Mixer",
     "Mamba2State",
     "ModalConv",
-    "ModalState",
     "MultiHyena",
     "RelaxedConvolution",
     "S4",

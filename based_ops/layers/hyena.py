@@ -102,6 +102,11 @@ class Hyena(nn.Module):
         """Bytes of such a state."""
         return self.short.state_bytes(batch) + int(self.long.state_bytes(batch, most))
 
+    @property
+    def records(self) -> bool:
+        """Whether a step is the same kernels at any token; the blocks of a filter depend on the number."""
+        return not self.long.grows
+
     def with_room(self, state: HyenaState, least: int, most: int = 0) -> HyenaState:
         """The state with memory for `least` tokens or more; where it has to grow, for `most` at once."""
         return state._replace(long=state.long.with_room(least, most))

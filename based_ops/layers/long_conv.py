@@ -98,7 +98,7 @@ class LongConv(nn.Module):
             if cu_seqlens is not None and (state is not None or output_state):
                 fail(StateError, "cu_seqlens", "packed sequences with a state", "given without one")
             fits(self, x, self.channels * self.share)
-            apart = Apart(x, cu_seqlens, attention_mask)
+            apart = _Apart(x, cu_seqlens, attention_mask)
             fits(self, laid := apart.lay(x), self.channels * self.share, self.length)
             y, final = self._convolved(laid, state, output_state, apart.counts)
             y = apart.back(y)
@@ -171,7 +171,7 @@ class LongConv(nn.Module):
         return x if self.share == 1 else x.repeat_interleave(self.share, -1)
 
 
-class Apart:
+class _Apart:
     """Tokens laid out with a row for each sequence, from its first token on, and 0 behind its last."""
 
     def __init__(self, x: Tensor, cu_seqlens: Tensor | None, attention_mask: Tensor | None) -> None:

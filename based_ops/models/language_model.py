@@ -125,6 +125,11 @@ class LanguageModel(nn.Module):
         """Whether a call can pack sequences and give their states: not if one grows with the tokens."""
         return not any(more for _, more in self._mixers(0))
 
+    @property
+    def records(self) -> bool:
+        """Whether a step is the same kernels at any token, as CUDA graphs ask: not of exact long filters."""
+        return all(getattr(mixer, "records", True) for mixer, _ in self._mixers(0))
+
     def extra_repr(self) -> str:
         return self.spec.name
 

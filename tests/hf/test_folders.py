@@ -227,7 +227,7 @@ def test_damaged_files(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"mixer": {"kind": "hyena"}}, "`mixer.kind` cannot be hyena"),
+        ({"mixer": {"kind": "hyenas"}}, "`mixer.kind` cannot be hyenas"),
         ({"mixer": {"kind": "gated_conv", "expend": 2}}, "unknown field `mixer.expend`"),
         ({"placement": [{"layers": [9], "mixer": {"kind": "gated_conv"}}]}, "names 9, the last layer is 3"),
         ({"norm_eps": -1.0}, "`norm_eps` must be"),
