@@ -142,7 +142,8 @@ class Hyena(nn.Module):
 
     def with_room(self, state: HyenaState, least: int, most: int = 0) -> HyenaState:
         """The state with memory for `least` tokens or more; where it has to grow, for `most` at once."""
-        return state._replace(long=state.long.with_room(least, most))
+        short, long = self._parts(state)
+        return HyenaState(short, long.with_room(least, most))
 
     def _mix(self, mixed: Tensor, long: Any) -> tuple[Tensor, Any]:
         a, b, v = mixed.chunk(3, dim=-1)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .. import packed
 from ..checks import count, no_gradient, sizes
 from ..errors import ShapeError, StateError, fail
+from ..tracing import is_traced
 from .relaxed import LongConvState, RelaxedConvolution, begun, convolved
 
 FAST, SLOW, LEFT = 0.3, 1.5, 1e-2
@@ -201,9 +202,13 @@ class _Apart:
     """Tokens laid out with a row for each sequence, from its first token on, and 0 behind its last."""
 
     def __init__(self, x: Tensor, cu_seqlens: Tensor | None, attention_mask: Tensor | None) -> None:
-        at = packed.numbers(cu_seqlens, attention_mask, x, False)
-        self.counts = at.counts
-        self.rows, self.width = at.counts.shape[0], int(at.counts.max()) if at.counts.numel() else 0
+        traced = is_traced()
+        at = packed.numbers(cu_seqlens, attention_mask, x, traced)
+        self.counts, self.rows = at.counts, at.counts.shape[0]
+        if traced and attention_mask is not None:  # where nobody can look how long they are
+            self.width = x.shape[1]
+        else:
+            self.width = int(at.counts.max()) if at.counts.numel() else 0
         own = at.counts.index_select(0, at.sequence.flatten()).view_as(at.number)
         self.there = (at.number >= 0) & (at.number < own)
         nowhere = self.rows * self.width
@@ -213,12 +218,12 @@ class _Apart:
         """[B,T,D] to [N,W,D]."""
         rows = x.new_zeros(self.rows * self.width + 1, x.shape[2])
         rows = rows.index_copy(0, self.place, x.flatten(0, 1))
-        return rows[:-1].view(self.rows, self.width, -1)
+        return rows[:-1].view(self.rows, self.width, x.shape[2])
 
     def back(self, y: Tensor) -> Tensor:
         """[N,W,D] to [B,T,D], with 0 where there is no token."""
         longer = nn.functional.pad(y.flatten(0, 1), (0, 0, 0, 1))
-        return longer.index_select(0, self.place).view(*self.there.shape, -1)
+        return longer.index_select(0, self.place).view(*self.there.shape, y.shape[2])
 
 
 class ExplicitConv(LongConv):

@@ -132,6 +132,8 @@ class FullAttention(nn.Module):
 
     def with_room(self, state: KeyValueCache, least: int, most: int = 0) -> KeyValueCache:
         """The cache with memory for `least` tokens or more; where it has to grow, for `most` at once."""
+        if not isinstance(state, KeyValueCache):
+            fail(StateError, "state", type(state).__name__, "a KeyValueCache, as this layer returns it")
         return state.with_room(least, most)
 
     def state_bytes(self, batch: int, most: int = 2048) -> int:
