@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from ..recall.sweep import Job
 
 SWEEP = PACKAGE / "benchmarks" / "recall" / "sweep.yaml"
-WIDTHS, WORDS = SWEEP.with_name("widths.yaml"), SWEEP.with_name("words.yaml")
+WIDTHS, WORDS, LONG_RANGE = (SWEEP.with_name(f"{name}.yaml") for name in ("widths", "words", "long_range"))
+GROUPS = ("parity", "s3", "s5")
+TASKS = (*GROUPS, "delay", "copying", "selective-copying", "listops", "digits", "pathfinder")
 LENGTHS = ("zoology-64", "zoology-128", "zoology-256")
 """The recipes of Zoology's study of widths."""
 COLUMNS = ("model", "bytes", "accuracy", "worst seed", "at the largest test", "seeds", "epochs")
@@ -99,18 +101,22 @@ def mqar(
     _train("small" if quick else recipe, sweep or default, named, path, **options)
 
 
-@recall.command(short_help="The same for word problems of a group: whose state can be turned.")
-@click.option("--group", type=click.Choice(["parity", "s3", "s5"]), required=True)
+@recall.command(short_help="The same for other tasks: word problems, copying, ListOps, Pathfinder.")
+@click.argument("task", type=click.Choice(TASKS))
 @click.option("--sweep", type=LIST, help="Another list.")
 @POINTS
-@click.option("--csv", "path", type=click.Path(dir_okay=False, path_type=Path), help="[default: GROUP.csv]")
+@click.option("--csv", "path", type=click.Path(dir_okay=False, path_type=Path), help="[default: TASK.csv]")
 @training
-def words(group: str, sweep: Path | None, points: tuple[str, ...], path: Path | None, **options: Any) -> None:
-    """Train models to say the product of all elements of a group that they have read.
+def synthetic(
+    task: str, sweep: Path | None, points: tuple[str, ...], path: Path | None, **options: Any
+) -> None:
+    """Train models on a task besides recall, and write what they reach, as `recall mqar` does.
 
-    Words of up to 32 elements are trained on, and up to 256 tested.  Files grow as those of `recall mqar`.
+    parity, s3 and s5 ask for the product of all elements of a group so far; the others are of long range:
+    docs/recall.md says what each asks.
     """
-    _train(group, sweep or WORDS, points, path or Path(f"{group}.csv"), **options)
+    default = WORDS if task in GROUPS else LONG_RANGE
+    _train(task, sweep or default, points, path or Path(f"{task}.csv"), **options)
 
 
 def _train(

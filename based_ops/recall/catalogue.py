@@ -220,6 +220,19 @@ def _h3(d: int, dials: Dials) -> list[Layer]:
     return [_of_module(lambda models: layers.H3(models * d, dials["state"]))] * 2
 
 
+def _s4d(d: int, dials: Dials) -> list[Layer]:
+    """Models one after the other: a mode's numbers come before the channels, and so before the models."""
+    order, basis = dials["order"], dials["basis"]
+    spec = spec_of("state_space", f"s4d_n{order}_{basis}", order=order, basis=basis)
+    size = bytes_of(spec, d)
+
+    def make(models: int) -> nn.Module:
+        op: Variant[Any] = compiled(spec)
+        return Apart(lambda: layers.StateSpace(d, op), models, size)
+
+    return [Layer(make, size, spec)] * 2
+
+
 def _long(d: int, dials: Dials) -> list[Layer]:
     long = _of_module(lambda models: layers.BaseConv(models * d, length=LENGTH, groups=models))
     return [conv(d), long]
@@ -284,6 +297,11 @@ MODELS: dict[str, Kind] = {
         "a BaseConv as long as the sequence, and attention for the √T tokens that ask for it",
         _sparse,
         {"penalty": True},
+    ),
+    "s4d": Kind(
+        "two layers of S4D; basis, where poles begin: legs, legt, fout, foud, lin, inv, real, random",
+        _s4d,
+        {"order": 64, "basis": "legs"},
     ),
     "base_conv": Kind("a BaseConv of three taps, and one as long as the sequence", _long),
     **{

@@ -6,6 +6,7 @@ Each is a sequence of tokens and what to say at some of its places.  `Pathfinder
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from functools import cache
 from statistics import median
 from typing import NamedTuple
@@ -92,7 +93,12 @@ class Copying(NamedTuple):
         return Examples(ids.int(), places, symbols)
 
 
-OPERATIONS = {"MIN": min, "MAX": max, "MED": lambda x: int(median(x)), "SM": lambda x: sum(x) % 10}
+OPERATIONS: dict[str, Callable[[list[int]], int]] = {
+    "MIN": min,
+    "MAX": max,
+    "MED": lambda x: int(median(x)),
+    "SM": lambda x: sum(x) % 10,
+}
 """What a list becomes: the median is rounded down, the sum is modulo 10."""
 TOKENS = (*map(str, range(10)), *(f"[{name}" for name in OPERATIONS), "]", " ")
 """Of ListOps, each with its number; the last one lies before an expression."""
@@ -136,7 +142,7 @@ class ListOps(NamedTuple):
                 return tokens, value
 
     def _list(self, source: random.Random, room: int, depth: int) -> tuple[list[int], int]:
-        """An operation of two or more arguments, digits and lists, in no more tokens than `room`, from 4 on."""
+        """An operation of two or more digits and lists, in no more tokens than `room`, 4 or more."""
         number = source.randrange(len(OPERATIONS))
         tokens, values = [10 + number], []
         for left in range(source.randint(2, min(self.widest, room - 2)), 0, -1):

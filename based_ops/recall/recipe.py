@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from math import factorial
 
 from .examples import Task
+from .long_range import TOKENS, Copying, Delay, Digits, ListOps
 from .mqar import Segment
+from .pathfinder import Pathfinder
 from .words import GROUPS, Words
 
 LENGTH = 1024
@@ -80,6 +82,12 @@ WORDS = {
 }
 """Word problems; all tests but the first are longer than anything trained on."""
 
+
+def _task(vocabulary: int, train: Task, test: Task, epochs: int = 16, batch: int = 64) -> Recipe:
+    rates = (1e-3, 10**-2.5, 1e-2)
+    return Recipe(vocabulary, (train,), (test,), epochs, rates, batch, weight_decay=0.01, dropout=0.0)
+
+
 WIDTHS = {
     f"zoology-{length}": Recipe(
         vocabulary=8192,
@@ -93,7 +101,19 @@ WIDTHS = {
 }
 """Figure 2 of Zoology (arXiv 2312.04927): accuracy against the width of models, a recipe for each length."""
 
-RECIPES = {"zoology": ZOOLOGY, "small": SMALL, **WIDTHS, **WORDS}
+LONG_RANGE = {
+    "delay": _task(16, Delay(256, 64, 20_000), Delay(256, 64, 500)),
+    "copying": _task(10, Copying(128, 10, 20_000), Copying(128, 10, 500)),
+    "selective-copying": _task(10, Copying(256, 10, 20_000, True), Copying(256, 10, 500, True)),
+    "listops": _task(len(TOKENS), ListOps(256, 20_000), ListOps(256, 1000)),
+    "digits": _task(17, Digits(1437), Digits(360, test=True), epochs=64, batch=32),
+    "pathfinder": _task(3, Pathfinder(16, 1, 20_000), Pathfinder(16, 1, 1000)),
+}
+"""Tasks of long range (`long_range.py`, `pathfinder.py`), each with one test of examples of its own."""
+
+SYNTHETIC = {**WORDS, **LONG_RANGE}
+"""Tasks besides recall."""
+RECIPES = {"zoology": ZOOLOGY, "small": SMALL, **WIDTHS, **SYNTHETIC}
 """By name."""
 
 QUICK = ("based d=32 features=8", "attention d=32", "window d=32 window=8", "mamba2 d=32 state=8 head=32")

@@ -41,11 +41,11 @@ def test_words_are_trained_on_like_pairs(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(recipe.RECIPES, "s3", small)
     path = tmp_path / "s3.csv"
     points = ["--point", "attention d=16", "--point", "delta d=16 features=8 negative=True"]
-    code, out, _ = run("words", "--group", "s3", "--device", "cpu", "--csv", path, *points)
+    code, out, _ = run("synthetic", "s3", "--device", "cpu", "--csv", path, *points)
     assert code == 0 and "delta d=16" in out
     assert all(x.recipe == "s3" and set(x.accuracies) == {(8, 8), (16, 16)} for x in read(path))
-    assert run("words", "--group", "s4", "--csv", path)[0] == 2
-    code, _, err = run("words", "--group", "parity", "--device", "cpu", "--csv", path, *points)
+    assert run("synthetic", "s4", "--csv", path)[0] == 2
+    code, _, err = run("synthetic", "parity", "--device", "cpu", "--csv", path, *points)
     assert code == 2 and "holds results of the recipe s3, not parity" in err
 
 
