@@ -68,7 +68,7 @@ LIST = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 def training(command: Any) -> Any:
     """The command with all options of training."""
-    for option in reversed(OPTIONS):
+    for option in reversed((*OPTIONS, json_option)):
         command = option(command)
     return command
 
@@ -133,6 +133,7 @@ def _train(
     device: str | None,
     dtype: str | None,
     graphs: bool | None,
+    as_json: bool,
 ) -> None:
     """Trains the points that are named, or those of a list, and shows all that the file has then."""
     import torch
@@ -159,7 +160,7 @@ def _train(
         found = sweeps.run(jobs, settings, path, budget_minutes, lambda text: click.echo(text, err=True))
     except BasedOpsError as error:
         fail(error)
-    _show(found.lines)
+    _show(found.lines, as_json)
     if found.failed:
         fail("\n".join(f"failed: {text}" for text in found.failed), code=1)
 
@@ -181,7 +182,7 @@ def _jobs(
     return [sweeps.Job(job.design, seeds) for job in jobs] if seeds else jobs
 
 
-def _show(lines: Any, as_json: bool = False) -> None:
+def _show(lines: Any, as_json: bool) -> None:
     from ..recall.results import points
 
     rows = []
@@ -202,7 +203,8 @@ def _show(lines: Any, as_json: bool = False) -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Of `bench ops --json`, for times of windows.  [default: the checkout's]",
 )
-def plots(path: Path, out: Path | None, records: Path | None) -> None:
+@json_option
+def plots(path: Path, out: Path | None, records: Path | None, as_json: bool) -> None:
     """Draw accuracy against bytes of state, feature maps, and window widths; and judge the papers' claims."""
     from based_ops.benchmarks.ops.plots import PlotsUnavailable, require
     from based_ops.benchmarks.ops.results import read as read_records
@@ -222,12 +224,12 @@ def plots(path: Path, out: Path | None, records: Path | None) -> None:
     except (BasedOpsError, ValueError) as error:
         fail(error)
     for written in draw(lines, out or path.parent, measured=measured):
-        click.echo(f"written: {written}")
+        click.echo(f"written: {written}", err=as_json)
     found = points(lines)
     words = {True: "holds", False: "does not hold", None: "not judged"}
-    table(("claim", "", "by"), [(x.says, words[x.holds], x.because) for x in claims(found)])
+    table(("claim", "verdict", "by"), [(x.says, words[x.holds], x.because) for x in claims(found)], as_json)
     for text in winners(found):
-        click.echo(f"a peer wins: {text}")
+        click.echo(f"a peer wins: {text}", err=as_json)
 
 
 @recall.command(short_help="Draw accuracy against width, of CSVs of several lengths.")

@@ -14,7 +14,7 @@ import click
 
 from ..log import VARIABLE as LOG
 from .completion import layer_names
-from .console import fail, progress, table
+from .console import fail, json_option, progress, table
 from .specs import STAGES
 
 SENT = ("BASED_OPS_", "TRITON_INTERPRET")
@@ -39,7 +39,8 @@ CONTENTS = "contents.json"
     multiple=True,
     help="A log of yours to add; may be repeated.",
 )
-def report(name: str | None, out: Path, logs: tuple[Path, ...]) -> None:
+@json_option
+def report(name: str | None, out: Path, logs: tuple[Path, ...], as_json: bool) -> None:
     """Write a file to send along with a bug report: versions and backends, and of the layer NAME all stages.
 
     NAME is a layer's name or the path of a spec file.  Into the file go the answer of `based-ops doctor`, the
@@ -58,7 +59,7 @@ def report(name: str | None, out: Path, logs: tuple[Path, ...]) -> None:
     given = {key: value for key, value in sorted(os.environ.items()) if key.startswith(SENT)}
     texts["environment.json"] = json.dumps(given, indent=2)
     texts |= {f"logs/{path.name}": path.read_text(encoding="utf-8", errors="replace") for path in logs}
-    _write(out, {file: _without_home(text) for file, text in texts.items()})
+    _write(out, {file: _without_home(text) for file, text in texts.items()}, as_json)
 
 
 def _wanted(name: str | None) -> Iterator[tuple[str, list[str]]]:
@@ -93,12 +94,12 @@ def _without_home(text: str) -> str:
     return text if home in ("~", "/") else text.replace(home, "~")
 
 
-def _write(out: Path, texts: Mapping[str, str]) -> None:
+def _write(out: Path, texts: Mapping[str, str], as_json: bool) -> None:
     """Writes the archive, with a list of its files, and shows that."""
     sizes = {file: len(text.encode()) for file, text in texts.items() if text}
     with zipfile.ZipFile(out, "x", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(CONTENTS, json.dumps(sizes, indent=2))
         for file in sizes:
             archive.writestr(file, texts[file])
-    table(("file", "bytes"), list(sizes.items()))
-    click.echo(f"{out}: written; look into it before you send it")
+    table(("file", "bytes"), list(sizes.items()), as_json)
+    click.echo(f"{out}: written; look into it before you send it", err=as_json)

@@ -74,7 +74,8 @@ def test_a_report_holds_what_is_listed_and_nothing_private(
     monkeypatch.delenv("BASED_OPS_CACHE", raising=False)
     monkeypatch.setenv("BASED_OPS_BACKEND", "torch")
     monkeypatch.setenv("SECRET_TOKEN", "hidden-value")
-    run("report", specs / "first_layer.yaml", "--out", out, "--log", log)
+    said = run("report", specs / "first_layer.yaml", "--out", out, "--log", log, "--json").stdout
+    assert {"doctor.json", "logs/mine.log"} <= {row["file"] for row in json.loads(said)}
     with zipfile.ZipFile(out) as archive:
         texts = {name: archive.read(name).decode() for name in archive.namelist()}
     listed = json.loads(texts.pop("contents.json"))

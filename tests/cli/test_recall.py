@@ -34,6 +34,8 @@ def test_a_run_writes_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert out.splitlines()[0].startswith("model") and out.splitlines()[1].startswith("attention d=16")
     code, out, err = run(*command, "--lrs", "1e-3")
     assert code == 0 and "1 of 2 points to train" in err and len(read(path)) == 4
+    code, out, _ = run(*command, "--json")
+    assert code == 0 and [x["model"] for x in json.loads(out)] == ["attention d=16", "attention d=24"]
 
 
 def test_words_are_trained_on_like_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,6 +94,9 @@ def test_pictures_and_claims(tmp_path: Path) -> None:
     code, out, _ = run("plots", tmp_path / "found.csv")
     assert code == 0 and f"written: {tmp_path / 'recall-against-bytes-dark.png'}" in out
     assert "attention solves everything" in out and "holds" in out
+    code, out, err = run("plots", tmp_path / "found.csv", "--json")
+    verdicts = {x["claim"]: x["verdict"] for x in json.loads(out)}
+    assert code == 0 and verdicts["attention solves everything"] == "holds" and "written: " in err
     (tmp_path / "found.csv").write_text("nothing\n")
     code, _, err = run("plots", tmp_path / "found.csv")
     assert code == 2 and "not a file of `based-ops recall`" in err
