@@ -14,7 +14,6 @@ from transformers import DynamicCache, Trainer, TrainingArguments
 
 from based_ops import errors
 from based_ops.hf import BasedConfig, BasedForCausalLM
-from based_ops.models import LanguageModel
 
 from .tiny import TINY, model
 
@@ -125,7 +124,7 @@ def test_compiled(name: str) -> None:
         assert_close(got.loss, want.loss)
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if LanguageModel(name).records])
+@pytest.mark.parametrize("name", [name for name in TINY if "hyena" not in name])
 def test_compiled_steps(name: str) -> None:
     """A step with its cache, traced; those of exact long filters ask the host for the token's number."""
     net, ids = model(name), torch.randint(256, (2, 12))

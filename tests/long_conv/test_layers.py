@@ -9,10 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from based_ops import layers
+from based_ops import get, layers
 from based_ops.errors import ShapeError
 from based_ops.layers.long_conv import fft_conv
-from based_ops.recall.catalogue import compiled, convolution
 
 
 @given(st.integers(1, 3), st.integers(1, 20), st.integers(1, 5), st.integers(0, 99))
@@ -23,7 +22,7 @@ def test_a_convolution_is_a_sum_over_the_history(batch: int, length: int, width:
     torch.testing.assert_close(fft_conv(u, h), expected)
 
 
-CONV = compiled(convolution(3))
+CONV = get("conv4_plain")
 
 
 def made() -> list[torch.nn.Module]:

@@ -45,9 +45,9 @@ def test_an_interruption_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("design,", "shape,", ":1: not a file of `based-ops recall mqar`: 'shape' is none of its columns"),
-        (",date", "", ":1: not a file of `based-ops recall mqar`: 'date' is none of its columns or missing"),
-        ("design,seed", "seed,design", ":1: not a file of `based-ops recall mqar`: in another order"),
+        ("design,", "shape,", ":1: not a file of `based-ops recall`: 'shape' is none of its columns"),
+        (",date", "", ":1: not a file of `based-ops recall`: 'date' is none of its columns or missing"),
+        ("design,seed", "seed,design", ":1: not a file of `based-ops recall`: in another order"),
         ("0.001,zoology", "fast,zoology", ":2: rate: got 'fast', must be of type float"),
         ("64/4=0.5", "64/4=half", ":2: tests: got '64/4=half 64/16=0.5 1024/256=0.5', must be accuracies"),
         ("64/4=0.5 64/16=0.5 1024/256=0.5", "", ":2: tests: got '', must be accuracies such as 64/4=0.98"),

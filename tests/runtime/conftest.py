@@ -7,8 +7,10 @@ import torch
 
 import based_ops
 from based_ops.variant import Variant
+from tests.conftest import SPECS
 
-ALL = based_ops.names()  # before a test loads others, which exist in its process alone
+ALL = [name for name in based_ops.names() if SPECS.joinpath(f"{name}.yaml").is_file()]
+"""What is shipped: others, which a test has loaded, exist in its process alone."""
 DELTA = [name for name in ALL if getattr(based_ops.get(name).spec, "corrects", False)]
 """Of which `test_delta.py` is."""
 WITH_PARTS = [
