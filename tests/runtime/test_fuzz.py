@@ -21,6 +21,7 @@ from based_ops.codegen.spec.signature import Argument
 from based_ops.heads import multiple
 from based_ops.variant import Variant
 from tests.runtime.conftest import NAMES as ALONE
+from tests.runtime.conftest import attends
 
 from .inputs import names_of
 
@@ -62,6 +63,8 @@ def named(op: Variant, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
 
 def takes_scales(op: Variant) -> bool:
     """Whether the scale may be a tensor."""
+    if not attends(op.name):
+        return False
     feature_map = getattr(op.spec, "feature_map", None)
     return feature_map is None or feature_map.kind != "elementwise" or not op.spec.normalize
 
@@ -102,8 +105,7 @@ def calls(draw: st.DrawFn) -> Call:
         options["scale"] = torch.rand(heads_of_queries, generator=generator, dtype=F64) + 0.1
     sizes |= {"B": batch, "T": length, "Tk": length}
     inputs = tuple(drawn(x, sizes, generator) for x in op.signature.inputs if x.present)
-    (heads,) = {sizes[x.dims[1]] for x in op.signature.state if len(x.dims) > 2}
-    return Call(op, inputs, options, sequences, heads)
+    return Call(op, inputs, options, sequences, sizes[op.signature.unit_of_state])
 
 
 def parts(state: Any) -> list[Tensor]:
