@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,10 @@ from ..state_base import State
 from ..variant import Variant
 from .long_conv import MOST, ImplicitConv, fits
 from .modal import ModalConv
+from .relaxed import LongConvState
+
+ConvState: TypeAlias = ShortConvState | LongConvState
+"""Of a short convolution, or of one as long as the sequence."""
 
 
 class HyenaState(NamedTuple):
@@ -269,19 +273,22 @@ class BaseConv(nn.Module):
             self.conv = ImplicitConv(d_model, length or 0, order, groups=groups, **made)
         self.grows = isinstance(self.conv, ImplicitConv)
 
-    def forward(self, x: Tensor, state: Any = None, output_state: bool = False) -> tuple[Tensor, Any]:
+    def forward(
+        self, x: Tensor, state: ConvState | None = None, output_state: bool = False
+    ) -> tuple[Tensor, ConvState | None]:
         """x [B,T,d_model] to (y of the same shape, the state after x or None unless `output_state`)."""
         fits(self, x, self.d_model)
         y, final = self.conv(x, state, output_state)
         return y * self.projection(x) + x, final
 
-    def step(self, x: Tensor, state: Any, state_indices: Tensor | None = None) -> Tensor:
+    def step(self, x: Tensor, state: ConvState, state_indices: Tensor | None = None) -> Tensor:
         """A few more tokens, [B,T,d_model] to the same shape; updates `state` in place."""
         fits(self, x, self.d_model)
-        found: Tensor = self.conv.step(x, state, None, state_indices) * self.projection(x) + x
+        conv: Any = self.conv  # whose states are those of its kind
+        found: Tensor = conv.step(x, state, None, state_indices) * self.projection(x) + x
         return found
 
-    def init_state(self, batch: int, most: int = MOST) -> Any:
+    def init_state(self, batch: int, most: int = MOST) -> ConvState:
         """The state of the convolution before the first of up to `most` tokens."""
         return self.conv.init_state(batch, *((most,) if self.grows else ()))
 

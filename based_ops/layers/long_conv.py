@@ -75,7 +75,8 @@ class LongConv(nn.Module):
         channels: Filters; x has `share` times as many channels.
         length: Taps of a filter.
         share: Channels in a row that share one.
-        made: `device` and `dtype` of the parameters.
+        device: Of the parameters.
+        dtype: Of the parameters.
 
     Raises:
         ArgumentValueError: a number is below 1.
@@ -90,12 +91,19 @@ class LongConv(nn.Module):
     """Whether the state grows with the tokens: `init_state` is told how many there may be.  No packed call
     has such states."""
 
-    def __init__(self, channels: int, length: int, share: int = 1, **made: Any) -> None:
+    def __init__(
+        self,
+        channels: int,
+        length: int,
+        share: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         for name, value in (("channels", channels), ("length", length), ("share", share)):
             count(name, value, 1)
         self.channels, self.length, self.share = channels, length, share
-        self.bias = nn.Parameter(torch.randn(channels, **made))
+        self.bias = nn.Parameter(torch.randn(channels, device=device, dtype=dtype))
         self._made: tuple[Any, RelaxedConvolution] | None = None
 
     def filters(self, length: int) -> Tensor:

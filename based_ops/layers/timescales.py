@@ -6,8 +6,6 @@ learning rate throw poles about (S4, arXiv 2111.00396, appendix D.1; S4D, arXiv 
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 MOST = 1e-3
@@ -26,7 +24,7 @@ def timescales(model: nn.Module) -> list[str]:
 
 def parameter_groups(
     model: nn.Module, lr: float, weight_decay: float = 0.01, most: float = MOST
-) -> list[dict[str, Any]]:
+) -> list[dict[str, list[nn.Parameter] | float]]:
     """Groups for an optimiser of PyTorch: all else, and timescales, with up to `most` and without decay.
 
     Biases, norms and other parameters of one dimension do not decay either.
@@ -46,11 +44,12 @@ def parameter_groups(
         >>> optimizer = torch.optim.AdamW(groups)
     """
     slow = set(timescales(model))
-    groups: list[dict[str, Any]] = [
-        {"params": [], "lr": lr, "weight_decay": weight_decay},
-        {"params": [], "lr": lr, "weight_decay": 0.0},
-        {"params": [], "lr": min(lr, most), "weight_decay": 0.0},
+    members: tuple[list[nn.Parameter], ...] = ([], [], [])
+    groups: list[dict[str, list[nn.Parameter] | float]] = [
+        {"params": members[0], "lr": lr, "weight_decay": weight_decay},
+        {"params": members[1], "lr": lr, "weight_decay": 0.0},
+        {"params": members[2], "lr": min(lr, most), "weight_decay": 0.0},
     ]
     for name, x in model.named_parameters():
-        groups[2 if name in slow else x.dim() <= 1]["params"].append(x)
+        members[2 if name in slow else x.dim() <= 1].append(x)
     return [group for group in groups if group["params"]]

@@ -144,18 +144,22 @@ def refusals(layer: Variant, mesh: Any) -> None:
 
     kind = "heads" if unit == "H" else "channels"
     every = {x.name: Shard(1) for x in signature.inputs if "T" in x.dims}
-    second = next(x for x in signature.inputs[1:] if "B" in x.dims and x.present)
+    second = next((x for x in signature.inputs[1:] if "B" in x.dims and x.present), None)
     partial = DTensor.from_local(inputs[0], mesh, [torch.distributed.tensor.Partial()], run_check=False)
-    plain = list(share({}))
-    place = signature.inputs.index(second)
-    plain[place] = inputs[place]
-    for given, text in (
+    wrong = [
         (share(every), rf"^{lead.name}: got S.*1.* on dimension 0 of the mesh, must be Shard\(dim=0\), "
          rf"Shard\(dim=2\) or Replicate\(\): batch and {kind} alone shard"),
-        (share({lead.name: Shard(0)}), f"^{second.name}: got R.*, must be S.*0.* there, since another"),
         ((partial, *share({})[1:]), f"^{lead.name}: got P"),
-        (tuple(plain), f"^{second.name}: got a tensor of one process, must be a DTensor"),
-    ):  # fmt: skip
+    ]  # fmt: skip
+    if second is not None:  # another input with a batch
+        plain = list(share({}))
+        place = signature.inputs.index(second)
+        plain[place] = inputs[place]
+        wrong += [
+            (share({lead.name: Shard(0)}), f"^{second.name}: got R.*, must be S.*0.* there, since another"),
+            (tuple(plain), f"^{second.name}: got a tensor of one process, must be a DTensor"),
+        ]
+    for given, text in wrong:
         operator_given = [*given, *[None] * (len(signature.carried))]
         numbers = list(signature.numbers.values())
         asked = [False] if signature.final else []
