@@ -262,11 +262,16 @@ CLOSE = {"rtol": 2e-3, "atol": 2e-4}
 def test_calls_and_gradients(name: str) -> None:
     op = variant(name)
     inputs, p, options = drawn(op, 19, batch=1)
-    for x in inputs:
+    rates = {}
+    if op.spec.corrects:
+        rates["beta"] = torch.rand_like(inputs[0][..., 0])
+    if op.spec.decay == "token":
+        rates["g"] = -torch.rand_like(inputs[0][..., 0])
+    for x in (*inputs, *rates.values()):
         x.requires_grad_()
-    leaves = [*inputs, *(x for x in p.values() if x.requires_grad)]
-    o, _ = op(*inputs, **options)
-    want = op.reference(*inputs, parameters=p)
+    leaves = [*inputs, *rates.values(), *(x for x in p.values() if x.requires_grad)]
+    o, _ = op(*inputs, **rates, **options)
+    want = op.reference(*inputs, **rates, parameters=p)
     assert_close("o", o, want, FORWARD[torch.float32])
     direction = torch.randn_like(o)
     found, wanted = (torch.autograd.grad((x * direction).sum(), leaves) for x in (o, want))
