@@ -24,6 +24,8 @@ ROOMS = (
     "recall.mqar",
     "recall.designs",
     "onnx",
+    "hippo",
+    "distill",
 )
 CALLED = ("__init__", "__call__")
 """Methods without a name of their own that users call."""
