@@ -27,7 +27,17 @@ HEAD = 64
 
 @dataclass(frozen=True)
 class Words:
-    """How near logits are on text, and the perplexity of both models."""
+    """How near logits are on text, and the perplexity of both models.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.distill import distil, words
+        >>> from based_ops.models import LanguageModel
+        >>> exact = LanguageModel("hyena-tiny")
+        >>> found = words(exact, distil(exact, order=4)[0], torch.randint(256, (2, 33)))
+        >>> found.tokens
+        64
+    """
 
     tokens: int
     error: float
@@ -42,7 +52,16 @@ class Words:
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a model decodes, and what it keeps."""
+    """How fast a model decodes, and what it keeps.
+
+    Examples:
+        >>> from based_ops.distill import distil, paces
+        >>> from based_ops.models import LanguageModel
+        >>> exact = LanguageModel("hyena-tiny")
+        >>> found = paces(exact, distil(exact, order=4)[0], length=16, batch=1, new=2)
+        >>> len(found)
+        4
+    """
 
     model: str
     parameters: int
@@ -53,7 +72,22 @@ class Pace:
 
 @torch.no_grad()
 def words(exact: LanguageModel, distilled: LanguageModel, rows: Tensor) -> Words:
-    """Of rows [N,T+1] of text, whose last T tokens are predicted."""
+    """Of rows [N,T+1] of text, whose last T tokens are predicted.
+
+    Args:
+        exact: The model as it was.
+        distilled: What became of it.
+        rows: int64 [N,T+1].
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.distill import distil, words
+        >>> from based_ops.models import LanguageModel
+        >>> exact = LanguageModel("hyena-tiny")
+        >>> found = words(exact, distil(exact, order=4)[0], torch.randint(256, (2, 33)))
+        >>> found.tokens
+        64
+    """
     device = exact.embedding.weight.device
     apart = whole = worst = lost = exact_lost = 0.0
     agree = 0
@@ -79,7 +113,18 @@ def words(exact: LanguageModel, distilled: LanguageModel, rows: Tensor) -> Words
 
 @torch.no_grad()
 def silenced(distilled: LanguageModel) -> LanguageModel:
-    """The model with filters of their first tap alone: how much the others matter."""
+    """The model with filters of their first tap alone: how much the others matter.
+
+    Args:
+        distilled: A model with state spaces for its long convolutions.
+
+    Examples:
+        >>> from based_ops.distill import distil, silenced
+        >>> from based_ops.models import LanguageModel
+        >>> net = silenced(distil(LanguageModel("hyena-tiny"), order=4)[0])
+        >>> isinstance(net, LanguageModel)
+        True
+    """
     made = copy.deepcopy(distilled)
     for module in made.modules():
         if isinstance(module, ModalConv):
@@ -101,6 +146,22 @@ def paces(
 
     Beside the distilled model the exact one with relaxed convolutions, the same by transforms of the whole
     sequence for every token, and a Transformer of as many layers and as wide, with random weights.
+
+    Args:
+        exact: The model as it was.
+        distilled: What became of it.
+        length: Tokens of a sequence in all.
+        batch: Sequences.
+        new: Tokens that are timed.
+        told: Called with a line after each model.
+
+    Examples:
+        >>> from based_ops.distill import distil, paces
+        >>> from based_ops.models import LanguageModel
+        >>> exact = LanguageModel("hyena-tiny")
+        >>> found = paces(exact, distil(exact, order=4)[0], length=16, batch=1, new=2)
+        >>> len(found)
+        4
     """
     device, dtype = exact.embedding.weight.device, exact.embedding.weight.dtype
     heads = max(1, exact.spec.d_model // HEAD)

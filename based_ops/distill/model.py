@@ -20,7 +20,14 @@ from .filters import TOLERANCE, Fitted, Norm, fitted
 
 @dataclass(frozen=True)
 class Layer:
-    """One long convolution, and what it became."""
+    """One long convolution, and what it became.
+
+    Examples:
+        >>> from based_ops.distill import distil
+        >>> from based_ops.models import LanguageModel
+        >>> distil(LanguageModel("hyena-tiny"), order=4)[1][0].block
+        0
+    """
 
     block: int
     kind: str
@@ -37,7 +44,23 @@ def distil(
     """`model` with every long filter as a state space (Laughing Hyena, arXiv 2310.18780), and the fits.
 
     A layer has one order for all of its filters; options are those of `fitted`.  Other weights are copies.
-    Raises `ArgumentValueError` if there is no long convolution, or one cannot be fitted, which it names.
+
+    Args:
+        model: A model with long convolutions.
+        order: An even number, or `auto`.
+        norm: `l2` or `hinf`.
+        tolerance: Of `auto`.
+        told: Called with a line after each step.
+
+    Raises:
+        ArgumentValueError: there is no long convolution, or one cannot be fitted, which it names.
+
+    Examples:
+        >>> from based_ops.distill import distil
+        >>> from based_ops.models import LanguageModel
+        >>> model, layers = distil(LanguageModel("hyena-tiny"), order=4)
+        >>> [layer.kind for layer in layers]
+        ['hyena', 'hyena']
     """
     layers, mixers = [], list(model.spec.mixers())
     weights = dict(model.state_dict())

@@ -24,7 +24,19 @@ WINDOW = 2.0
 
 @dataclass(frozen=True)
 class System:
-    """x' = A x + B u as a closed form: A [N,N], B [N], and the correction P [N,R]: A + PPᵀ is normal."""
+    """x' = A x + B u as a closed form: A [N,N], B [N], and the correction P [N,R]: A + PPᵀ is normal.
+
+    Args:
+        a: A [N,N].
+        b: B [N].
+        p: The correction [N,R].
+
+    Examples:
+        >>> from based_ops.hippo import BASES
+        >>> found = BASES["legs"].closed(4)
+        >>> found.a.shape, found.b.shape, found.p.shape
+        (torch.Size([4, 4]), torch.Size([4]), torch.Size([4, 1]))
+    """
 
     a: Tensor
     b: Tensor
@@ -38,6 +50,21 @@ class Basis:
     `functions(order, s)` are p_n(s), [order, *s]; `measure(s)` is ω(s), which is over at `end`.  Both are
     of torch, differentiable, in float64.  `orthonormal` says that ∫ p_n p_m ω = [n = m], as signals are read
     back by it.  `closed(order)` is its `System`, if one is known.
+
+    Args:
+        name: In messages.
+        functions: p_n(s), [order, *s], for an order and ages s.
+        measure: ω(s).
+        end: The age at which the measure is over.
+        closed: The system of an order, if one is known.
+        orthonormal: Whether signals can be read back.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.hippo import Basis, construct
+        >>> fading = Basis("fading", lambda order, s: s.new_ones(order, *s.shape), lambda s: torch.exp(-s))
+        >>> construct(fading, 1)[0].round(decimals=3)  # x' = -x + u
+        tensor([[-1.]], dtype=torch.float64)
     """
 
     name: str
@@ -167,7 +194,18 @@ def system(basis: Basis | str, order: int) -> System:
 def matrices(basis: Basis | str, order: int) -> tuple[Tensor, Tensor]:
     """A [order, order] and B [order] of x' = A x + B u, in float64 (arXiv 2008.07669, 2206.12037).
 
-    Raises `ArgumentValueError` for an unknown basis or one without a closed form.
+    Args:
+        basis: A `Basis`, or the name of one in `BASES`.
+        order: N, functions of the basis.
+
+    Raises:
+        ArgumentValueError: the basis is unknown, or has no closed form.
+
+    Examples:
+        >>> from based_ops.hippo import matrices
+        >>> a, b = matrices("legs", 2)  # [N, N] and [N]
+        >>> a.diagonal()
+        tensor([-1., -2.], dtype=torch.float64)
     """
     found = system(basis, order)
     return found.a, found.b

@@ -25,7 +25,18 @@ def construct(basis: Basis | str, order: int) -> tuple[Tensor, Tensor]:
     periodic basis, whose series meets u(t) and u(t - end) half-way, twice that without u(t)
     (arXiv 2206.12037, theorem 6).
 
-    Raises `ArgumentValueError` if the functions are not finite, or the measure does not end within `REACH`.
+    Args:
+        basis: A `Basis`, or the name of one in `BASES`.
+        order: N, functions of the basis.
+
+    Raises:
+        ArgumentValueError: the functions are not finite, or the measure does not end within `REACH`.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.hippo import construct, matrices
+        >>> torch.allclose(construct("legt", 4)[0], matrices("legt", 4)[0])
+        True
     """
     count("order", order, 1)
     found = find(basis)

@@ -21,7 +21,19 @@ FORMULAS = ("lin", "inv", "real", "random")
 
 @dataclass(frozen=True)
 class NormalPlusLowRank:
-    """A = V (diag(λ) - P P*) V*, B = V b: V [N,N] unitary, λ [N], P [N,R] and b [N] in complex128."""
+    """A = V (diag(λ) - P P*) V*, B = V b: V [N,N] unitary, λ [N], P [N,R] and b [N] in complex128.
+
+    Args:
+        poles: λ [N].
+        vectors: V [N,N].
+        p: P [N,R].
+        b: b [N].
+
+    Examples:
+        >>> from based_ops.hippo import normal_plus_low_rank
+        >>> normal_plus_low_rank("legs", 4).p.shape
+        torch.Size([4, 1])
+    """
 
     poles: Tensor
     vectors: Tensor
@@ -37,7 +49,21 @@ class NormalPlusLowRank:
 def normal_plus_low_rank(basis: Basis | str, order: int) -> NormalPlusLowRank:
     """The form that S4 computes with (arXiv 2111.00396, theorem 1); poles by their imaginary part.
 
-    Raises `ArgumentValueError` for a basis without a closed form.
+    Args:
+        basis: A `Basis`, or the name of one in `BASES`.
+        order: N.
+
+    Raises:
+        ArgumentValueError: the basis is unknown, or has no closed form.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.hippo import matrices, normal_plus_low_rank
+        >>> found = normal_plus_low_rank("legs", 4)
+        >>> normal = torch.diag(found.poles) - found.p @ found.p.mH
+        >>> a = found.vectors @ normal @ found.vectors.mH
+        >>> torch.allclose(a.real, matrices("legs", 4)[0])
+        True
     """
     found = system(basis, order)
     normal = found.a + found.p @ found.p.mT
@@ -59,7 +85,19 @@ def poles(basis: str, order: int, generator: torch.Generator | None = None) -> T
     get ½ in its place, as the others have, which makes those of `fout` the same as `lin`.  Imaginary parts
     ascend, except for `inv`, whose fall with n as in its formula.
 
-    Raises `ArgumentValueError` for an unknown name and for an odd order.
+    Args:
+        basis: `legs`, `legt`, `fout`, `foud`, `lin`, `inv`, `real` or `random`.
+        order: N, an even number.
+        generator: Of `random`; None: PyTorch's own.
+
+    Raises:
+        ArgumentValueError: the name is unknown, or the order odd.
+
+    Examples:
+        >>> from based_ops.hippo import poles
+        >>> poles("lin", 6)
+        tensor([-0.5000+0.0000j, -0.5000+3.1416j, -0.5000+6.2832j],
+               dtype=torch.complex128)
     """
     count("order", order, 2)
     if order % 2:

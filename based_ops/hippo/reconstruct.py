@@ -16,7 +16,20 @@ def recall(basis: Basis | str, state: Tensor, ages: Tensor) -> Tensor:
     An age is Δ times so many samples.  The error is least for the basis' measure: the same over the window
     for `legt` and `fout`, fading with age for `legs` and `lagt`.
 
-    Raises `ArgumentValueError` for ages outside the measure, and for a basis that is not orthonormal.
+    Args:
+        basis: A `Basis`, or the name of one in `BASES`.
+        state: x(t) [...,N].
+        ages: s [S], at most the measure's end.
+
+    Raises:
+        ArgumentValueError: ages are outside of the measure, or the basis is not orthonormal.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.hippo import matrices, recall, remember
+        >>> state = remember(*matrices("legt", 8), torch.ones(2000).double(), delta=0.001)
+        >>> bool(((recall("legt", state, torch.tensor([0.3, 0.6]).double()) - 1).abs() < 0.01).all())
+        True
     """
     found = find(basis)
     if not found.orthonormal:
@@ -31,6 +44,19 @@ def history(signal: Tensor, order: int) -> Tensor:
     """The state [..., order] of HiPPO-LegS, x' = (A x + B u) / t, after a signal [..., T].
 
     It weighs the whole history alike, however long.  Tustin's rule (arXiv 2008.07669, appendix B.3).
+
+    Args:
+        signal: [...,T].
+        order: N.
+
+    Raises:
+        ArgumentValueError: there are no samples, or the order is below 1.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.hippo import history
+        >>> history(torch.ones(3, 100).double(), order=8).shape
+        torch.Size([3, 8])
     """
     count("order", order, 1)
     if signal.dim() == 0 or signal.shape[-1] == 0:
@@ -47,7 +73,22 @@ def history(signal: Tensor, order: int) -> Tensor:
 
 
 def recall_history(state: Tensor, parts: Tensor) -> Tensor:
-    """The signal at `parts` [S] of its length, 0 the first sample and 1 the last, from `history`'s state."""
+    """The signal at `parts` [S] of its length, 0 the first sample and 1 the last, from `history`'s state.
+
+    Args:
+        state: [...,N], as `history` returns it.
+        parts: [S], from 0 to 1.
+
+    Raises:
+        ArgumentValueError: parts are outside of 0 to 1.
+
+    Examples:
+        >>> import torch
+        >>> from based_ops.hippo import history, recall_history
+        >>> state = history(torch.linspace(0, 1, 1000).double(), order=8)
+        >>> recall_history(state, torch.tensor([0.5]).double()).round(decimals=2)
+        tensor([0.5000], dtype=torch.float64)
+    """
     if parts.numel() and not bool(((parts >= 0) & (parts <= 1)).all()):
         least, most = (float(x) for x in parts.aminmax())
         fail(ArgumentValueError, "parts", f"{least:g} to {most:g}", "from 0 to 1")

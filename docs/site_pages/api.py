@@ -13,6 +13,8 @@ PAGES = {
     "api_models": "based_ops.models",
     "api_generate": "based_ops.generate",
     "api_train": "based_ops.train",
+    "api_hippo": "based_ops.hippo",
+    "api_distill": "based_ops.distill",
 }
 MORE = {
     "based_ops": """

@@ -15,7 +15,11 @@ from based_ops.attention import AttentionVariant
 from based_ops.layers.base import AttentionLayer
 
 MODULES = ("based_ops", "based_ops.layers", "based_ops.models", "based_ops.generate", "based_ops.train")
-NO_CLASS = {"based_ops.models.ModelState": "an alias of a tuple"}
+MODULES += ("based_ops.hippo", "based_ops.distill")
+NO_CLASS = {
+    "based_ops.models.ModelState": "an alias of a tuple",
+    "based_ops.hippo.BASES": "a dictionary",
+}
 """Public names that are neither classes nor functions nor modules."""
 GIVEN = {
     *("HybridState", "LinearAttentionState", "ShortConvState", "SlidingWindowState", "Variant"),
@@ -28,7 +32,7 @@ GIVEN = {
         "ModalState",
         "StateSpaceState",
     ),
-    *("ModelSpec", "Request", "Text", "Share"),
+    *("Fitted", "based_ops.distill.Layer", "Pace", "Words", "ModelSpec", "Request", "Text", "Share"),
     *("based_ops.generate.Progress", "based_ops.train.Progress", "Bytes"),
 }
 """Classes whose objects the library makes, and those that take nothing: they have no `Args`."""
