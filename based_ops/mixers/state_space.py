@@ -77,7 +77,7 @@ class StateSpaceVariant(Variant):
 
         A mode has the pole λ = exp(log_decay + i·angle) and the residue R = residues[..., 0] +
         i·residues[..., 1], and stands for itself and its conjugate.  `log_decay` is at most 0.  A continuous
-        system becomes that by `based_ops.discretize`.  `skip` is D, 0 if None.  x has a dtype of the variant;
+        system becomes that by `based_ops.layers.state_space.discretised`.  `skip` is D, 0 if None.  x has a dtype of the variant;
         the others are taken in float32, or in float64 if x has that.  Gradients flow to all tensors and
         from the final state, once.  Source: S4D (arXiv 2206.11893), equations 2 and 5; modal form as in
         Laughing Hyena (arXiv 2310.18780), section 3.
