@@ -14,7 +14,6 @@ from .arguments import refuse
 from .dispatch import Backend
 from .errors import ArgumentTypeError, ArgumentValueError, fail
 from .heads import multiple, repeated
-from .state_base import named
 from .tracing import constant, is_traced
 from .variant import StateT, Tensors, Variant
 
@@ -300,24 +299,9 @@ class AttentionVariant(Variant[StateT]):
         attention_mask: Tensor | None,
     ) -> Any:
         """`reference` of what the operators take."""
-        q: Any = tensors[0]
-        batch, length, heads = self._check_inputs(self, tensors)
-        numbers, places, count = self._numbers(self, scale), None, batch
-        if cu_seqlens is not None or attention_mask is not None:
-            places, count = packed.places(cu_seqlens, attention_mask, q, batch, length, False)
-        if initial_state is not None:
-            self._form.check("initial_state", initial_state, q, count, heads, is_traced())
-        if places is not None:
-            o, final_state = packed.each(
-                self,
-                tensors,
-                initial_state,
-                places.tolist(),
-                lambda own, state: self._reference(tuple(own), numbers, state),
-            )
-        else:
-            o, final_state = self._reference(tensors, numbers, initial_state)
-        return (o, named(final_state, self.name)) if output_final_state else o
+        sizes, numbers = self._check_inputs(self, tensors), self._numbers(self, scale)
+        given = initial_state, output_final_state, cu_seqlens, attention_mask
+        return self._naively(tensors, sizes, numbers, *given)
 
     def init_parameters(
         self,

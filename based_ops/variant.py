@@ -219,6 +219,38 @@ class Variant(ReplayedCalls, ABC, Generic[StateT]):
     ) -> tuple[Tensor, Any]:
         """`reference` after validation."""
 
+    def _naively(
+        self,
+        tensors: Tensors,
+        sizes: tuple[int, int, int],
+        numbers: tuple[float, ...],
+        initial_state: Any,
+        output_final_state: bool,
+        offsets: Tensor | None,
+        mask: Tensor | None,
+    ) -> Any:
+        """`reference` of what the operators take, whose `sizes` were found; sequence by sequence if `offsets`
+        or a `mask` tell several apart."""
+        from . import packed  # which needs what states there are
+
+        lead: Any = tensors[0]
+        (count, length, units), places = sizes, None
+        if offsets is not None or mask is not None:
+            places, count = packed.places(offsets, mask, lead, count, length, False)
+        if initial_state is not None:
+            self._form.check("initial_state", initial_state, lead, count, units, is_traced())
+        if places is None:
+            y, final = self._reference(tensors, numbers, initial_state)
+        else:
+            y, final = packed.each(
+                self,
+                tensors,
+                initial_state,
+                places.tolist(),
+                lambda own, state: self._reference(tuple(own), numbers, state),
+            )
+        return (y, named(final, self.name)) if output_final_state else y
+
     # Calls
 
     def _call(

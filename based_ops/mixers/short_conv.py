@@ -16,7 +16,7 @@ from ..dispatch import Backend
 from ..errors import ArgumentTypeError, ShapeError, fail
 from ..registry import get
 from ..state import storable
-from ..state_base import State, named
+from ..state_base import State
 from ..tracing import constant, is_traced
 from ..variant import Tensors, Variant
 
@@ -170,23 +170,10 @@ class ShortConvVariant(Variant[ShortConvState]):
         if foreign:
             refuse(ShortConvVariant.reference, tuple(foreign))
         tensors = (x, weight, bias, gate)
-        batch, length, channels = self._check_inputs(self, tensors)
-        places, count = None, batch
-        if cu_seqlens is not None or attention_mask is not None:
-            places, count = packed.places(cu_seqlens, attention_mask, x, batch, length, False)
-        if initial_state is not None:
-            self._form.check("initial_state", initial_state, x, count, channels, is_traced())
-        if places is not None:
-            y, final = packed.each(
-                self,
-                tensors,
-                initial_state,
-                places.tolist(),
-                lambda own, state: self._reference(tuple(own), (), state),
-            )
-        else:
-            y, final = self._reference(tensors, (), initial_state)
-        return (y, named(final, self.name)) if output_final_state else y
+        sizes = self._check_inputs(self, tensors)
+        return self._naively(
+            tensors, sizes, (), initial_state, output_final_state, cu_seqlens, attention_mask
+        )
 
     def products(self, length: int, begun: bool = False, final: bool = False) -> float:
         """Every tap of every token, those that meet zeros before the first too."""

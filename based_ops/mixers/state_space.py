@@ -14,7 +14,7 @@ from .. import checks, invariance, packed
 from ..arguments import refuse
 from ..errors import ArgumentValueError, fail
 from ..state import storable
-from ..state_base import State, named
+from ..state_base import State
 from ..tracing import constant, is_traced
 from ..variant import Tensors, Variant
 
@@ -77,10 +77,10 @@ class StateSpaceVariant(Variant):
 
         A mode has the pole λ = exp(log_decay + i·angle) and the residue R = residues[..., 0] +
         i·residues[..., 1], and stands for itself and its conjugate.  `log_decay` is at most 0.  A continuous
-        system becomes that by `based_ops.layers.state_space.discretised`.  `skip` is D, 0 if None.  x has a dtype of the variant;
-        the others are taken in float32, or in float64 if x has that.  Gradients flow to all tensors and
-        from the final state, once.  Source: S4D (arXiv 2206.11893), equations 2 and 5; modal form as in
-        Laughing Hyena (arXiv 2310.18780), section 3.
+        system becomes that by `based_ops.layers.state_space.discretised`.  `skip` is D, 0 if None.  x has a
+        dtype of the variant; the others are taken in float32, or in float64 if x has that.  Gradients flow to
+        all tensors and from the final state, once.  Source: S4D (arXiv 2206.11893), equations 2 and 5; modal
+        form as in Laughing Hyena (arXiv 2310.18780), section 3.
 
         Raises the errors of `based_ops.errors` before any kernel runs: on a CPU an `ArgumentValueError` for a
         `log_decay` above 0 or a pole that is NaN, which elsewhere would have to be waited for.
@@ -167,23 +167,10 @@ class StateSpaceVariant(Variant):
         if foreign:
             refuse(StateSpaceVariant.reference, tuple(foreign))
         tensors = self._inputs(x, log_decay, angle, residues, skip)
-        batch, length, units = self._check_inputs(self, tensors)
-        places, count = None, batch
-        if cu_seqlens is not None or attention_mask is not None:
-            places, count = packed.places(cu_seqlens, attention_mask, x, batch, length, False)
-        if initial_state is not None:
-            self._form.check("initial_state", initial_state, x, count, units, is_traced())
-        if places is not None:
-            y, final = packed.each(
-                self,
-                tensors,
-                initial_state,
-                places.tolist(),
-                lambda own, state: self._reference(tuple(own), (), state),
-            )
-        else:
-            y, final = self._reference(tensors, (), initial_state)
-        return (y, named(final, self.name)) if output_final_state else y
+        sizes = self._check_inputs(self, tensors)
+        return self._naively(
+            tensors, sizes, (), initial_state, output_final_state, cu_seqlens, attention_mask
+        )
 
     def products(self, length: int, begun: bool = False, final: bool = False) -> float:
         """Of every mode of a channel four products with the pole and two with the residue."""

@@ -6,7 +6,7 @@ A filter is a sum of N/2 conjugate pairs of modes, each with a pole λ and a res
 
 so K_l = 2 Re Σ_n R_n λ_n^l, plus D at l = 0.  Poles are given as log |λ| and the angle, so that whatever is
 not above 0 is stable.  A continuous system A, B, C with a step Δ becomes this by λ = Ā and R = C B̄, which
-PyTorch does before the operator (`based_ops/layers/state_space.py`).  The programs are in `lower/state_space.py`.
+PyTorch does before the operator (`based_ops/layers/state_space.py`).  Programs: `lower/state_space.py`.
 
 Backward, with ȳ_t the gradient of y_t, and an adjoint a from the last token to the first:
 
