@@ -38,11 +38,15 @@ def blocks_compiled(contender: Contender, what: str, way: str, rows: int) -> Ite
                 delattr(module, method)  # the class has its own
 
 
-def ms_of(call: Call, way: str, device: torch.device, rows: int) -> float:
-    """Milliseconds of one call among many in a row, each of which waits for the one before."""
+def made(call: Call, way: str, rows: int) -> Callable[[], object]:
+    """What is called again and again: as a way says, compiled as a whole, or the replay of a graph."""
     if way.endswith("whole"):
         call = compiled(call, rows, BACKEND)
-    run: Callable[[], object] = _graph(call).replay if way.startswith("graph") else call
+    return _graph(call).replay if way.startswith("graph") else call
+
+
+def ms_of(run: Callable[[], object], device: torch.device) -> float:
+    """Milliseconds of one call among many in a row, each of which waits for the one before."""
     for _ in range(WARM):
         once = _ms(run, 1, device)
     count = min(MOST, max(FEWEST, round(1000 * SECONDS / once / CHUNKS)))

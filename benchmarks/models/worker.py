@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..ops import measure
 from . import hub, results
-from .clock import blocks_compiled, ms_of
+from .clock import blocks_compiled, made, ms_of
 from .contenders import Contender, Ours, Transformer
 from .points import LARGEST, Point
 from .results import Line
@@ -86,13 +86,13 @@ def _measured(contender: Contender, point: Point, batch: int, ceilings: measure.
     generates = point.task == "generate"
     at: dict[str, float] = {}
     what, rows = ("step", batch) if generates else ("prompt", batch * point.prompt)
-    with _attention(contender, point.way), blocks_compiled(contender, what, point.way, rows):
+    with attention(contender, point.way), blocks_compiled(contender, what, point.way, rows):
         if generates:
             lengths = _lengths(contender, point)
             costs, held = [], 0
             for length in lengths:
                 step, cost, bytes_held = contender.step(batch, length)
-                at[str(length)] = ms_of(step, point.way, contender.device, rows)
+                at[str(length)] = ms_of(made(step, point.way, rows), contender.device)
                 costs.append(cost)
                 held = max(held, bytes_held)
                 del step
@@ -102,9 +102,8 @@ def _measured(contender: Contender, point: Point, batch: int, ceilings: measure.
         else:
             cost = contender.prompt_cost(batch, point.prompt)
             held = round(batch * contender.sequence_bytes(point.prompt))
-            ms = at[str(point.prompt)] = ms_of(
-                contender.prompt(batch, point.prompt), point.way, contender.device, rows
-            )
+            prompt = made(contender.prompt(batch, point.prompt), point.way, rows)
+            ms = at[str(point.prompt)] = ms_of(prompt, contender.device)
     return Line(
         point,
         batch,
@@ -120,7 +119,7 @@ def _measured(contender: Contender, point: Point, batch: int, ceilings: measure.
     )
 
 
-def _attention(contender: Contender, way: str) -> AbstractContextManager[Any]:
+def attention(contender: Contender, way: str) -> AbstractContextManager[Any]:
     """On a GPU flash kernels, or cuDNN's, or an error; what is slower serves nobody unnoticed."""
     if contender.device.type == "cpu":
         return nullcontext()

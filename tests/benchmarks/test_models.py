@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from based_ops.benchmarks.models import clock, cost, hub, points, results, run, worker
+from based_ops.benchmarks.models import clock, cost, hub, points, profile, results, run, worker
 from based_ops.benchmarks.models.contenders import Transformer
 from based_ops.benchmarks.models.points import LARGEST, Point, chosen
 from based_ops.benchmarks.ops.measure import Ceilings
@@ -80,6 +80,37 @@ def test_memory_of_constant_states_does_not_grow() -> None:
 
     assert state_mb("based-tiny", 8) == state_mb("based-tiny", 200)
     assert state_mb("transformer-tiny", 200) > 10 * state_mb("transformer-tiny", 8)
+
+
+def test_kernels_of_a_step_are_counted_where_they_begin() -> None:
+    def event(name: str, ts: float, dur: float, *grid: int) -> dict[str, Any]:
+        args = {"grid": grid, "block": (64, 2, 1)} if grid else {}
+        return {"name": name, "ts": ts, "dur": dur, "args": args}
+
+    seen = [event("a", 0, 4, 7, 1, 3), event("b", 5, 1), event("a", 10, 2, 7, 1, 3), event("b", 11, 1)]
+    first, second = profile.alike(seen, 2)
+    assert first == profile.Kernel("a", "7×3:128", 1.0, 3.0, 2.0)
+    assert second == profile.Kernel("b", "", 1.0, 1.0, 0.5), "what overlaps has not waited"
+
+
+def test_where_the_time_of_a_step_goes() -> None:
+    found = CliRunner().invoke(
+        main, ["bench", "step", "--model", "based-tiny", "--batch", "2", "--prompt", "8", "--device", "cpu"]
+    )
+    assert found.exit_code == 0, found.output
+    launches = {line.split()[0]: line.split()[1] for line in found.output.splitlines()}
+    assert launches["aten::argmax"] == launches["based_ops::window16_d64_step"] == "1"
+    assert "a step takes" in found.output
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device")
+def test_where_the_time_of_a_step_goes_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "BACKEND", "inductor")
+    found = profile.profile("based-tiny", "cuda", 2, 8, "graph, blocks")
+    assert found.ms > 0 and len(found.kernels) > 9
+    assert all(x.launches == round(x.launches) and x.us > 0 for x in found.kernels)
+    assert any(x.grid for x in found.kernels)
 
 
 @torch.no_grad()
