@@ -145,7 +145,13 @@ def _of_models(function: Callable[..., None]) -> Callable[..., None]:
             "--json", "result", type=click.Path(dir_okay=False, path_type=Path), help="Write the result."
         ),
         click.option("--prompt", "prompts", type=positive, multiple=True, help="Tokens; may be repeated."),
-        click.option("--batch", "batches", type=positive, multiple=True, help="May be repeated."),
+        click.option(
+            "--batch",
+            "batches",
+            type=click.IntRange(min=0),
+            multiple=True,
+            help="May be repeated; on a GPU 0 is the largest that fits.",
+        ),
         click.option("--model", "models", multiple=True, help="A model or its spec file; may be repeated."),
         click.option("--device", type=click.Choice(["cuda", "cpu"]), help="[default: cuda if there is one]"),
     ):
