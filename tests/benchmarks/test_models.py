@@ -18,7 +18,7 @@ from based_ops.benchmarks.models.points import LARGEST, Point, chosen
 from based_ops.benchmarks.ops.measure import Ceilings
 from based_ops.benchmarks.ops.tables import rewritten
 from based_ops.cli import main
-from based_ops.models import LanguageModel, merge_projections
+from based_ops.models import LanguageModel, merge_norms, merge_projections
 
 CEILINGS = Ceilings(10.0, 0.1, "float32")
 TINY = ("based-tiny", "transformer-tiny", "hybrid-tiny", "mamba2-tiny")
@@ -118,7 +118,7 @@ def test_where_the_time_of_a_step_goes_on_a_gpu(monkeypatch: pytest.MonkeyPatch)
 def test_a_step_of_the_baseline_is_that_of_the_model() -> None:
     contender = worker.make("transformer-tiny", "cpu")
     assert isinstance(contender, Transformer)
-    own = merge_projections(LanguageModel("transformer-tiny", dtype=torch.float32)).eval()
+    own = merge_norms(merge_projections(LanguageModel("transformer-tiny", dtype=torch.float32))).eval()
     net = contender.net
     own.load_state_dict(net.state_dict())
     ids = torch.randint(256, (3, 12))
