@@ -62,7 +62,8 @@ def test_norms_in_products_are_norms(name: str) -> None:
 
 @torch.no_grad()
 def test_a_block_of_one_row_is_a_kernel_for_each_product() -> None:
-    from torch._inductor import metrics
+    from torch._inductor import config, metrics
+    from torch._inductor.utils import run_and_get_code
 
     net = merge_norms(merge_projections(model("based-tiny", torch.bfloat16)))
     x, state = torch.randn(1, 1, 64, device="cuda"), net.init_state(1)
@@ -71,9 +72,12 @@ def test_a_block_of_one_row_is_a_kernel_for_each_product() -> None:
         torch._dynamo.reset()
         metrics.reset()
         step = inference.compiled(block.step, 1)  # type: ignore[arg-type]
-        found = step(x, over_tensors(torch.clone, part), None)
+        found, (code,) = run_and_get_code(step, x, over_tensors(torch.clone, part), None)
         assert (found - want).norm() < 0.02 * want.norm()
         assert metrics.generated_kernel_count == count
+        assert "triton_red" not in code and "extern_kernels.addmm" not in code
+        if torch.cuda.get_device_capability() >= (9, 0) and hasattr(config.triton, "enable_pdl"):
+            assert code.count("gdc_wait()") >= count
 
 
 @pytest.mark.parametrize("name", TINY)
