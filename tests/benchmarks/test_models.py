@@ -102,6 +102,8 @@ def test_where_the_time_of_a_step_goes() -> None:
     launches = {line.split()[0]: line.split()[1] for line in found.output.splitlines()}
     assert launches["aten::argmax"] == launches["based_ops::window16_d64_step"] == "1"
     assert "a step takes" in found.output
+    found = CliRunner().invoke(main, ["bench", "step", "--device", "cpu", "--way", "quick"])
+    assert found.exit_code == 2 and "--way: got 'quick', not one of 'eager', 'blocks'" in found.output
 
 
 @pytest.mark.gpu
