@@ -145,7 +145,13 @@ def _of_models(function: Callable[..., None]) -> Callable[..., None]:
             "--json", "result", type=click.Path(dir_okay=False, path_type=Path), help="Write the result."
         ),
         click.option("--prompt", "prompts", type=positive, multiple=True, help="Tokens; may be repeated."),
-        click.option("--batch", "batches", type=positive, multiple=True, help="May be repeated."),
+        click.option(
+            "--batch",
+            "batches",
+            type=click.IntRange(min=0),
+            multiple=True,
+            help="May be repeated; on a GPU 0 is the largest that fits.",
+        ),
         click.option("--model", "models", multiple=True, help="A model or its spec file; may be repeated."),
         click.option("--device", type=click.Choice(["cuda", "cpu"]), help="[default: cuda if there is one]"),
     ):
@@ -182,17 +188,22 @@ def prefill(**options: Any) -> None:
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--prompt", type=click.IntRange(min=1), default=1024, show_default=True, help="Tokens.")
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), help="[default: cuda if there is one]")
-def step(model: str, batch: int, prompt: int, device: str | None) -> None:
+@click.option("--way", help="As in `bench generate`.  [default: `graph, blocks`; on a CPU `eager`]")
+def step(model: str, batch: int, prompt: int, device: str | None, way: str | None) -> None:
     """Show where the time of a step of `bench generate` goes, kernel by kernel.
 
-    On a GPU in a CUDA graph with compiled blocks.  Kernels of the same name and grid are one row, in the
-    order in which they first run; a grid is its programs, and the threads of each.  Waits are those of the
-    device, from the end of a kernel to the beginning of the next.
+    Ways are `eager`, `blocks`, and in a CUDA graph `graph`, `graph, blocks` and `graph, whole`.  Kernels of
+    the same name and grid are one row, in the order in which they first run; a grid is its programs, and the
+    threads of each.  Waits are those of the device, from the end of a kernel to the beginning of the next.
     """
+    from based_ops.benchmarks.models.points import WAYS
     from based_ops.benchmarks.models.profile import COLUMNS, cells, profile, summary
 
     device = _device(device)
-    found = profile(model, device, batch, prompt, "graph, blocks" if device == "cuda" else "eager")
+    way = way or ("graph, blocks" if device == "cuda" else "eager")
+    if way not in WAYS:
+        fail(f"--way: got {way!r}, not one of {', '.join(map(repr, WAYS))}")
+    found = profile(model, device, batch, prompt, way)
     table(COLUMNS, [cells(kernel, found) for kernel in found.kernels])
     click.echo(summary(found))
 

@@ -7,6 +7,7 @@ from based_ops.codegen.spec.language_model import ModelSpec
 from .checkpoint import convert, load, save
 from .inference import merge_projections
 from .language_model import LanguageModel, ModelState
+from .products import merge_norms
 from .spec import load_spec, shipped
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "convert",
     "load",
     "load_spec",
+    "merge_norms",
     "merge_projections",
     "save",
     "shipped",

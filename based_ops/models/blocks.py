@@ -34,11 +34,11 @@ class Block(nn.Module):
 
     def __init__(self, model: spec.ModelSpec, mixer: spec.Mixer, **made: Any) -> None:
         super().__init__()
-        self.norm1 = nn.RMSNorm(model.d_model, model.norm_eps, **made)
+        self.norm1: nn.RMSNorm | None = nn.RMSNorm(model.d_model, model.norm_eps, **made)
         self.mixer = mixer_of(mixer, model.d_model, **made)
         if model.mlp is not None:
-            self.norm2 = nn.RMSNorm(model.d_model, model.norm_eps, **made)
-            self.mlp: SwiGLU | None = SwiGLU(model.d_model, model.mlp.inner, **made)
+            self.norm2: nn.RMSNorm | None = nn.RMSNorm(model.d_model, model.norm_eps, **made)
+            self.mlp: nn.Module | None = SwiGLU(model.d_model, model.mlp.inner, **made)
         else:
             self.mlp = None
 
@@ -67,8 +67,13 @@ class Block(nn.Module):
         return x if self.mlp is None else x + self.mlp(normed(self.norm2, x))
 
 
-def normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
-    """The residual stream as the weights want it; squares are summed in its own dtype."""
+def normed(norm: nn.RMSNorm | None, x: Tensor) -> Tensor:
+    """The residual stream as the weights want it; squares are summed in its own dtype.
+
+    Without a norm as it is: products have it that read the stream (`merge_norms`).
+    """
+    if norm is None:
+        return x
     weight = norm.weight
     y: Tensor = nn.functional.rms_norm(x, norm.normalized_shape, weight.to(x.dtype), norm.eps)
     return y.to(weight.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from .language_model import LanguageModel
 
 MOST_COMPILED = 256
 """Kinds of blocks times sizes of batches for which a process compiles steps."""
+LONGEST = 8192
+"""Numbers of a tile."""
 
 
 def merge_projections(model: LanguageModel) -> LanguageModel:
@@ -40,12 +42,41 @@ def compiled(call: Callable[..., Any], rows: int, backend: str = "inductor") -> 
     """`call` as `torch.compile` makes it for inputs of one shape, of `rows` tokens in all.
 
     For a single row Inductor writes the products itself, as sums that take in what stands before and after
-    them: it does so where it is asked to tune its tiles too.
+    them: it does so where it is asked to tune its tiles too.  Such a sum is one tile here, not a loop, and
+    its kernel is launched before the one ahead of it has ended (programmatic dependent launch, from Hopper
+    on): weights come first in a tile, and are on their way while it waits for the row.
     """
-    options: dict[str, Any] | None = None
-    if backend == "inductor" and rows == 1:
-        options = {"coordinate_descent_tuning": True}
-    return torch.compile(call, dynamic=False, backend=backend, options=options)
+    if backend != "inductor" or rows != 1:
+        return torch.compile(call, dynamic=False, backend=backend)
+    from torch._inductor import config
+
+    options: dict[str, Any] = {"coordinate_descent_tuning": True}
+    if hasattr(config.triton, "enable_pdl"):  # PyTorch from 2.10
+        options["triton.enable_pdl"] = True
+    made = torch.compile(call, dynamic=False, options=options)
+
+    def run(*args: Any) -> Any:
+        with sums_in_one_tile():
+            return made(*args)
+
+    return run
+
+
+def sums_in_one_tile() -> AbstractContextManager[Any]:
+    """Within it, Inductor keeps a sum over neighbours in memory in registers, up to `LONGEST` of them."""
+    from torch._inductor.choices import InductorChoices
+    from torch._inductor.runtime.hints import ReductionHint
+    from torch._inductor.virtualized import V
+
+    class Choices(InductorChoices):
+        @staticmethod
+        def should_use_persistent_reduction(features: Any, cooperative_reduction: bool) -> bool:
+            if features.get_reduction_hint() == ReductionHint.INNER and not cooperative_reduction:
+                return bool(V.graph.sizevars.statically_known_leq(features.reduction_numel, LONGEST))
+            return InductorChoices.should_use_persistent_reduction(features, cooperative_reduction)
+
+    found: AbstractContextManager[Any] = V.set_choices_handler(Choices())
+    return found
 
 
 @contextmanager

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from based_ops.models import LanguageModel
+from based_ops.models import LanguageModel, merge_norms, merge_projections
 from based_ops.models.attention import FullAttention, KeyValueCache
 from based_ops.models.blocks import bytes_of, over_tensors
-from based_ops.models.inference import merge_projections
 
 from . import cost
 from .cost import Cost
@@ -85,7 +84,8 @@ class Ours(Contender):
     constant = True
 
     def __init__(self, name: str, device: str, dtype: torch.dtype) -> None:
-        self.net: LanguageModel = merge_projections(LanguageModel(name, device=device, dtype=dtype))
+        made = LanguageModel(name, device=device, dtype=dtype)
+        self.net: LanguageModel = merge_norms(merge_projections(made))
         super().__init__(self.net, self.net.embedding, self.net.head)
 
     def blocks(self, what: str) -> Iterator[tuple[nn.Module, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,14 @@ LLAMAS: dict[str, dict[str, int]] = {
     ),
 }
 """Configurations; llama-1b is that of Sheared-LLaMA-1.3B, 1.35 billion parameters."""
-FLA = {
-    "gla-1b": ("GLAConfig", "GLAForCausalLM"),
-    "gated-deltanet-1b": ("GatedDeltaNetConfig", "GatedDeltaNetForCausalLM"),
+TINY = dict(vocab_size=256, hidden_size=128, num_hidden_layers=2, num_heads=2)
+FLA: dict[str, tuple[str, str, dict[str, int]]] = {
+    "gla-1b": ("GLAConfig", "GLAForCausalLM", {}),
+    "gated-deltanet-1b": ("GatedDeltaNetConfig", "GatedDeltaNetForCausalLM", {}),
+    "gla-tiny": ("GLAConfig", "GLAForCausalLM", TINY),
+    "gated-deltanet-tiny": ("GatedDeltaNetConfig", "GatedDeltaNetForCausalLM", TINY | {"head_dim": 64}),
 }
-"""Models whose configurations are, by themselves, those of 1.3 to 1.4 billion parameters."""
+"""Configuration, model, and what differs from the configuration of 1.37 and 1.39 billion parameters."""
 
 
 def missing(name: str) -> str | None:
@@ -78,8 +81,10 @@ class Hub(Contender):
 
     def step(self, batch: int, length: int) -> tuple[Call, Cost, int]:
         token, cache = self.ids(batch, 1), self._cache(batch, length)
+        begin = self._beginning(cache)
 
         def step() -> Tensor:
+            begin()
             logits: Tensor = self.net(input_ids=token, past_key_values=cache, use_cache=True).logits
             return token.copy_(logits[:, -1:].argmax(-1))
 
@@ -90,6 +95,10 @@ class Hub(Contender):
     @abstractmethod
     def _cache(self, batch: int, length: int) -> Any:
         """The cache of sequences that lack the last of `length` tokens."""
+
+    def _beginning(self, cache: Any) -> Callable[[], None]:
+        """What makes a cache again what it is now, as far as steps change more than its tensors."""
+        return lambda: None
 
 
 class Llama(Hub):
@@ -162,16 +171,28 @@ class Fla(Hub):
 
     constant = True
 
+    @torch.no_grad()
     def __init__(self, name: str, device: str, dtype: torch.dtype) -> None:
-        config, model = (getattr(importlib.import_module("fla.models"), part) for part in FLA[name])
+        *classes, options = FLA[name]
+        config, model = (getattr(importlib.import_module("fla.models"), part) for part in classes)
         with torch.device(device):
-            super().__init__(model(config()).to(dtype))
+            super().__init__(model(config(**options)).to(dtype))
         cache = self._cache(1, 2)
         self._state = sum(x.nbytes for x in _tensors(cache))
         self._numbers = sum(x.numel() for x in _tensors(cache))
 
     def _cache(self, batch: int, length: int) -> Any:
         return self.net(input_ids=self.ids(batch, 1), use_cache=True, logits_to_keep=1).past_key_values
+
+    def _beginning(self, cache: Any) -> Callable[[], None]:
+        """A step puts new tensors into the cache; those that a graph reads have to be there as long as it."""
+        kept = [(layer, dict(layer.state)) for layer in cache.layers]
+
+        def begin() -> None:
+            for layer, state in kept:
+                layer.state = dict(state)
+
+        return begin
 
     def sequence_bytes(self, length: int) -> float:
         return float(self._state)

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from .hub import FLA
+
 TASKS = ("generate", "prefill")
 LARGEST = 0
 """As a batch: the largest that fits."""
@@ -15,6 +17,7 @@ WAYS = ("eager", "blocks", "graph", "graph, blocks", "graph, whole", "graph, cud
 OURS, BASELINE, LLAMA, PEERS = "based-1b", "transformer-1b", "llama-1b", ("gla-1b", "gated-deltanet-1b")
 STEP_WAYS, PROMPT_WAYS = ("graph", "graph, blocks"), ("eager", "graph", "graph, blocks")
 FLA_WAYS = ("eager", "graph")
+"""Their kernels choose by what a compiler does not know, so that blocks of them come apart."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,13 @@ def chosen(
     small = device == "cpu"
     models = models or (("based-tiny", "transformer-tiny") if small else (OURS, BASELINE))
     shapes = [(batch, prompt) for prompt in prompts or (1024,) for batch in batches or (1,)]
-    ways = ("eager",) if small else STEP_WAYS if task == "generate" else PROMPT_WAYS
-    return [point for model in models for point in _points(task, model, shapes, new, ways)]
+
+    def ways(model: str) -> Sequence[str]:
+        if small:
+            return ("eager",)
+        return FLA_WAYS if model in FLA else STEP_WAYS if task == "generate" else PROMPT_WAYS
+
+    return [point for model in models for point in _points(task, model, shapes, new, ways(model))]
 
 
 def of_one_model(points: Sequence[Point]) -> Iterator[tuple[str, list[Point]]]:
@@ -85,15 +93,17 @@ def _generate(new: int) -> Iterator[Point]:
     yield from points(BASELINE, [(x, n) for n in (k, 4 * k, 16 * k) for x in (1, LARGEST)] + [(128, k)])
     for model in (OURS, BASELINE):
         yield from points(model, [(1, k), (128, k)], ("graph, whole",))
-    yield from points(LLAMA, [(x, n) for n in (k, 4 * k, 16 * k) for x in (1, LARGEST)])
+    yield from points(LLAMA, [(x, n) for n in (k, 4 * k, 16 * k) for x in (1, LARGEST)] + [(128, k)])
+    yield from points(LLAMA, [(1, k), (128, k)], ("graph, whole",))
+    yield from points(BASELINE, [(x, 64 * k) for x in (1, LARGEST)])
     yield from points(OURS, [(batch, k) for batch in (2048, 4096, 16, 64, 256, LARGEST)])
     yield from points(OURS, [(1, n) for n in (1, 4 * k, 16 * k, 64 * k)])
     for model in PEERS:
         yield from points(model, [(batch, k) for batch in (1, 128, 512, 1024, 2048)], FLA_WAYS)
-    rest = [(x, 1) for x in (1, 128, 512, LARGEST)] + [(x, 64 * k) for x in (1, LARGEST)]
+    rest = [(x, 1) for x in (1, 128, 512, LARGEST)]
     rest += [(16, k), (64, k), (256, k), (16, 4 * k), (64, 4 * k), (8, 16 * k), (16, 16 * k), (4, 64 * k)]
     yield from points(BASELINE, rest)
-    yield from points(LLAMA, rest)
+    yield from points(LLAMA, rest + [(x, 64 * k) for x in (1, LARGEST)])
 
 
 def _prefill() -> Iterator[Point]:

@@ -50,6 +50,8 @@ def run_job(job: dict[str, Any]) -> None:
         except Exception as error:  # memory, a compiler's, a capture's, another library's
             full = _is_memory(error)
             _say({"missing": "does not fit" if full else _in_one_line(error), "final": full})
+            if point.way.startswith("graph"):
+                return  # others begin in a process to which no capture that failed has left anything
         _forget()
 
 

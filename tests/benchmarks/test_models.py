@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from based_ops.benchmarks.models.points import LARGEST, Point, chosen
 from based_ops.benchmarks.ops.measure import Ceilings
 from based_ops.benchmarks.ops.tables import rewritten
 from based_ops.cli import main
-from based_ops.models import LanguageModel, merge_projections
+from based_ops.models import LanguageModel, merge_norms, merge_projections
 
 CEILINGS = Ceilings(10.0, 0.1, "float32")
 TINY = ("based-tiny", "transformer-tiny", "hybrid-tiny", "mamba2-tiny")
@@ -50,14 +51,14 @@ def test_lines(model: str, way: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device")
-@pytest.mark.parametrize("model", [*TINY, "llama-tiny"])
+@pytest.mark.parametrize("model", [*TINY, "llama-tiny", "gla-tiny", "gated-deltanet-tiny"])
 def test_lines_on_a_gpu(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock, "BACKEND", "inductor")
     if why := hub.missing(model):
         pytest.skip(why)
     contender = worker.make(model, "cuda")
     for task in points.TASKS:
-        for way in points.WAYS:
+        for way in points.FLA_WAYS if model in hub.FLA else points.WAYS:
             if not way.endswith("cudnn"):  # heads of 16 are too narrow for it
                 line = worker.line_of(contender, point(model, task, way), CEILINGS)
                 assert line.ms > 0 and line.limit_ms > 0
@@ -101,6 +102,8 @@ def test_where_the_time_of_a_step_goes() -> None:
     launches = {line.split()[0]: line.split()[1] for line in found.output.splitlines()}
     assert launches["aten::argmax"] == launches["based_ops::window16_d64_step"] == "1"
     assert "a step takes" in found.output
+    found = CliRunner().invoke(main, ["bench", "step", "--device", "cpu", "--way", "quick"])
+    assert found.exit_code == 2 and "--way: got 'quick', not one of 'eager', 'blocks'" in found.output
 
 
 @pytest.mark.gpu
@@ -117,7 +120,7 @@ def test_where_the_time_of_a_step_goes_on_a_gpu(monkeypatch: pytest.MonkeyPatch)
 def test_a_step_of_the_baseline_is_that_of_the_model() -> None:
     contender = worker.make("transformer-tiny", "cpu")
     assert isinstance(contender, Transformer)
-    own = merge_projections(LanguageModel("transformer-tiny", dtype=torch.float32)).eval()
+    own = merge_norms(merge_projections(LanguageModel("transformer-tiny", dtype=torch.float32))).eval()
     net = contender.net
     own.load_state_dict(net.state_dict())
     ids = torch.randint(256, (3, 12))
@@ -146,6 +149,38 @@ def test_a_step_of_llama_is_that_of_transformers() -> None:
     assert torch.allclose(contender.net(input_ids=ids).logits[:, -1], want, atol=1e-5)
     for task in points.TASKS:
         assert worker.line_of(contender, point("llama-tiny", task), CEILINGS).ms > 0
+
+
+def test_a_step_of_a_model_whose_states_are_new_tensors_begins_with_the_same() -> None:
+    class Peer(hub.Fla):
+        def __init__(self) -> None: ...
+
+    state = {"recurrent_state": torch.zeros(1), "conv_state": None}
+    cache = SimpleNamespace(layers=[SimpleNamespace(state=state)])
+    begin = Peer()._beginning(cache)
+    for _ in range(2):
+        begin()
+        layer = cache.layers[0]
+        assert layer.state["recurrent_state"] is state["recurrent_state"]
+        layer.state["recurrent_state"] = torch.ones(1)
+
+
+def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_is_there", lambda package: package == "transformers")
+    stub(monkeypatch)
+    report = measured([point("gla-tiny"), point("based-tiny"), point("llama-tiny")])
+    assert [line.point.model for line in report.lines] == ["based-tiny", "llama-tiny"]
+    assert [x.reason for x in report.missing] == ["fla.models: not installed"]
+
+
+def test_a_process_ends_after_a_capture_that_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    some = [vars(point(way=way)) for way in ("cudnn", "graph", "eager")]
+    some[0]["batch"] = -1  # an error without a capture
+    worker.run_job(
+        {"device": "cpu", "model": "based-tiny", "until": 1e12, "ceilings": vars(CEILINGS), "points": some}
+    )
+    said = [list(json.loads(line))[0] for line in capsys.readouterr().out.splitlines()]
+    assert said == ["begin", "missing"] * 2, "and leaves the third to another"
 
 
 def test_costs_are_those_counted_by_hand() -> None:
@@ -182,6 +217,9 @@ def test_telling_points_come_first() -> None:
         "gla-1b",
         "gated-deltanet-1b",
     }
+    largest = {(x.model, x.prompt) for x in steps if x.batch == LARGEST}
+    assert {(x, n) for x in ("transformer-1b", "llama-1b") for n in (16384, 65536)} <= largest
+    assert {x.way for x in chosen("generate", "cuda", ["gla-1b"], [0])} == set(points.FLA_WAYS)
     prompts = chosen("prefill", "cuda")
     assert [(x.batch, x.prompt) for x in prompts[:6:3]] == [(1, 8192), (1, 32768)]
     for some in (steps, prompts):

@@ -248,6 +248,7 @@ def test_compiled_blocks() -> None:
     prompts = [[1, 2, 3], [200], [7] * 20]
     want = Engine(net, slots=2).generate(prompts, most=5)
     assert Engine(net, slots=2, compiled=True).generate(prompts, most=5) == want
+    assert Engine(net, slots=1, compiled=True).generate(prompts, most=5) == want
 
 
 def test_seeds() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from based_ops import errors
-from based_ops.models import LanguageModel, merge_projections, shipped
+from based_ops.models import LanguageModel, merge_norms, merge_projections, products, shipped
 from based_ops.models.blocks import bytes_of, over_tensors
 from based_ops.models.spec import load_spec
 
@@ -103,6 +103,37 @@ def test_merged_projections_change_nothing(name: str) -> None:
     }
     assert {key for key in merged.state_dict() if "qkv_proj" not in key} == kept
     assert sum(x.numel() for x in merged.parameters()) == sum(x.numel() for x in net.parameters())
+
+
+@pytest.mark.parametrize("one_row", [False, True])
+@pytest.mark.parametrize("name", TINY)
+def test_merged_norms_change_nothing(name: str, one_row: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither as PyTorch runs them nor as sums for a compiler, before and after `merge_projections`."""
+    net = model(name)
+    for norm in net.modules():
+        if isinstance(norm, torch.nn.RMSNorm):
+            torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+    ids = torch.randint(256, (1, 9))
+    rows: list[int] = []
+    if one_row:
+
+        def is_one_row(x: torch.Tensor) -> bool:
+            rows.append(x.numel() // x.shape[-1])
+            return rows[-1] == 1
+
+        monkeypatch.setattr(products, "is_one_row", is_one_row)
+    with torch.no_grad():
+        want, _ = net(ids)
+        for merged in (copy.deepcopy(net), merge_projections(copy.deepcopy(net))):
+            merged = merge_norms(merge_norms(merged))
+            got, state = merged(ids[:, :-1], merged.init_state(1), output_state=True)
+            last = merged.step(ids[:, -1:], state)
+            assert_close(torch.cat([got, last], 1), want)
+    assert sum(x.numel() for x in merged.parameters()) == sum(x.numel() for x in net.parameters())
+    found = any(isinstance(x, products.Product) for x in merged.modules())
+    assert found == (net.spec.mlp is not None)
+    if one_row and found:
+        assert {1, 8} <= set(rows)
 
 
 @pytest.mark.parametrize("name", TINY)
