@@ -11,7 +11,9 @@ from pathlib import Path
 
 from . import artifacts
 from .emit import features, registry, tilelang, torch, triton, warpgroups
-from .emit.layer import ScheduledLayer, scheduled
+from .emit.gluon.kernel import GluonKernel
+from .emit.layer import ScheduledForeign, ScheduledLayer, scheduled
+from .emit.writer import Writer
 from .ir.check import check
 from .ir.check_host import check_passes
 from .ir.host import Launch, Pass
@@ -129,6 +131,25 @@ def schedule(lowered: Lowered, target: str) -> ScheduledLayer:
 def emit(layer: ScheduledLayer) -> str:
     """The source text of one generated module."""
     return artifacts.signed(EMITTERS[layer.backend](layer))
+
+
+def on_warpgroups(lowered: Lowered) -> str:
+    """The text of a layer's kernels for Hopper's warpgroups, "" if it has none."""
+    w = Writer()
+    for kernel in schedule(lowered, "triton").kernels:
+        if isinstance(kernel, ScheduledForeign):
+            warpgroups.emit(w, lowered.spec, kernel)
+            w.blank(2)
+    return w.text().lstrip("\n")
+
+
+def places(lowered: Lowered) -> dict[str, list[str]]:
+    """The plan of places of each of those that are printed from tile programs, by their names."""
+    return {
+        kernel.kernel.name: GluonKernel(kernel).plan.lines()
+        for kernel in schedule(lowered, "triton").kernels
+        if isinstance(kernel, ScheduledForeign) and kernel.kernel.program is not None
+    }
 
 
 def sources(spec: LayerSpec, directory: str | None = None) -> dict[str, str]:

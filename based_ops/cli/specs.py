@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from based_ops.codegen.pipeline import Lowered
     from based_ops.codegen.spec.model import LayerSpec
 
-STAGES = ("spec", "program", "schedule", "triton", "tilelang", "torch")
+STAGES = ("spec", "program", "schedule", "triton", "gluon", "tilelang", "torch")
 
 
 @click.command("list")
@@ -78,6 +78,8 @@ def _show(spec: LayerSpec, stage: str, as_json: bool) -> None:
             source("\n".join(print_program(x) for lowered in found for x in lowered.programs), "text")
         elif stage == "schedule":
             _schedules(found, as_json)
+        elif stage == "gluon":
+            source("\n\n".join(filter(None, map(pipeline.on_warpgroups, found))), "python")
         else:
             with progress("printing"):
                 texts = [pipeline.emit(pipeline.schedule(x, stage)) for x in found]
@@ -107,6 +109,9 @@ def _schedules(found: Sequence[Lowered], as_json: bool) -> None:
                 rows.append((target, schedule.program, dtype, tiles, *threads, rewrites, setting.origin))
     columns = ("module", "program", "dtype", "tiles", "warps", "stages", "rewrites", "chosen by")
     table(columns, rows, as_json)
+    if not as_json:
+        for kernel, lines in (plan for lowered in found for plan in pipeline.places(lowered).items()):
+            click.echo("\n".join([f"places of {kernel}:", *(f"  {line}" for line in lines)]))
     for architecture in sorted(set(records.ARCHITECTURE.values())):
         book = records.book(architecture)
         if mixer := book.serves.get(found[0].spec.mixer):

@@ -11,7 +11,7 @@ from . import triton_expression, warpgroups
 from .host import emit_passes, emit_schedule, host_helpers, used_helpers
 from .layer import ScheduledForeign, ScheduledKernel, ScheduledLayer
 from .triton_kernel import emit_kernel
-from .triton_parameters import parameters, sizes_and_scalars
+from .triton_parameters import sizes_and_scalars
 from .writer import Writer, header
 
 HELPERS = ("dithered", "launch", "operand", "packed_plan", "packed_stream_plan")
@@ -25,7 +25,7 @@ def emit(layer: ScheduledLayer) -> str:
     for scheduled in layer.kernels:
         body.blank(2)
         if isinstance(scheduled, ScheduledForeign):
-            warpgroups.emit(body, layer.spec, scheduled, parameters(scheduled.kernel))
+            warpgroups.emit(body, layer.spec, scheduled)
         else:
             emit_kernel(body, scheduled)
     body.blank(2)

@@ -98,6 +98,28 @@ def rebuilt(expr: E, new: Callable[[Expr], Expr]) -> E:
     return replace(expr, **changes) if changes else expr  # type: ignore[type-var]
 
 
+def mapped(body: tuple[Stmt, ...], new: Callable[[Expr], Expr]) -> tuple[Stmt, ...]:
+    """The statements with what `new` makes of every expression that they evaluate."""
+
+    def one(stmt: Stmt) -> Stmt:
+        match stmt:
+            case Let(_, value) | Set(_, value) | Add(_, value):
+                return replace(stmt, value=new(value))
+            case Store(_, index, value):
+                return replace(stmt, index=tuple(map(new, index)), value=new(value))
+            case For(_, start, stop, step, inner):
+                return replace(
+                    stmt, start=new(start), stop=new(stop), step=new(step), body=mapped(inner, new)
+                )
+            case When(condition, inner):
+                return When(new(condition), mapped(inner, new))
+            case Only(_, condition):
+                return replace(stmt, condition=new(condition))
+        return stmt
+
+    return tuple(map(one, body))
+
+
 class _Fuser:
     def __init__(self, program: Program, types: Types, assigned: set[str]) -> None:
         self.program, self.types, self.assigned = program, types, assigned

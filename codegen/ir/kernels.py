@@ -27,6 +27,8 @@ class ForeignKernel:
     flags: tuple[str, ...]
     constants: tuple[str, ...]
     bounds: dict[str, int] = field(default_factory=dict, hash=False)
+    program: Program | None = None
+    """The tile program that it is printed from, by a plan of places; None if it is printed by hand."""
     second_look: Program | None = None
     """What it calls where something is not finite: a tile program, which is printed as a function."""
     decides: bool = False

@@ -14,6 +14,7 @@ from ..memory.hybrid import Hybrid as Memory
 from ..memory.hybrid_added import Added
 from ..memory.hybrid_singles import Singles
 from ..memory.hybrid_windowed import AGE, SHIFT, Windowed
+from ..memory.normalizer import Matrix
 from ..memory.sums_singles import Chunk
 from ..mixers.hybrid import Hybrid
 from . import linear_attention_parts
@@ -144,7 +145,7 @@ class Layer(linear_attention_parts.Layer):
         self,
         b: Builder,
         size: str | None = None,
-        products: bool = False,
+        products: type[Matrix] | None = None,
         fades: bool = True,
         sequence: Sequence | None = None,
     ) -> Older:

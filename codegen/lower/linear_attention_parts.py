@@ -8,6 +8,7 @@ from ..ir.build import Builder
 from ..ir.nodes import ACC, IO, OPERAND, STATE, Const, Dim, Expr, Span, Var, cdiv, wrap
 from ..ir.program import Axis, Program, Tensor
 from ..memory.fade import FADES, Fade, decay
+from ..memory.normalizer import Matrix
 from ..memory.states import Kept
 from ..memory.sums import Sums
 from ..memory.sums_singles import Chunk, Singles
@@ -135,7 +136,7 @@ class Layer:
         self,
         b: Builder,
         size: str | None = None,
-        products: bool = False,
+        products: type[Matrix] | None = None,
         fades: bool = True,
         sequence: Sequence = TOKENS,
     ) -> Sums:

@@ -11,6 +11,7 @@ from ..ir.build import Builder
 from ..ir.nodes import IO, Cast, Full, Span, Var, cdiv, column, row, wrap
 from ..ir.program import Axis, Program
 from ..ir.traits import RECURS
+from ..memory.normalizer import Matrix
 from ..memory.states import B, H
 from .linear_attention_parts import TOKENS, Layer
 from .second_look import doubt_of, second_look
@@ -18,13 +19,13 @@ from .second_look import doubt_of, second_look
 FLAGS = ("INITIAL", "SEGMENTED", "FINAL")
 
 
-def recurrence(layer: Layer) -> Program:
-    """o and n of one segment, chunk after chunk."""
+def recurrence(layer: Layer, products: type[Matrix] = Matrix) -> Program:
+    """o and n of one segment, chunk after chunk; `products` are how small states normalise."""
     b = Builder()
     features = layer.features
     b.let("d", Span(wrap(0), "QK"))
     u = b.let("u", Span(Var("value_block") * "VALUES", "VALUES"))
-    memory = layer.memory(b, products=True)
+    memory = layer.memory(b, products=products)
     initial, final = layer.user_states("initial_", "INITIAL"), layer.user_states("final_", "FINAL")
     before = layer.segment_states("SEGMENTED")
     with b.blocks("f0", features.rows, memory.size, memory.tiles) as f0:

@@ -9,6 +9,7 @@ from ..ir.nodes import (
     ACC,
     OPERAND,
     Cast,
+    Dim,
     Dot,
     Expr,
     Full,
@@ -83,16 +84,20 @@ class Matrix(Vector):
     stands where it divides.  It needs as many registers as the state, so the state must be small.
     """
 
+    columns: Dim = "VALUES"
+    each = 1.0
+    """What a column holds of the whole."""
+
     def __init__(self, b: Builder, block: str, eps: float) -> None:
         super().__init__(b, block, eps)
-        self.ones = b.let("ones", Cast(Full(("CHUNK", "VALUES"), 1.0), OPERAND))
+        self.ones = b.let("ones", Cast(Full(("CHUNK", self.columns), self.each), OPERAND))
 
     def zeros(self, f: Var, suffix: str) -> Part:
-        shape = (self.block, "VALUES")
+        shape = (self.block, self.columns)
         return _Wide(self.b, self.b.let(f"z{suffix}", Full(shape, 0.0)), (f,), shape)
 
     def nothing(self) -> Var:
-        return self.b.let("N", Full(("CHUNK", "VALUES"), 0.0))
+        return self.b.let("N", Full(("CHUNK", self.columns), 0.0))
 
     def by_row(self, numbers: Expr) -> Expr:
         return column(numbers)
@@ -122,13 +127,43 @@ class Matrix(Vector):
 class _Wide(Part):
     """z with the same number in every column."""
 
-    shape: tuple[str, str]
+    shape: tuple[str, Dim]
 
     def set(self, loaded: Var) -> None:
         self.b.set(self.tile, Full(self.shape, 0.0) + column(loaded))
 
     def value(self) -> Var:
         return _first_column(self.b, "z_rows", self.tile)
+
+
+class Eighths(Matrix):
+    """The same in eight columns, the fewest that a warpgroup multiplies, each of which holds an eighth.
+
+    A sum along such a row is within four lanes, and so n is one number a row.
+    """
+
+    columns = 8
+    each = 0.125
+
+    def zeros(self, f: Var, suffix: str) -> Part:
+        shape = (self.block, self.columns)
+        return _Shared(self.b, self.b.let(f"z{suffix}", Full(shape, 0.0)), (f,), shape)
+
+    def rows(self, n: Var) -> Var:
+        return self.b.let("n_rows", Sum(n, 1))
+
+    def divisor(self, n: Var) -> Expr:
+        return column(Var("n_rows") + self.eps)
+
+
+class _Shared(_Wide):
+    """z of which each column holds an eighth."""
+
+    def set(self, loaded: Var) -> None:
+        self.b.set(self.tile, Full(self.shape, 0.0) + column(loaded * Eighths.each))
+
+    def value(self) -> Var:
+        return self.b.let("z_rows", Sum(self.tile, 1))
 
 
 def _first_column(b: Builder, name: str, tile: Var) -> Var:

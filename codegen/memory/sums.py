@@ -72,7 +72,7 @@ class Sums(Fading):
     """The memory of one program, whose index tiles `d` and `u` are its columns of queries and of values.
 
     `size` is the constant that says how many features it handles at a time, if not the feature map's own.
-    `products`: where the state is small, it normalises by products instead of sums over rows and columns.
+    `products`: how it normalises where the state is small, by products instead of sums over rows and columns.
     """
 
     d, u = Var("d"), Var("u")
@@ -84,13 +84,13 @@ class Sums(Fading):
         sequence: Sequence,
         eps: float | None,
         size: str | None = None,
-        products: bool = False,
+        products: type[Matrix] | None = None,
         fade: Fade | None = None,
     ) -> None:
         super().__init__(b, sequence, fade)
         self.features = features
         self.size = size or features.block
-        form = Matrix if products and self.size == "QK" else Vector
+        form = products if products and self.size == "QK" else Vector
         self.normalizer = None if eps is None else form(b, self.size, eps)
 
     # Tokens

@@ -25,6 +25,12 @@ WORDS = {
         "or a record of `based-ops tune`.",
     ),
     "triton": ("python", "What is printed for Triton: the program above, with the sizes as constants."),
+    "gluon": (
+        "python",
+        "The same algorithm for Hopper's warpgroups, printed from its program by a plan of places, which "
+        "`--stage schedule` ends with: what is copied ahead, shared, in registers or turned, and in which "
+        "order steps are done. Layouts, fences, barriers and waits follow.",
+    ),
     "tilelang": ("python", "The same for TileLang."),
     "torch": ("python", "The same for PyTorch, which runs anywhere, and in float64."),
 }

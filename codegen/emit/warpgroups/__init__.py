@@ -1,6 +1,6 @@
-"""Linear attention with second-order Taylor or elementwise maps, and sliding windows, on Hopper's warpgroups.
+"""Linear attention with second-order Taylor maps, and sliding windows, by hand for Hopper's warpgroups.
 
-The language is Gluon.
+The language is Gluon; kernels that are printed from tile programs are `../gluon/`'s.
 
 The algorithms are those of `lower/`.  They are written out here, because all that makes
 them fast is places and times, of which a tile program says nothing:
@@ -14,23 +14,29 @@ them fast is places and times, of which a tile program says nothing:
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+from ... import names
 from ...ir.heads import ungrouped
 from ...ir.kernels import ForeignKernel
 from ...ir.program import Program
+from ...ir.rewrite import apart
 from ...lower import ragged
 from ...lower.feature_maps import feature_map
 from ...lower.linear_attention_parts import Layer
+from ...lower.on_warpgroups import recurrence_of
 from ...mixers.linear_attention import LinearAttention
 from ...mixers.sliding_window import SlidingWindow
 from ...names import RECURRENCE, on_warpgroups
 from ...schedule.foreign import PRINTERS, printers
-from ...schedule.orders import SQUARE, WIDE
+from ...schedule.orders import WIDE
+from ...schedule.places import PLANS
 from ...spec.model import LayerSpec
+from ..gluon.kernel import GluonKernel
 from ..layer import ScheduledForeign
+from ..triton_parameters import parameters
 from ..writer import Writer
-from .elementwise import ElementwiseRecurrence
 from .gradients import KeyGradients, QueryGradients, key_gradients, query_gradients
 from .kernel import WarpgroupKernel
 from .recurrence import Recurrence
@@ -43,7 +49,6 @@ KERNELS: dict[str, Callable[[Any, ScheduledForeign], WarpgroupKernel]] = {
     "states": States,
     RECURRENCE: Recurrence,
     WIDE: WideRecurrence,
-    SQUARE: ElementwiseRecurrence,
     "query_states": States,
     "query_gradients": QueryGradients,
     "key_gradients": KeyGradients,
@@ -134,10 +139,30 @@ def _kernel(spec: LayerSpec, program: Program, printer: str) -> ForeignKernel:
             kernel = query_gradients(Layer(spec, feature_map(spec)), kernel)
         case LinearAttention(), "key_gradients":
             kernel = key_gradients(Layer(spec, feature_map(spec)), kernel)
+    if printer in PLANS and isinstance(spec, LinearAttention):
+        return _printed(kernel, recurrence_of(spec))
     return with_second_look(spec, kernel)
 
 
-def emit(w: Writer, spec: LayerSpec, scheduled: ScheduledForeign, parameters: list[str]) -> None:
+def _printed(kernel: ForeignKernel, program: Program) -> ForeignKernel:
+    """The same, printed from a tile program, with the second look of that."""
+    _, look = apart(program)
+    if look is not None:
+        look = replace(
+            look,
+            name=names.second_look(kernel.name),
+            grid=kernel.grid,
+            tensors=kernel.tensors,
+            flags=kernel.flags,
+            constants=kernel.constants,
+        )
+    return replace(kernel, program=program, second_look=look)
+
+
+def emit(w: Writer, spec: LayerSpec, scheduled: ScheduledForeign) -> None:
     """Print one kernel, and before it the function to which it leaves its second look."""
     emit_second_look(w, scheduled)
-    KERNELS[scheduled.kernel.printer](spec, scheduled).emit(w, parameters)
+    if scheduled.kernel.program is not None:
+        GluonKernel(scheduled).emit(w)
+        return
+    KERNELS[scheduled.kernel.printer](spec, scheduled).emit(w, parameters(scheduled.kernel))

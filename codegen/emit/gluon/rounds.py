@@ -1,0 +1,196 @@
+"""The loop over tokens: what is copied ahead, when products see what, and where they are waited for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...ir.fuse import rebuilt
+from ...ir.nodes import ACC, Add, Binary, Dim, Dot, Expr, For, Let, Load, Span, Stmt, Store, Var
+from ..writer import Writer
+from .flight import Flight, shown_after
+from .steps import Steps, stored
+
+if TYPE_CHECKING:
+    from .kernel import GluonKernel
+
+SLOT = "slot"
+
+
+class Rounds:
+    """Prints the loop of one kernel."""
+
+    def __init__(self, kernel: GluonKernel, loop: For, steps: Steps) -> None:
+        self.kernel, self.loop, self.steps = kernel, loop, steps
+        self.plan, self.layouts, self.spelling = kernel.plan, kernel.layouts, kernel.spelling
+        self.body = [stmt for stmt in loop.body if not self._is_tile(stmt)]
+        loads = {
+            s.name: s.value
+            for s in self.body
+            if isinstance(s, Let) and isinstance(s.value, Load) and s.name in self.plan.ahead
+        }
+        tensors = [tensor.name for tensor in kernel.program.tensors]
+        self.ahead = dict(sorted(loads.items(), key=lambda load: tensors.index(load[1].tensor)))
+        self.w = Writer()
+
+    def _is_tile(self, stmt: Stmt) -> bool:
+        """An index tile: what it is says its statement, and nothing is printed."""
+        if not isinstance(stmt, Let) or not isinstance(stmt.value, Span):
+            return False
+        self.spelling.spans[stmt.name] = stmt.value
+        end = self.loop.stop
+        last = end.y if isinstance(end, Binary) and end.op == "min" else end
+        self.spelling.ends[Var(self.loop.var)] = (last, Var("stop"))
+        return True
+
+    # Before the loop
+
+    def bounds(self) -> list[str]:
+        """The first token of the loop and one past its last."""
+        start, stop = self.loop.start, _put(self.loop.stop, self.loop.start, Var("start"))
+        return [f"start = {self.spelling.scalar(start)}", f"stop = {self.spelling.scalar(stop)}"]
+
+    def memory(self) -> list[str]:
+        """Shared tiles: rings of what is copied ahead, operands that rounds store, results on their way."""
+        element = next(t.name for t in self.kernel.kernel.tensors if t.strided)
+        lines = [f"IO: gl.constexpr = {element}.dtype.element_ty"]
+        for name in self.ahead:
+            lines.append(f"{name}_ahead = {self._allocate('IO', self.kernel.types[name].shape, 'STAGES')}")
+        for stmt in self.body:
+            if isinstance(stmt, Let) and stmt.name in self.plan.shared and stmt.name not in self.ahead:
+                dims = self.kernel.types[stmt.name].shape
+                dims = dims[::-1] if stmt.name in self.plan.turned else dims
+                lines.append(f"{stmt.name} = {self._allocate('gl.bfloat16', dims)}")
+            if isinstance(stmt, Store) and self._of_rows(stmt):
+                dims = self.kernel.types[stored(stmt.value)].shape
+                lines.append(f"{stmt.tensor}_tile = {self._allocate('IO', dims)}")
+        return lines
+
+    def first_copies(self) -> list[str]:
+        """Begin to copy the first rounds' tokens."""
+        w = Writer()
+        for tensor in self.kernel.program.tensors:
+            if where := self.steps.rows.get(tensor.name):
+                w.line(f"{tensor.name}_from = {where}")
+        w.line("for i in gl.static_range(STAGES - 1):")
+        with w.indented():
+            w.line(f"t = start + i * {self._step()}")
+            self._fetch(w, "i", "t")
+        return w.text().splitlines()
+
+    def _allocate(self, dtype: str, shape: tuple[Dim, ...], *times: str) -> str:
+        layout = self.layouts.shared(self.kernel.size(shape[1]))
+        return f"gl.allocate_shared_memory({dtype}, [{', '.join(map(str, (*times, *shape)))}], {layout})"
+
+    def _step(self) -> str:
+        return self.spelling.scalar(self.loop.step)
+
+    # Inside
+
+    def text(self) -> list[str]:
+        """The loop."""
+        w, flight = self.w, Flight()
+        touched = [(self.steps.shared_by(stmt), self.steps.multiplied_by(stmt)) for stmt in self.body]
+        shown = shown_after(touched, {name for name in self.ahead if name in self.plan.shared})
+        last = max(i for i, stmt in enumerate(self.body) if isinstance(getattr(stmt, "value", None), Dot))
+        w.line(f"{SLOT} = 0")
+        w.line(f"for {self.loop.var} in range(start, stop, {self._step()}):")
+        with w.indented():
+            w.line("async_copy.wait_group(STAGES - 2)")
+            w.line("barrier()  # this round has arrived, and all warps are done with the one before it")
+            self._copy("arrived")
+            for place, stmt in enumerate(self.body):
+                if wait := flight.wait(self.steps.read_by(stmt)):
+                    w.line(wait)
+                self._step_text(stmt)
+                if isinstance(stmt, Let | Add) and isinstance(stmt.value, Dot):
+                    flight.issue(stmt.name)
+                if place in shown:
+                    w.line("fence_async_shared()")
+                    w.line("barrier()  # products see what has been stored")
+                    self._copy("shown", max(shown) == place)
+                    w.blank()
+                if place == last:
+                    self._copy("in_flight")
+            if wait := flight.wait_for_all():
+                w.line(wait)
+            w.line(f"{SLOT} = gl.where({SLOT} == STAGES - 1, 0, {SLOT} + 1)")
+        w.line("async_copy.wait_group(0)")
+        return w.text().splitlines()
+
+    def _step_text(self, stmt: Stmt) -> None:
+        w = self.w
+        match stmt:
+            case Let(name, Load() as load):
+                self._arrived(name, load)
+            case Store(tensor, index, _) if self._of_rows(stmt):
+                name = stored(stmt.value)
+                tile, columns = f"{tensor}_tile", index[-1]
+                w.line(f"{tile}.store({name}.to(IO))")
+                w.line("barrier()")
+                where = self._rows(tensor, index)
+                stride = self.steps.addresses.stride(tensor, 1)
+                wide, layout = self._columns(tensor, columns), self._copied_by(name)
+                w.line(f"write({tile}, {where}, {self.loop.var}, {stride}, stop, {wide}, {layout})")
+            case Store(tensor, index, value):
+                self._rows(tensor, index)
+                pointer, mask = self.steps.vector_at(stored(value), tensor, index)
+                pointer = pointer.replace(self.steps.rows[tensor], f"{tensor}_from")
+                w.line(f"gl.store({pointer}, {stored(value)}, mask={mask})")
+            case _:
+                self.steps.inside(w, stmt)
+
+    def _arrived(self, name: str, load: Load) -> None:
+        """A tile of this round's tokens."""
+        w, tile = self.w, f"{name}_ahead.index({SLOT})"
+        self._rows(load.tensor, load.index)
+        columns = self.kernel.size(self.kernel.types[name].shape[1])
+        if load.dtype == ACC:
+            w.line(f"{name} = in_float32({tile}.load({self.layouts.sums(columns)}))")
+            return
+        w.line(f"{name} = {tile}")
+        w.line("if IO == gl.float16:  # sums leave its range, so products are of bfloat16")
+        with w.indented():
+            w.line(f"{name}, _ = in_bfloat16({name}, {self.layouts.left(columns)})")
+
+    def _copy(self, place: str, here: bool = True) -> None:
+        """Begin to copy a later round's tokens, if the order says that it is now."""
+        if self.kernel.copies == place and here:
+            w = self.w
+            w.line(f"ahead = {self.loop.var} + (STAGES - 1) * {self._step()}")
+            w.line(f"free = gl.where({SLOT} == 0, STAGES - 1, {SLOT} - 1)")
+            self._fetch(w, "free", "ahead")
+
+    def _fetch(self, w: Writer, slot: str, t: str) -> None:
+        for name, load in self.ahead.items():
+            where, stride = self._rows(load.tensor, load.index), self.steps.addresses.stride(load.tensor, 1)
+            columns = self._columns(load.tensor, load.index[-1])
+            w.line(
+                f"fetch({name}_ahead.index({slot}), {where}, {t}, {stride}, stop, {columns}, "
+                f"{self._copied_by(name)})"
+            )
+        w.line("async_copy.commit_group()")
+
+    def _copied_by(self, name: str) -> str:
+        return self.layouts.rows(self.kernel.size(self.kernel.types[name].shape[1]))
+
+    def _rows(self, tensor: str, index: tuple[Expr, ...]) -> str:
+        """The variable that says where a tensor's rows begin."""
+        self.steps.rows[tensor] = self.steps.addresses.first(tensor, index)
+        return f"{tensor}_from"
+
+    def _columns(self, tensor: str, entry: Expr) -> str:
+        """How many columns of a tile there are."""
+        assert isinstance(entry, Var)
+        span, extent = self.spelling.spans[entry.name], self.kernel.program.tensor(tensor).dims[-1]
+        if self.spelling.bounds.inside(entry, extent):
+            return str(span.size)
+        start = self.spelling.scalar(span.start)
+        return str(extent) if start == "0" else f"{extent} - {start}"
+
+    def _of_rows(self, stmt: Store) -> bool:
+        return len(self.steps.addresses.tiles(stmt.index)) == 2
+
+
+def _put(expr: Expr, what: Expr, name: Var) -> Expr:
+    """An expression with a name for a part of it."""
+    return name if expr == what else rebuilt(expr, lambda part: _put(part, what, name))

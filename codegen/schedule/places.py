@@ -1,0 +1,92 @@
+"""Places: where the tiles of a program live on Hopper, and when its steps are done.
+
+A *plan* names tiles and steps of a tile program, and never computes.  All else follows from it and from the
+program: layouts, fences, barriers, and where a product is waited for (`emit/gluon/`).  A tile is named as the
+program names it, a step as `ir/steps.py` does: `x` introduces x, `x=` changes it, `x+a` adds a product of a
+to it, `>o` stores o.  A plan may name what only some programs have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..ir.blocks import write_out
+from ..ir.check import check
+from ..ir.guards import guards_where_shown
+from ..ir.nodes import For, Let, Load, Stmt
+from ..ir.program import Program
+from ..ir.rounding import loads_once, operands_once
+from ..ir.steps import begun, names, reordered
+from .orders import SQUARE
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The places of one program's tiles, and the order of its steps."""
+
+    ahead: tuple[str, ...]
+    """Loads of a round's tokens that become rings of shared tiles, copied STAGES - 1 rounds before."""
+    shared: tuple[str, ...]
+    """Tiles that products read from shared memory."""
+    left: tuple[str, ...]
+    """Tiles that products read on their left from registers."""
+    turned: tuple[str, ...]
+    """Tiles that are kept transposed."""
+    order: tuple[str, ...]
+    """The steps of a round."""
+
+    def lines(self) -> list[str]:
+        """The plan for people."""
+        return [f"{word}: {', '.join(found)}" for word, found in vars(self).items()]
+
+    def of(self, program: Program) -> Plan:
+        """The plan without what a program lacks."""
+        types = check(program)
+        steps = {name for stmt in program.body if isinstance(stmt, For) for name in names(stmt.body, types)}
+        tiles = {getattr(stmt, "name", "") for stmt in _every(program.body)}
+        kept = {word: tuple(x for x in found if x in tiles) for word, found in vars(self).items()}
+        loads = {x.name for x in _every(program.body) if isinstance(x, Let) and isinstance(x.value, Load)}
+        kept["ahead"] = tuple(x for x in self.ahead if x in loads)
+        return Plan(**kept | {"order": tuple(x for x in self.order if x in steps)})
+
+
+ELEMENTWISE = Plan(
+    ahead=("Q", "K", "K_features", "Y"),
+    shared=("K_features", "Y", "S_operand", "z_operand", "ones"),
+    left=("Q_features", "A_operand"),
+    turned=("S", "S_all", "S_operand", "z_operand"),
+    order=(
+        # What products read on the right.
+        *("t", "Y", "K", "K_features", "S_operand", "z_operand"),
+        # All products but those that read the chunk's weights, in a row.
+        *("Q", "Q_features", "R", "O+Q_features", "N+Q_features", "S+K_features", "z+K_features"),
+        # One of them is waited for, the first; the others run while the weights are made.
+        *("seen", "A", "A_operand", "O+A_operand", "N+A_operand"),
+        *("n_rows", ">n", "O=", ">o"),
+    ),
+)
+"""A recurrence of maps that act on single components: see docs/lab-book.md."""
+PLANS: dict[str, Plan] = {SQUARE: ELEMENTWISE}
+"""By the names that `orders.py` has for printers."""
+
+
+def placed(program: Program, plan: Plan, size: Callable[[str], int]) -> Program:
+    """A program as a plan wants it: each rewrite is checked, and none changes what is computed.
+
+    Raises `OutOfOrder` if the plan's order names other steps than there are, or lets one read something else.
+    """
+    program = write_out(program, size)
+    program = loads_once(operands_once(program, check(program)))
+    types = check(program)
+    body: list[Stmt] = []
+    for stmt in program.body:
+        if isinstance(stmt, For):
+            stmt = For(stmt.var, stmt.start, stmt.stop, stmt.step, reordered(stmt.body, plan.order, types))
+        body.append(stmt)
+    return guards_where_shown(Program(**vars(program) | {"body": begun(body)}))
+
+
+def _every(body: tuple[Stmt, ...]) -> list[Stmt]:
+    inner = [part for stmt in body for part in _every(getattr(stmt, "body", ()))]
+    return [*body, *inner]
