@@ -68,7 +68,11 @@ class ChunkSteps:
             *self.tables(),
             *self.before_segments(NEVER, None),
             allocate("kept_states", by_chunk, OPERAND, CHUNKED, zeros=self.several),
-            launch("chunk_states", self.begun(kept="kept_states") | {"SUMS": NEVER, "sums": None}, CHUNKED),
+            launch(
+                "chunk_states",
+                self.begun(kept="kept_states") | {"SUMS": NEVER, "segment_sums": None},
+                CHUNKED,
+            ),
             *self.after_segments(),
             allocate("kept_owed", by_chunk, OPERAND, CHUNKED, zeros=self.several),
             launch(
@@ -108,7 +112,7 @@ class ChunkSteps:
         by_segment = ("B", "segments", "H", 2, self.spec.modes, self.spec.units[1])
         return (
             *(allocate(name, by_segment, ACC, SPLIT) for name in ("sums", "segment_states")),
-            launch("chunk_states", self.unbegun("initial_state"), SPLIT),
+            launch("chunk_states", self.unbegun(), SPLIT),
             launch(
                 self.own("chunk_prefix"),
                 {"INITIAL": INITIAL, "TOTAL": final, "final_state": total},
@@ -119,7 +123,7 @@ class ChunkSteps:
     def after_segments(self) -> Steps:
         """What is owed to the state after each of them."""
         return (
-            launch("chunk_states_back", self.unbegun("d_final_state"), SPLIT),
+            launch("chunk_states_back", self.unbegun(), SPLIT),
             launch(self.own("chunk_prefix_back"), {"INITIAL": LAST, "TOTAL": INITIAL}, SPLIT),
         )
 
@@ -133,22 +137,24 @@ class ChunkSteps:
     def own(self, program: str) -> str:
         return packed(program) if self.several else program
 
-    def unbegun(self, initial: str) -> dict[str, Operand]:
+    def unbegun(self) -> dict[str, Operand]:
         """For what a segment adds by itself."""
         flags = dict.fromkeys(("INITIAL", "SEGMENTED", "KEPT"), NEVER)
-        absent = dict.fromkeys((initial, "segment_states", "kept_states"))
-        return self.given | flags | absent | {"SUMS": ALWAYS}
+        absent = dict.fromkeys(("state_given", "states_before", "states_kept"))
+        return self.given | flags | absent | {"SUMS": ALWAYS, "segment_sums": "sums"}
 
     def begun(
         self, name: str = "initial_state", there: Value = INITIAL, kept: str | None = None
     ) -> dict[str, Operand]:
         """For a segment that goes on from what is before it, and may keep the state before each chunk."""
-        begin: dict[str, Operand] = {"INITIAL": there & ~SPLIT}
+        begin: dict[str, Operand] = {"INITIAL": there & ~SPLIT, "state_given": name}
         if self.several:
-            begin = {"INITIAL": NEVER, name: None}
-        keeps: dict[str, Operand] = {"KEPT": Literal(kept is not None), "kept_states": kept}
-        return self.given | begin | keeps | {"SEGMENTED": SPLIT}
+            begin = {"INITIAL": NEVER, "state_given": None}
+        keeps: dict[str, Operand] = {"KEPT": Literal(kept is not None), "states_kept": kept}
+        return self.given | begin | keeps | {"SEGMENTED": SPLIT, "states_before": "segment_states"}
 
     def ended(self, final: Value, name: str = "final_state") -> dict[str, Operand]:
         """For the last state of a sequence in one segment."""
-        return {"FINAL": NEVER, name: None} if self.several else {"FINAL": final & ~SPLIT}
+        if self.several:
+            return {"FINAL": NEVER, "state_left": None}
+        return {"FINAL": final & ~SPLIT, "state_left": name}

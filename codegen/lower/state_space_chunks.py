@@ -47,12 +47,12 @@ def states(layer: Layer, back: bool) -> Program:
     chunks = Chunks(layer, back, answers=False)
     chunks.run()
     with chunks.b.when("SUMS"):
-        hold(chunks.b, "sums", NUMBER, chunks.state.value)
+        hold(chunks.b, "segment_sums", NUMBER, chunks.state.value)
     how = "from the last chunk to the first" if back else "chunk by chunk"
     return chunks.program(
         "chunk_states",
         f"The state of a segment, {how}.",
-        (kept(layer, "sums", "segments", optional="SUMS"),),
+        (kept(layer, "segment_sums", "segments", optional="SUMS"),),
         ("SUMS",),
     )
 
@@ -63,7 +63,7 @@ def outputs(layer: Layer, back: bool) -> Program:
     b = chunks.b
     chunks.run()
     with b.when("FINAL"):
-        layer.store(b, chunks.final, B, chunks.state.value)
+        layer.store(b, "state_left", B, chunks.state.value)
     # Every value enters the state, so this is finite only if all of them are.
     with second_look(b, doubt_of(b, chunks.state.re)):
         chunks.again()
@@ -75,7 +75,7 @@ def outputs(layer: Layer, back: bool) -> Program:
             layer.given_residues(),
             layer.skip(),
             layer.of_tokens(chunks.made, strided=False),
-            layer.states(chunks.final, "B", "FINAL"),
+            layer.states("state_left", "B", "FINAL"),
         ),
         ("SKIP", "FINAL"),
     )
@@ -87,9 +87,6 @@ class Chunks:
     def __init__(self, layer: Layer, back: bool, answers: bool) -> None:
         self.layer, self.back, self.answers = layer, back, answers
         self.given, self.made = ("dy", "dx") if back else ("x", "y")
-        self.initial, self.final = "initial_state", "final_state"
-        if back:
-            self.initial, self.final = "d_final_state", "d_initial_state"
         self.enters, self.leaves = ("leaving", "entering") if back else ("entering", "leaving")
         self.b = b = Builder()
         layer.begin(b)
@@ -159,9 +156,9 @@ class Chunks:
                 entering(layer),
                 leaving(layer),
                 powers(layer),
-                layer.states(self.initial, "B", "INITIAL"),
-                kept(layer, "segment_states", "segments", optional="SEGMENTED"),
-                kept(layer, "kept_states", "chunks", OPERAND, "KEPT"),
+                layer.states("state_given", "B", "INITIAL"),
+                kept(layer, "states_before", "segments", optional="SEGMENTED"),
+                kept(layer, "states_kept", "chunks", OPERAND, "KEPT"),
                 *tensors,
                 FLAGGED,
             ),
@@ -176,9 +173,9 @@ class Chunks:
         """The state before the segment; backwards, what is owed to it after that."""
         b, state = self.b, Tile.zeros(self.b, name)
         with b.when("INITIAL"):
-            state.add(self.layer.load(b, f"{name}_given", self.initial, B))
+            state.add(self.layer.load(b, f"{name}_given", "state_given", B))
         with b.when("SEGMENTED"):
-            state.add(held(b, f"{name}_before", "segment_states", NUMBER))
+            state.add(held(b, f"{name}_before", "states_before", NUMBER))
         return state
 
     def _decay(self, name: str, count: Expr) -> Complex:
@@ -203,7 +200,7 @@ class Chunks:
         x = b.let(f"X{which}", Load(self.given, layer.place(B, t), OPERAND))
         with b.when("KEPT"):
             number = b.let(f"number{which}", (NUMBER * LENGTH + (t0 - self.first)) // "CHUNK")
-            hold(b, "kept_states", number, state.value, OPERAND)
+            hold(b, "states_kept", number, state.value, OPERAND)
         if out is not None:
             y = self._answer(f"Y{which}", x, out)
             with b.when("SKIP"):
