@@ -53,11 +53,6 @@ class StateSpaceVariant(Variant):
     order = constant("order", "Real numbers of a channel's state.")
     modes = constant("modes", "Conjugate pairs of modes of a filter, half as many.")
 
-    @property
-    def alike_in_batches(self) -> bool:  # type: ignore[override]
-        """Whether no call is cut by how much lies beside each other: filters of heads are."""
-        return not self.spec.shared
-
     def _setup(self) -> None:
         self._know(order=self.spec.order, modes=self.spec.modes)
 

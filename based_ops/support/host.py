@@ -8,6 +8,9 @@ from math import lcm as lcm
 import torch
 from torch import Tensor
 
+from .fourier import fourier_backward as fourier_backward
+from .fourier import fourier_forward as fourier_forward
+
 
 def cdiv(x: int, y: int) -> int:
     """Division rounded up."""
@@ -129,6 +132,13 @@ def packed_chunk_plan(
         return 1, 1, False, 0, sequences, sequences
     segments, places, table, bounds = packed_plan(sequences, T, SEGMENT, LENGTH)
     return segments, places // CHUNK, True, places, table, bounds
+
+
+def fourier_plan(T: int, lanes: int, LEAST: int, LANES: int) -> bool:
+    """Whether T tokens of `lanes` (batch times channels) are convolved by Fourier transforms: many tokens,
+    of no more lanes than a walk leaves a GPU idle with.
+    """
+    return T >= LEAST and lanes <= LANES
 
 
 def part_plan(chunks: int, heads: int, PROGRAMS: int) -> int:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..dtypes import ACC, IO
 from ..ir.host import (
+    Call,
     Delegate,
     Launch,
     Name,
     Operand,
     Pass,
+    Plan,
     Present,
     ReadSizes,
     Steps,
@@ -19,8 +21,9 @@ from ..ir.host import (
     allocate,
     launch,
 )
+from ..ir.kernels import TRUTH, LaunchPlan
 from ..mixers.state_space import StateSpace
-from ..names import packed
+from ..names import by_fourier, packed
 from ..spec.signature import SEQUENCES
 from . import steps
 from .parameters import over_sequences, parameters
@@ -30,7 +33,17 @@ from .state_space_chunk_passes import CHUNKED, FINAL, INITIAL, LAST, SKIP, Chunk
 def passes(spec: StateSpace) -> tuple[Pass, ...]:
     """forward, backward and step of a layer, and the first two of packed sequences."""
     several, one = (Passes(spec, several) for several in (True, False))
-    return several.forward(), one.forward(), several.backward(), one.backward(), one.step()
+    forward, backward = one.forward(), one.backward()
+    others = () if spec.shared else (by_fourier_of(forward), by_fourier_of(backward))
+    return *others, several.forward(), forward, several.backward(), backward, one.step()
+
+
+def by_fourier_of(function: Pass) -> Pass:
+    """A pass by Fourier transforms, which the one of its part calls."""
+    part = function.name
+    call = Call(f"fourier_{part}", function.results)
+    summary = f"`{part}` by Fourier transforms."
+    return replace(function, name=by_fourier(part), summary=summary, body=(call,), instead_of=part)
 
 
 @dataclass(frozen=True)
@@ -122,7 +135,12 @@ class Passes:
         sizes: Steps = (Delegate(packed(part), Present(SEQUENCES.name)), self.sizes)
         if self.several:
             sizes = self.sizes, ReadSizes(SEQUENCES.name, ("N", None))
-        plan = self.chunks.plan(part) if self.chunks else ()
+        plan: Steps = ()
+        if self.chunks:
+            plan = self.chunks.plan(part)
+        elif not self.several:
+            by = LaunchPlan(part, part, "fourier_plan", (("T",), ("B", "D")), ("LEAST", "LANES"))
+            plan = Plan({"fourier": TRUTH}, by), Delegate(by_fourier(part), Name("fourier"))
         found = allocate("found_poles", (self.spec.modes, self.spec.units[0], 4), ACC, self.walks)
         return *sizes, *plan, found, launch("poles", {}, self.walks)
 

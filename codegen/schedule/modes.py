@@ -47,9 +47,19 @@ LEAST = 32
 """Tokens from which on tables are worth their launches."""
 
 
+FOURIER, LONG = {"torch": 32, HOST_C: ALL_TOKENS}, 2048
+"""Tokens from which on transforms are faster than a walk; those of C are for checking walks."""
+FEW_LANES = 4096
+"""Channels, of all sequences, with which walks leave a GPU half idle."""
+PLANS = ("chunk_plan", "packed_chunk_plan", "part_plan", "fourier_plan")
+
+
 def launch_plan(spec: LayerSpec, plan: LaunchPlan, backend: str, dtype: str) -> Setting:
     """Where chunks serve, and how a call is cut: products in float32 have no matrix units on a GPU."""
     on_gpu = backend in ("triton", "tilelang")
+    if plan.function == "fourier_plan":
+        sizes = {"LEAST": FOURIER.get(backend, LONG), "LANES": FEW_LANES if on_gpu else ALL_TOKENS}
+        return Setting(pick(plan, sizes))
     never = on_gpu and (dtype == "float32" or spec.extents["MODES"] > MOST_MODES)
     sizes = {
         "SEGMENT": SEGMENT,

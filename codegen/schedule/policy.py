@@ -83,7 +83,7 @@ def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
             return Schedule(subject.name, backend, settings, orders.measured(subject))
     dtypes = (*spec.dtypes, "float64") if backend == "torch" else spec.dtypes
     if isinstance(subject, LaunchPlan):
-        if subject.function in ("chunk_plan", "packed_chunk_plan", "part_plan"):
+        if subject.function in modes.PLANS:
             chosen = {dtype: modes.launch_plan(spec, subject, backend, dtype) for dtype in dtypes}
             return Schedule(subject.name, backend, chosen)
         if subject.function in ("stream_plan", "packed_stream_plan"):

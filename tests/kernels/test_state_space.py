@@ -40,7 +40,7 @@ CHUNKS = {
     "chunks": (("LEAST", 1),),
     "segments": (("LEAST", 1), ("SHORTEST", 1), ("PROGRAMS", 100), ("FEWEST", 1)),
 }
-"""How filters of heads can be asked to go through a sequence."""
+"""How calls can be asked to go through a sequence; filters of channels do not know segments."""
 SMALL_CHUNKS = (("CHUNK", 16), ("SEGMENT", 32), ("LENGTH", 32))
 """With which a short sequence has several of both."""
 POOL = (
@@ -125,7 +125,7 @@ def calls(draw: st.DrawFn, runner: Runner, most: int = 70) -> Call:
     optional = ("skip", "initial_state")
     whole = ("table_gradients.CHANNELS", max(16, power_of_two(spec.width)))
     tiles = () if runner.device == "cuda" else (*TILES, *SMALL_CHUNKS, whole)
-    form = draw(st.sampled_from(tuple(CHUNKS))) if spec.shared else "as planned"
+    form = draw(st.sampled_from(tuple(CHUNKS)))
     return Call(
         spec,
         build(spec, HOST_C if runner.id == "tilelang-cpu" else runner.backend, tiles + CHUNKS[form]),
