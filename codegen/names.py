@@ -34,6 +34,11 @@ def packed(name: str) -> str:
     return f"{name}_packed"
 
 
+def by_fourier(part: str) -> str:
+    """The pass that convolves by Fourier transforms."""
+    return f"{part}_fourier"
+
+
 def second_look(program: str) -> str:
     """The function in which a kernel does rows again, where something is not finite."""
     return f"{program}_second_look"

@@ -48,7 +48,6 @@ class StateSpaceVariant(Variant):
 
     spec: Spec
     _state_type = StateSpaceState
-    alike_in_batches = True
     backward_products = 3.0
     """The adjoint; and for poles and residues the state again, with its slope."""
     order = constant("order", "Real numbers of a channel's state.")

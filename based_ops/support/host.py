@@ -8,6 +8,9 @@ from math import lcm as lcm
 import torch
 from torch import Tensor
 
+from .fourier import fourier_backward as fourier_backward
+from .fourier import fourier_forward as fourier_forward
+
 
 def cdiv(x: int, y: int) -> int:
     """Division rounded up."""
@@ -106,6 +109,41 @@ def packed_stream_plan(
     number = table[:, 4]
     ends = torch.cat((nothing, stop)).index_select(0, number)
     return count, walks, torch.cat((table[:, :3], torch.stack((ends, number - 1), 1)), 1)
+
+
+@functools.lru_cache(maxsize=4096)
+def chunk_plan(
+    T: int, rows: int, SEGMENT: int, CHUNK: int, LEAST: int, SHORTEST: int, PROGRAMS: int, FEWEST: int
+) -> tuple[int, int, bool]:
+    """How a state space goes through T tokens of `rows` (batch times heads): in segments of whole SEGMENTs,
+    of how many chunks in all, and whether in chunks, from LEAST tokens on, rather than token by token.
+    """
+    wanted = segment_plan(T, rows, SHORTEST, PROGRAMS, FEWEST)
+    grains = cdiv(cdiv(T, SEGMENT), wanted)
+    segments = max(1, cdiv(cdiv(T, SEGMENT), max(1, grains)))
+    return segments, cdiv(T, CHUNK), T >= LEAST
+
+
+def packed_chunk_plan(
+    sequences: Tensor, T: int, SEGMENT: int, CHUNK: int, LENGTH: int, LEAST: int
+) -> tuple[int, int, bool, int, Tensor, Tensor]:
+    """The same of packed sequences, with the places and tables of `packed_plan`."""
+    if T < LEAST:
+        return 1, 1, False, 0, sequences, sequences
+    segments, places, table, bounds = packed_plan(sequences, T, SEGMENT, LENGTH)
+    return segments, places // CHUNK, True, places, table, bounds
+
+
+def fourier_plan(T: int, lanes: int, LEAST: int, LANES: int) -> bool:
+    """Whether T tokens of `lanes` (batch times channels) are convolved by Fourier transforms: many tokens,
+    of no more lanes than a walk leaves a GPU idle with.
+    """
+    return T >= LEAST and lanes <= LANES
+
+
+def part_plan(chunks: int, heads: int, PROGRAMS: int) -> int:
+    """In how many parts what all chunks of a head add to its gradients is summed up: PROGRAMS in all."""
+    return max(1, min(chunks, PROGRAMS // max(1, heads)))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -10,7 +10,8 @@ the row sums are not counted.  Arithmetic is that of products, a multiplication 
   backward is 2.5 times as much: gradients of the features of q and of k and of v, and both states again.
 - A window of W: 2·(D + V) for each pair of tokens that see each other, its backward 2.5 times as much.
 - Heads that share keys and values share a state: of the products with one, half are updates.
-- A step reads and writes a linear attention's state; it reads a window's and writes one token of it.
+- A step reads and writes a linear attention's state; it reads a window's and writes one token of it.  Of a
+  state space it reads and writes the state, and reads poles and residues once.
 """
 
 from __future__ import annotations
@@ -66,9 +67,12 @@ def _bytes(work: Work, argument: Argument) -> int:
 
 def _step(work: Work) -> Floor:
     op, size = work.op, work.torch_dtype.itemsize
+    flops = round(work.rows * op.products(1, begun=True, final=True))
+    if work.spec.mixer == "state_space":
+        outside = sum(_bytes(work, x) for x in (*taken(op), op.signature.output))
+        return Floor(2 * _state_bytes(work) + outside, flops)
     token = work.rows * (op.qk + op.v) * size
     outside = work.rows * (2 * op.qk + 2 * op.v) * size
-    flops = round(work.rows * op.products(1, begun=True, final=True))
     if work.spec.mixer == "sliding_window":
         return Floor(_state_bytes(work) + token + outside, flops)
     return Floor(2 * _state_bytes(work) + outside, flops)

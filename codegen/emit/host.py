@@ -13,6 +13,7 @@ from ..ir.host import (
     Allocate,
     And,
     Bind,
+    Call,
     Compare,
     Constant,
     Delegate,
@@ -89,7 +90,8 @@ def used_helpers(text: str, helpers: Iterable[str]) -> str:
 
 def host_helpers(layer: ScheduledLayer) -> list[str]:
     """What the passes of a layer may call of `based_ops.support.host`."""
-    return sorted({*HELPERS, *(plan.function for part in layer.passes for plan in part.plans)})
+    called = [step.function for part in layer.passes for step in part.body if isinstance(step, Call)]
+    return sorted({*HELPERS, *called, *(plan.function for part in layer.passes for plan in part.plans)})
 
 
 def emit_passes(w: Writer, layer: ScheduledLayer, launch: EmitLaunch) -> None:
@@ -153,6 +155,8 @@ class _Function:
                     name: self.text(arguments.get(name, Name(name))) for name in parameters(scheduled.kernel)
                 }
                 self.launch(w, scheduled, given, self._entry(kernel))
+            case Call(function, results):
+                w.call(f"{', '.join(results)} = {function}(", self.names)
             case Delegate(to, when):
                 w.line(f"if {self.text(when)}:")
                 with w.indented():

@@ -16,6 +16,7 @@ from .host import (
     Allocate,
     And,
     Bind,
+    Call,
     Compare,
     Constant,
     Delegate,
@@ -66,7 +67,7 @@ def check_pass(function: Pass, kernels: Mapping[str, Kernel], others: Mapping[st
     for step in function.body:
         checker.step(step)
     for name in function.results:
-        if name not in checker.allocated:
+        if name not in {*checker.allocated, *checker.made}:
             raise checker.fail(f"returns {name}, which it does not allocate")
 
 
@@ -78,6 +79,8 @@ class _Checker:
     known: dict[str, str] = field(default_factory=dict)
     """The kind of every name."""
     allocated: dict[str, Allocate] = field(default_factory=dict)
+    made: set[str] = field(default_factory=set)
+    """Results of functions in PyTorch."""
     shapes: dict[str, tuple[Value, ...]] = field(default_factory=dict)
     """Those of parameters, where callers have checked them."""
     facts: Facts = field(default_factory=Facts)
@@ -128,6 +131,10 @@ class _Checker:
                     self.facts.presence[name] = when
             case Launch():
                 self._launch(step)
+            case Call(_, results):
+                for name in results:
+                    self.add(name, TENSOR)
+                self.made |= {*results}
             case Delegate(to, when):
                 self.want(TRUTH, when)
                 other = self.others.get(to)

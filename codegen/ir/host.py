@@ -217,6 +217,14 @@ class Launch(Step):
 
 
 @dataclass(frozen=True)
+class Call(Step):
+    """Name what a function of `based_ops.support`, in PyTorch, makes of all parameters of the pass."""
+
+    function: str
+    results: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Delegate(Step):
     """Return what another pass of the same parameters and results returns."""
 

@@ -91,6 +91,11 @@ class Segment:
         with b.when(RAGGED):
             Segment.of_packed(b, number)
         b.only(RAGGED, FIRST < STOP)
+        return Segment.perhaps(number)
+
+    @staticmethod
+    def perhaps(number: Expr) -> Segment:
+        """A segment of a program with the flag, which has read of the table under it."""
         return Segment(number, Chosen(RAGGED, FIRST, number * LENGTH), PERHAPS)
 
     @staticmethod
@@ -110,7 +115,7 @@ class Segment:
             b.let(START.name, FIRST + (place - number * LENGTH))
         if not again:
             b.only(RAGGED, START < STOP)
-        return Segment(number, Chosen(RAGGED, FIRST, number * LENGTH), PERHAPS), Chosen(RAGGED, START, place)
+        return Segment.perhaps(number), Chosen(RAGGED, START, place)
 
     @property
     def end(self) -> Expr:

@@ -12,6 +12,9 @@ from ..ir.nodes import Cast, Const, Expr, Full, Load, Span, Sum, Unary, Var, cdi
 from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import GRADIENTS, TOKEN
 from ..mixers.state_space import StateSpace
+from . import state_space_chunks as chunks
+from . import state_space_running as running
+from . import state_space_tables as tables
 from .sequence import Sequence
 from .state_space_parts import BATCH, ROUND, TILE, VECTOR, B, Complex, Layer, Tile, Walk
 from .steps import FLAGS, POOLED, answered, in_slots, one_by_one
@@ -29,7 +32,22 @@ def programs(spec: StateSpace) -> tuple[Program, ...]:
         *(program(layer, packed) for packed in (False, True) for program in walks),
         mode_gradients(layer),
         skip_gradients(layer),
+        *(_of_chunks(layer) if layer.shared else ()),
         token(layer),
+    )
+
+
+def _of_chunks(layer: Layer) -> tuple[Program, ...]:
+    """Programs of filters that channels share: what matrix units multiply."""
+    both = (False, True)
+    return (
+        tables.tables(layer),
+        tables.toeplitz(layer),
+        *(program(layer, back) for program in (chunks.states, chunks.outputs) for back in both),
+        *(running.prefix(layer, back, packed) for packed in both for back in both),
+        running.table_gradients(layer),
+        tables.lag_sums(layer),
+        tables.mode_gradients_of_tables(layer),
     )
 
 

@@ -63,6 +63,14 @@ class Complex:
 
 
 @dataclass(frozen=True)
+class Named(Complex):
+    """Its parts have names, so that products take them."""
+
+    re: Var
+    im: Var
+
+
+@dataclass(frozen=True)
 class Tile:
     """One that a program changes."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from ..ir.kernels import ForeignKernel, LaunchPlan, Sized
 from ..ir.program import Program
 from ..ir.traits import (
+    CHUNKS,
     FEATURES,
     GRADIENTS,
     RECURS,
@@ -82,6 +83,9 @@ def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
             return Schedule(subject.name, backend, settings, orders.measured(subject))
     dtypes = (*spec.dtypes, "float64") if backend == "torch" else spec.dtypes
     if isinstance(subject, LaunchPlan):
+        if subject.function in modes.PLANS:
+            chosen = {dtype: modes.launch_plan(spec, subject, backend, dtype) for dtype in dtypes}
+            return Schedule(subject.name, backend, chosen)
         if subject.function in ("stream_plan", "packed_stream_plan"):
             return Schedule(
                 subject.name, backend, dict.fromkeys(dtypes, streams.launch_plan(subject, backend))
@@ -99,6 +103,9 @@ def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
         return Schedule(subject.name, backend, settings, rewrites)
     if STREAMS in subject.does:
         return Schedule(subject.name, backend, dict.fromkeys(dtypes, streams.tiles(subject, backend)))
+    if CHUNKS in subject.does:
+        settings = {dtype: modes.chunk_tiles(spec, subject, backend, dtype) for dtype in dtypes}
+        return Schedule(subject.name, backend, settings)
     if SPINS in subject.does:
         return Schedule(subject.name, backend, dict.fromkeys(dtypes, modes.tiles(spec, subject, backend)))
     if SCANS in subject.does:

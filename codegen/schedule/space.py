@@ -17,7 +17,7 @@ from ..ir.kernels import ForeignKernel, Kernel, LaunchPlan, Sized
 from ..ir.nodes import Blocks, Dim, For, Let, Load, Span, Store, Var
 from ..ir.program import Program, loads_ahead
 from ..ir.rewrite import rewritten
-from ..ir.traits import SOLVES
+from ..ir.traits import CHUNKS, SOLVES
 from . import orders
 from .budget import fits
 from .legal import ALL_TOKENS, DIRECT, ONE_TOKEN, bounds, is_legal, miscompiled, products, shares_out
@@ -45,6 +45,7 @@ SIZES = {
     "LENGTH": _powers(128, 4096),  # tokens of a segment
     "SHORTEST": _powers(128, 2048),  # tokens of a segment at least
     "PROGRAMS": tuple(RESIDENT_PROGRAMS * n // 12 for n in (1, 2, 3, 4, 6, 8, 12, 18, 24, 36, 48)),
+    "LEAST": (ONE_TOKEN, *_powers(16, 1 << 10), ALL_TOKENS),  # from which on chunks are products
     "TILED": (ONE_TOKEN, ALL_TOKENS),  # computed in tiles, where others are walked
     "LANES": _powers(1 << 16, 1 << 22),  # channels that are walked at once
     "FEWEST": (1, 2, 3, 4, 6, 8),  # segments at least, else there is one
@@ -66,7 +67,7 @@ REWRITE_SETS: dict[str, tuple[tuple[str, ...], ...]] = {
 OF_THE_LAYER = frozenset({"SEGMENT"})
 """Constants that mean one thing for all programs of a layer: not to be changed in one of several."""
 OF_SOLVERS = frozenset({"CHUNK"})
-"""The same of programs that correct values, which read what others of them have found for a chunk."""
+"""The same of programs that read what others of them have found for a chunk: corrections, tables."""
 
 OF_RECURRENCES = frozenset({*DIRECT, "SHORTEST", "PROGRAMS", "FEWEST"})
 """Constants of a forward pass's launch plan that say when it recurs, and in how many segments."""
@@ -101,7 +102,7 @@ def choices(subject: Sized, start: Schedule, keep: Collection[str] = ()) -> Choi
     """
     (setting,) = start.settings.values()
     program = subject if isinstance(subject, Program) else None
-    if program and SOLVES in program.does:
+    if program and not program.does.isdisjoint({SOLVES, CHUNKS}):
         keep = {*keep, *OF_SOLVERS}
     sides = _sides(program, start) if program else set()
     blocks = {s.step for s in statements(program.body) if isinstance(s, Blocks)} if program else set()

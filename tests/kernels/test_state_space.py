@@ -21,17 +21,28 @@ import based_ops
 from based_ops import StateSpaceState, errors
 from based_ops.codegen.dtypes import DTYPES
 from based_ops.codegen.mixers.state_space import StateSpace
+from based_ops.codegen.schedule.legal import ALL_TOKENS
 from based_ops.codegen.schedule.model import HOST_C
+from based_ops.codegen.schedule.sizes import power_of_two
 from based_ops.reference.state_space import state_space
 from based_ops.variant import Variant
 from tests.kernels.inputs import LAYOUTS, laid_out
 from tests.kernels.runners import LOW, Runner, interpreting
 from tests.layers import build
 from tests.strategies import state_spaces
-from tests.tolerance import BACKWARD, FORWARD, assert_close, assert_same
+from tests.tolerance import BACKWARD, FORWARD, Tolerance, assert_close, assert_same
 
 TILES = (("CHANNELS", 4),)
 """With which a few channels are several tiles."""
+CHUNKS = {
+    "as planned": (),
+    "walks": (("LEAST", ALL_TOKENS),),
+    "chunks": (("LEAST", 1),),
+    "segments": (("LEAST", 1), ("SHORTEST", 1), ("PROGRAMS", 100), ("FEWEST", 1)),
+}
+"""How calls can be asked to go through a sequence; filters of channels do not know segments."""
+SMALL_CHUNKS = (("CHUNK", 16), ("SEGMENT", 32), ("LENGTH", 32))
+"""With which a short sequence has several of both."""
 POOL = (
     StateSpace("order16", 16),
     StateSpace("order6_shared", 6, filters="head", width=5),
@@ -59,6 +70,11 @@ class Call:
     layout: str
     seed: int
     given: frozenset[str]
+
+    @property
+    def of_states(self) -> Tolerance:
+        """How near states are: of filters of heads what tokens enter by is rounded as they are."""
+        return FORWARD[self.dtype if self.spec.shared else self.wide]
 
     @property
     def wide(self) -> torch.dtype:
@@ -107,10 +123,12 @@ def calls(draw: st.DrawFn, runner: Runner, most: int = 70) -> Call:
     # The interpreter cuts bfloat16 off where a GPU rounds, which for a single number can be too much.
     least = 8 if runner.interpreted and dtype == torch.bfloat16 else 1
     optional = ("skip", "initial_state")
-    tiles = () if runner.device == "cuda" else TILES
+    whole = ("table_gradients.CHANNELS", max(16, power_of_two(spec.width)))
+    tiles = () if runner.device == "cuda" else (*TILES, *SMALL_CHUNKS, whole)
+    form = draw(st.sampled_from(tuple(CHUNKS)))
     return Call(
         spec,
-        build(spec, HOST_C if runner.id == "tilelang-cpu" else runner.backend, tiles),
+        build(spec, HOST_C if runner.id == "tilelang-cpu" else runner.backend, tiles + CHUNKS[form]),
         (
             draw(st.integers(1, 3)),
             draw(st.integers(1, most)),
@@ -143,7 +161,7 @@ def test_forward_equals_reference(runner: Runner, data: st.DataObject) -> None:
     assert y.dtype == call.dtype and y.is_contiguous() and final.dtype == call.wide
     wanted = expected(call.spec, inputs)
     assert_close("y", y, wanted[0], FORWARD[call.dtype])
-    assert_close("final state", final, wanted[1], FORWARD[call.wide])
+    assert_close("final state", final, wanted[1], call.of_states)
     for name, old, new in zip(NAMES, kept, inputs, strict=True):
         assert old is None or new is not None and assert_same(f"{name} after the call", new, old) is None
     without, nothing = call.module.forward(*inputs, False)
@@ -183,14 +201,14 @@ def test_pieces_and_steps_equal_the_whole(runner: Runner, data: st.DataObject) -
         assert_close("first piece", piece, whole[:, :cut], FORWARD[call.dtype], floor=whole)
     piece, final = call.module.forward(x[:, cut:], *filters, between, True)
     assert_close("second piece", piece, whole[:, cut:], FORWARD[call.dtype], floor=whole)
-    assert_close("its state", final, end, FORWARD[call.wide])
+    assert_close("its state", final, end, call.of_states)
     state, t = state.clone(), 0
     while t < length:
         count = min(data.draw(st.integers(1, 16), "tokens"), length - t)
         y = call.module.step(x[:, t : t + count], *filters, state)
         assert_close("step", y, whole[:, t : t + count], FORWARD[call.dtype], floor=whole)
         t += count
-    assert_close("state", state, end, FORWARD[call.wide])
+    assert_close("state", state, end, call.of_states)
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -272,7 +290,7 @@ def test_packed_sequences_equal_calls_of_their_own(runner: Runner, data: st.Data
         pieces.append((piece * dy[:, start:stop].double()).sum())
         ends.append(end)
     finals = torch.cat(ends)
-    assert_close("final states", final, finals.detach(), FORWARD[call.wide])
+    assert_close("final states", final, finals.detach(), call.of_states)
     loss = torch.stack(pieces).sum() + (finals * d_final.double()).sum()
     there = [t for t in leaves if t is not None]
     wanted = iter(torch.autograd.grad(loss, there, allow_unused=True, materialize_grads=True))

@@ -11,6 +11,7 @@ from ..works import Work
 from .causal_conv1d import CausalConv1d
 from .features import Features
 from .fla import FlaBased, FlaDecay, FlaDelta, FlaLinear, FlaStep
+from .fourier import Fourier, FourierTraining
 from .pytorch import CompiledStep, Conv1d, Flex, Sdpa, Varlen
 
 LONGEST_MS = 60.0
@@ -34,6 +35,8 @@ ON_CUDA: tuple[Contender, ...] = (
     CompiledStep(),
     CausalConv1d(),
     Conv1d(),
+    Fourier(),
+    FourierTraining(),
 )
 FEATURED: tuple[Contender, ...] = (
     Features("features by torch.compile", compiled=True, own=True),
@@ -42,7 +45,7 @@ FEATURED: tuple[Contender, ...] = (
     FlaDelta(),
 )
 """Layers with parts, or keys of length 1, from the queries and keys on."""
-ON_CPU: tuple[Contender, ...] = (Sdpa("SDPA", None),)
+ON_CPU: tuple[Contender, ...] = (Sdpa("SDPA", None), Fourier(), FourierTraining())
 
 
 def peers(work: Work, device: str) -> list[Contender]:
