@@ -44,6 +44,10 @@ BACKWARD = {
 }
 """Gradients."""
 
+CORRECTED = 3
+"""How many times as wide they are for a delta rule: a value is rounded once more before it enters, and what a
+state answers wrong is corrected by later tokens that see the error."""
+
 
 def errors(actual: Tensor, expected: Tensor, floor: float = 0.0) -> Tolerance:
     """The two relative errors of `actual`.

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from based_ops.tolerance import BACKWARD, FORWARD, Tolerance, errors
+from based_ops.tolerance import BACKWARD, CORRECTED, FORWARD, Tolerance, errors
 
-__all__ = ["BACKWARD", "FORWARD", "Tolerance", "assert_close", "assert_same", "errors", "owed", "rms"]
+__all__ = [
+    "BACKWARD",
+    "CORRECTED",
+    "FORWARD",
+    "Tolerance",
+    "assert_close",
+    "assert_same",
+    "errors",
+    "owed",
+    "rms",
+]
 
 
 def assert_close(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from based_ops.codegen.spec.signature import OF_KEYS, OF_STATES, OF_VALUES, Argument
-from based_ops.inputs import draw, filled, taken
+from based_ops.inputs import draw, taken
+from based_ops.variant import Variant
 
 from .works import Work
 
@@ -60,8 +62,8 @@ def make(work: Work, device: str, seed: int = 0) -> Inputs:
     state = None
     if work.task == "step" or work.state:
         # The mathematics of the past in float32, its result in what the variant keeps for these inputs.
-        past = filled(op, drawn(PAST, torch.float32))
-        _, exact = op.reference(*past, output_final_state=True)
+        past = named(op, drawn(PAST, torch.float32))
+        _, exact = op.reference(**past, output_final_state=True)
         kept = op.init_state(work.batch, work.heads, device=device, dtype=work.torch_dtype)
         state = type(exact)(*(x if x is None else x.to(y.dtype) for x, y in zip(exact, kept, strict=True)))
     parameters = {}
@@ -78,6 +80,12 @@ def _sized(work: Work, kind: Argument, x: Tensor) -> Tensor:
         if (dim in SHARED or axis == last) and size != x.shape[axis]:
             x = x.narrow(axis, 0, size).contiguous()
     return x
+
+
+def named(op: Variant, leaves: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The inputs by the names that public functions have for them: attention's decays are `g`."""
+    public = {"log_decay": "g"} if "g" in inspect.signature(op.__call__).parameters else {}
+    return {public.get(kind.name, kind.name): x for kind, x in zip(taken(op), leaves, strict=True)}
 
 
 def another_state(inputs: Inputs) -> Inputs:

@@ -4,8 +4,8 @@
     ...
     <!-- end -->
 
-A `.json` is what one run of `bench ops`, `generate`, `prefill` or `train` wrote.  `thunderkittens.yaml` holds
-times that no command here measures; it says how they were taken.
+A `.json` is what one run of `bench ops`, `generate`, `prefill` or `train` wrote, a `.csv` what `recall` did.
+`thunderkittens.yaml` holds times that no command here measures; it says how they were taken.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from pathlib import Path
 
 import yaml
 
+from based_ops.recall.results import read as read_recall
+
 from ..models import results
 from ..models.tables import report_table
+from ..recall.tables import recall_table
 from ..train import results as training
 from .report import described, dtype_of, label
 from .results import Line, Report, Time, read
 
-DOCUMENTS = ("README.md", "docs/models.md", "docs/training.md")
+DOCUMENTS = ("README.md", "docs/models.md", "docs/recall.md", "docs/training.md")
 BLOCK = re.compile(r"(<!-- from (\S+): based-ops bench tables -->\n).*?(<!-- end -->)", re.DOTALL)
 GROUPS = (
     *("taylor", "training", "window", "maps", "widths", "decay", "wide", "convolution", "step"),
@@ -43,6 +46,8 @@ def _block(path: Path) -> str:
         if results.is_one(path):
             return report_table(results.read(path))
         return report_tables(read(path))
+    if path.suffix == ".csv":
+        return recall_table(read_recall(path))
     return thunderkittens_table(path)
 
 

@@ -70,6 +70,11 @@ class Work:
         return self.op.spec
 
     @property
+    def corrects(self) -> bool:
+        """Whether the layer is a delta rule."""
+        return getattr(self.spec, "update", "add") == "delta"
+
+    @property
     def rows(self) -> int:
         """Sequences that are independent of each other, B·H."""
         return self.batch * self.heads

@@ -16,6 +16,8 @@ WIDEST = 256
 """The width of the figure's largest models."""
 LUCK = 0.05
 """How far above what it sees a window may come, by guessing among what it saw of other examples."""
+EQUAL = 1.03
+"""How many times as many bytes count as equal: a normaliser more or less."""
 CONVOLVED = 3
 """Tokens before a key's value that a convolution of three taps brings into reach of a window."""
 
@@ -69,8 +71,8 @@ def _of(points: Sequence[Point], model: str) -> list[Point]:
 
 
 def _best(points: Sequence[Point], model: str, most: int) -> Point | None:
-    """The best of a kind with at most so many bytes."""
-    found = [x for x in _of(points, model) if x.state_bytes <= most]
+    """The best of a kind with so many bytes or fewer."""
+    found = [x for x in _of(points, model) if x.state_bytes <= EQUAL * most]
     return max(found, key=lambda x: x.mean(), default=None)
 
 

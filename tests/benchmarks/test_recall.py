@@ -10,6 +10,7 @@ from based_ops.benchmarks.ops.results import read as read_records
 from based_ops.benchmarks.recall import widths
 from based_ops.benchmarks.recall.claims import claims, visible, winners
 from based_ops.benchmarks.recall.plots import bound, draw, frontier
+from based_ops.benchmarks.recall.tables import COLUMNS, recall_table
 from based_ops.cli.places import RECALL, RECORDS
 from based_ops.errors import ResultsError
 from based_ops.recall.model import information_bytes
@@ -46,6 +47,23 @@ def test_claims_hold_where_points_show_them() -> None:
     assert found["Based reaches 0.98 at 256 pairs, 256 wide"] is True
     assert found["relu is at or near the frontier of the maps"] is True
     assert winners(points(LINES)) == []
+
+
+def test_equal_bytes_are_those_of_a_normaliser_more() -> None:
+    """The delta rule has none, so its states are that much smaller than those it is compared with."""
+    lines = [line("based d=64 features=16", 0.9, 40_292), line("delta d=64 features=16", 0.92, 39_680)]
+    assert winners(points(lines)) == [
+        f"{lines[1].parsed} (39.7 kB: 0.920) is above {lines[0].parsed} (40.3 kB: 0.900)"
+    ]
+    assert winners(points([*lines[:1], line("delta d=64 features=16", 0.92, 39_000)])) == []
+
+
+def test_a_table_has_every_point_and_the_range_of_its_seeds() -> None:
+    _, _, columns, _, *rows = recall_table(LINES).splitlines()
+    assert columns.count("|") == len(COLUMNS) + 1
+    assert len(rows) == len(points(LINES)) and rows[0].startswith("| attention |")
+    seeds = next(row for row in rows if "`based d=64`" in row)
+    assert "| 40.0 | 0.900 – 0.920 |" in seeds and seeds.endswith("| 2 |")
 
 
 def test_a_panel_for_every_length(tmp_path: Path) -> None:

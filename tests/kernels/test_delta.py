@@ -13,11 +13,7 @@ from torch import Tensor
 from based_ops.codegen import pipeline
 from tests.kernels.delta import DELTA, IDENTITY, Inputs, Layer, doubled, layers
 from tests.kernels.runners import Runner
-from tests.tolerance import BACKWARD, FORWARD, assert_close, assert_same
-
-CORRECTED = 3
-"""How many times the bounds of plain linear attention: a value is rounded once more before it enters, and
-what a state answers wrong is corrected by later tokens that see the error."""
+from tests.tolerance import BACKWARD, CORRECTED, FORWARD, assert_close, assert_same
 
 
 @pytest.mark.parametrize("target", ["triton", "tilelang", "torch"])

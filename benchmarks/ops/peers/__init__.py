@@ -10,7 +10,7 @@ from ..contender import Contender
 from ..works import Work
 from .causal_conv1d import CausalConv1d
 from .features import Features
-from .fla import FlaBased, FlaDecay, FlaLinear, FlaStep
+from .fla import FlaBased, FlaDecay, FlaDelta, FlaLinear, FlaStep
 from .pytorch import CompiledStep, Conv1d, Flex, Sdpa, Varlen
 
 LONGEST_MS = 60.0
@@ -39,8 +39,9 @@ FEATURED: tuple[Contender, ...] = (
     Features("features by torch.compile", compiled=True, own=True),
     Features("PyTorch + fla chunk_linear_attn", compiled=False, own=False),
     Features("torch.compile + fla chunk_linear_attn", compiled=True, own=False),
+    FlaDelta(),
 )
-"""Layers with parts from the queries and keys on."""
+"""Layers with parts, or keys of length 1, from the queries and keys on."""
 ON_CPU: tuple[Contender, ...] = (Sdpa("SDPA", None),)
 
 

@@ -13,11 +13,12 @@ from ..works import Work
 
 
 def is_taylor(work: Work) -> bool:
-    """Whether the layer is the second-order Taylor linear attention, of which nothing fades."""
+    """Whether the layer is the second-order Taylor linear attention, without decay or delta rule."""
     spec = work.spec
     return (
         spec.mixer == "linear_attention"
         and spec.decay == "none"
+        and not work.corrects
         and spec.feature_map.kind == "taylor_exp"
         and spec.feature_map.order == 2
     )

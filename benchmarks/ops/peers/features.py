@@ -29,7 +29,7 @@ class Features(Contender):
         spec = work.spec
         map_of_features = getattr(getattr(spec, "feature_map", None), "expression", "")
         plain = spec.mixer == "linear_attention" and spec.decay == "none" and map_of_features == "x"
-        return work.form == "featured" and (self.own or plain)
+        return work.form == "featured" and not work.corrects and (self.own or plain)
 
     def why_not(self, entry: Entry, device: str) -> str | None:
         return None if self.own else fla_missing()

@@ -57,7 +57,7 @@ class FlaLinear(Contender):
     def takes(self, work: Work) -> bool:
         spec = work.spec
         elementwise_map = spec.mixer == "linear_attention" and spec.feature_map.kind == "elementwise"
-        if not (elementwise_map and spec.decay == "none"):
+        if not (elementwise_map and spec.decay == "none" and not work.corrects):
             return work.task != "step" and is_taylor(work)
         trained = work.task == "training" and spec.feature_map.expression == "x"
         return work.task == "forward" or trained
@@ -102,7 +102,7 @@ class FlaDecay(Contender):
     def takes(self, work: Work) -> bool:
         spec = work.spec
         identity = spec.mixer == "linear_attention" and spec.facts()["map"] == "x" and not spec.normalize
-        return identity and spec.decay == "token" and work.task != "step"
+        return identity and spec.decay == "token" and not work.corrects and work.task != "step"
 
     def why_not(self, entry: Entry, device: str) -> str | None:
         return fla_missing()
@@ -114,6 +114,37 @@ class FlaDecay(Contender):
 
         def attend(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
             o: Tensor = chunk_simple_gla(q, k, v, g, scale=scale)[0]
+            return o
+
+        return sequence_call(work, inputs, inputs.leaves, attend)
+
+
+class FlaDelta(Contender):
+    """flash-linear-attention's delta rule over keys of length 1, with a decay for each token or without."""
+
+    by = "fla chunk_(gated_)delta_rule"
+
+    def takes(self, work: Work) -> bool:
+        spec = work.spec
+        plain = work.corrects and getattr(spec.feature_map, "expression", "") == "x"
+        return plain and spec.unit_keys and spec.decay in ("none", "token") and work.task != "step"
+
+    def why_not(self, entry: Entry, device: str) -> str | None:
+        return fla_missing()
+
+    def prepare(self, work: Work, inputs: Inputs) -> Call:
+        from fla.ops.delta_rule import chunk_delta_rule
+        from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+
+        how = {"scale": work.op.default_scale, "use_qk_l2norm_in_kernel": True}
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
+            *decay, beta = rest
+            beta = beta.to(v.dtype)
+            if decay:
+                o: Tensor = chunk_gated_delta_rule(q, k, v, decay[0], beta, **how)[0]
+                return o
+            o = chunk_delta_rule(q, k, v, beta, **how)[0]
             return o
 
         return sequence_call(work, inputs, inputs.leaves, attend)
