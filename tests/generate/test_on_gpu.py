@@ -50,7 +50,7 @@ def test_compiled_blocks_are_blocks() -> None:
     assert Engine(net, slots=1, compiled=True).generate(prompts, most=12) == want
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ["based-tiny", "hybrid-tiny", "transformer-tiny"])
 def test_norms_in_products_are_norms(name: str) -> None:
     """Of one request each product is a sum that Inductor writes, with its norm, bias and gate."""
     want = Engine(net := model(name, torch.float32), slots=1, most=64).generate([[1, 2, 3]], most=12)
