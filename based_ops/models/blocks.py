@@ -58,10 +58,19 @@ class Block(nn.Module):
         y, final = (mix or self.mixer)(normed(self.norm1, x), state, output_state, **given)
         return self._finish(x + y), final
 
-    def step(self, x: Tensor, state: Any, indices: Tensor | None) -> Tensor:
-        """A few more tokens; `state`, or the slots of a pool that indices name, is updated in place."""
+    def step(self, x: Tensor, y: Tensor, state: Any, indices: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A few more tokens of the stream x + y, to such a pair again.
+
+        `state`, or the slots of a pool that indices name, is updated in place.  What a product adds to the
+        stream is added by the norm that reads it next: for a compiler, a part of that norm's kernel.
+        """
         options = {} if indices is None else {"state_indices": indices}
-        return self._finish(x + self.mixer.step(normed(self.norm1, x), state, **options))
+        x = x + y
+        y = self.mixer.step(normed(self.norm1, x), state, **options)
+        if self.mlp is None:
+            return x, y
+        x = x + y
+        return x, self.mlp(normed(self.norm2, x))
 
     def _finish(self, x: Tensor) -> Tensor:
         return x if self.mlp is None else x + self.mlp(normed(self.norm2, x))

@@ -107,7 +107,7 @@ class LanguageModel(nn.Module):
         ids: Tensor,
         state: ModelState,
         state_indices: Tensor | None = None,
-        steps: Sequence[Callable[..., Tensor]] | None = None,
+        steps: Sequence[Callable[..., tuple[Tensor, Tensor]]] | None = None,
     ) -> Tensor:
         """Logits [B,T,vocabulary] of up to 16 more tokens; updates `state` in place.  Not differentiable.
 
@@ -116,11 +116,12 @@ class LanguageModel(nn.Module):
         the blocks' own: what a compiler made of them.
         """
         x = self._enter(ids)
+        y = torch.zeros_like(x, dtype=self.embedding.weight.dtype)
         for step, part in zip(steps or self.block_steps(), self._states(state), strict=True):
-            x = step(x, part, state_indices)
-        return self._leave(x)
+            x, y = step(x, y, part, state_indices)
+        return self._leave(x + y)
 
-    def block_steps(self) -> list[Callable[..., Tensor]]:
+    def block_steps(self) -> list[Callable[..., tuple[Tensor, Tensor]]]:
         """The step of each block."""
         return [cast(Block, block).step for block in self.blocks]
 

@@ -21,7 +21,7 @@ from .points import Point, of_one_model
 from .results import Line, Missing, Report
 
 Say = Callable[[str], None]
-PATIENCE = 180.0
+PATIENCE = 300.0
 """Seconds without a word after which a process is ended; compiling a whole model is the longest silence."""
 COMMAND = [sys.executable, "-m", "based_ops.benchmarks.models.worker"]
 
