@@ -303,11 +303,7 @@ class Variant(ReplayedCalls, ABC, Generic[StateT]):
             return self._form.after_nothing(
                 tensors, units, self._nothing(tensors), initial_state, output_final_state, is_traced()
             )
-        given = self._given(tensors)
-        if parts or output_final_state:  # nobody derives a replay of a call with states
-            given = (*given, *parts)
-            alone = alone and not ops.needs_gradient(*given)
-        if alone and recordable(kernel, given, [*[tensors[i] for i in self._wide], *parts]):
+        if alone and self._may_record(kernel, tensors, (), parts, output_final_state):
             key = self._key(which, factor, backend, tensors)
             results = self._first(key, kernel, numbers, tensors, parts, output_final_state)
             return results[0], self._final(results, output_final_state)

@@ -48,6 +48,10 @@ class Passes:
         return "N" if self.several else "B"
 
     @property
+    def sequences(self) -> str | None:
+        return SEQUENCES.name if self.several else None
+
+    @property
     def tokens(self) -> tuple[Operand, ...]:
         return ("B", "T", *self.spec.units)
 
@@ -58,7 +62,7 @@ class Passes:
     def forward(self) -> Pass:
         body: Steps = (
             *self.begin("forward"),
-            allocate("y", self.tokens, IO, zeros=self.several),
+            allocate("y", self.tokens, IO, apart_from=self.sequences),
             allocate("final_state", self.state, ACC, FINAL),
             self.walked("walk", {"SKIP": SKIP, "INITIAL": INITIAL, "FINAL": FINAL}),
         )
@@ -70,7 +74,7 @@ class Passes:
         flags = {"SKIP": SKIP, "INITIAL": INITIAL, "FINAL": LAST}
         body: Steps = (
             *self.begin("backward"),
-            allocate("dx", self.tokens, IO, zeros=self.several),
+            allocate("dx", self.tokens, IO, apart_from=self.sequences),
             allocate("d_initial_state", self.state, ACC, INITIAL),
             self.walked("walk_back", flags),
             allocate("mode_parts", (self.count, modes, *units, 4), ACC),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -144,6 +145,30 @@ def test_plans_are_alike(runner: Runner, data: st.DataObject) -> None:
     assert found[:2] == wanted[:2]
     for name, x, y in zip(("segments", "sequences"), found[2:], wanted[2:], strict=True):
         assert_same(name, x, y.to(torch.int32))
+
+
+@given(data=st.data())
+def test_tokens_of_no_sequence_are_cleared(runner: Runner, data: st.DataObject) -> None:
+    """And nothing else is touched, wherever sequences lie; they may overlap, or end before they begin."""
+    if runner.backend == "tilelang":
+        pytest.skip("which clears as PyTorch does")
+    module: Any = host
+    if runner.backend == "triton":
+        from based_ops.support import triton as module
+    length, place = data.draw(st.integers(1, 300), "length"), st.integers(-3, 320)
+    edges = data.draw(st.lists(st.tuples(place, place), min_size=1, max_size=200), "sequences")
+    shape = data.draw(st.sampled_from(((1, length, 2, 24), (1, 2, length), (1, length, 3))), "shape")
+    axis = shape.index(length, 1)
+    x = torch.full(shape, float("nan"), device=runner.device)
+    sequences = places(edges, runner.device)
+    found = module.cleared(x, sequences, axis)
+    assert found is x
+    theirs = torch.zeros(length, dtype=torch.bool)
+    for start, stop in edges:
+        theirs[max(start, 0) : max(stop, 0)] = True
+    kept = found.isnan().movedim(axis, 0).flatten(1)
+    assert torch.equal(kept, theirs.to(kept.device)[:, None].expand_as(kept))
+    assert not found.nan_to_num().any()
 
 
 @given(data=st.data())
