@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from . import checks, invariance, packed, temperature
+from . import checks, packed, temperature
 from .arguments import refuse
 from .dispatch import Backend
 from .errors import ArgumentTypeError, ArgumentValueError, fail
@@ -153,11 +153,7 @@ class AttentionVariant(Variant[StateT]):
         plain = g is None and beta is None and not self._takes_more
         tensors = (q, k, v) if plain else self._inputs(q, k, v, g, beta)
         given = (tensors, scale, initial_state, output_final_state, backend, state_indices)
-        if batch_invariant:
-            return invariance.call(self, *given, cu_seqlens, attention_mask)
-        if cu_seqlens is not None or attention_mask is not None:
-            return packed.call(self, *given, cu_seqlens, attention_mask)
-        return self._call(*given)
+        return self._call(*given, cu_seqlens, attention_mask, batch_invariant)
 
     def step(
         self,

@@ -57,9 +57,19 @@ def call(
     """A call of sequences that `offsets` or a `mask` tell apart, one of which is given."""
     lead: Any = tensors[0]
     name = OFFSETS if mask is None else MASK
+    traced = is_traced()
+    parts, rows = variant._parts(initial_state), None if traced or indices is not None else pairs(offsets)
+    if initial_state is not None or output_final_state:
+        taken = variant._states_are_taken and (initial_state is None or len(parts) > 0)
+        rows = rows if taken else None
+    which: Any = ("packed", initial_state is None, output_final_state)
+    if rows is not None and variant._replays.known:
+        key = variant._key(which, factor, backend, tensors)
+        results = variant._replays.results(key, *variant._given(tensors), rows, *parts)
+        if results is not None:
+            return results[0], variant._final(results, output_final_state)
     if any(map(is_distributed, (*tensors, offsets, mask))):
         fail(PlacementError, name, "DTensors", "left out with DTensors: call with the part of each rank")
-    traced = is_traced()
     if is_any_autocast_enabled():
         tensors = variant._autocast(tensors)
     facts = variant._facts()
@@ -88,6 +98,10 @@ def call(
         output, final = form.after_nothing(
             tensors, units, variant._nothing(tensors), state, output_final_state, traced
         )
+    elif rows is not None and variant._may_record(kernel, tensors, (rows,), parts, output_final_state):
+        key = variant._key(which, factor, backend, tensors)
+        results = variant._first(key, kernel, numbers, tensors, parts, output_final_state, (rows,))
+        return results[0], variant._final(results, output_final_state)
     else:
         given = tensors if mask is None else end_to_end(variant, tensors)
         laid = variant._lay(given, initial_state, sequences)
@@ -262,6 +276,13 @@ def each(
     ends = (None if xs[0] is None else torch.cat(xs) for xs in zip(*finals, strict=True))
     found = torch.cat(outputs, 1)
     return found.view(*lead.shape[:2], *found.shape[2:]), type(finals[0])(*ends)
+
+
+def pairs(offsets: Any) -> Tensor | None:
+    """A view [N,2] of offsets as they are, which kernels read on a device; None of other shapes."""
+    if type(offsets) is not Tensor or offsets.dim() != 1 or offsets.shape[0] < 2:
+        return None
+    return offsets.unfold(0, 2, 1)
 
 
 def of_offsets(offsets: Tensor, length: Any) -> Tensor:

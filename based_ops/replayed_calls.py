@@ -28,6 +28,8 @@ class ReplayedCalls:
     name: str
     _ops: ops.Ops
     _replays: Replays
+    _wide: list[int]
+    """Which inputs are wide, and contiguous for kernels."""
     _optional: bool
     """Whether calls may leave inputs out."""
     _asked: bool
@@ -68,6 +70,20 @@ class ReplayedCalls:
         """The state after a call, of the results of its replay."""
         return named(self._leave((), results[1:], None, 0), self.name) if asked else None
 
+    def _may_record(
+        self,
+        kernel: str,
+        tensors: Tensors,
+        places: Sequence[Tensor],
+        parts: Sequence[Tensor],
+        final: bool,
+    ) -> bool:
+        """Whether a call, which is valid, may be remembered; nobody derives a replay of one with states."""
+        given = (*self._given(tensors), *places, *parts)
+        if (parts or final) and ops.needs_gradient(*given):
+            return False
+        return recordable(kernel, given, [*[tensors[i] for i in self._wide], *parts])
+
     def _first(
         self,
         key: tuple[Any, ...],
@@ -76,23 +92,28 @@ class ReplayedCalls:
         tensors: Tensors,
         parts: Sequence[Tensor],
         final: bool,
+        places: Sequence[Tensor] = (),
     ) -> Sequence[Tensor]:
-        """The output of a call, and the parts of its final state; calls like it will be replayed."""
+        """The output of a call, and the parts of its final state; calls like it will be replayed.
+
+        `places` say where packed sequences lie, on the device: what they hold may differ from call to call.
+        """
         given = self._given(tensors)
         forward, trained = self._ops.kernels[kernel].forward, ops.needs_gradient(*given)
         rest = (*self._no_carry[len(parts) :], *((final,) if self._asked else ()))
-        there, count = tuple([x is not None for x in tensors]), len(given)
+        there, count, laid = tuple([x is not None for x in tensors]), len(given), len(places)
         wanted = 1 + self._kept if trained else 1
 
         def run(*given: Tensor) -> Sequence[Tensor]:
-            results = forward(*_filled(there, given[:count]), *numbers, *given[count:], *rest)
+            inputs, where = _filled(there, given[:count]), given[count : count + laid]
+            results = forward(*inputs, *numbers, *given[count + laid :], *rest, *where)
             if not isinstance(results, tuple):
                 return (results,)
             return (results[0], *results[1 + self._kept :]) if final else results[:wanted]
 
-        backward = "backward", kernel, numbers, there
+        backward = "backward", kernel, numbers, there, laid
         derive = partial(self._gradients, backward) if trained else None
-        return self._replays.first(key, run, (*given, *parts), derive)
+        return self._replays.first(key, run, (*given, *places, *parts), derive)
 
     def _first_step(
         self,
@@ -116,36 +137,49 @@ class ReplayedCalls:
         return self._replays.first(key, run, (*given, *parts), changed=changed)[0]
 
     def _gradients(
-        self, key: tuple[str, str, tuple[float, ...], tuple[bool, ...]], d_output: Tensor, *tensors: Tensor
-    ) -> Sequence[Tensor]:
-        """Gradients of the inputs that a call gave, given that of the output.
+        self,
+        key: tuple[str, str, tuple[float, ...], tuple[bool, ...], int],
+        d_output: Tensor,
+        *tensors: Tensor,
+    ) -> Sequence[Tensor | None]:
+        """Gradients of what a call gave, given that of the output.
 
-        The `key` says besides which kernels have served it, with which factors, and which inputs were there.
-        `tensors` are those inputs, the output, and what else the forward pass kept.
+        The `key` says besides which kernels have served it, with which factors, which inputs were there, and
+        how many tensors said where they lie.  `tensors` are all of these, the output, and what else the
+        forward pass kept.
         """
-        _, kernel, numbers, there = key
+        _, kernel, numbers, there, laid = key
+        of_places = (None,) * laid
         ready = not is_traced()
         if ready and not ops.needs_gradient(d_output, *tensors):
             if (results := self._replays.results(key, d_output, *tensors)) is not None:
-                return results
+                return (*results, *of_places)
             if recordable(kernel, (d_output, *tensors)):
                 backward = self._ops.kernels[kernel].backward
 
                 def run(*tensors: Tensor) -> Sequence[Tensor]:
-                    return tuple(compress(backward(*self._of_backward(numbers, there, *tensors)), there))
+                    arguments, places = self._of_backward(numbers, there, laid, *tensors)
+                    return tuple(compress(backward(*arguments, *places), there))
 
-                return self._replays.first(key, run, (d_output, *tensors))
-        arguments = (*self._of_backward(numbers, there, d_output, *tensors), kernel)
-        return tuple(compress(call(self._ops.backward, ready, arguments), there))
+                return (*self._replays.first(key, run, (d_output, *tensors)), *of_places)
+        arguments, places = self._of_backward(numbers, there, laid, d_output, *tensors)
+        gradients = call(self._ops.backward, ready, (*arguments, kernel, *places))
+        return (*compress(gradients, there), *of_places)
 
     def _of_backward(
-        self, numbers: tuple[float, ...], there: Sequence[bool], d_output: Tensor, *tensors: Tensor
-    ) -> tuple[Any, ...]:
-        """The arguments of the backward pass of a call without states."""
+        self,
+        numbers: tuple[float, ...],
+        there: Sequence[bool],
+        laid: int,
+        d_output: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[tuple[Any, ...], Sequence[Tensor]]:
+        """The arguments of the backward pass of a call without states, and where its sequences lie."""
         count = sum(there)
-        read = tensors[count:] if self._keeps_output else tensors[count + 1 :]
+        read = tensors[count + laid + (not self._keeps_output) :]
         inputs = _filled(there, tensors[:count])
-        return (d_output, *self._no_final, *inputs, *read, *numbers, *self._no_carry)
+        arguments = (d_output, *self._no_final, *inputs, *read, *numbers, *self._no_carry)
+        return arguments, tensors[count : count + laid]
 
 
 def _filled(there: Sequence[bool], given: Sequence[Tensor]) -> list[Tensor | None]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from based_ops.codegen.spec.signature import MOST_TOKENS
 
-from . import checks, dispatch, ops, sharding, slots, tracing
+from . import checks, dispatch, invariance, ops, packed, sharding, slots, tracing
 from .admission import refuse_overlap
 from .ops import call, call_step, is_any_autocast_enabled
 from .replay import Replays, recordable
@@ -231,8 +231,6 @@ class Variant(ReplayedCalls, ABC, Generic[StateT]):
     ) -> Any:
         """`reference` of what the operators take, whose `sizes` were found; sequence by sequence if `offsets`
         or a `mask` tell several apart."""
-        from . import packed  # which needs what states there are
-
         lead: Any = tensors[0]
         (count, length, units), places = sizes, None
         if offsets is not None or mask is not None:
@@ -261,8 +259,18 @@ class Variant(ReplayedCalls, ABC, Generic[StateT]):
         output_final_state: bool,
         backend: str | None,
         indices: Tensor | None = None,
+        offsets: Any = None,
+        mask: Any = None,
+        invariant: bool = False,
     ) -> tuple[Tensor, Any]:
-        """The output of a sequence, and the state after it if that is asked for."""
+        """The output of a sequence, and the state after it if that is asked for.
+
+        With `offsets` or a `mask` of several sequences; `invariant`: with the same bits in any batch.
+        """
+        if invariant or offsets is not None or mask is not None:
+            several = invariance.call if invariant else packed.call
+            rest = (output_final_state, backend, indices, offsets, mask)
+            return several(self, tensors, factor, initial_state, *rest)
         if type(tensors[0]) is not Tensor and is_distributed(tensors[0]):
             return sharding.call(self, tensors, factor, initial_state, output_final_state, backend, indices)
         if indices is not None:
@@ -295,11 +303,7 @@ class Variant(ReplayedCalls, ABC, Generic[StateT]):
             return self._form.after_nothing(
                 tensors, units, self._nothing(tensors), initial_state, output_final_state, is_traced()
             )
-        given = self._given(tensors)
-        if parts or output_final_state:  # nobody derives a replay of a call with states
-            given = (*given, *parts)
-            alone = alone and not ops.needs_gradient(*given)
-        if alone and recordable(kernel, given, [*[tensors[i] for i in self._wide], *parts]):
+        if alone and self._may_record(kernel, tensors, (), parts, output_final_state):
             key = self._key(which, factor, backend, tensors)
             results = self._first(key, kernel, numbers, tensors, parts, output_final_state)
             return results[0], self._final(results, output_final_state)

@@ -4,6 +4,7 @@ Each layer in each dtype is a process of its own under each tool (memcheck, race
 every way to call its generated module runs once, on small ragged shapes: `FORMS`, and those of the launch
 plans that would need long sequences otherwise.  What is found stands in `results/sanitizer.json` after each
 process, with the machine, the versions and the date; a run that was out of time goes on with ``--resume``.
+The first minutes meet each kind of layer once: ``--minutes 3 --tool memcheck --jobs 8`` is a look at all.
 Needs a GPU, and compute-sanitizer of the CUDA toolkit.  It has not been run yet.
 """
 
@@ -12,12 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
@@ -33,6 +34,7 @@ from torch import Tensor
 import based_ops
 from based_ops import slots
 from based_ops.benchmarks.ops.results import machine
+from based_ops.benchmarks.sanitizer_report import Found, parsed
 from based_ops.codegen.names import RECURRENCE, variant_of
 from based_ops.codegen.spec.signature import OF_KEYS, OF_QUERIES, OF_VALUES, POOLED, Argument
 from based_ops.operands import dtype_of
@@ -118,6 +120,13 @@ class Case:
         return next((x for x in whole.makers.values() if x.name == self.layer), whole.core)
 
     @property
+    def kind(self) -> tuple[Any, ...]:
+        """What its programs are like: its mixer, whether it fades or corrects, or that it makes features."""
+        layer = self.record.layer
+        further = getattr(layer, "decay", ""), getattr(layer, "update", "")
+        return self.backend, getattr(layer, "mixer", "features"), *further
+
+    @property
     def signature(self) -> Any:
         return self.record.layer.signature()
 
@@ -135,7 +144,9 @@ class Case:
 
 
 def cases(backends: Sequence[str] = BACKENDS) -> list[Case]:
-    """All of them, one of each mixer's layers after the other."""
+    """All of them: first one of each kind of layer, by each backend, then another of each, so that a run of a
+    few minutes has met all kinds.
+    """
     found = [
         Case(backend, layer, dtype)
         for backend in backends
@@ -143,7 +154,13 @@ def cases(backends: Sequence[str] = BACKENDS) -> list[Case]:
         for layer in (name, *(x.name for x in record(name).makers.values()))
         for dtype in based_ops.get(name).spec.dtypes
     ]
-    return [case for case in found if dtype_named(case.dtype) != torch.float64]
+    found = [case for case in found if dtype_named(case.dtype) != torch.float64]
+    met: Counter[tuple[Any, ...]] = Counter()
+    rounds = {}
+    for case in found:
+        rounds[case] = met[case.kind]
+        met[case.kind] += 1
+    return sorted(found, key=rounds.__getitem__)
 
 
 # The calls
@@ -247,39 +264,6 @@ def work(case: Case, forms: Sequence[str]) -> None:
 # The tools
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a tool said of a process: errors (or hazards), and in which forms; or why it says nothing."""
-
-    errors: int | None
-    forms: tuple[str, ...] = ()
-    failed: str = ""
-
-
-SUMMARY = re.compile(
-    r"^=+ (?:ERROR SUMMARY: (?P<errors>\d+) errors?|RACECHECK SUMMARY: (?P<hazards>\d+) hazards? displayed)",
-    re.MULTILINE,
-)
-REPORTED = re.compile(r"^=+ (?:Invalid |Error: |Warning: |Barrier error|Program hit|Uninitialized )")
-
-
-def parsed(text: str) -> Found:
-    """What the output of a process under compute-sanitizer says."""
-    summaries = [*SUMMARY.finditer(text)]
-    if not summaries:
-        lines = [line for line in text.splitlines() if line.strip()]
-        return Found(None, failed=f"no summary; it ended with: {lines[-1] if lines else 'nothing'}")
-    form, forms = "", list[str]()
-    for line in text.splitlines():
-        if line.startswith("form: "):
-            form = line.removeprefix("form: ")
-        elif REPORTED.match(line) and form not in forms:
-            forms.append(form)
-    raised = re.search(r"^Traceback .*?^(\w[\w.]*: .*?)$", text, re.MULTILINE | re.DOTALL)
-    count = sum(int(summary["errors"] or summary["hazards"] or 0) for summary in summaries)
-    return Found(count, tuple(forms), f"raised {raised[1]}" if raised else "")
-
-
 def sanitizer() -> str | None:
     """Where compute-sanitizer is."""
     beside = Path("/usr/local/cuda/bin/compute-sanitizer")
@@ -293,8 +277,8 @@ def why_not() -> str | None:
     return None if sanitizer() else "no compute-sanitizer: it comes with the CUDA toolkit; put it on the PATH"
 
 
-def under(tool: str, case: Case, seconds: float) -> Found:
-    """Runs one process under a tool."""
+def under(tool: str, case: Case, seconds: float) -> Found | None:
+    """Runs one process under a tool; None if it would take longer."""
     command = [sanitizer() or "compute-sanitizer", "--tool", tool, "--print-limit", "20", sys.executable]
     command += ["-m", "based_ops.benchmarks.sanitize", "--case", case.backend, case.layer, case.dtype]
     # PyTorch keeps memory that was freed, in which an access past a tensor's end would be right.
@@ -312,7 +296,7 @@ def under(tool: str, case: Case, seconds: float) -> Found:
     except subprocess.TimeoutExpired:
         os.killpg(run.pid, signal.SIGKILL)  # with what the tool itself has started
         run.communicate()
-        return Found(None, failed=f"took longer than {seconds:.0f} s")
+        return None
     found = parsed(output)
     if run.returncode and not found.errors and not found.failed:
         return Found(found.errors, found.forms, f"ended with {run.returncode}")
@@ -356,7 +340,9 @@ def table(found: dict[str, Any]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=60.0, help="no process begins later")
+    parser.add_argument(
+        "--minutes", type=float, default=60.0, help="when it ends: what is not done then is cut off"
+    )
     parser.add_argument("--resume", action="store_true", help="keep what an earlier run has found")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--backend", choices=BACKENDS, action="append", help="all unless given")
@@ -376,8 +362,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     wanted = [(tool, case) for case in chosen for tool in given.tool or TOOLS]
 
     def run(tool: str, case: Case) -> Found | None:
+        """What a process has found; None of one that the run's own end has cut off, or that did not begin."""
         left = end - time.monotonic()
-        return under(tool, case, min(SECONDS, max(left, 60.0))) if left > 0 else None
+        result = under(tool, case, min(SECONDS, left)) if left > 0 else None
+        if result is None and left >= SECONDS:
+            return Found(None, failed=f"took longer than {SECONDS} s")
+        return result
 
     with ThreadPoolExecutor(given.jobs) as pool:
         runs = {pool.submit(run, *each): key(*each) for each in wanted if key(*each) not in found}
@@ -390,7 +380,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     left_out = [key(*each) for each in wanted if key(*each) not in found]
     print("\n".join(table(found)))
     if left_out:
-        print(f"not begun: {len(left_out)}; go on with --resume")
+        print(f"not done: {len(left_out)}; go on with --resume")
 
 
 if __name__ == "__main__":

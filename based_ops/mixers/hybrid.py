@@ -11,7 +11,7 @@ from torch import Tensor
 
 from based_ops.codegen.dtypes import ACC, IO, STATE
 
-from .. import checks, invariance, packed, temperature
+from .. import checks, packed, temperature
 from ..arguments import refuse
 from ..attention import AttentionVariant
 from ..dispatch import Backend
@@ -134,11 +134,7 @@ class HybridVariant(AttentionVariant[HybridState]):
             return temperature.call(self, partial(self, k=k, v=v, g=g, **options), q, scale)
         tensors = self._all(q, k, v, g, beta, (q_window, k_window, window_factor, linear_factor))
         given = (tensors, scale, initial_state, output_final_state, backend, state_indices)
-        if batch_invariant:
-            return invariance.call(self, *given, cu_seqlens, attention_mask)
-        if cu_seqlens is not None or attention_mask is not None:
-            return packed.call(self, *given, cu_seqlens, attention_mask)
-        return self._call(*given)
+        return self._call(*given, cu_seqlens, attention_mask, batch_invariant)
 
     def step(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from based_ops.codegen.dtypes import IO
 
-from .. import checks, invariance, packed
+from .. import checks, packed
 from ..arguments import refuse
 from ..dispatch import Backend
 from ..errors import ArgumentTypeError, ShapeError, fail
@@ -98,11 +98,7 @@ class ShortConvVariant(Variant[ShortConvState]):
             refuse(ShortConvVariant.__call__, tuple(foreign))
         tensors = (x, weight, bias, gate)
         given = (tensors, None, initial_state, output_final_state, backend, state_indices)
-        if batch_invariant:
-            return invariance.call(self, *given, cu_seqlens, attention_mask)
-        if cu_seqlens is not None or attention_mask is not None:
-            return packed.call(self, *given, cu_seqlens, attention_mask)
-        return self._call(*given)
+        return self._call(*given, cu_seqlens, attention_mask, batch_invariant)
 
     def step(
         self,

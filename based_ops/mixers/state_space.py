@@ -10,7 +10,7 @@ from torch import Tensor
 
 from based_ops.codegen.dtypes import ACC
 
-from .. import checks, invariance, packed
+from .. import checks, packed
 from ..arguments import refuse
 from ..errors import ArgumentValueError, fail
 from ..state import storable
@@ -91,11 +91,7 @@ class StateSpaceVariant(Variant):
             refuse(StateSpaceVariant.__call__, tuple(foreign))
         tensors = self._inputs(x, log_decay, angle, residues, skip)
         given = (tensors, None, initial_state, output_final_state, backend, state_indices)
-        if batch_invariant:
-            return invariance.call(self, *given, cu_seqlens, attention_mask)
-        if cu_seqlens is not None or attention_mask is not None:
-            return packed.call(self, *given, cu_seqlens, attention_mask)
-        return self._call(*given)
+        return self._call(*given, cu_seqlens, attention_mask, batch_invariant)
 
     def step(
         self,

@@ -75,6 +75,19 @@ def packed_plan(sequences: Tensor, T: int, SEGMENT: int, LENGTH: int) -> tuple[i
     return count, count * LENGTH, table, torch.stack((before, last), 1).clamp(max=count)
 
 
+def cleared(x: Tensor, sequences: Tensor, axis: int) -> Tensor:
+    """x, whose tokens along an axis that no sequence has are made 0."""
+    if not x.numel():
+        return x
+    count = x.shape[axis]
+    start, stop = sequences.clamp(0, count).long().unbind(1)
+    ones = torch.ones_like(start, dtype=torch.int32)
+    edges = ones.new_zeros(count + 1)
+    edges.index_add_(0, start, ones).index_add_(0, torch.maximum(start, stop), -ones)
+    nobodys = edges.cumsum(0)[:count] == 0
+    return x.masked_fill_(nobodys.view(-1, *(1,) * (x.dim() - axis - 1)), 0)
+
+
 def kept_plan(T: int, LENGTH: int) -> int:
     """The segments of a sequence, of up to LENGTH tokens each, before which a walk keeps its state."""
     return cdiv(T, LENGTH)

@@ -17,10 +17,11 @@ from torch import Tensor
 
 
 class Run(NamedTuple):
-    """A plain run of indices of which those at or past `stop` are outside of every tensor."""
+    """A plain run of indices, outside of every tensor before `first` and from `stop` on."""
 
     indices: range
     stop: int
+    first: int = 0
 
 
 Index = int | range | Run | Tensor
@@ -31,10 +32,10 @@ def cut(size: int, *lengths: int) -> int:
     return min(size, max(1, *lengths))
 
 
-def span(start: int, size: int, stop: int | None = None) -> range | Run:
+def span(start: int, size: int, stop: int | None = None, first: int = 0) -> range | Run:
     """The indices ``start, ..., start + size - 1``."""
     run = range(start, start + size)
-    return run if stop is None else Run(run, int(stop))
+    return run if stop is None else Run(run, int(stop), int(first))
 
 
 def indices(run: range | Run, like: Tensor) -> Tensor:
@@ -108,18 +109,18 @@ def _each_its_own(tensor: Tensor, axis: int, entry: Tensor, fill: float) -> Tens
 
 
 def _take(tensor: Tensor, axis: int, entry: range | Run | Tensor, fill: float) -> Tensor:
-    extent = tensor.shape[axis]
+    first, extent = 0, tensor.shape[axis]
     if isinstance(entry, Run):
-        entry, extent = entry.indices, min(extent, entry.stop)
+        first, extent, entry = entry.first, min(extent, entry.stop), entry.indices
     if isinstance(entry, Tensor):
         # Unsigned: an index that is out of range reads the filler, one element past the end.
         filler = tensor.new_full((*tensor.shape[:axis], 1, *tensor.shape[axis + 1 :]), fill)
         return torch.cat([tensor, filler], axis).index_select(axis, entry.clamp(max=extent))
-    start, size = _overlap(entry, extent)
+    start, size = _overlap(entry, first, extent)
     inside = tensor.narrow(axis, start, size)
     if size == len(entry):
         return inside
-    before = min(max(0, -entry.start), len(entry))
+    before = min(max(0, first - entry.start), len(entry))
     front, back = (
         tensor.new_full((*tensor.shape[:axis], missing, *tensor.shape[axis + 1 :]), fill)
         for missing in (before, len(entry) - before - size)
@@ -127,9 +128,9 @@ def _take(tensor: Tensor, axis: int, entry: range | Run | Tensor, fill: float) -
     return torch.cat([front, inside, back], axis)
 
 
-def _overlap(run: range, extent: int) -> tuple[int, int]:
-    """Start and size of what a run of indices has in common with ``0 .. extent - 1``."""
-    start, stop = (max(0, min(edge, extent)) for edge in (run.start, run.stop))
+def _overlap(run: range, first: int, extent: int) -> tuple[int, int]:
+    """Start and size of what a run of indices has in common with ``first .. extent - 1``."""
+    start, stop = (max(first, min(edge, extent)) for edge in (run.start, run.stop))
     return start, stop - start
 
 
@@ -156,12 +157,12 @@ def store(tensor: Tensor, index: tuple[Index, ...], value: Tensor, heads: Tensor
             tensor.scatter_(axis, where.expand(shape), value.unsqueeze(axis).to(tensor.dtype))
             return
         else:
-            extent = tensor.shape[axis]
+            first, extent = 0, tensor.shape[axis]
             if isinstance(entry, Run):
-                entry, extent = entry.indices, min(extent, entry.stop)
-            start, size = _overlap(entry, extent)
+                first, extent, entry = entry.first, min(extent, entry.stop), entry.indices
+            start, size = _overlap(entry, first, extent)
             tensor = tensor.narrow(axis, start, size)
-            skipped = min(max(0, -entry.start), len(entry))
+            skipped = min(max(0, first - entry.start), len(entry))
             further = sum(not isinstance(other, int) for other in index[place:])
             side = value.dim() - further if value.dim() > batch else 0
             value = value.narrow(side, skipped, size)

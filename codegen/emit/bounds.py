@@ -61,12 +61,15 @@ class Bounds:
         """
         span = self.span(index)
         found: list[Expr] = []
-        stop = None if span is None else span.stop
-        # Where compilation chooses between a stop and the end of the tensor, the first is never past it.
+        first, stop = (None, None) if span is None else (span.first, span.stop)
+        # Where compilation chooses between an edge and that of the tensor, the first is never past it.
+        begun = first if isinstance(first, Chosen) and first.y == Const(0) else None
         chosen = stop if isinstance(stop, Chosen) and stop.y == wrap(extent) else None
+        if begun is not None and not outside_tensor:
+            found.append(Chosen(begun.flag, index >= begun.x, Const(True)))
+        elif first is not None and (outside_tensor or first != Const(0)):
+            found.append(index >= first)
         if outside_tensor:
-            if span is not None and span.before:
-                found.append(index >= 0)
             if chosen is None and not self.inside(index, extent):
                 found.append(index < extent)
         if chosen is not None and not outside_tensor:

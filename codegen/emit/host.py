@@ -42,7 +42,7 @@ from ..schedule.model import HOST_C
 from .layer import ScheduledKernel, ScheduledLayer
 from .writer import Writer
 
-HELPERS = ("cdiv", "lcm", "operand_dtype", "packed_plan")
+HELPERS = ("cdiv", "cleared", "lcm", "operand_dtype", "packed_plan")
 """What host functions may call of `based_ops.support.host`, besides the functions of launch plans."""
 SERVES = "on_warpgroups"
 """Of `based_ops.support.warpgroups`: whether tensors suit kernels for warpgroups."""
@@ -194,6 +194,8 @@ class _Function:
             shape = f"({shape}) if {self.text(step.when)} else 0"
         extra = "" if step.dtype == IO else f", dtype={dtype}"
         made = f"{new}({shape}{extra})"
+        if step.apart_from:
+            made = made.replace("= ", "= cleared(", 1) + f", {step.apart_from}, {step.tokens})"
         if step.instead:
             condition, other = step.instead
             made = made.replace("= ", f"= {other} if {self.text(condition)} else ", 1)

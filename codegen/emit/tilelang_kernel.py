@@ -15,6 +15,7 @@ from ..ir.nodes import (
     Const,
     Dim,
     Dot,
+    Doubt,
     Expr,
     For,
     Full,
@@ -179,6 +180,8 @@ class _Kernel(Elements):
                 before = set(self.loaded)
                 w.line(f"if {self.expr(condition)}:")
                 with w.indented():
+                    if isinstance(condition, Doubt) and not self.target.on_host:
+                        w.line("tl.sync_threads()  # other threads have written what is looked at again")
                     self._block(body)
                 self.loaded |= before
             case Comment(words):

@@ -270,7 +270,8 @@ class _Function:
 
     def _span(self, span: Span) -> str:
         end = "" if span.stop is None else f", {self.expr(span.stop)}"
-        return f"span({self.expr(span.start)}, {span.size}{end})"
+        begin = "" if span.first in (None, Const(0)) else f", first={self.expr(span.first)}"
+        return f"span({self.expr(span.start)}, {span.size}{end}{begin})"
 
     def _right_side(self, value: Expr) -> str:
         match value:

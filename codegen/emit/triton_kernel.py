@@ -80,6 +80,7 @@ class TritonKernel:
 
     language = "tl"
     decorator = "triton.jit"
+    barrier = "tl.debug_barrier()"
 
     def __init__(
         self, w: Writer, scheduled: ScheduledProgram, program: Program, look: Program | None = None
@@ -232,7 +233,7 @@ class TritonKernel:
             case Store(tensor, index, value):
                 if (tensor, index) in self.read and len(infer(value, self.types, self.program).shape) < 2:
                     # Several warps hold such a vector, and one of them writes it.
-                    w.line("tl.debug_barrier()  # every warp has read what is now overwritten")
+                    w.line(f"{self.barrier}  # every warp has read what is now overwritten")
                 self.read.discard((tensor, index))
                 pointer, mask = self._address(tensor, index)
                 mask = " & ".join(part for part in (mask, self.condition) if part)

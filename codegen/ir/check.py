@@ -238,11 +238,11 @@ class _Checker:
                 if name not in self.known:
                     raise self.fail(f"{name} is used before it is introduced")
                 return self.known[name]
-            case Span(start, size, stop=stop):
+            case Span(start, size, first, stop):
                 if self.infer(start) != Type(INDEX):
                     raise self.fail("an index tile starts at something that is no plain integer")
-                if stop is not None and self.infer(stop) != Type(INDEX):
-                    raise self.fail("an index tile stops at something that is no plain integer")
+                if any(edge is not None and self.infer(edge) != Type(INDEX) for edge in (first, stop)):
+                    raise self.fail("an edge of an index tile is no plain integer")
                 return Type(INDEX, (size,))
             case Unary(op, x):
                 if op not in UNARY:
@@ -322,8 +322,8 @@ def _broadcasts(new: tuple[Dim, ...], old: tuple[Dim, ...]) -> bool:
 def children(expr: Expr) -> tuple[Expr, ...]:
     """Direct subexpressions."""
     match expr:
-        case Span(start, stop=stop):
-            return (start,) if stop is None else (start, stop)
+        case Span(start, _, first, stop):
+            return tuple(part for part in (start, first, stop) if part is not None)
         case Unary(_, x) | Cast(x, _) | Expand(x, _) | Transpose(x):
             return (x,)
         case Sum(x, _) | Max(x, _) | RunningSum(x) | Doubt(x):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from .check import IllFormed
 from .host import (
+    TOKENS,
     Absent,
     Allocate,
     And,
@@ -121,6 +122,10 @@ class _Checker:
                     self.want(INTEGER, extent)
                 if dtype not in (IO, OPERAND, ACC, STATE, WIDE):
                     raise self.fail(f"{name} has no dtype {dtype}")
+                if step.apart_from is not None:
+                    self.tensor(step.apart_from)
+                    if not any(extent in TOKENS for extent in shape):
+                        raise self.fail(f"{name} has no tokens to be apart from {step.apart_from}")
                 if instead is not None:
                     self.want(TRUTH, instead[0])
                     self.tensor(instead[1])

@@ -191,9 +191,15 @@ class LayOut(Step):
     """Two integers, segments and places, and two tensors (`based_ops.support.host.packed_plan`)."""
 
 
+TOKENS = Name("T"), Name("Tk")
+"""Extents of axes of tokens."""
+
+
 @dataclass(frozen=True)
 class Allocate(Step):
     """An uninitialised tensor on the device of the inputs, or one of zeros; `dtype` is a role.
+
+    `apart_from`, where given, are packed sequences: what is not theirs along its tokens is 0 (`TOKENS`).
 
     Where `when` is false it is absent, or empty if the pass returns it.  Where the first of `instead` is
     true, it is the tensor of that name, which has its shape then.
@@ -205,6 +211,12 @@ class Allocate(Step):
     when: Value | None = None
     instead: tuple[Value, str] | None = None
     zeros: bool = False
+    apart_from: str | None = None
+
+    @property
+    def tokens(self) -> int:
+        """The axis of its tokens."""
+        return next(axis for axis, extent in enumerate(self.shape) if extent in TOKENS)
 
 
 @dataclass(frozen=True)
@@ -305,9 +317,10 @@ def allocate(
     when: Value | None = None,
     instead: tuple[Value, str] | None = None,
     zeros: bool = False,
+    apart_from: str | None = None,
 ) -> Allocate:
     """An allocation whose extents are names and numbers."""
-    return Allocate(name, tuple(map(wrap, shape)), dtype, when, instead, zeros)
+    return Allocate(name, tuple(map(wrap, shape)), dtype, when, instead, zeros, apart_from)
 
 
 def launch(kernel: str, arguments: Mapping[str, Operand] = {}, when: Value | None = None) -> Launch:

@@ -118,15 +118,16 @@ class Var(Expr):
 
 @dataclass(frozen=True)
 class Span(Expr):
-    """The index tile ``start, start + 1, ..., start + size - 1``; `before`: it may start before 0.
+    """The index tile ``start, start + 1, ..., start + size - 1``.
 
-    Where it indexes a tensor, elements at or past `stop` are outside of it: so a tile ends with its sequence,
-    though the tensor goes on.  What is calculated from the tile has all of its elements.
+    Where it indexes a tensor, elements before `first` and those at or past `stop` are outside of it: so a
+    tile begins and ends with its sequence, though the tensor goes on.  A tile without `first` never starts
+    before 0.  What is calculated from the tile has all of its elements.
     """
 
     start: Expr
     size: Dim
-    before: bool = False
+    first: Expr | None = None
     stop: Expr | None = None
 
 

@@ -137,9 +137,10 @@ def text(expr: Expr, outer: int = 0) -> str:
             return repr(value)
         case Var(name):
             return name
-        case Span(start, size, stop=stop):
+        case Span(start, size, first, stop):
+            begin = "" if first in (None, Const(0)) else f", first={text(first)}"
             end = "" if stop is None else f", stop={text(stop)}"
-            return f"span({text(start)}, {size}{end})"
+            return f"span({text(start)}, {size}{begin}{end})"
         case Unary("neg", x):
             return f"-{text(x, TIGHT)}"
         case Unary(op, x):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..dtypes import ACC, WIDE
 from ..ir.host import Launch, Literal, Name, Operand, Steps, Value, allocate, launch
 from ..names import packed
+from ..spec.signature import SEQUENCES
 from .decay import OWED_SUMS
 from .groups import OVER_GROUPS, OVER_STATES, STATES, of_each
 from .ragged import DENSE, SEVERAL
@@ -77,6 +78,6 @@ class Decays:
         return (
             *edges,
             launch("gradient_sums", {**OVER_STATES, **given}),
-            allocate("d_log_decay", ("B", "T", STATES), ACC, zeros=several),
+            allocate("d_log_decay", ("B", "T", STATES), ACC, apart_from=SEQUENCES.name if several else None),
             launch("decay_gradients", {**OVER_STATES, **given, "STATEFUL": stateful}),
         )

@@ -52,6 +52,7 @@ class DeltaPasses(Passes):
     def __init__(self, spec: LinearAttention, several: bool) -> None:
         super().__init__(spec, {})
         self.several, self.count = several, "N" if several else "B"
+        self.sequences = SEQUENCES.name if several else None
         self.given = SEVERAL if several else DENSE
         self.kept: Value | None = None if several else STATEFUL
         self.stateful: Value = Literal(True) if several else STATEFUL
@@ -63,7 +64,7 @@ class DeltaPasses(Passes):
             *self.begin("forward", HAS_INITIAL),
             *self.user_states("final_", FINAL, self.count),
             *self.corrections({"ERRORS": NEVER, "x": None, "FINAL": FINAL} | self.state("final_", "final_")),
-            allocate("o", ("B", "T", "H", self.v), IO, zeros=self.several),
+            allocate("o", ("B", "T", "H", self.v), IO, apart_from=self.sequences),
             launch(
                 "outputs",
                 self.state("", "segment_") | CORRECTED | self.given | {"STATEFUL": self.stateful},
@@ -83,9 +84,9 @@ class DeltaPasses(Passes):
         body: Steps = (
             *self.begin("backward", HAS_INITIAL | has_final),
             Comment("What the forward pass has corrected, again."),
-            allocate("x", (*ROWS, self.v), IO, zeros=self.several),
+            allocate("x", (*ROWS, self.v), IO, apart_from=self.sequences),
             *self.corrections({"ERRORS": Literal(True), "FINAL": NEVER} | self.state("final_", None)),
-            allocate(of_each("dq"), ("B", "T", "H", self.qk), IO, zeros=self.several),
+            allocate(of_each("dq"), ("B", "T", "H", self.qk), IO, apart_from=self.sequences),
             dq,
             *self.decays.owed(),
             launch(
@@ -99,8 +100,8 @@ class DeltaPasses(Passes):
             sum_dq,
             *self.decays.sum_owed(),
             Comment("What is owed to values, from the last token to the first."),
-            allocate("back", (*ROWS, self.v), IO, zeros=self.several),
-            allocate(z, (*ROWS, self.v), IO, zeros=self.several),
+            allocate("back", (*ROWS, self.v), IO, apart_from=self.sequences),
+            allocate(z, (*ROWS, self.v), IO, apart_from=self.sequences),
             dv,
             *self.user_states("d_initial_", HAS_INITIAL, self.count),
             *self.segment_states("mirrored_", BY_SEGMENT, self.kept),
@@ -114,7 +115,7 @@ class DeltaPasses(Passes):
             sum_dv,
             allocate("d_beta", ROWS, ACC),
             launch("rate_gradients", OVER_STATES),
-            allocate(of_each("dk"), (*ROWS, self.qk), IO, zeros=self.several),
+            allocate(of_each("dk"), (*ROWS, self.qk), IO, apart_from=self.sequences),
             dk,
             launch(
                 "key_gradients",

@@ -10,6 +10,7 @@ from dataclasses import replace
 from ..ir.host import Bind, Operand, Pass, Present, Steps, allocate, launch
 from ..ir.nodes import ACC, IO, OPERAND, Comment
 from ..names import packed
+from ..spec.signature import SEQUENCES
 from .groups import OVER_GROUPS, OVER_STATES, SIZES
 from .hybrid_passes import (
     BY_SEGMENT,
@@ -40,8 +41,8 @@ def forward(layer: Passes) -> Pass:
     body: Steps = (
         *_begin("forward"),
         Comment("Tokens of no sequence have outputs of 0."),
-        allocate("o", ("B", "T", "H", layer.v), IO, zeros=True),
-        *(replace(x, zeros=True) for x in layer.kept()),
+        allocate("o", ("B", "T", "H", layer.v), IO, apart_from=SEQUENCES.name),
+        *(replace(x, apart_from=SEQUENCES.name) for x in layer.kept()),
         *layer.user_states("final_", FINAL, "N"),
         *_states(layer, "final_"),
         launch("outputs", layer.read | OF_KEYS | {"STATEFUL": ON}),
@@ -58,10 +59,10 @@ def backward(layer: Passes) -> Pass:
         Bind({"has_initial": Present("initial_state")}),
         *_states(layer, None),
         Comment("Tokens of no sequence have gradients of 0."),
-        *layer.buffers(gradients, zeros=True),
+        *layer.buffers(gradients, apart_from=SEQUENCES.name),
         allocate("g", ("B", "T", "H", layer.v), OPERAND),
         allocate("e", ("B", "H", "T"), ACC),
-        *layer.of_rows(zeros=True),
+        *layer.of_rows(apart_from=SEQUENCES.name),
         launch("query_gradients", layer.read | OF_KEYS | by_query | {"STATEFUL": ON}),
         Comment("The keys' side needs the mirrored state: the sum over the queries of later segments."),
         *layer.user_states("d_initial_", HAS_INITIAL, "N"),

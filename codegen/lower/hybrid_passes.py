@@ -233,14 +233,14 @@ class Passes(StateSteps):
             each[not gradient.name.startswith("dq")][gradient.name] = of_each(gradient.name)
         return each[0], each[1]
 
-    def of_rows(self, zeros: bool = False) -> Steps:
+    def of_rows(self, apart_from: str | None = None) -> Steps:
         """Numbers of each query that keys, and factors, read."""
         rows = ("B", "H", "T")
         owed = (allocate(f"{x}_rows", rows, ACC, Present(x)) for x in self.names)
         return (
             allocate("delta_rows", rows, ACC),
             *(allocate(x, rows, ACC) for x in (SHIFT, AGE) if self.windowed),
-            *(replace(x, zeros=zeros) for x in owed),
+            *(replace(x, apart_from=apart_from) for x in owed),
         )
 
     def factor_gradients(self) -> Steps:
@@ -253,13 +253,13 @@ class Passes(StateSteps):
             ),
         )
 
-    def buffers(self, gradients: Gradients, zeros: bool = False) -> Steps:
+    def buffers(self, gradients: Gradients, apart_from: str | None = None) -> Steps:
         """Gradients of each head, and those of groups."""
         each = (
             allocate(of_each(x.name), (*x.shape[:2], sums.arguments[groups.EVERY], x.shape[3]), IO)
             for x, sums in gradients
         )
-        each = (replace(x, zeros=zeros) for x in each)
+        each = (replace(x, apart_from=apart_from) for x in each)
         return (*each, *(x for x, _ in gradients))
 
     def kept(self) -> tuple[Allocate, ...]:

@@ -6,6 +6,9 @@ row of its tile, earlier tokens among them.  Nothing is done about that beforeha
 in every tile.  Instead a program sums up what it has whether anything is not finite, and only then does its
 rows again, with selects in place of products: `memory/sums_singles.py`, `sums_walk.py` and `window_rows.py`.
 
+What they find is stored where the first look has left something that is not finite.  What is finite has met
+nothing else, and keeps its bits: sums by selects add up in another order than products do.
+
 Their loops are not nested, and their bodies short.  Registers are shared out by how deep a loop lies, as if
 it ran: a loop inside of a loop, though it hardly ever runs, would take them from the program's own.
 """
@@ -16,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..ir.build import Builder
-from ..ir.nodes import Doubt, Full, Sum, Unary, Var
+from ..ir.nodes import ACC, IO, Cast, Doubt, Expr, Full, Load, Sum, Unary, Var, Where
 
 
 def doubt_of(b: Builder, *tiles: Var, onto: Var | None = None) -> Var:
@@ -36,3 +39,14 @@ def second_look(b: Builder, doubt: Var) -> Iterator[None]:
     """Statements that run if there is doubt."""
     with b.when(Doubt(doubt)):
         yield
+
+
+def mended(b: Builder, tensor: str, index: tuple[Expr, ...], value: Expr) -> Expr:
+    """What a second look stores: `value` where what the first has stored there is not finite."""
+    first = b.let(f"{tensor}_at_first", Load(tensor, index, ACC))
+    return Cast(Where(Unary("nothing", first).equals(0.0), first, value), IO)
+
+
+def mend(b: Builder, tensor: str, index: tuple[Expr, ...], value: Expr) -> None:
+    """Store that."""
+    b.store(tensor, index, mended(b, tensor, index, value))

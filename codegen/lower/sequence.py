@@ -37,11 +37,11 @@ class Sequence:
         return wrap(place) if self.start == Const(0) else self.start + place
 
     def tile(self, first: Operand, size: Dim, before: bool = False) -> Span:
-        """The indices of `size` tokens from `first` on; `before`: that may lie before the tensor.
+        """The indices of `size` tokens from `first` on; `before`: that may lie before the sequence.
 
-        What lies past the sequence is outside; of a whole tensor's, what lies past the tensor.
+        What lies before or past the sequence is outside; of a whole tensor's, what lies past the tensor.
         """
-        return Span(wrap(first), size, before, self.end)
+        return Span(wrap(first), size, self.start if before else None, self.end)
 
     def until(self, token: Operand) -> Expr:
         """A token's index, or where the sequence ends if that comes first."""

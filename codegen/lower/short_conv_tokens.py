@@ -49,7 +49,7 @@ class Tokens:
 
     def tile(self, first: Expr, before: bool = False, end: bool = False) -> Span:
         """The indices of a chunk; a token at the sequence's `end`, or past the segment, is outside."""
-        return Span(first, "CHUNK", before)
+        return Span(first, "CHUNK", Const(0) if before else None)
 
     def chunks(self) -> tuple[Axis, ...]:
         """The axis of programs over chunks of tokens."""
@@ -121,7 +121,7 @@ class Packed(Tokens):
         return FIRST, STOP
 
     def tile(self, first: Expr, before: bool = False, end: bool = False) -> Span:
-        return Span(first, "CHUNK", before, END if end else STOP)
+        return Span(first, "CHUNK", Const(0) if before else None, END if end else STOP)
 
     def chunks(self) -> tuple[Axis, ...]:
         return (SEGMENTS,)

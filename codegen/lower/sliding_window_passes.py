@@ -130,7 +130,7 @@ def _packed(spec: SlidingWindow, part: Pass) -> Pass:
         ReadSizes(SEQUENCES.name, ("N", None)),
         LayOut(SEQUENCES.name, Name("T"), Constant(program, "CHUNK"), names),
         Comment("Tokens of no sequence have outputs, or gradients, of 0."),
-        *(step if step.instead else replace(step, zeros=True) for step in made),
+        *(replace(x, apart_from=SEQUENCES.name) if x.dtype == IO and not x.instead else x for x in made),
         launch(program, arguments),
         *sums,
     )

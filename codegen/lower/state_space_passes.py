@@ -59,6 +59,10 @@ class Passes:
         return "N" if self.several else "B"
 
     @property
+    def sequences(self) -> str | None:
+        return SEQUENCES.name if self.several else None
+
+    @property
     def chunks(self) -> ChunkSteps | None:
         """The steps in chunks, which channels that share filters have."""
         return ChunkSteps(self.spec, self.several) if self.spec.shared else None
@@ -79,7 +83,7 @@ class Passes:
     def forward(self) -> Pass:
         body: Steps = (
             *self.begin("forward"),
-            allocate("y", self.tokens, IO, zeros=self.several),
+            allocate("y", self.tokens, IO, apart_from=self.sequences),
             allocate("final_state", self.state, ACC, FINAL),
             self.walked("walk", {"SKIP": SKIP, "INITIAL": INITIAL, "FINAL": FINAL}),
             *(self.chunks.forward() if self.chunks else ()),
@@ -92,7 +96,7 @@ class Passes:
         flags = {"SKIP": SKIP, "INITIAL": INITIAL, "FINAL": LAST}
         body: Steps = (
             *self.begin("backward"),
-            allocate("dx", self.tokens, IO, zeros=self.several),
+            allocate("dx", self.tokens, IO, apart_from=self.sequences),
             allocate("d_initial_state", self.state, ACC, INITIAL),
             allocate("dlog_decay", (modes, units[0]), ACC),
             allocate("dangle", (modes, units[0]), ACC),

@@ -42,6 +42,7 @@ from ..ir.nodes import (
     wrap,
 )
 from ..lower.features import SCALE, FeatureMap
+from ..lower.second_look import mend
 from ..lower.sequence import Sequence
 from . import sums, window
 from .highest import Highest
@@ -255,7 +256,7 @@ class Hybrid:
 
     def finish_again(self, near: Var, far: Var, t: Var) -> None:
         """Store o, the sum of what the second look has found."""
-        self.b.store("o", (B, t, H, self.u), Cast(near + far, IO))
+        mend(self.b, "o", (B, t, H, self.u), near + far)
 
     def begin_row(self, token: Token) -> RowSums:
         """`begin` of one token."""
@@ -284,14 +285,18 @@ class Hybrid:
         """The gradient by the window's queries or keys without their scale: nothing yet."""
         return self.b.let(name, Full(("CHUNK", self.window.size), 0.0))
 
-    def leave(self, name: str, t: Var, loaded: Var, mapped: Var, near: Var) -> None:
-        """Store the gradient by a tile as loaded, given those by the map's operand and by the window's."""
+    def leave(self, name: str, t: Var, loaded: Var, mapped: Var, near: Var, again: bool = False) -> None:
+        """Store the gradient by a tile as loaded, given those by the map's operand and by the window's.
+
+        `again`: of a second look.
+        """
         gradient, recent = self.older.features.leave(loaded, mapped), near * self.window.scale
+        store = mend if again else _store
         if self.window.own:
-            self.b.store(f"{name}_window", (B, t, H, self.window.d), Cast(recent, IO))
+            store(self.b, f"{name}_window", (B, t, H, self.window.d), recent)
         else:
             gradient = gradient + recent
-        self.b.store(name, (B, t, H, self.d), Cast(gradient, IO))
+        store(self.b, name, (B, t, H, self.d), gradient)
 
     def owed(self) -> Owed:
         """Nothing yet."""
@@ -367,3 +372,7 @@ class Hybrid:
 
     def _lse(self, name: str, t: Var) -> Var:
         return self.b.let(name, Load("lse", (B, H, t), ACC, fill=UNREACHED))
+
+
+def _store(b: Builder, tensor: str, index: tuple[Expr, ...], value: Expr) -> None:
+    b.store(tensor, index, Cast(value, IO))

@@ -8,6 +8,7 @@ Backward, each part is its memory's own, given a do_i and c do_i.  The factors a
 from __future__ import annotations
 
 from ..ir.nodes import ACC, IO, OPERAND, Cast, Expr, Full, Load, Sum, Var, column
+from ..lower.second_look import mend
 from . import sums, window
 from .highest import Highest
 from .hybrid import GIVEN, Gradients, Hybrid, Owed, times
@@ -48,9 +49,8 @@ class Added(Hybrid):
     def finish_again(self, near: Var, far: Var, t: Var) -> None:
         b, index = self.b, (B, t, H, self.u)
         for name, part in (("o_window", near), ("o_linear", far)):
-            b.store(name, index, Cast(part, IO))
-        both = times(self.factors.window, near) + times(self.factors.linear, far)
-        b.store("o", index, Cast(both, IO))
+            mend(b, name, index, part)
+        mend(b, "o", index, times(self.factors.window, near) + times(self.factors.linear, far))
 
     def begin_row(self, token: Token) -> RowSums:
         return RowSums.start(self.b, self.window.logits)

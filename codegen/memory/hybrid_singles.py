@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 from ..ir.heads import members
-from ..ir.nodes import ACC, IO, Cast, Doubt, Expr, Full, Load, Sum, Unary, Var, column, maximum, row
+from ..ir.nodes import ACC, Doubt, Expr, Full, Load, Sum, Unary, Var, column, maximum, row
+from ..lower.second_look import mend
 from ..lower.sequence import Sequence
 from . import sums_singles
 from .hybrid import Hybrid
@@ -86,7 +87,7 @@ class Singles(sums_singles.Singles):
                 shift = both.shift("own", t, self.window.place(t) - j)
                 by_score = b.let("dS_one", shifted(probabilities * (by_weight - delta), shift))
                 self._add_selected(near, b.let("near_one", self._is_near(t, j)), by_score, near_key)
-            both.leave("dq", t, loaded, far, near)
+            both.leave("dq", t, loaded, far, near, again=True)
 
     def key_gradients(self) -> None:
         """dk and dv of the chunk's keys."""
@@ -133,8 +134,8 @@ class Singles(sums_singles.Singles):
                     shift = both.shift("one", i, self.window.place(i) - j)
                     by_score = b.let("dS_one", shifted(probabilities * (by_weight - delta), shift))
                     self._add_selected(near, visible, by_score, near_query)
-            both.leave("dk", j, loaded, far, near)
-            b.store("dv", (B, j, H, u), Cast(dv, IO))
+            both.leave("dk", j, loaded, far, near, again=True)
+            mend(b, "dv", (B, j, H, u), dv)
 
     # Pieces
 

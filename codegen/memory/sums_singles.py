@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from ..ir.heads import members
 from ..ir.nodes import (
     ACC,
-    IO,
-    Cast,
     Doubt,
     Expr,
     Full,
@@ -27,6 +25,7 @@ from ..ir.nodes import (
     wrap,
 )
 from ..lower.ragged import Dense, Segment
+from ..lower.second_look import mend
 from ..lower.sequence import Sequence
 from .states import B, H, Kept, left
 from .sums import Sums
@@ -84,7 +83,7 @@ class Singles:
                     b.add(n, weights)
             if self.normalizer:
                 b.set(out, out / column(n + self.normalizer.eps))
-            b.store("o", (B, t, H, u), Cast(out, IO))
+            mend(b, "o", (B, t, H, u), out)
 
     def query_gradients(self) -> None:
         """dq of the chunk's queries, from the gradients that were stored."""
@@ -111,7 +110,7 @@ class Singles:
                 seen = b.let("seen_one", t >= j)
                 by_product = b.let("dR_one", self._faded(by_kernel * slope, kept))
                 self._add_selected(dq, seen, by_product, key)
-            b.store("dq", (B, t, H, self.d), Cast(self.features.leave(loaded, dq), IO))
+            mend(b, "dq", (B, t, H, self.d), self.features.leave(loaded, dq))
 
     def key_gradients(self) -> None:
         """dk and dv of the chunk's keys."""
@@ -141,8 +140,8 @@ class Singles:
                     b.add(by_kernel, b.let("e_one", Load("e", (B, H, i), ACC)))
                 by_product = b.let("dR_one", self._faded(by_kernel * self.features.slope(products), kept))
                 self._add_selected(dk, seen, by_product, query)
-            b.store("dk", (B, t, H, self.d), Cast(self.features.leave(loaded, dk), IO))
-            b.store("dv", (B, t, H, u), Cast(dv, IO))
+            mend(b, "dk", (B, t, H, self.d), self.features.leave(loaded, dk))
+            mend(b, "dv", (B, t, H, u), dv)
 
     # Pieces
 

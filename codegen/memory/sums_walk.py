@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
-from ..ir.nodes import ACC, IO, Cast, Expr, Full, Load, Span, Sum, Var, column, row
+from ..ir.nodes import ACC, Expr, Full, Load, Span, Sum, Var, column, row
+from ..lower.second_look import mend
 from .states import B, Block, H, Kept
 from .sums import Sums
 
@@ -46,7 +47,7 @@ class Walk:
                     b.add(n, Sum(b.let("z_read", query * self.state.normalizer()), 0))
             if self.memory.normalizer:
                 b.set(out, out / (n + self.memory.normalizer.eps))
-            b.store("o", (B, t, H, u), Cast(out, IO))
+            mend(b, "o", (B, t, H, u), out)
 
     def query_gradients(self) -> None:
         """dq of the queries, from the gradients that were stored."""
@@ -63,7 +64,7 @@ class Walk:
                     b.add(by_feature, self.state.normalizer() * e)
                 b.set(by_feature, by_feature * self.features.weight(self.block.f, self.block.selection))
                 self._adjoint(by_feature, "q", t, dq)
-            b.store("dq", (B, t, H, d), Cast(self.features.leave(loaded, dq), IO))
+            mend(b, "dq", (B, t, H, d), self.features.leave(loaded, dq))
 
     def key_gradients(self) -> None:
         """dk and dv of the keys, last to first, with the mirrored state of the queries after."""
@@ -85,8 +86,8 @@ class Walk:
                 key = self._row("key_row", "k", t)
                 b.add(dv, Sum(b.let("S_read", column(key) * self.state.sums), 0))
                 self._adjoint(by_feature, "k", t, dk)
-            b.store("dk", (B, t, H, d), Cast(self.features.leave(loaded, dk), IO))
-            b.store("dv", (B, t, H, u), Cast(dv, IO))
+            mend(b, "dk", (B, t, H, d), self.features.leave(loaded, dk))
+            mend(b, "dv", (B, t, H, u), dv)
 
     # Pieces
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from ..ir.build import Builder
 from ..ir.nodes import (
     ACC,
-    IO,
-    Cast,
     Doubt,
     Expr,
     Full,
@@ -31,6 +29,7 @@ from ..ir.nodes import (
     row,
     wrap,
 )
+from ..lower.second_look import mended
 from .window import LEAST, LOG2_E, LOGIT, PLAIN, UNREACHED, B, H, Logits, Window, score
 
 
@@ -127,8 +126,9 @@ class Rows:
             chosen = b.let("v_seen", Where(column(seen), values, wrap(0.0)))
             sums.attend(b, query, keys, chosen, seen)
             out = b.let("divided_row", sums.divided())
+            o_again = mended(b, "o", (B, t, H, self.u), out)
             with b.when(part.is_last):
-                b.store("o", (B, t, H, self.u), Cast(out, IO))
+                b.store("o", (B, t, H, self.u), o_again)
 
     def query_gradients(self, start: Expr, stop: Expr) -> None:
         """dq of the same."""
@@ -146,8 +146,9 @@ class Rows:
             weights = self._weights(keys, query, lse)
             by_weight = b.let("dP_row", Sum(b.let("v_products", values * row(do)), 1))
             self._add_selected(dq, seen, b.let("dR_row", weights * (by_weight - delta)), keys)
+            dq_again = mended(b, "dq", (B, t, H, self.d), dq * Var("scale"))
             with b.when(part.is_last):
-                b.store("dq", (B, t, H, self.d), Cast(dq * Var("scale"), IO))
+                b.store("dq", (B, t, H, self.d), dq_again)
 
     def key_gradients(self, start: Expr, stop: Expr) -> None:
         """dk and dv of the keys from `start` on, up to `stop`."""
@@ -172,10 +173,12 @@ class Rows:
             self._add_selected(dv, seen, weights, do)
             by_weight = b.let("dP_row", Sum(b.let("do_products", do * row(value)), 1))
             self._add_selected(dk, seen, b.let("dR_row", weights * (by_weight - delta)), queries)
+            dk_again = mended(b, "dk", (B, j, H, self.d), dk * Var("scale"))
             with b.when(part.is_last):
-                b.store("dk", (B, j, H, self.d), Cast(dk * Var("scale"), IO))
+                b.store("dk", (B, j, H, self.d), dk_again)
+            dv_again = mended(b, "dv", (B, j, H, self.u), dv)
             with b.when(part.is_last):
-                b.store("dv", (B, j, H, self.u), Cast(dv, IO))
+                b.store("dv", (B, j, H, self.u), dv_again)
 
     @contextmanager
     def spoilt(self, start: Expr, stop: Expr, results: Mapping[str, Var]) -> Iterator[None]:

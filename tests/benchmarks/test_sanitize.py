@@ -12,7 +12,8 @@ import torch
 
 import based_ops
 from based_ops.benchmarks import sanitize
-from based_ops.benchmarks.sanitize import Case, Found, calls, cases, parsed
+from based_ops.benchmarks.sanitize import Case, calls, cases
+from based_ops.benchmarks.sanitizer_report import Found, parsed
 from based_ops.codegen.names import variant_of
 from based_ops.record import record
 
@@ -57,6 +58,8 @@ def test_every_layer_backend_and_dtype_is_a_case() -> None:
     layers = {x.name for name in based_ops.names() for x in (record(name), *record(name).makers.values())}
     assert found == {(backend, name) for backend in sanitize.BACKENDS for name in layers}
     assert Case("triton", "taylor2_qk16_v64", "bfloat16") in cases()
+    kinds = {case.kind for case in cases()}
+    assert {case.kind for case in cases()[: len(kinds)]} == kinds
 
 
 def test_the_summary_is_read() -> None:
@@ -97,4 +100,18 @@ def test_a_run_goes_on_where_it_ended(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert "3 errors in packed" in out and f"memcheck: {before} of {before} processes without an error" in out
     about["device"] = "another"
     sanitize.main(["--backend", "triton", "--only", "window16", "--minutes", "0", "--resume"])
-    assert f"not begun: {3 * before}" in capsys.readouterr().out
+    assert f"not done: {3 * before}" in capsys.readouterr().out
+
+
+def test_what_the_end_cuts_off_is_no_finding(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    """It is left for a run that goes on; what takes longer than any may is one."""
+    for name, value in (("under", lambda *_: None), ("why_not", lambda: None), ("machine", lambda _: {})):
+        monkeypatch.setattr(sanitize, name, value)
+    monkeypatch.setattr(sanitize, "RESULTS", tmp_path / "found.json")
+    run = ["--backend", "triton", "--only", "window16", "--tool", "memcheck", "--minutes"]
+    sanitize.main([*run, "1"])
+    assert "not done" in capsys.readouterr().out and not (tmp_path / "found.json").exists()
+    sanitize.main([*run, "60"])
+    assert f"took longer than {sanitize.SECONDS} s" in capsys.readouterr().out

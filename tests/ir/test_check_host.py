@@ -214,6 +214,7 @@ BAD = (
         "gives convolve as y y, of another shape or dtype",
     ),
     (forward(*GOOD, allocate("z", (), INDEX)), "z has no dtype index"),
+    (forward(*GOOD, allocate("z", ("B", "D"), IO, apart_from="x")), "z has no tokens to be apart from x"),
     # Plans, choices, constants
     (
         planned(Plan({"z": INTEGER}, replace(PLAN, part="step"))),

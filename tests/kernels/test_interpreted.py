@@ -28,6 +28,7 @@ from tests.kernels.runners import interpreting
         "test_offsets",
         "test_special_values",
         "test_not_finite",
+        "test_kept_bits",
         "test_packed",
         "test_steps",
         "test_groups",

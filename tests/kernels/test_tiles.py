@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from based_ops.codegen.spec.model import LayerSpec
-from based_ops.support.tiles import product
+from based_ops.support.tiles import load, product, span, store
 from tests.layers import LINEAR, WINDOWS, build
 
 
@@ -54,3 +54,15 @@ def test_a_product_leaves_out_pairs_that_are_not_there(data: st.DataObject) -> N
 def test_a_finite_product_is_the_plain_one() -> None:
     x, y = torch.randn(3, 40, 50).tril(), torch.randn(3, 50, 60)
     assert torch.equal(product(x, y, x != 0), x @ y)
+
+
+@given(first=st.integers(0, 9), stop=st.integers(0, 9), start=st.integers(-4, 12), size=st.integers(1, 6))
+def test_a_tile_begins_and_ends_with_its_sequence(first: int, stop: int, start: int, size: int) -> None:
+    """What lies outside is 0 when it is read, and stays when it is written."""
+    run, row = span(start, size, stop, first), torch.arange(1.0, 10.0)
+    inside = [first <= t < min(stop, 9) for t in range(start, start + size)]
+    wanted = [t + 1.0 if there else 0.0 for t, there in zip(range(start, start + size), inside, strict=True)]
+    assert load(row[None], (run,)).tolist() == [wanted]
+    written = torch.zeros(1, 9)
+    store(written, (run,), torch.ones(1, size))
+    assert written[0].nonzero().flatten().tolist() == [t - 1 for t in wanted if t]

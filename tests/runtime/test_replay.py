@@ -222,6 +222,69 @@ def test_states_that_kernels_take_are_replayed(
             variant(*inputs, initial_state=tuple(state), output_final_state=final)
 
 
+PACKED = ("taylor2_qk16_v64", "simple_gla_qk64_v64", "window64_d64", "hybrid_taylor2_qk16_v64_w64")
+
+
+def packed_call(variant: Variant, cuts: list[int], trained: bool) -> Callable[[], list[Tensor]]:
+    """A call of sequences that end at `cuts`, which returns all that it makes."""
+    q, k, v = (
+        x.flatten(0, 1).unsqueeze(0).requires_grad_(trained) for x in qkv(variant, length=cuts[-1] // 2)
+    )
+    options: dict[str, Any] = {"cu_seqlens": torch.tensor([0, *cuts], dtype=torch.int32)}
+    if variant._decay_dims:
+        options["g"] = -torch.rand(q.shape[:3])
+
+    def function() -> list[Tensor]:
+        o, _ = variant(q, k, v, **options)
+        return [o, *(torch.autograd.grad(o, (q, k, v), torch.ones_like(o)) if trained else ())]
+
+    return function
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_calls_are_replayed_whatever_their_lengths(
+    long_ones: list[str], name: str, trained: bool
+) -> None:
+    """Kernels read where sequences lie.  More sequences, or more tokens, are another kind of call."""
+    variant = based_ops.get(name)
+    function = packed_call(variant, [100, 260, 600], trained)
+    with pytest.MonkeyPatch.context() as kept:
+        kept.setattr(Tensor, "new_empty", keeping(Tensor.new_empty))
+        kept.setattr(replay.guards, "_empty_strided_cpu", keeping(replay.guards._empty_strided_cpu))
+        patch = the_long_way(variant)
+        of_operators = launched(function)
+        patch.undo()
+        want = launched(function)
+        assert [x[:2] for x in want] == [x[:2] for x in of_operators]  # which copy where sequences lie
+        for call in (function, packed_call(variant, [0, 599, 600], trained)):
+            assert launched(call) == want
+    long_ones.clear()
+    packed_call(variant, [1, 2, 600], trained)()
+    assert not long_ones
+    for other in ([100, 600], [100, 200, 300, 600], [100, 260, 602]):
+        packed_call(variant, other, trained)()
+        assert long_ones
+        long_ones.clear()
+
+
+@pytest.mark.parametrize("begun, final", [(True, False), (False, True), (True, True)])
+def test_packed_calls_with_states_are_replayed(long_ones: list[str], begun: bool, final: bool) -> None:
+    variant = based_ops.get("taylor2_qk16_v64")
+    q, k, v = (x.flatten(0, 1).unsqueeze(0) for x in qkv(variant, length=300, dtype=BF16))
+    states: dict[str, Any] = {"output_final_state": final}
+    if begun:
+        states["initial_state"] = variant.init_state(2, q.shape[2], dtype=BF16)
+    for stop in (100, 200):
+        long_ones.clear()
+        offsets = torch.tensor([0, stop, 600], dtype=torch.int32)
+        o, after = variant(q, k, v, cu_seqlens=offsets, **states)
+        assert o.shape == v.shape and (after is not None) == final
+        if after is not None:
+            assert after.state.shape[0] == 2 and after.variant == variant.name
+    assert not long_ones
+
+
 @pytest.mark.parametrize("name", ["identity_qk64_v64", "silu_qk64_v64", "square_qk64_v64"])
 def test_what_a_layer_lacks_is_no_reason(name: str, long_ones: list[str]) -> None:
     """A layer that does not divide keeps no sums of weights: an empty tensor, which no kernel fills."""

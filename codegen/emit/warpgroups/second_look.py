@@ -127,6 +127,7 @@ class SecondLook(TritonKernel):
 
     language = "gl"
     decorator = "gluon.jit"
+    barrier = "barrier()"
 
     def __init__(self, w: Writer, scheduled: ScheduledProgram) -> None:
         super().__init__(w, scheduled, scheduled.program)
