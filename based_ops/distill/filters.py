@@ -12,7 +12,7 @@ from torch import Tensor
 from ..checks import sizes
 from ..errors import ArgumentTypeError, ArgumentValueError, ShapeError, fail
 from . import hankel
-from .fit import Modes, Told, begin, begin_stable, distance, flatten, refine
+from .fit import Modes, Told, begin, begin_balanced, begin_stable, distance, flatten, nearest, refine
 
 Norm = Literal["l2", "hinf"]
 TOLERANCE = 1e-5
@@ -135,17 +135,23 @@ def fitted(
 
 
 def _fit(filters: Tensor, vectors: Tensor, order: int, told: Told) -> Modes:
-    """The fit from the filters' own poles; where it misses twice the bound, the better one of two starts."""
+    """The fit from the filters' own poles; where it misses twice the bound, the nearest of further starts, of
+    which balanced truncation is one, and of the fits from them.  So none is further than balanced truncation.
+    """
     modes = refine(filters, begin(filters, vectors[:, :, :order]), told=told)
     # σ_(N+1) is the length of what H makes of its vector.
     bound = hankel.product(filters, vectors[:, :, order : order + 1]).norm(dim=(1, 2))
-    reached = distance(filters, modes)
-    missed = (reached > 2 * bound).nonzero().flatten()
-    if order >= WIDE or vectors.shape[2] <= WIDE or missed.numel() == 0:
+    missed = (distance(filters, modes) > 2 * bound).nonzero().flatten()
+    if missed.numel() == 0:
         return modes
     own = filters[missed]
-    other = refine(own, begin_stable(own, vectors[missed, :, :WIDE], order, told), told=told)
-    better = distance(own, other) < reached[missed]
-    rest, chosen = Modes.cat([modes, other]), torch.arange(len(filters), device=filters.device)
-    chosen[missed[better]] = len(filters) + better.nonzero().flatten()
-    return Modes(rest.rate[chosen], rest.angle[chosen], rest.residues[chosen])
+    starts = [begin_balanced(own, order)]
+    if order < WIDE < vectors.shape[2]:
+        starts.append(begin_stable(own, vectors[missed, :, :WIDE], order, told))
+    several = [Modes(modes.rate[missed], modes.angle[missed], modes.residues[missed])]
+    for start in starts:
+        several += [start, refine(own, start, told=told)]
+    every = Modes.cat([modes, nearest(own, several)])
+    chosen = torch.arange(len(filters), device=filters.device)
+    chosen[missed] = len(filters) + torch.arange(len(missed), device=filters.device)
+    return Modes(every.rate[chosen], every.angle[chosen], every.residues[chosen])

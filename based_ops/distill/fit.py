@@ -82,14 +82,7 @@ def begin(filters: Tensor, vectors: Tensor) -> Modes:
     needs, and poles that fade at once stand in those that are left.
     """
     shift = torch.linalg.lstsq(vectors[:, :-1], vectors[:, 1:]).solution
-    found = torch.linalg.eigvals(shift)
-    upper = found.imag >= 0
-    places = int(upper.sum(1).max())
-    first = upper.int().argsort(dim=1, descending=True, stable=True)[:, :places]
-    found, upper = found.gather(1, first), upper.gather(1, first)
-    rate = found.abs().clamp(min=1e-12).log().neg().clamp(min=LEAST_DECAY).log()
-    nothing = torch.full_like(rate, GONE)
-    modes = Modes(torch.where(upper, rate, nothing), torch.where(upper, found.angle(), 0.0), found)
+    modes, _, _ = _of_poles(torch.linalg.eigvals(shift))
     modes.residues = residues(filters, modes)
     return modes
 
@@ -102,6 +95,37 @@ def begin_stable(filters: Tensor, vectors: Tensor, order: int, told: Told = None
     """
     long = refine(filters, begin(filters, vectors), told=told).taps(2 * filters.shape[1])
     return begin(filters, hankel.singular(long, order)[1])
+
+
+def begin_balanced(filters: Tensor, order: int) -> Modes:
+    """Balanced truncation of each filter as it is, with nothing behind its taps: poles and their residues.
+
+    It is stable, and over all frequencies within twice the sum of the singular values that it neglects, those
+    of the Hankel matrix of all taps with zeros behind them (Glover, Int. J. Control 39, 1984), but for what
+    the space leaves out in which `hankel.singular` finds them.  A Hankel norm is no larger than that.
+    """
+    taps = torch.nn.functional.pad(filters, (0, filters.shape[1]))
+    values, vectors = hankel.singular(taps, order)
+    signs = (vectors * hankel.product(taps, vectors)).sum(1).sign()
+    half = values.clamp(min=RIDGE * values[:, :1]).rsqrt()
+    right = vectors * (signs * half).unsqueeze(1)
+    turned = (vectors * half.unsqueeze(1)).mT @ hankel.product(taps.roll(-1, 1), right)
+    found, eigenvectors = torch.linalg.eig(turned)
+    read = (vectors[:, 0] / half).unsqueeze(1).to(found.dtype) @ eigenvectors
+    given = (vectors[:, 0] * signs / half).unsqueeze(2).to(found.dtype)
+    weights = read.squeeze(1) * torch.linalg.solve(eigenvectors, given).squeeze(2) / found
+    modes, first, upper = _of_poles(found)
+    weights = torch.where(found.imag == 0, weights / 2, weights).gather(1, first)
+    modes.residues = torch.where(upper, weights, 0.0)
+    return modes
+
+
+def nearest(filters: Tensor, several: Sequence[Modes]) -> Modes:
+    """Of each filter those modes whose error has the smallest Hankel norm."""
+    misses = torch.stack([distance(filters, modes) for modes in several]).nan_to_num(torch.inf)
+    every, count = Modes.cat(several), len(filters)
+    chosen = misses.argmin(0) * count + torch.arange(count, device=filters.device)
+    return Modes(every.rate[chosen], every.angle[chosen], every.residues[chosen])
 
 
 def residues(filters: Tensor, modes: Modes) -> Tensor:
@@ -188,6 +212,18 @@ def flatten(filters: Tensor, modes: Modes, told: Told = None) -> Modes:
 def distance(filters: Tensor, modes: Modes) -> Tensor:
     """The Hankel norm [C] of what the modes miss."""
     return hankel.norm(filters - modes.taps(filters.shape[1]))
+
+
+def _of_poles(found: Tensor) -> tuple[Modes, Tensor, Tensor]:
+    """Modes of poles [C,N] without residues, the places they are from, and which of these there are."""
+    upper = found.imag >= 0
+    places = int(upper.sum(1).max())
+    first = torch.argsort(upper.int(), dim=1, descending=True, stable=True)[:, :places]
+    found, upper = found.gather(1, first), upper.gather(1, first)
+    rate = found.abs().clamp(min=1e-12).log().neg().clamp(min=LEAST_DECAY).log()
+    nothing = torch.full_like(rate, GONE)
+    modes = Modes(torch.where(upper, rate, nothing), torch.where(upper, found.angle(), 0.0), found)
+    return modes, first, upper
 
 
 def _slopes(modes: Modes, length: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..mixers.short_conv import GatedShortConv, ShortConv
 from .delta_net import DeltaNet, DeltaNetState
-from .h3 import H3
+from .h3 import H3, H3State
 from .hybrid import HybridAttention
 from .hyena import BaseConv, Hyena, HyenaState, MultiHyena
 from .linear_attention import BasedDelta, LinearAttention
@@ -27,6 +27,7 @@ __all__ = [
     "ExplicitConv",
     "GatedShortConv",
     "H3",
+    "H3State",
     "HybridAttention",
     "Hyena",
     "HyenaState",

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..checks import count
-from ..errors import ShapeError, fail
+from ..checks import count, no_gradient
+from ..errors import ShapeError, StateError, fail
+from ..mixers.state_space import StateSpaceState
 from .long_conv import fft_conv, fits, widely
+
+
+class H3State(NamedTuple):
+    """The last keys, [B,state,d_model] with the newest last, and the diagonal model's [B,state/2,d_model,2].
+
+    Examples:
+        >>> from based_ops.layers import H3
+        >>> H3(8, state=4).init_state(1).keys.shape
+        torch.Size([1, 4, 8])
+    """
+
+    keys: Tensor
+    modes: Tensor
 
 
 class H3(nn.Module):
     """y = out_proj(q · diag(shift(k) · v)), with two state-space models (arXiv 2212.14052, section 3).
 
     Heads are one wide.  The shift model is a filter of `state` taps.  The diagonal one has `state`/2 complex
-    numbers, of S4D-Lin, λ_n = -½ + iπn, with steps Δ of 0.001 to 0.1 (arXiv 2206.11893).
+    numbers, of S4D-Lin, λ_n = -½ + iπn, with steps Δ of 0.001 to 0.1 (arXiv 2206.11893), and runs on the
+    variant of the mixer state_space that has as many.
 
     Args:
         d_model: Width of x and of the result.
@@ -32,8 +47,11 @@ class H3(nn.Module):
     Examples:
         >>> import torch
         >>> from based_ops.layers import H3
-        >>> H3(8)(torch.randn(1, 20, 8)).shape
-        torch.Size([1, 20, 8])
+        >>> layer = H3(8, state=4)
+        >>> y, state = layer(torch.randn(1, 20, 8), output_state=True)  # [B, T, d_model]
+        >>> with torch.no_grad():
+        ...     layer.step(torch.randn(1, 1, 8), state).shape
+        torch.Size([1, 1, 8])
     """
 
     def __init__(
@@ -43,6 +61,10 @@ class H3(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        from based_ops.codegen.mixers.state_space import StateSpace
+
+        from ..jit import meaning
+
         super().__init__()
         count("d_model", d_model, 1)
         count("state", state, 2)
@@ -50,6 +72,7 @@ class H3(nn.Module):
             fail(ShapeError, "state", state, "even: it holds complex numbers")
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         self.d_model, self.state = d_model, state
+        self.op: Any = meaning(StateSpace(f"h3_n{state}", state))
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
             nn.Linear(d_model, d_model, **made) for _ in range(4)
         )
@@ -63,27 +86,68 @@ class H3(nn.Module):
         self.read = nn.Parameter(torch.randn(*half, 2, **made) * 0.5**0.5)
         self.skip = nn.Parameter(torch.randn(d_model, **made))
 
-    def filters(self, length: int) -> tuple[Tensor, Tensor]:
-        """Those of the shift model and of the diagonal one, [T,d_model]; zero-order hold."""
-        shift = nn.functional.pad(self.shift[:, :length], (0, max(0, length - self.state))).t()
-        pole = torch.complex(-self.log_decay.exp(), self.frequency)
-        step = self.log_step.exp().unsqueeze(-1)
-        weight = torch.view_as_complex(self.read) * torch.expm1(pole * step) / pole
-        t = torch.arange(length, device=step.device)
-        powers = torch.exp((pole * step).unsqueeze(-1) * t)
-        return shift, 2 * torch.einsum("dn,dnt->td", weight, powers).real
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B,T,d_model] to the same shape."""
+    def forward(
+        self, x: Tensor, state: H3State | None = None, output_state: bool = False
+    ) -> tuple[Tensor, H3State | None]:
+        """x [B,T,d_model] to (y of the same shape, the state after x or None unless `output_state`)."""
         fits(self, x, self.d_model)
+        begun = None if state is None else self._checked(state, x)
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        with widely(x):
-            shift, diagonal = self.filters(x.shape[1])
-        found: Tensor = self.out_proj(
-            fft_conv(fft_conv(k, shift, self.shift_skip, v), diagonal, self.skip, q)
-        )
-        return found
+        before = k.new_zeros(len(k), self.state, self.d_model) if begun is None else begun.keys.to(k.dtype)
+        modes = None if begun is None else StateSpaceState(begun.modes)
+        entering, keys = self._shifted(before, k, v)
+        read, final = self.op(entering, *self._modes(), modes, output_state)
+        return self.out_proj(q * read), H3State(keys, final.modes) if output_state else None
+
+    def step(self, x: Tensor, state: H3State) -> Tensor:
+        """Up to 16 tokens, [B,T,d_model] to the same shape; updates `state` in place.  Not differentiable."""
+        fits(self, x, self.d_model)
+        begun = self._checked(state, x)
+        if torch.is_grad_enabled():
+            no_gradient(("x", "state.modes"), (x, begun.modes))
+        with torch.no_grad():
+            q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+            entering, keys = self._shifted(begun.keys.to(k.dtype), k, v)
+            read = self.op.step(entering, StateSpaceState(begun.modes), *self._modes())
+            begun.keys.copy_(keys)
+            found: Tensor = self.out_proj(q * read)
+            return found
+
+    def init_state(self, batch: int) -> H3State:
+        """The state before the first token, on the layer's device and for its dtype."""
+        count("batch", batch, 0)
+        keys = self.shift.new_zeros(batch, self.state, self.d_model)
+        return H3State(keys, self.op.init_state(batch, self.d_model, keys.device, keys.dtype).modes)
 
     def state_bytes(self, batch: int) -> int:
-        """Bytes of the states of both models, as recurrences."""
-        return batch * self.d_model * 2 * self.state * self.shift.element_size()
+        """Bytes of the state of `batch` sequences, whatever their length."""
+        count("batch", batch, 0)
+        keys = batch * self.state * self.d_model * self.shift.element_size()
+        return keys + int(self.op.state_bytes(batch, self.d_model, self.shift.dtype))
+
+    def _shifted(self, before: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """shift(k) · v, [B,T,d_model], of keys that follow on `before`; and the last keys of both."""
+        every = torch.cat([before, k], 1)
+        taps = nn.functional.pad(self.shift, (0, k.shape[1])).t()
+        with widely(k):
+            found = fft_conv(every, taps, self.shift_skip)[:, self.state :] * v
+        return found, every[:, k.shape[1] :]
+
+    def _modes(self) -> tuple[Tensor, ...]:
+        """log |λ|, angle and residues of the diagonal model by zero-order hold, and what passes it by."""
+        wide = torch.promote_types(self.read.dtype, torch.float32)
+        with widely(self.read):
+            pole = torch.complex(-self.log_decay.to(wide).exp(), self.frequency.to(wide))
+            log_pole = pole * self.log_step.to(wide).exp().unsqueeze(-1)
+            residues = torch.view_as_complex(self.read.to(wide)) * torch.expm1(log_pole) / pole
+        real = torch.view_as_real(residues).transpose(0, 1)
+        return log_pole.real.t(), log_pole.imag.t(), real, self.skip.to(wide)
+
+    def _checked(self, state: H3State, x: Tensor) -> H3State:
+        if not isinstance(state, H3State):
+            fail(StateError, "state", type(state).__name__, "an H3State, as this layer returns it")
+        wanted = (len(x), self.state, self.d_model), (len(x), self.state // 2, self.d_model, 2)
+        for name, part, shape in zip(H3State._fields, state, wanted, strict=True):
+            if tuple(part.shape) != shape:
+                fail(StateError, f"state.{name}", tuple(part.shape), f"of shape {shape}")
+        return state

@@ -1,7 +1,8 @@
 """S4 as a layer (arXiv 2111.00396): a state matrix that is normal but for a term of rank one.
 
-A = Λ - P P*, in whose eigenvectors the filter cannot be written: those of HiPPO's LegS grow as 2^(4N/3)
-(lemma 3.2 there).  So the kernel is found without them, by its generating function, and a step uses A itself.
+A = Λ - P P*.  Its eigenvectors as HiPPO's LegS has it are conditioned as badly as 2^(4N/3), in this basis as
+in any that is orthogonal (lemma 3.2 there).  So the kernel is found without them, by its generating function,
+and a step uses A itself.  Matrices that are no longer HiPPO's can have good ones: `diagonal` says so.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ..checks import count, no_gradient
 from ..errors import ArgumentValueError, StateError, fail
 from ..hippo import normal_plus_low_rank
 from .long_conv import fft_conv, fits, widely
+from .modal import ModalConv, modal_filters
 from .state_space import STEPS
 
 ALIASED = 1e-9
@@ -174,6 +176,53 @@ class S4(nn.Module):
         """Bytes of the state of `batch` sequences, whatever their length."""
         count("batch", batch, 0)
         return batch * self.order * self.d_model * self.skip.element_size()
+
+    def diagonal(self, length: int = 2048, within: float = 1e-6) -> ModalConv:
+        """The state space alone as a diagonal recurrence: poles and residues of the bilinear rule's Ā.
+
+        They are found from the eigenvectors of Ā in complex128.  New layers have none that would do at orders
+        above 8; a layer that has learned may.  Each channel's filter is compared with `filters(length)`.
+
+        Args:
+            length: Taps that are compared.
+            within: How far a filter may be off, as a part of its norm.
+
+        Raises:
+            ArgumentValueError: a filter is further off.
+
+        Examples:
+            >>> from based_ops.layers import S4
+            >>> S4(4, order=4).diagonal().modes
+            2
+        """
+        with torch.no_grad():
+            poles, residues = self._modal()
+            wanted = self.filters(length)
+            found = modal_filters(poles.log(), residues, length).t()
+            error = float(((found - wanted).norm(dim=0) / wanted.norm(dim=0)).nan_to_num(torch.inf).max())
+        if error > within:
+            what = f"of filters off by {within:g} at most: their eigenvectors are conditioned too badly"
+            fail(ArgumentValueError, "diagonal", f"filters off by {error:.1e}", what)
+        return ModalConv.of(poles, residues, self.skip.detach())
+
+    def _modal(self) -> tuple[Tensor, Tensor]:
+        """Poles in the upper half and their residues, [d_model, N/2 or more]; real poles have half of theirs,
+        and what is left of a row are poles without any.
+        """
+        diagonal, p, b, c = (torch.cat([x, x.conj()]).t() for x in self._complex())
+        step = self.log_step.double().exp().view(-1, 1, 1)
+        matrix = torch.diag_embed(diagonal) - p.unsqueeze(2) * p.conj().unsqueeze(1)
+        one = torch.eye(self.order, dtype=matrix.dtype, device=matrix.device)
+        both = torch.cat([one + step / 2 * matrix, step * b.unsqueeze(2)], 2)
+        turned, given = torch.linalg.solve(one - step / 2 * matrix, both).split([self.order, 1], 2)
+        poles, vectors = torch.linalg.eig(turned)
+        residues = (c.unsqueeze(1) @ vectors).squeeze(1) * torch.linalg.solve(vectors, given).squeeze(2)
+        real = poles.imag.abs() < FLAT * poles.abs()
+        kept = real | (poles.imag > 0)
+        residues = torch.where(real, residues / 2, residues) * kept
+        order = torch.argsort((~kept).int(), dim=1, stable=True)[:, : int(kept.sum(1).max())]
+        poles = torch.where(kept, poles, torch.full_like(poles, 0.5))
+        return poles.gather(1, order), residues.gather(1, order)
 
     def extra_repr(self) -> str:
         return f"{self.d_model}, order={self.order}, basis={self.basis!r}, mix={self.mix is not None}"

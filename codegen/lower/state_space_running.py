@@ -130,14 +130,12 @@ def table_gradients(layer: Layer) -> Program:
         t0 = b.let("t0", Chosen(RAGGED, Var("start"), place * "CHUNK"))
         stop = b.let("stop", minimum(t0 + "CHUNK", Chosen(RAGGED, STOP, T)))
         t = b.let("t", Span(t0, "CHUNK", stop=stop))
-        late = b.let("t_late", Span(stop - "CHUNK", "CHUNK", before=True, stop=stop))
+        late = b.let("t_late", Span(stop - "CHUNK", "CHUNK", t0, stop))
         dy = b.let("dY", Load("dy", layer.place(entry, t), OPERAND))
         x = b.let("X", Load("x", layer.place(entry, t), OPERAND))
         b.add(of_taps, Dot(dy, Transpose(x)))
         b.comment("What is owed to A, whose last columns are those of a chunk's tokens.")
-        loaded = b.let("X_loaded", Load("x", layer.place(entry, late), ACC))
-        own = column(late) >= t0
-        shifted = b.let("X_late", Cast(Where(own, loaded, wrap(0.0)), OPERAND))
+        shifted = b.let("X_late", Load("x", layer.place(entry, late), OPERAND))
         before = held(b, "s", "kept_states", place, OPERAND, entry)
         after = held(b, "a", "kept_owed", place, OPERAND, entry)
         for name, states, tokens in (("entering", after, shifted), ("leaving", before, dy)):

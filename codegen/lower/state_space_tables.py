@@ -210,7 +210,7 @@ def lag_sums(layer: Layer) -> Program:
     b.let("l", Span(wrap(0), "CHUNK"))
     total = b.let("d_lags", Full(("CHUNK",), 0.0))
     with b.loop("i", 0, TAPS, ahead=True) as i:
-        own = b.let("own", Span(i + 1 - Var(TAPS), "CHUNK", before=True))
+        own = b.let("own", Span(i + 1 - Var(TAPS), "CHUNK", wrap(0)))
         b.add(total, b.let("of_row", Load("toeplitz_parts", (Var("part"), H, i, own), ACC)))
     b.store("lag_parts", (Var("part"), H, L), total)
     return chunked(

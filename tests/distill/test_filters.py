@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from based_ops.distill import fitted, hankel
-from based_ops.distill.fit import Modes, refine
+from based_ops.distill.fit import Modes, begin_balanced, distance, refine
 from based_ops.errors import ArgumentTypeError, ArgumentValueError, ShapeError
 from based_ops.layers import ModalConv
 
@@ -87,6 +87,28 @@ def test_fits_are_stable_whatever_the_filter(seed: int) -> None:
     fit = fitted(torch.cat([noise, grows]), 6)
     assert (fit.modes.log_poles.real < 0).all()
     assert fit.l2.isfinite().all() and (fit.l2 <= 1 + 1e-9).all()
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(1, 10).map(lambda n: 2 * n), st.floats(3.0, 40.0), st.integers(0, 10**6))
+def test_balanced_truncation_keeps_to_its_guarantee_and_no_fit_is_further(
+    order: int, fade: float, seed: int
+) -> None:
+    """Twice the sum of the singular values that it neglects, at every frequency and for ever."""
+    length, most = 64, 8192
+    ages = torch.arange(length, dtype=float64)
+    drawn = torch.randn(3, length, dtype=float64, generator=torch.Generator().manual_seed(seed))
+    filters = drawn * torch.exp(-ages / fade)
+    start = begin_balanced(filters, order)
+    assert start.log_poles.real.max() < 0
+    ended = torch.nn.functional.pad(filters, (0, length))
+    ensured = 2 * torch.linalg.svdvals(dense(ended))[:, order:].sum(1) + 1e-9 * filters.norm(dim=1)
+    error = torch.nn.functional.pad(filters, (0, most - length)) - start.taps(most)
+    assert (torch.fft.rfft(error[:, 1:], n=2 * most).abs().amax(1) <= ensured).all()
+    fit = fitted(filters, order)
+    least, reached = distance(filters, start), fit.hankel * hankel.norm(filters)
+    near = fit.hankel <= 2 * fit.bound * (1 + 1e-6)
+    assert (near | (reached <= least * (1 + 1e-6) + 1e-12)).all()
 
 
 def test_weights_trade_squares_for_the_largest_error() -> None:

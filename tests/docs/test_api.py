@@ -25,6 +25,7 @@ GIVEN = {
     *("HybridState", "LinearAttentionState", "ShortConvState", "SlidingWindowState", "Variant"),
     *(
         "DeltaNetState",
+        "H3State",
         "HyenaState",
         "LongConvState",
         "Mamba2State",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from based_ops import get, layers
-from based_ops.errors import ShapeError
+from based_ops.errors import ShapeError, StateError
 from based_ops.layers.long_conv import fft_conv
 
 
@@ -107,7 +107,25 @@ def test_h3_is_two_recurrences() -> None:
         state = turn * state + (turn - 1) / pole * entering.unsqueeze(1)
         read = 2 * (torch.view_as_complex(layer.read) * state).sum(1).real + layer.skip * entering
         found.append(q[0, t] * read)
-    torch.testing.assert_close(layer(x)[0], layer.out_proj(torch.stack(found)))
+    y, _ = layer(x)
+    torch.testing.assert_close(y[0], layer.out_proj(torch.stack(found)))
+
+
+def test_pieces_and_steps_of_h3_are_the_whole() -> None:
+    torch.manual_seed(1)
+    layer = layers.H3(3, 4).double()
+    x = torch.randn(2, 60, 3, dtype=torch.double)
+    with torch.no_grad():
+        want, nothing = layer(x)
+        assert nothing is None
+        head, state = layer(x[:, :40], output_state=True)
+        middle, state = layer(x[:, 40:42], state, output_state=True)
+        steps = [layer.step(x[:, 42:50], state)]
+        steps += [layer.step(x[:, t : t + 1], state) for t in range(50, 60)]
+    torch.testing.assert_close(torch.cat([head, middle, *steps], 1), want)
+    assert sum(part.nbytes for part in layer.init_state(3)) == layer.state_bytes(3)
+    with pytest.raises(StateError, match=r"state.keys: got \(1, 4, 3\), must be of shape \(2, 4, 3\)"):
+        layer.step(x[:, :1], layer.init_state(1))
 
 
 def test_groups_have_filters_of_their_own() -> None:

@@ -52,6 +52,26 @@ def test_pieces_and_steps_are_the_convolution(s4: S4) -> None:
     assert s4.init_state(3).modes.nbytes == s4.state_bytes(3)
 
 
+@pytest.mark.parametrize("order", [32, 64])
+def test_matrices_that_have_learned_are_diagonal_and_new_ones_are_not(order: int) -> None:
+    """Those that are HiPPO's have eigenvectors too badly conditioned in any basis that is orthogonal."""
+    torch.manual_seed(0)
+    layer = S4(WIDTH, order, mix=False, dtype=F64)
+    with pytest.raises(
+        errors.ArgumentValueError, match="^diagonal: got filters off by .*, must be of filters"
+    ):
+        layer.diagonal()
+    with torch.no_grad():
+        layer.p.mul_(1 + 0.2 * torch.randn_like(layer.p))
+        same = layer.diagonal()
+        assert same.modes >= order // 2
+        assert_close(same.filters(TOKENS), layer.filters(TOKENS), rtol=1e-6, atol=1e-8)
+        x = torch.randn(2, TOKENS, WIDTH, dtype=F64)
+        state = same.init_state(2)
+        steps = torch.cat([same.step(token, state) for token in x.split(1, 1)], 1)
+        assert_close(steps, layer(x)[0], rtol=1e-6, atol=1e-7)
+
+
 def test_gradients_are_those_of_the_recurrence(s4: S4) -> None:
     """Of the kernel by its generating function, and of steps one after the other."""
     x = torch.randn(2, TOKENS, WIDTH, dtype=F64, requires_grad=True)
