@@ -65,7 +65,8 @@ def triton_kernel(
 ) -> CompiledKernel:
     """Compile one kernel of a generated Triton module; raises what Triton raises.
 
-    `dtype` is that of the inputs, and `flags` are the program's switches, on unless given.  Pointers count as
+    `dtype` is that of the inputs, and `flags` are the program's switches, on unless given, or `EARLY`, which
+    is off.  Pointers count as
     multiples of 16 bytes, and unless `strides_of_16` is false strides as multiples of 16 elements, as Triton
     finds them to be in most dense tensors.
     """
@@ -84,6 +85,7 @@ def triton_kernel(
     constants |= {size: None for size, flag in under.items() if not constants[flag]}
     defaults = inspect.signature(kernel.fn).parameters
     constants = {n: p.default for n, p in defaults.items() if p.default is not p.empty} | constants
+    constants |= {name: value for name, value in flags.items() if name in defaults}
     types = _parameters(spec, lowered, dtype)
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
     plain = {param.name for param in kernel.params if param.do_not_specialize} | {*lowered.scalars}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from operator import itemgetter
 from threading import Lock, get_ident
 from typing import Any
@@ -197,10 +198,10 @@ def launch(
     """
     if not isinstance(kernel, JITFunction):
         with _interpreter:
-            kernel[grid(settings)](*tensors, *numbers, **_with_offsets(kernel, tensors, settings))
+            kernel[grid(settings)](*tensors, *numbers, **_completed(kernel, tensors, settings))
         return
     if not _KNOWN:
-        kernel[grid(settings)](*tensors, *numbers, **_with_offsets(kernel, tensors, settings))
+        kernel[grid(settings)](*tensors, *numbers, **_completed(kernel, tensors, settings))
         return
     active = driver.active
     device = active.get_current_device()
@@ -235,7 +236,7 @@ def _launch_and_remember(
     numbers: tuple[float, ...],
     settings: dict[str, Any],
 ) -> None:
-    arguments = _with_offsets(kernel, tensors, settings)
+    arguments = _completed(kernel, tensors, settings)
     compiled = kernel[grid](*tensors, *numbers, **arguments)
     if not isinstance(compiled, CompiledKernel):
         return  # a hook refused it, or it is compiled elsewhere
@@ -247,17 +248,25 @@ def _launch_and_remember(
     _launches[key] = (grid[0], *entry)
 
 
-def _with_offsets(
-    kernel: Any, tensors: tuple[Tensor | None, ...], settings: dict[str, Any]
-) -> dict[str, Any]:
-    """The settings, and for a kernel that asks for it the dtype of an index times its stride.
+def _completed(kernel: Any, tensors: tuple[Tensor | None, ...], settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings, and what a kernel asks for that is not known before its call."""
+    more: dict[str, Any] = {}
+    if "OFFSET" in kernel.arg_names:
+        more["OFFSET"] = _offset(tensors, settings)
+    if "EARLY" in kernel.arg_names:
+        more["EARLY"] = isinstance(kernel, JITFunction) and _begins_early(current_device())
+        if more["EARLY"]:
+            more["launch_pdl"] = True
+    return settings | more
+
+
+def _offset(tensors: tuple[Tensor | None, ...], settings: dict[str, Any]) -> Any:
+    """The dtype of an index times its stride.
 
     64 bits take registers and time, so they are only for tensors that need them.  The first dimension is a
     batch, which kernels count in 64 bits by themselves; the second may be tokens, of which one product has no
     more than a tile.
     """
-    if "OFFSET" not in kernel.arg_names:
-        return settings
     tile = max(value for value in settings.values() if type(value) is int)
     far = any(
         (min(size, tile) if axis == 1 else size) * x.stride(axis) >= 2**31
@@ -266,7 +275,18 @@ def _with_offsets(
         for axis, size in enumerate(x.shape)
         if axis > 0
     )
-    return settings | {"OFFSET": tl.int64 if far else tl.int32}
+    return tl.int64 if far else tl.int32
+
+
+@cache
+def _begins_early(device: int) -> bool:
+    """Whether kernels may be launched before those ahead have ended: on Hopper and later.
+
+    CUDA graphs take such launches from drivers for CUDA 12.3 on.
+    """
+    if torch.version.cuda is None or torch.cuda.get_device_capability(device)[0] < 9:
+        return False
+    return bool(torch._C._cuda_getDriverVersion() >= 12030)  # type: ignore[attr-defined]
 
 
 def watched() -> bool:

@@ -97,6 +97,7 @@ class TritonKernel:
         self.summed_up = self._summed_up() if self.language == "tl" else {}
         self.condition = ""
         self.has_offset = any(map(self._may_be_far, self._entries()))
+        self.is_step = self.language == "tl" and bool(pools(program))
         self.counted = {s.var for s in statements(self.program.body) if isinstance(s, For) and not s.ahead}
 
     def _named_spans(self) -> set[str]:
@@ -151,10 +152,15 @@ class TritonKernel:
         program, w = self.program, self.w
         w.line(f"@{self.decorator}({options})")
         offset = ["OFFSET: tl.constexpr = tl.int32"] if self.has_offset else []
+        early = ["EARLY: tl.constexpr = False"] if self.is_step else []
         constants = [f"{name}: {self.language}.constexpr" for name in self._constants()]
-        w.call(f"def {program.name}(", [*parameters(program), *constants, *offset], "):")
+        w.call(f"def {program.name}(", [*parameters(program), *constants, *offset, *early], "):")
         with w.indented():
             w.line(f'"""{program.summary}"""')
+            if early:
+                w.line("if EARLY:  # launched before the kernel ahead has ended, as the next one may be now")
+                w.line("    tl.extra.cuda.gdc_wait()")
+                w.line("    tl.extra.cuda.gdc_launch_dependents()")
             for scalar in program.scalars:
                 cast = self._cast(Var(scalar), "float32")
                 w.line(f"{scalar} = {cast}  # compilers of callers may pass 64 bits")

@@ -17,7 +17,6 @@ from ..ir.nodes import (
     Transpose,
     Unary,
     Var,
-    Where,
     cdiv,
     column,
     maximum,
