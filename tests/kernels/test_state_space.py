@@ -185,6 +185,26 @@ def test_gradients_equal_autograd(runner: Runner, data: st.DataObject) -> None:
             assert_close(f"gradient of {name}", actual, next(wanted), BACKWARD[call.dtype])
 
 
+@pytest.mark.parametrize("form", ["chunks", "segments"])
+def test_chunks_are_right_on_every_backend(runner: Runner, form: str) -> None:
+    """A layer of heads that all can afford, in calls of several chunks, of which the last is not full."""
+    spec, target = POOL[3], HOST_C if runner.id == "tilelang-cpu" else runner.backend
+    tiles = () if runner.device == "cuda" else SMALL_CHUNKS
+    given = frozenset(("skip", "initial_state"))
+    module = build(spec, target, tiles + CHUNKS[form])
+    call = Call(spec, module, (2, 53, 2), torch.float32, runner.device, "dense", 1, given)
+    inputs, dy, d_final = call.inputs(), call.sequence(6), call.states(2, 7)
+    y, final = module.forward(*inputs, True)
+    leaves = exact(inputs)
+    wanted = expected(spec, leaves)
+    assert_close("y", y, wanted[0].detach(), FORWARD[call.dtype])
+    assert_close("final state", final, wanted[1].detach(), FORWARD[call.dtype])
+    owed = [dy.double(), d_final.double()]
+    gradients = torch.autograd.grad(wanted, [t for t in leaves if t is not None], owed)
+    for name, found, expect in zip(NAMES, module.backward(dy, d_final, *inputs), gradients, strict=True):
+        assert_close(f"gradient of {name}", found, expect, BACKWARD[call.dtype])
+
+
 @given(data=st.data())
 def test_pieces_and_steps_equal_the_whole(runner: Runner, data: st.DataObject) -> None:
     call = data.draw(calls(runner, 12 if runner.interpreted else 40))
