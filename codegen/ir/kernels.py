@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .program import Axis, Program, Tensor
+from .program import GROUPED, Axis, Program, Tensor
 
 
 @dataclass(frozen=True)
 class ForeignKernel:
-    """A kernel that an emitter prints by hand, in place of a tile program; this is how it is launched."""
+    """A kernel for one kind of device in place of a tile program; this is how it is launched."""
 
     name: str
     summary: str
@@ -33,6 +33,11 @@ class ForeignKernel:
     """What it calls where something is not finite: a tile program, which is printed as a function."""
     decides: bool = False
     """Whether a pass asks this kernel if it serves a call; where it does not, no other of them runs."""
+
+    @property
+    def takes_groups(self) -> bool:
+        """Whether it finds heads in groups."""
+        return GROUPED in self.flags
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,7 @@ from .steps import FLAGS, POOLED, answered, in_slots, one_by_one
 def programs(spec: LinearAttention) -> tuple[Program, ...]:
     """Every kernel of the layer, in the order in which they run."""
     layer = Layer(spec, feature_map(spec))
-    of_states = [tensor.name for tensor in (*layer.decays(), *layer.given_decays(), *layer.segment_states())]
-    user_states = [t.name for x in ("initial_", "final_") for t in layer.user_states(x)]
+    of_states, user_states = heads_of_states(layer)
     chunked = (
         over_states(segment_sums(layer, "states", of_queries=False)),
         prefix(layer, "prefix", reverse=False),
@@ -57,6 +56,13 @@ def programs(spec: LinearAttention) -> tuple[Program, ...]:
         group_sums(),
     )
     return (*decays.programs(layer), *chunked, over_states(step(layer)))
+
+
+def heads_of_states(layer: Layer) -> tuple[list[str], list[str]]:
+    """The tensors that have the heads of states, and those among them that are a user's own states."""
+    of_states = (*layer.decays(), *layer.given_decays(), *layer.segment_states())
+    user_states = [tensor.name for x in ("initial_", "final_") for tensor in layer.user_states(x)]
+    return [tensor.name for tensor in of_states], user_states
 
 
 def outputs(layer: Layer) -> Program:

@@ -88,7 +88,10 @@ class Passes(StateSteps):
 
     def forward(self) -> Pass:
         recurrence = self.faster.get(RECURRENCE)
-        serves = Serves(recurrence.name, ("q", "k", "v")) & ~GROUPED if recurrence else None
+        serves: Value | None = None
+        if recurrence:
+            serves = Serves(recurrence.name, ("q", "k", "v"))
+            serves = serves if recurrence.takes_groups else serves & ~GROUPED
         plan = Plan(
             {"segments": INTEGER, "recurrent": TRUTH},
             LaunchPlan("forward", "forward", "forward_plan", TOKENS_AND_ROWS, FORWARD_PLAN),

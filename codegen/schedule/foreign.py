@@ -56,16 +56,21 @@ def maps_squares(spec: LayerSpec, dtype: str) -> bool:
         isinstance(spec, LinearAttention)
         and isinstance(spec.feature_map, Elementwise)
         and spec.head_dims.qk <= SQUARE_TILES["QK"]
-        and _copies(spec, dtype)
+        and not spec.corrects
+        and _copied(spec, dtype)
     )
 
 
 def _copies(spec: LinearAttention | SlidingWindow, dtype: str) -> bool:
     """Whether rows can be copied asynchronously, and nothing fades or is corrected."""
     more = isinstance(spec, LinearAttention) and (spec.decay != "none" or spec.corrects)
+    return not more and _copied(spec, dtype)
+
+
+def _copied(spec: LinearAttention | SlidingWindow, dtype: str) -> bool:
+    """Whether rows can be copied asynchronously."""
     return (
-        not more
-        and spec.head_dims.qk % COPIED == 0
+        spec.head_dims.qk % COPIED == 0
         and spec.head_dims.v % COPIED == 0
         and dtype in ("bfloat16", "float16")
     )

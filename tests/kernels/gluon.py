@@ -314,5 +314,6 @@ LOGICAL = {
     "product": lambda x, y: x * y,
     "neighbours_and_constant": _neighbours_and_constant,
     "afresh": lambda x, pack=1: x,
+    "running_sum": lambda x: torch.cumsum(x, 0),
 }
 """What the functions made of PTX say that they do, on whole tiles."""

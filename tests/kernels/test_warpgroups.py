@@ -53,13 +53,19 @@ MAPS = (
         "infinite_at_0", Elementwise("log(x**2)"), HeadDims(24, 40), normalize=False, state_dtype="bfloat16"
     ),
 )
+FADING = (
+    LinearAttention("head", Elementwise("x"), HeadDims(64, 64), normalize=False, decay="head"),
+    LinearAttention("token", Elementwise("x"), HeadDims(64, 64), normalize=False, decay="token"),
+    LinearAttention("elu_head", Elementwise("elu(x) + 1"), HeadDims(48, 72), decay="head"),
+    LinearAttention("elu_token", Elementwise("elu(x) + 1"), HeadDims(64, 40), decay="token"),
+)
 LENGTHS = (1, 64, 65, 333, 640)
 DTYPES = (torch.bfloat16, torch.float16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("spec", LAYERS + WIDE + MAPS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", LAYERS + WIDE + MAPS + FADING, ids=lambda spec: spec.name)
 @pytest.mark.parametrize("continued", [False, True], ids=["from nothing", "from a state"])
 def test_one_segment(spec: LinearAttention, dtype: torch.dtype, length: int, continued: bool) -> None:
     call = Call(spec, dtype, length)
@@ -76,11 +82,29 @@ def test_one_segment(spec: LinearAttention, dtype: torch.dtype, length: int, con
 
 @pytest.mark.parametrize("stages", [2, 3, 4])
 @pytest.mark.parametrize("segments", [2, 3])
-@pytest.mark.parametrize("spec", LAYERS + WIDE + MAPS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", LAYERS + WIDE + MAPS + FADING, ids=lambda spec: spec.name)
 def test_several_segments(spec: LinearAttention, segments: int, stages: int) -> None:
     call = Call(spec, torch.bfloat16, 333)
     found, _, _ = call.launch(segments, (), call.states_before(segments), final=False, STAGES=stages)
     assert_close("o", found, call.expected(None)[0], FORWARD[torch.bfloat16])
+
+
+@pytest.mark.parametrize("heads", [(4, 2, 2), (2, 2, 4), (6, 3, 2), (1, 2, 2)], ids=str)
+@pytest.mark.parametrize("segments", [1, 2])
+@pytest.mark.parametrize("spec", (*MAPS[:2], MAPS[3], *FADING[1:3]), ids=lambda spec: spec.name)
+def test_heads_in_groups(spec: LinearAttention, segments: int, heads: tuple[int, int, int]) -> None:
+    call = Call(spec, torch.bfloat16, 200, heads)
+    initial = call.earlier(7) if segments == 1 else None
+    parts = () if initial is None else tuple(x for x in initial if x is not None)
+    before = call.states_before(segments) if segments > 1 else ()
+    found, state, normalizer = call.launch(segments, parts, before, segments == 1)
+    o, final = call.expected(initial)
+    assert_close("o", found, o, FORWARD[torch.bfloat16])
+    if segments == 1:
+        tolerance = max(FORWARD[torch.bfloat16], FORWARD[call.kept], key=lambda t: t.norm)
+        assert_close("final state", state, final.state, tolerance)
+        if final.normalizer is not None:
+            assert_close("final normalizer", normalizer, final.normalizer, tolerance)
 
 
 # Whole passes: what they launch runs as Python.
@@ -130,7 +154,7 @@ def test_no_wait_is_forgotten_and_none_too_many(program: str) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "least"),
-    [(WIDE[0], 10), (WIDE[1], 10), (MAPS[0], 7), (MAPS[3], 7)],
+    [(WIDE[0], 10), (WIDE[1], 10), (MAPS[0], 7), (MAPS[3], 7), (FADING[0], 8), (FADING[3], 8)],
     ids=lambda x: getattr(x, "name", ""),
 )
 def test_no_wait_of_other_recurrences_is_forgotten(spec: LinearAttention, least: int) -> None:
@@ -158,7 +182,7 @@ def noise_like(x: Tensor | None) -> Tensor | None:
 
 @pytest.mark.skipif(interpreting(), reason="under the interpreter nothing is compiled")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("spec", (LAYERS[1], *NARROW, *WIDE[2:], *MAPS), ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", (LAYERS[1], *NARROW, *WIDE[2:], *MAPS, *FADING), ids=lambda spec: spec.name)
 def test_rows_of_16_bytes_suffice(spec: LinearAttention, dtype: torch.dtype) -> None:
     """Kernels compile with strides of which Triton knows nothing, from nothing and in the middle."""
     module = build(spec, "triton")

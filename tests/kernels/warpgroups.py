@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from math import lcm
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -21,17 +22,28 @@ from tests.kernels.gluon import run
 from tests.layers import build, import_text
 
 B, H = 2, 2
+ALIKE = (H, H, H)
 SCALE = 0.3
 
 
 class Call:
-    """One launch of a recurrence."""
+    """One launch of a recurrence; `heads` are those of q, k and v."""
 
-    def __init__(self, spec: LinearAttention, dtype: torch.dtype, length: int) -> None:
+    def __init__(
+        self,
+        spec: LinearAttention,
+        dtype: torch.dtype,
+        length: int,
+        heads: tuple[int, int, int] = ALIKE,
+    ) -> None:
         torch.manual_seed(length)
         d, v = spec.head_dims.qk, spec.head_dims.v
-        self.spec, self.dtype, self.length = spec, dtype, length
-        self.qkv = tuple(torch.randn(B, length, H, width).to(dtype) for width in (d, d, v))
+        self.spec, self.dtype, self.length, self.heads = spec, dtype, length, heads
+        self.every, self.of_states = lcm(*heads), lcm(*heads[1:])
+        widths = zip(heads, (d, d, v), strict=True)
+        self.qkv = tuple(torch.randn(B, length, count, width).to(dtype) for count, width in widths)
+        places = {"head": (self.of_states,), "token": (B, length, self.of_states)}.get(spec.decay)
+        self.decay = None if places is None else -torch.rand(places) / 16
         self.rows = feature_count(spec)
         self.kept = getattr(torch, spec.state_dtype)
 
@@ -47,15 +59,16 @@ class Call:
         """o, the final state and its normaliser; `other` replaces settings of the schedule."""
         module = module or build(self.spec, "triton")
         q, k, v = self.qkv
-        o = torch.full_like(v, float("nan"))
-        n = torch.full((B, H, self.length), float("nan"))
-        state = torch.full((B, H, self.rows, v.shape[-1]), float("nan"), dtype=self.kept)
-        normalizer = torch.full((B, H, self.rows), float("nan"), dtype=self.kept)
+        every, kept = self.every, (B, self.of_states, self.rows)
+        o = torch.full((B, self.length, every, v.shape[-1]), float("nan"), dtype=self.dtype)
+        n = torch.full((B, every, self.length), float("nan"))
+        state = torch.full((*kept, v.shape[-1]), float("nan"), dtype=self.kept)
+        normalizer = torch.full(kept, float("nan"), dtype=self.kept)
         present = {"initial_state": initial[:1], "initial_normalizer": initial[1:]}
         present |= {"state": before[:1], "normalizer": before[1:]}
         present |= {"final_state": (state,) * final, "final_normalizer": (normalizer,) * final}
         kernel = getattr(module, on_warpgroups(RECURRENCE))
-        always = {"q": q, "k": k, "v": v, "o": o, "n": n}
+        always = {"q": q, "k": k, "v": v, "o": o, "n": n, "log_decay": self.decay}
         tensors = [
             always.get(name, next(iter(present.get(name, ())), None))
             for name in kernel.arg_names[: kernel.arg_names.index("q_b")]
@@ -63,32 +76,41 @@ class Call:
         strides = [stride for x in (q, k, v) for stride in x.stride()[:-1]]
         settings = module.SCHEDULE[on_warpgroups(RECURRENCE)][self.dtype] | other
         constants = [value for name, value in settings.items() if name != "num_warps"]
-        flags = (bool(initial), bool(before), final)
+        flags: tuple[bool, ...] = (bool(initial), bool(before), final)
+        groups: tuple[int, ...] = ()
+        if "GROUPED" in kernel.arg_names:
+            groups, flags = (*self.heads, self.of_states), (*flags, self.heads != (every,) * 3)
         blocks = cdiv(v.shape[-1], 64)
-        numbers = (*strides, B, self.length, H, segments, SCALE, *flags, *constants)
-        run(kernel, B * H * segments * blocks, tensors, *numbers)
+        numbers = (*strides, B, self.length, every, segments, SCALE, *groups, *flags, *constants)
+        run(kernel, B * every * segments * blocks, tensors, *numbers)
         return o, state, normalizer
 
     def expected(self, initial: LinearAttentionState | None) -> tuple[Tensor, LinearAttentionState]:
         q, k, v = (x.double() for x in self.qkv)
         wide = initial and LinearAttentionState(*(None if x is None else x.double() for x in initial))
-        return reference.linear_attention(self.spec, q, k, v, SCALE, wide)
+        return reference.linear_attention(self.spec, q, k, v, SCALE, wide, self.decay)
 
     def earlier(self, tokens: int) -> LinearAttentionState:
         """The state after some random tokens, as it is kept."""
         d, v = self.spec.head_dims.qk, self.spec.head_dims.v
-        k, values = torch.randn(B, tokens, H, d).double(), torch.randn(B, tokens, H, v).double()
+        k, values = (torch.randn(B, tokens, self.of_states, width).double() for width in (d, v))
         state, normalizer = reference.linear_attention(self.spec, k, k, values, SCALE)[1]
         return LinearAttentionState(
             state.to(self.kept), None if normalizer is None else normalizer.to(self.kept)
         )
+
+    def decay_until(self, end: int) -> Tensor | None:
+        """The decays of the first tokens."""
+        return self.decay if self.decay is None or self.spec.decay == "head" else self.decay[:, :end]
 
     def states_before(self, segments: int) -> tuple[Tensor, ...]:
         """The state before each segment, and its normaliser."""
         length = cdiv(cdiv(self.length, 128), segments) * 128
         _, k, v = (x.double() for x in self.qkv)
         states = [
-            reference.linear_attention(self.spec, k[:, :end], k[:, :end], v[:, :end], SCALE)[1]
+            reference.linear_attention(
+                self.spec, k[:, :end], k[:, :end], v[:, :end], SCALE, None, self.decay_until(end)
+            )[1]
             for end in range(0, segments * length, length)
         ]
         state = torch.stack([s.state for s in states], 2).bfloat16()

@@ -9,10 +9,10 @@ from ...ir.check import check
 from ...ir.fuse import mapped, rebuilt
 from ...ir.nodes import Binary, Const, Dim, Expr, For, Let, Span, Stmt, Var
 from ...ir.printer import TIGHT
-from ...ir.program import Program
+from ...ir.program import GROUPED, HEADS, Program, head_sizes
 from ...ir.rewrite import apart
 from ...schedule import orders
-from ...schedule.places import PLANS, Plan, placed
+from ...schedule.places import Plan, placed, plan_of
 from ..bounds import Bounds
 from ..layer import ScheduledForeign
 from ..triton_parameters import parameters
@@ -29,8 +29,8 @@ class GluonKernel:
     def __init__(self, scheduled: ScheduledForeign) -> None:
         self.kernel, schedule = scheduled.kernel, scheduled.schedule
         self.sizes = {name: max(schedule.values(name)) for name in self.kernel.constants}
-        plan = PLANS[self.kernel.printer]
         assert self.kernel.program is not None
+        plan = plan_of(self.kernel.printer, self.kernel.program)
         program = _of_one_block(self.kernel.program, self.sizes)
         self.program, self.look = apart(placed(program, plan, self.sizes.__getitem__))
         self.types = check(self.program)
@@ -69,13 +69,17 @@ class GluonKernel:
             w.line(f"{axis.name} = ({index}){wide}" if wide else f"{axis.name} = {index}")
             w.line(f"program = program // {extent}")
         w.line(f"{self.program.grid[0].name} = program.to(gl.int64)")
+        for size in dict.fromkeys(t.heads for t in self.program.tensors if t.heads and not t.strided):
+            w.line(f"{size} = {size} if {GROUPED} else {HEADS}")
 
     def look_again(self, w: Writer) -> None:
         """Leave rows that may be spoilt to a second look."""
         look = self.kernel.second_look
         assert look is not None
         w.line("barrier()  # other threads have written what is written again")
-        w.call(f"{look.name}(", [*parameters(look), *look.flags, *look.constants])
+        heads = head_sizes(look.tensors)  # without groups no parameters, which constants are not
+        given = [f"{x} if {GROUPED} else 1" if x in heads else x for x in parameters(look)]
+        w.call(f"{look.name}(", [*given, *look.flags, *look.constants])
 
     def _body(self) -> list[str]:
         (loop,) = (stmt for stmt in self.program.body if isinstance(stmt, For))

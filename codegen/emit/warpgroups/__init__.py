@@ -63,6 +63,7 @@ IMPORTS = {
         "barrier",
         "exponential",
         "fetch",
+        "fetch_apart",
         "fetch_existing",
         "fetch_numbers",
         "in_bfloat16",
@@ -70,6 +71,7 @@ IMPORTS = {
         "on_warpgroups",
         "read",
         "rounded",
+        "running_sum",
         "where_bits",
         "write",
     ),
@@ -116,8 +118,24 @@ def kernels(spec: LayerSpec, programs: tuple[Program, ...]) -> tuple[ForeignKern
 
 def _kernel(spec: LayerSpec, program: Program, printer: str) -> ForeignKernel:
     """How a kernel is launched: as its program is, unless its printer goes about it differently."""
-    tiles, program = PRINTERS[printer].tiles, ungrouped(program)
-    kernel = ForeignKernel(
+    if printer in PLANS and isinstance(spec, LinearAttention):
+        return _printed(spec, printer)
+    program = ungrouped(program)
+    kernel = _foreign(program, printer)
+    match spec, printer:
+        case SlidingWindow(), _:
+            kernel = window(program, kernel)
+        case LinearAttention(), "query_gradients":
+            kernel = query_gradients(Layer(spec, feature_map(spec)), kernel)
+        case LinearAttention(), "key_gradients":
+            kernel = key_gradients(Layer(spec, feature_map(spec)), kernel)
+    return with_second_look(spec, kernel)
+
+
+def _foreign(program: Program, printer: str) -> ForeignKernel:
+    """How it is launched where its program is."""
+    tiles = PRINTERS[printer].tiles
+    return ForeignKernel(
         name=on_warpgroups(program.name),
         summary=f"{program.summary.removesuffix('.')}, on Hopper's warpgroups.",
         instead_of=program.name,
@@ -132,30 +150,15 @@ def _kernel(spec: LayerSpec, program: Program, printer: str) -> ForeignKernel:
         bounds=dict(tiles),
         decides=PRINTERS[printer].decides,
     )
-    match spec, printer:
-        case SlidingWindow(), _:
-            kernel = window(program, kernel)
-        case LinearAttention(), "query_gradients":
-            kernel = query_gradients(Layer(spec, feature_map(spec)), kernel)
-        case LinearAttention(), "key_gradients":
-            kernel = key_gradients(Layer(spec, feature_map(spec)), kernel)
-    if printer in PLANS and isinstance(spec, LinearAttention):
-        return _printed(kernel, recurrence_of(spec))
-    return with_second_look(spec, kernel)
 
 
-def _printed(kernel: ForeignKernel, program: Program) -> ForeignKernel:
-    """The same, printed from a tile program, with the second look of that."""
+def _printed(spec: LinearAttention, printer: str) -> ForeignKernel:
+    """The same of a kernel that is printed from a tile program."""
+    program = recurrence_of(spec)
+    kernel = _foreign(program, printer)
     _, look = apart(program)
     if look is not None:
-        look = replace(
-            look,
-            name=names.second_look(kernel.name),
-            grid=kernel.grid,
-            tensors=kernel.tensors,
-            flags=kernel.flags,
-            constants=kernel.constants,
-        )
+        look = replace(look, name=names.second_look(kernel.name), constants=kernel.constants)
     return replace(kernel, program=program, second_look=look)
 
 
