@@ -18,7 +18,7 @@ from ..ir.nodes import For, Let, Load, Stmt
 from ..ir.program import Program
 from ..ir.rounding import loads_once, operands_once
 from ..ir.steps import begun, names, reordered
-from .orders import SQUARE
+from .orders import OBLONG, SQUARE
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ FADING = replace(
     ),
 )
 """The same with a state that fades."""
-PLANS: dict[str, tuple[Plan, Plan]] = {SQUARE: (ELEMENTWISE, FADING)}
+PLANS: dict[str, tuple[Plan, Plan]] = dict.fromkeys((SQUARE, OBLONG), (ELEMENTWISE, FADING))
 """By the names that `orders.py` has for printers: of a state that stays, and of one that fades."""
 
 
