@@ -168,6 +168,25 @@ def fetch_numbers(tile, numbers, t0, stop, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
+def fetch_apart(tile, numbers, t0, stride, stop, LAYOUT: gl.constexpr):
+    """The same for numbers that lie `stride` apart; 0 for those from `stop` on."""
+    t = gl.arange(0, tile.shape[0], LAYOUT)
+    pointers = numbers + gl.cast(t0, gl.int64) * stride + t * stride
+    async_copy.async_copy_global_to_shared(tile, pointers, mask=t < stop - t0)
+
+
+@gluon.jit
+def running_sum(x):
+    """The sums of a vector's elements up to each of them."""
+    return gl.associative_scan(x, 0, _plus)
+
+
+@gluon.jit
+def _plus(x, y):
+    return x + y
+
+
+@gluon.jit
 def read(tile, rows, t0, stride, stop, columns, LAYOUT: gl.constexpr):
     """The tokens t0, ... in registers, as many as a shared tile has; 0 for those from `stop` on."""
     t, c, pointers = _rows(tile, rows, t0, stride, LAYOUT)

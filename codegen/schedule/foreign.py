@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeGuard
 
 from ..mixers.linear_attention import LinearAttention
 from ..mixers.sliding_window import SlidingWindow
 from ..names import RECURRENCE
 from ..spec.model import Elementwise, LayerSpec, TaylorExp
-from .orders import SQUARE, WIDE
+from .orders import OBLONG, SQUARE, WIDE
 
 EXCHANGED = 16
 """Columns of a warpgroup's left operand that four neighbouring lanes hold, and can exchange."""
@@ -22,6 +23,8 @@ WIDE_TILES = {"CHUNK": 128, "VALUES": 64}
 """The same for two, over two operands' worth of such columns."""
 SQUARE_TILES = WARPGROUP_TILES | {"QK": 64}
 """The same where tiles of queries and keys are as wide as those of values."""
+OBLONG_TILES = WARPGROUP_TILES | {"QK": 128}
+"""The same where they are twice as wide."""
 STATE_BLOCK = {"query_gradients": 32}
 """Features of a state that a second look keeps in one tile, of all values that a kernel has, if not 64.
 
@@ -52,20 +55,39 @@ def _exchanges(spec: LinearAttention, dtype: str) -> bool:
 
 def maps_squares(spec: LayerSpec, dtype: str) -> bool:
     """Whether a layer's features are its columns, each mapped, and a tile of them is a warpgroup's."""
+    return _maps(spec, dtype) and spec.head_dims.qk <= SQUARE_TILES["QK"]
+
+
+def maps_oblongs(spec: LayerSpec, dtype: str) -> bool:
+    """Whether they are up to twice as many, as they stand, and all else fits twice into a multiprocessor."""
+    return (
+        _maps(spec, dtype)
+        and SQUARE_TILES["QK"] < spec.head_dims.qk <= OBLONG_TILES["QK"]
+        and spec.feature_map == Elementwise("x")
+        and spec.decay == "none"
+        and not spec.normalize
+    )
+
+
+def _maps(spec: LayerSpec, dtype: str) -> TypeGuard[LinearAttention]:
     return (
         isinstance(spec, LinearAttention)
         and isinstance(spec.feature_map, Elementwise)
-        and spec.head_dims.qk <= SQUARE_TILES["QK"]
-        and _copies(spec, dtype)
+        and not spec.corrects
+        and _copied(spec, dtype)
     )
 
 
 def _copies(spec: LinearAttention | SlidingWindow, dtype: str) -> bool:
     """Whether rows can be copied asynchronously, and nothing fades or is corrected."""
     more = isinstance(spec, LinearAttention) and (spec.decay != "none" or spec.corrects)
+    return not more and _copied(spec, dtype)
+
+
+def _copied(spec: LinearAttention | SlidingWindow, dtype: str) -> bool:
+    """Whether rows can be copied asynchronously."""
     return (
-        not more
-        and spec.head_dims.qk % COPIED == 0
+        spec.head_dims.qk % COPIED == 0
         and spec.head_dims.v % COPIED == 0
         and dtype in ("bfloat16", "float16")
     )
@@ -115,6 +137,7 @@ PRINTERS = {
     RECURRENCE: Printer(RECURRENCE, WARPGROUP_TILES, exchanges, decides=True),
     WIDE: Printer(RECURRENCE, WIDE_TILES, halves_exchange, decides=True),
     SQUARE: Printer(RECURRENCE, SQUARE_TILES, maps_squares, decides=True),
+    OBLONG: Printer(RECURRENCE, OBLONG_TILES, maps_oblongs, decides=True),
     "query_states": Printer("query_states", WARPGROUP_TILES, gradients_exchange),
     "query_gradients": Printer("query_gradients", WARPGROUP_TILES, gradients_exchange, decides=True),
     "key_gradients": Printer("key_gradients", WARPGROUP_TILES, gradients_exchange),

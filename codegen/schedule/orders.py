@@ -26,12 +26,14 @@ SCALING = ("converted", "shifted")
 MASK = ("compared", "bits")
 """Later keys are left out by comparing positions, or by a tile of bits."""
 
-WIDE, SQUARE = "wide", "square"
-"""Printers of a recurrence over more columns than one operand has, and of one with elementwise maps."""
+WIDE, SQUARE, OBLONG = "wide", "square", "oblong"
+"""Printers of a recurrence over more columns than one operand has, and of those with elementwise maps, whose
+tiles of queries and keys are as wide as those of values or twice that."""
 PIECES: dict[str, dict[str, tuple[str, ...]]] = {
     RECURRENCE: {"copies": COPIES, "state": STATE, "sums": SUMS, "scaling": SCALING, "mask": MASK},
     WIDE: {"copies": COPIES[1:], "state": STATE, "queries": QUERIES},
     SQUARE: {"copies": COPIES},
+    OBLONG: {"copies": COPIES},
 }
 """The alternatives of what each printer prints."""
 NAMES = frozenset(
@@ -47,6 +49,8 @@ MEASURED: dict[tuple[str, int | str], tuple[str, ...]] = {
     (WIDE, 32): ("copies_in_flight", "state_early"),
     (SQUARE, True): ("copies_in_flight",),
     (SQUARE, False): ("copies_in_flight",),
+    (OBLONG, True): ("copies_in_flight",),
+    (OBLONG, False): ("copies_in_flight",),
 }
 """The fastest on an H200: with and without a normaliser; by columns of queries (docs/lab-book.md)."""
 

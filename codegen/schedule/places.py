@@ -9,7 +9,7 @@ to it, `>o` stores o.  A plan may name what only some programs have.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..ir.blocks import write_out
 from ..ir.check import check
@@ -18,7 +18,7 @@ from ..ir.nodes import For, Let, Load, Stmt
 from ..ir.program import Program
 from ..ir.rounding import loads_once, operands_once
 from ..ir.steps import begun, names, reordered
-from .orders import SQUARE
+from .orders import OBLONG, SQUARE
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,30 @@ ELEMENTWISE = Plan(
     ),
 )
 """A recurrence of maps that act on single components: see docs/lab-book.md."""
-PLANS: dict[str, Plan] = {SQUARE: ELEMENTWISE}
-"""By the names that `orders.py` has for printers."""
+FADING = replace(
+    ELEMENTWISE,
+    ahead=(*ELEMENTWISE.ahead, "t_log_own_given"),
+    shared=(*ELEMENTWISE.shared, "Y_kept", "factors"),
+    order=(
+        *("t", "t_log_own_given", "t_log_own", "t_log", "t_log_end", "kept"),
+        *("Y", "Y_kept", "factors", "K", "K_features", "S_operand", "z_operand"),
+        *("Q", "Q_features", "R", "O+Q_features", "N+Q_features"),
+        *("S=", "S+K_features", "z=", "z+K_features"),
+        *("seen", "A", "A_operand"),
+        # By now older keys' part is there; it fades before the chunk's own is added.
+        *("O=", "N=", "O+A_operand", "N+A_operand"),
+        *("n_rows", ">n", "O=2", ">o"),
+    ),
+)
+"""The same with a state that fades."""
+PLANS: dict[str, tuple[Plan, Plan]] = dict.fromkeys((SQUARE, OBLONG), (ELEMENTWISE, FADING))
+"""By the names that `orders.py` has for printers: of a state that stays, and of one that fades."""
+
+
+def plan_of(printer: str, program: Program) -> Plan:
+    """The plan of a program."""
+    stays, fades = PLANS[printer]
+    return fades if any(tensor.name == "log_decay" for tensor in program.tensors) else stays
 
 
 def placed(program: Program, plan: Plan, size: Callable[[str], int]) -> Program:

@@ -144,7 +144,7 @@ def _plan_on_warpgroups(spec: LayerSpec, plan: LaunchPlan, printer: str) -> Sett
     }
     if printer == orders.WIDE:  # one program fills a multiprocessor
         sizes = _recurrent_plan(spec, RESIDENT_PROGRAMS // 2, _segment(spec))
-    elif printer == orders.SQUARE:
+    elif printer in (orders.SQUARE, orders.OBLONG):
         sizes = _recurrent_plan(spec, RESIDENT_PROGRAMS, FEW["LONGEST"]) | {"LONGEST": ONE_TOKEN}
     return Setting(pick(plan, sizes))
 

@@ -21,7 +21,7 @@ from tests.kernels.test_not_finite import (
 from tests.kernels.test_warpgroup_windows import BACKWARDS
 from tests.kernels.test_warpgroup_windows import LAYERS as WINDOWS
 from tests.kernels.test_warpgroup_windows import layer as window_layer
-from tests.kernels.test_warpgroups import LAYERS, MAPS, NARROW, WIDE
+from tests.kernels.test_warpgroups import FADING, LAYERS, MAPS, NARROW, WIDE
 from tests.kernels.warpgroups import SCALE, Call, passes
 from tests.layers import build
 from tests.tolerance import FORWARD
@@ -50,13 +50,14 @@ class Draw:
 
 @pytest.mark.parametrize("draw", DRAWS)
 @pytest.mark.parametrize("segments", [1, 2])
-@pytest.mark.parametrize("spec", LAYERS + WIDE + MAPS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", LAYERS + WIDE + MAPS + FADING[1:3], ids=lambda spec: spec.name)
 def test_recurrence(spec: LinearAttention, segments: int, draw: int) -> None:
     call = Call(spec, BF16, 200)
     q, k, v = call.qkv = Draw(draw).into(*call.qkv)
     before = call.states_before(segments) if segments > 1 else ()
     found, _, _ = call.launch(segments, (), before, final=False)
-    assert_reaches("o", found, rows.linear_attention(spec, *wide(q, k, v), SCALE), FORWARD[BF16])
+    decays = () if call.decay is None else (call.decay,)
+    assert_reaches("o", found, rows.linear_attention(spec, *wide(q, k, v), SCALE, *decays), FORWARD[BF16])
 
 
 @pytest.mark.parametrize("draw", range(8))

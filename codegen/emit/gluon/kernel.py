@@ -12,7 +12,7 @@ from ...ir.printer import TIGHT
 from ...ir.program import GROUPED, HEADS, Program, head_sizes
 from ...ir.rewrite import apart
 from ...schedule import orders
-from ...schedule.places import PLANS, Plan, placed
+from ...schedule.places import Plan, placed, plan_of
 from ..bounds import Bounds
 from ..layer import ScheduledForeign
 from ..triton_parameters import parameters
@@ -29,8 +29,8 @@ class GluonKernel:
     def __init__(self, scheduled: ScheduledForeign) -> None:
         self.kernel, schedule = scheduled.kernel, scheduled.schedule
         self.sizes = {name: max(schedule.values(name)) for name in self.kernel.constants}
-        plan = PLANS[self.kernel.printer]
         assert self.kernel.program is not None
+        plan = plan_of(self.kernel.printer, self.kernel.program)
         program = _of_one_block(self.kernel.program, self.sizes)
         self.program, self.look = apart(placed(program, plan, self.sizes.__getitem__))
         self.types = check(self.program)

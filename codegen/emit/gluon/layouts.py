@@ -51,6 +51,10 @@ class Layouts:
         """Numbers of tokens in shared memory."""
         return self._named("NUMBERS", "gl.SwizzledSharedLayout(1, 1, 1, [0])")
 
+    def copied(self) -> str:
+        """Who copies them."""
+        return self._named("ONE_EACH", f"gl.BlockedLayout([1], [{LANES}], [{self._warps}], [0])")
+
     def tokens(self, count: int) -> str:
         """Numbers of tokens in registers, all of them in each warp."""
         each = max(1, count // LANES)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...ir.fuse import rebuilt
-from ...ir.nodes import ACC, Add, Binary, Dim, Dot, Expr, For, Let, Load, Span, Stmt, Store, Var
+from ...ir.check import walk
+from ...ir.fuse import expressions, rebuilt
+from ...ir.nodes import ACC, Add, Binary, Cast, Dim, Dot, Expr, For, Let, Load, Span, Stmt, Store, Var
 from ..writer import Writer
 from .flight import Flight, shown_after
 from .steps import Steps, stored
@@ -78,7 +79,9 @@ class Rounds:
         return w.text().splitlines()
 
     def _allocate(self, dtype: str, shape: tuple[Dim, ...], *times: str) -> str:
-        layout = self.layouts.shared(self.kernel.size(shape[1]))
+        numbers = len(shape) == 1
+        layout = self.layouts.numbers() if numbers else self.layouts.shared(self.kernel.size(shape[1]))
+        dtype = "gl.float32" if numbers else dtype
         return f"gl.allocate_shared_memory({dtype}, [{', '.join(map(str, (*times, *shape)))}], {layout})"
 
     def _step(self) -> str:
@@ -141,16 +144,33 @@ class Rounds:
 
     def _arrived(self, name: str, load: Load) -> None:
         """A tile of this round's tokens."""
-        w, tile = self.w, f"{name}_ahead.index({SLOT})"
+        w, tile, shape = self.w, f"{name}_ahead.index({SLOT})", self.kernel.types[name].shape
         self._rows(load.tensor, load.index)
-        columns = self.kernel.size(self.kernel.types[name].shape[1])
+        if len(shape) == 1:
+            self.spelling.vectors[name] = layout = self.layouts.tokens(self.kernel.size(shape[0]))
+            w.line(f"{name} = {tile}.load({layout})")
+            return
+        columns = self.kernel.size(shape[1])
         if load.dtype == ACC:
             w.line(f"{name} = in_float32({tile}.load({self.layouts.sums(columns)}))")
             return
         w.line(f"{name} = {tile}")
+        layout, held = self.layouts.left(columns), "_"
+        if self._calculated_with(name):
+            layout, held = self.layouts.sums(columns), f"{name}_held"
+            self.spelling.operands[name] = held
         w.line("if IO == gl.float16:  # sums leave its range, so products are of bfloat16")
         with w.indented():
-            w.line(f"{name}, _ = in_bfloat16({name}, {self.layouts.left(columns)})")
+            w.line(f"{name}, {held} = in_bfloat16({name}, {layout})")
+        if held != "_":
+            w.line("else:")
+            with w.indented():
+                w.line(f"{held} = {name}.load({layout})")
+
+    def _calculated_with(self, name: str) -> bool:
+        """Whether a tile for products is also widened to be calculated with."""
+        widened = Cast(Var(name), ACC)
+        return any(widened in walk(expr) for stmt in self.body for expr in expressions(stmt))
 
     def _copy(self, place: str, here: bool = True) -> None:
         """Begin to copy a later round's tokens, if the order says that it is now."""
@@ -163,6 +183,10 @@ class Rounds:
     def _fetch(self, w: Writer, slot: str, t: str) -> None:
         for name, load in self.ahead.items():
             where, stride = self._rows(load.tensor, load.index), self.steps.addresses.stride(load.tensor, 1)
+            if len(self.kernel.types[name].shape) == 1:
+                tile, layout = f"{name}_ahead.index({slot})", self.layouts.copied()
+                w.line(f"fetch_apart({tile}, {where}, {t}, {stride}, stop, {layout})")
+                continue
             columns = self._columns(load.tensor, load.index[-1])
             w.line(
                 f"fetch({name}_ahead.index({slot}), {where}, {t}, {stride}, stop, {columns}, "

@@ -43,6 +43,8 @@ class Spelling:
         """Vectors of indices alone, which have no layout: they are spelled out where they are used."""
         self.operands: dict[str, str] = {}
         """Registers with the elements of tiles that lie in shared memory."""
+        self.constants: dict[str, tuple[tuple[Dim, ...], float]] = {}
+        """Shared tiles of one value."""
         self.turned: set[str] = set()
         """Tiles in registers that are kept transposed."""
         self.runs: dict[str, str] = {}
@@ -101,6 +103,8 @@ class Spelling:
             case Where(condition, x, y):
                 test = part(condition)
                 return part(x) if test == TRUE else Where(test, part(x), part(y))
+            case Cast(Var(name), dtype) if dtype == ACC and name in self.constants:
+                return Var(self.full(*self.constants[name], turned))
             case Cast(Var(name), dtype) if dtype == ACC and self.types[name].dtype == OPERAND:
                 return Var(f"in_float32({self.operands.get(name, name)})")
             case Full(shape, value):

@@ -202,6 +202,7 @@ class Steps:
     # Memory
 
     def _constant(self, w: Writer, name: str, shape: tuple[int | str, ...], value: float) -> None:
+        self.spelling.constants[name] = shape, value
         rows, columns = self.layouts.rows(self.size(shape[1])), self.layouts.shared(self.size(shape[1]))
         sizes = f"[{', '.join(map(str, shape))}]"
         tile = f"gl.full({sizes}, {value!r}, gl.bfloat16, {rows})"
