@@ -59,24 +59,17 @@ FADING = (
     LinearAttention("elu_head", Elementwise("elu(x) + 1"), HeadDims(48, 72), decay="head"),
     LinearAttention("elu_token", Elementwise("elu(x) + 1"), HeadDims(64, 40), decay="token"),
 )
-<<<<<<< HEAD
-=======
 OBLONG = (
     LinearAttention("identity128", Elementwise("x"), HeadDims(128, 128), normalize=False),
     LinearAttention("identity72", Elementwise("x"), HeadDims(72, 40), normalize=False),
 )
->>>>>>> places
 LENGTHS = (1, 64, 65, 333, 640)
 DTYPES = (torch.bfloat16, torch.float16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("length", LENGTHS)
-<<<<<<< HEAD
-@pytest.mark.parametrize("spec", LAYERS + WIDE + MAPS + FADING, ids=lambda spec: spec.name)
-=======
 @pytest.mark.parametrize("spec", LAYERS + WIDE + MAPS + FADING + OBLONG, ids=lambda spec: spec.name)
->>>>>>> places
 @pytest.mark.parametrize("continued", [False, True], ids=["from nothing", "from a state"])
 def test_one_segment(spec: LinearAttention, dtype: torch.dtype, length: int, continued: bool) -> None:
     call = Call(spec, dtype, length)
@@ -102,11 +95,7 @@ def test_several_segments(spec: LinearAttention, segments: int, stages: int) -> 
 
 @pytest.mark.parametrize("heads", [(4, 2, 2), (2, 2, 4), (6, 3, 2), (1, 2, 2)], ids=str)
 @pytest.mark.parametrize("segments", [1, 2])
-<<<<<<< HEAD
-@pytest.mark.parametrize("spec", (*MAPS[:2], MAPS[3], *FADING[1:3]), ids=lambda spec: spec.name)
-=======
 @pytest.mark.parametrize("spec", (*MAPS[:2], MAPS[3], *FADING[1:3], OBLONG[0]), ids=lambda spec: spec.name)
->>>>>>> places
 def test_heads_in_groups(spec: LinearAttention, segments: int, heads: tuple[int, int, int]) -> None:
     call = Call(spec, torch.bfloat16, 200, heads)
     initial = call.earlier(7) if segments == 1 else None
@@ -169,9 +158,6 @@ def test_no_wait_is_forgotten_and_none_too_many(program: str) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "least"),
-<<<<<<< HEAD
-    [(WIDE[0], 10), (WIDE[1], 10), (MAPS[0], 7), (MAPS[3], 7), (FADING[0], 8), (FADING[3], 8)],
-=======
     [
         (WIDE[0], 10),
         (WIDE[1], 10),
@@ -181,7 +167,6 @@ def test_no_wait_is_forgotten_and_none_too_many(program: str) -> None:
         (FADING[3], 8),
         (OBLONG[0], 7),
     ],
->>>>>>> places
     ids=lambda x: getattr(x, "name", ""),
 )
 def test_no_wait_of_other_recurrences_is_forgotten(spec: LinearAttention, least: int) -> None:
@@ -209,13 +194,9 @@ def noise_like(x: Tensor | None) -> Tensor | None:
 
 @pytest.mark.skipif(interpreting(), reason="under the interpreter nothing is compiled")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-<<<<<<< HEAD
-@pytest.mark.parametrize("spec", (LAYERS[1], *NARROW, *WIDE[2:], *MAPS, *FADING), ids=lambda spec: spec.name)
-=======
 @pytest.mark.parametrize(
     "spec", (LAYERS[1], *NARROW, *WIDE[2:], *MAPS, *FADING, *OBLONG), ids=lambda spec: spec.name
 )
->>>>>>> places
 def test_rows_of_16_bytes_suffice(spec: LinearAttention, dtype: torch.dtype) -> None:
     """Kernels compile with strides of which Triton knows nothing, from nothing and in the middle."""
     module = build(spec, "triton")
