@@ -129,7 +129,8 @@ def _take(tensor: Tensor, axis: int, entry: range | Run | Tensor, fill: float) -
 
 
 def _overlap(run: range, first: int, extent: int) -> tuple[int, int]:
-    """Start and size of what a run of indices has in common with ``first .. extent - 1``."""
+    """Start and size of what a run of indices has in common with ``first .. extent - 1``, if that has any."""
+    first = min(first, extent)
     start, stop = (max(first, min(edge, extent)) for edge in (run.start, run.stop))
     return start, stop - start
 

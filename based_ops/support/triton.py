@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -166,6 +167,7 @@ def clear(  # type: ignore[no-untyped-def]
                 tl.store(row[:, None] + c[None, :], 0.0, mask=nobodys[:, None] & (c < AFTER)[None, :])
 
 
+EARLY_VARIABLE = "BASED_OPS_EARLY_LAUNCH"
 KEPT = 4096
 """Launches that are remembered: lengths may be new in every call."""
 
@@ -280,13 +282,13 @@ def _offset(tensors: tuple[Tensor | None, ...], settings: dict[str, Any]) -> Any
 
 @cache
 def _begins_early(device: int) -> bool:
-    """Whether kernels may be launched before those ahead have ended: on Hopper and later.
+    """Whether kernels may be launched before those ahead have ended: if that is asked for, from Hopper on.
 
-    CUDA graphs take such launches from drivers for CUDA 12.3 on.
+    It is asked for while nobody has seen on a device that it is right and gains time.
     """
-    if torch.version.cuda is None or torch.cuda.get_device_capability(device)[0] < 9:
+    if os.environ.get(EARLY_VARIABLE) != "1" or torch.version.cuda is None:
         return False
-    return bool(torch._C._cuda_getDriverVersion() >= 12030)  # type: ignore[attr-defined]
+    return torch.cuda.get_device_capability(device)[0] >= 9
 
 
 def watched() -> bool:
