@@ -35,7 +35,7 @@ def kernels(module: ModuleType, dtype: str) -> set[str]:
     jit, table = triton.runtime.JITFunction, module.SCHEDULE
     names = {name for name in table if isinstance(getattr(module, name, None), jit)}
     found = {name for name in names if getattr(torch, dtype) in table[name]}
-    if (plan := table.get("packed_chunk_plan")) and plan[getattr(torch, dtype)]["LEAST"] <= 1:
+    if table.get("forward_packed", {}).get(getattr(torch, dtype), {}).get("LEAST") == 1:
         # However short, packed sequences go in chunks then, so that lengths decide on no bit.
         found -= {"walk_packed", "walk_back_packed", "mode_sums_packed"}
     return found
