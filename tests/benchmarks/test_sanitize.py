@@ -29,15 +29,21 @@ form: step
 """
 
 
+WALKS = ("walk", "walk_back", "mode_sums", "mode_gradients", "skip_gradients")
+"""What a state space launches that goes from token to token."""
+
+
 def kernels(module: ModuleType, dtype: str) -> set[str]:
     """Those that a generated module may launch in a dtype: entries of its table that are no plans."""
     triton = pytest.importorskip("triton")
     jit, table = triton.runtime.JITFunction, module.SCHEDULE
     names = {name for name in table if isinstance(getattr(module, name, None), jit)}
     found = {name for name in names if getattr(torch, dtype) in table[name]}
-    if table.get("forward_packed", {}).get(getattr(torch, dtype), {}).get("LEAST") == 1:
-        # However short, packed sequences go in chunks then, so that lengths decide on no bit.
+    least = table.get("forward_packed", {}).get(getattr(torch, dtype), {}).get("LEAST")
+    if least == 1:  # however short, packed sequences go in chunks then, so that lengths decide on no bit
         found -= {"walk_packed", "walk_back_packed", "mode_sums_packed"}
+    elif least is not None:  # no call goes in chunks
+        found &= {*WALKS, *(f"{name}_packed" for name in WALKS), "poles", "token"}
     return found
 
 
