@@ -35,7 +35,7 @@ from .ragged import SEQUENCE
 B, H, T = Var("b"), Var("h"), Var("T")
 BATCH, HEADS = Axis("b", Var("B"), batch=True), Axis("h", Var("H"), batch=True)
 TILE, VECTOR = ("MODES", "CHANNELS"), ("CHANNELS",)
-SEQUENCES = Tensor("sequences", ("N", 2), INDEX)
+SEQUENCES = Tensor("sequences", ("N", 2), INDEX, strided=True)
 EMPTY = -200.0
 """log |λ| of modes that only fill a tile: nothing is left of what enters them."""
 ROUND = 4

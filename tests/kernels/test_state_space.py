@@ -291,6 +291,8 @@ def test_packed_sequences_equal_calls_of_their_own(runner: Runner, data: st.Data
     edges = cut(data, call.shape[1])
     inputs, dy, d_final = call.inputs(len(edges)), call.sequence(6), call.states(len(edges), 7)
     places = torch.tensor(edges, dtype=torch.int32, device=call.device).view(-1, 2)
+    if runner.backend != "tilelang":  # of which only operators are called
+        places = torch.nn.functional.pad(places, (0, 1), value=-7)[:, :2]  # a view, as of offsets
     nobodys = torch.ones(call.shape[1], dtype=torch.bool, device=call.device)
     for start, stop in edges:
         nobodys[start:stop] = False
