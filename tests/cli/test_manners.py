@@ -85,7 +85,7 @@ def test_a_report_holds_what_is_listed_and_nothing_private(
     )
     assert {name for name in texts if name.startswith("stages/") and not name.endswith(".log")} == {
         f"stages/{name}" for name in ("spec.yaml", "program.txt", "schedule.txt")
-    } | {f"stages/{name}.py" for name in ("triton", "tilelang", "torch")}
+    } | {f"stages/{name}.py" for name in ("triton", "gluon", "tilelang", "torch")}
     assert "backends" in json.loads(texts["doctor.json"])
     assert json.loads(texts["verify.json"])[0]["verdict"] == "ok"
     assert "cache: first_layer_" in texts["verify.json.log"]
