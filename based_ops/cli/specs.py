@@ -79,7 +79,8 @@ def _show(spec: LayerSpec, stage: str, as_json: bool) -> None:
         elif stage == "schedule":
             _schedules(found, as_json)
         elif stage == "gluon":
-            source("\n\n".join(filter(None, map(pipeline.on_warpgroups, found))), "python")
+            texts = [text for lowered in found if (text := pipeline.on_warpgroups(lowered))]
+            source("\n\n".join(texts) or "# None of its kernels is printed in Gluon.", "python")
         else:
             with progress("printing"):
                 texts = [pipeline.emit(pipeline.schedule(x, stage)) for x in found]
