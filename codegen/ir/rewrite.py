@@ -32,7 +32,7 @@ from .nodes import (
     row,
     wrap,
 )
-from .program import Program
+from .program import Axis, Program
 from .static import Known
 
 
@@ -134,8 +134,13 @@ def without_second_look(program: Program) -> Program:
     """Leave out what stands under a doubt, and what raises it: for backends whose products select."""
     body = tuple(stmt for stmt in program.body if not _is_second_look(stmt))
     once = drop_unused(replace(program, body=body))
-    text = repr((once.grid, once.body))
-    return replace(once, constants=tuple(name for name in once.constants if f"'{name}'" in text))
+    return replace(once, constants=constants_read(once.constants, once.grid, once.body))
+
+
+def constants_read(names: Iterable[str], grid: tuple[Axis, ...], body: tuple[Stmt, ...]) -> tuple[str, ...]:
+    """Those of some constants that a grid or a body names, as a variable or an extent."""
+    text = repr((grid, body))
+    return tuple(name for name in names if f"'{name}'" in text)
 
 
 def apart(program: Program) -> tuple[Program, Program | None]:

@@ -16,7 +16,19 @@ from . import state_space_chunks as chunks
 from . import state_space_running as running
 from . import state_space_tables as tables
 from .sequence import Sequence
-from .state_space_parts import BATCH, ROUND, TILE, VECTOR, B, Complex, Layer, Tile, Walk
+from .state_space_parts import (
+    BATCH,
+    ROUND,
+    TILE,
+    VECTOR,
+    B,
+    Complex,
+    Layer,
+    Tile,
+    Walk,
+    owe_token,
+    take_token,
+)
 from .steps import FLAGS, POOLED, answered, in_slots, one_by_one
 
 LOG_DECAY, ANGLE, RE, IM = range(4)
@@ -87,7 +99,7 @@ def walk(layer: Layer, packed: bool) -> Program:
         state.add(layer.load(b, "given", "initial_state", over.row))
 
     def token(t: Expr, pole: Complex, own: list[Var]) -> None:
-        y = _token(b, state, pole, residues, skip, *own)
+        y = take_token(b, state, pole, residues, skip, *own)
         b.store("y", layer.place(over.entry, t), Cast(y, IO))
 
     over.each_token(token, ("x",))
@@ -121,9 +133,8 @@ def walk_back(layer: Layer, packed: bool) -> Program:
 
     def token(t: Expr, pole: Complex, own: list[Var]) -> None:
         (dy,) = own
-        adjoint.add(residues.times(row(dy)))
-        dx = b.let("dX", Sum(adjoint.re, 0))
-        b.store("dx", layer.place(over.entry, t), Cast(dx + skip * dy, IO))
+        dx = owe_token(b, adjoint, residues, skip, dy)
+        b.store("dx", layer.place(over.entry, t), Cast(dx, IO))
         adjoint.set(pole * adjoint.value)
 
     over.each_token(token, ("dy",), back=True)
@@ -275,7 +286,7 @@ def token(layer: Layer) -> Program:
     state.add(given)
     with one_by_one(b, Sequence("T")) as t:
         x = b.let("x_own", Load("x", layer.place(B, t), ACC))
-        y = _token(b, state, pole, residues, skip, x)
+        y = take_token(b, state, pole, residues, skip, x)
         b.store("y", layer.place(B, t), Cast(answered(b, y), IO))
     layer.store(b, "state", B, state.value)
     return layer.program(
@@ -295,13 +306,3 @@ def token(layer: Layer) -> Program:
         ("SKIP", *FLAGS),
         frozenset({TOKEN}),
     )
-
-
-def _token(b: Builder, state: Tile, pole: Complex, residues: Complex, skip: Var, x: Var) -> Var:
-    """The state takes a token, and answers."""
-    fed = pole * state.value
-    state.set(Complex(fed.re + row(x), fed.im))
-    read = b.let("read", residues.re * state.re - residues.im * state.im)
-    y = b.let("y_own", Sum(read, 0))
-    b.add(y, skip * x)
-    return y

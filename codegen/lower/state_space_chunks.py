@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from ..dtypes import ACC, IO, OPERAND
 from ..ir.build import Builder
-from ..ir.nodes import Cast, Const, Dot, Expr, Load, Span, Sum, Transpose, Var, column, maximum, row
+from ..ir.nodes import Cast, Const, Dot, Expr, Load, Span, Transpose, Var, column, maximum, row
 from ..ir.program import Axis, Program, Tensor
 from .ragged import FLAGGED, LENGTH, RAGGED, UNDER, Segment, segment_length
-from .second_look import doubt_of, second_look
-from .state_space_parts import BATCH, B, Complex, H, Layer, Named, Tile
+from .second_look import doubt_of, mend, second_look
+from .state_space_parts import BATCH, B, Complex, H, Layer, Named, Tile, owe_token, take_token
 from .state_space_tables import TAPS, TOEPLITZ, L, M, chunked, entering, leaving, powers, spans, table
 
 SEGMENTS = Axis("segment", Var("segments"))
@@ -130,14 +130,10 @@ class Chunks:
             t = b.let("t_row", stop - 1 - i if back else first + i)
             x = b.let("x_row", Load(self.given, layer.place(B, t), ACC))
             if back:
-                state.add(Complex(residues.re * row(x), -residues.im * row(x)))
-                read = state.re
+                y = owe_token(b, state, Complex(residues.re, -residues.im), skip, x)
             else:
-                fed = pole * state.value
-                state.set(Complex(fed.re + row(x), fed.im))
-                read = b.let("read_row", residues.re * state.re - residues.im * state.im)
-            y = b.let("y_row", Sum(read, 0))
-            b.store(self.made, layer.place(B, t), Cast(y + skip * x, IO))
+                y = take_token(b, state, pole, residues, skip, x)
+            mend(b, self.made, layer.place(B, t), y)
             if back:
                 state.set(pole * state.value)
 

@@ -18,12 +18,14 @@ from ..ir.nodes import (
     Full,
     Load,
     Span,
+    Sum,
     Unary,
     Var,
     cdiv,
     column,
     maximum,
     minimum,
+    row,
     wrap,
 )
 from ..ir.program import Axis, Program, Tensor
@@ -95,6 +97,23 @@ class Tile:
     def add(self, value: Complex) -> None:
         self.b.add(self.re, value.re)
         self.b.add(self.im, value.im)
+
+
+def take_token(b: Builder, state: Tile, pole: Complex, residues: Complex, skip: Var, x: Var) -> Var:
+    """The state takes a token, and answers."""
+    fed = pole * state.value
+    state.set(Complex(fed.re + row(x), fed.im))
+    read = b.let("read", residues.re * state.re - residues.im * state.im)
+    y = b.let("y_own", Sum(read, 0))
+    b.add(y, skip * x)
+    return y
+
+
+def owe_token(b: Builder, adjoint: Tile, residues: Complex, skip: Var, dy: Var) -> Expr:
+    """What a token is owed by its output and all later ones; `adjoint` is still to be multiplied by λ."""
+    adjoint.add(residues.times(row(dy)))
+    dx = b.let("dX", Sum(adjoint.re, 0))
+    return dx + skip * dy
 
 
 class Layer:

@@ -15,6 +15,7 @@ from ..dtypes import ACC, WIDE
 from ..ir.build import Builder
 from ..ir.nodes import Cast, Const, Expr, Full, Load, Span, Sum, Unary, Var, column, row, wrap
 from ..ir.program import Axis, Program, Tensor
+from ..ir.rewrite import constants_read
 from ..ir.traits import CHUNKS
 from .state_space_parts import HEADS, Complex, H, Layer, Named
 
@@ -243,9 +244,7 @@ def chunked(
     under: dict[str, str] | None = None,
 ) -> Program:
     """A program of chunks, with the constants that it reads; `covers` are those that span a dimension."""
-    constants = tuple(
-        c for c in ("CHUNK", "MODES", "CHANNELS", "SEGMENT") if f"'{c}'" in repr((b.body, grid))
-    )
+    constants = constants_read(("CHUNK", "MODES", "CHANNELS", "SEGMENT"), grid, b.body)
     extents = {"MODES": layer.modes, "CHANNELS": layer.spec.width}
     bounds = {c: extents[c] for c in ("MODES", *covers) if c in constants}
     return Program(

@@ -185,14 +185,38 @@ def test_gradients_equal_autograd(runner: Runner, data: st.DataObject) -> None:
             assert_close(f"gradient of {name}", actual, next(wanted), BACKWARD[call.dtype])
 
 
-@pytest.mark.parametrize("form", ["chunks", "segments"])
-def test_chunks_are_right_on_every_backend(runner: Runner, form: str) -> None:
-    """A layer of heads that all can afford, in calls of several chunks, of which the last is not full."""
+def in_chunks(runner: Runner, form: str) -> Call:
+    """Of a layer of heads that all backends can afford, in several chunks, of which the last is not full."""
     spec, target = POOL[3], HOST_C if runner.id == "tilelang-cpu" else runner.backend
     tiles = () if runner.device == "cuda" else SMALL_CHUNKS
-    given = frozenset(("skip", "initial_state"))
     module = build(spec, target, tiles + CHUNKS[form])
-    call = Call(spec, module, (2, 53, 2), torch.float32, runner.device, "dense", 1, given)
+    given = frozenset(("skip", "initial_state"))
+    return Call(spec, module, (2, 53, 2), torch.float32, runner.device, "dense", 1, given)
+
+
+@pytest.mark.parametrize("form", ["chunks", "segments"])
+def test_a_second_look_keeps_bits(runner: Runner, form: str) -> None:
+    """Those of other channels, and of tokens before the chunk that has what is not finite, or after it."""
+    call = in_chunks(runner, form)
+    (x, *others), dy, whole = call.inputs(), call.sequence(6), runner.device == "cuda"
+    assert x is not None
+    spoilt, owed = x.clone(), dy.clone()
+    spoilt[0, 40, 1, 3] = owed[0, 20, 1, 3] = float("nan")
+    kept = torch.ones_like(x, dtype=torch.bool)
+    kept[0, :, 1, 3] = False
+    back = kept.clone()
+    if not whole:  # chunks of 16 tokens, from where segments begin; there one begins at 32
+        kept[0, :32, 1, 3] = back[0, 32:, 1, 3] = True
+    y, found = (call.module.forward(each, *others, False)[0] for each in (x, spoilt))
+    assert_same("y", found[kept], y[kept])
+    dx, found = (call.module.backward(each, None, x, *others)[0] for each in (dy, owed))
+    assert_same("dx", found[back], dx[back])
+
+
+@pytest.mark.parametrize("form", ["chunks", "segments"])
+def test_chunks_are_right_on_every_backend(runner: Runner, form: str) -> None:
+    call = in_chunks(runner, form)
+    spec, module = call.spec, call.module
     inputs, dy, d_final = call.inputs(), call.sequence(6), call.states(2, 7)
     y, final = module.forward(*inputs, True)
     leaves = exact(inputs)
@@ -258,7 +282,7 @@ def test_long_memories_are_as_right_as_short_ones(runner: Runner, shared: bool) 
 
 @given(data=st.data())
 def test_nan_reaches_later_tokens_of_its_channel(runner: Runner, data: st.DataObject) -> None:
-    """And the gradient of x at earlier tokens, where it is in that of y."""
+    """And the gradient of x at earlier tokens, where it is in that of y; other channels keep their bits."""
     call = data.draw(calls(runner))
     x, *others = call.inputs()
     assert x is not None
@@ -267,12 +291,19 @@ def test_nan_reaches_later_tokens_of_its_channel(runner: Runner, data: st.DataOb
     wanted[(slice(None), slice(place[0], None), *place[1:])] = True
     spoilt, dy = x.clone(), call.sequence(6).clone()
     spoilt[(slice(None), *place)] = float("nan")
-    assert torch.equal(call.module.forward(spoilt, *others, False)[0].isnan(), wanted)
+    beside = torch.ones_like(wanted)
+    beside[(slice(None), slice(None), *place[1:])] = False
+    clean, found = (call.module.forward(each, *others, False)[0] for each in (x, spoilt))
+    assert torch.equal(found.isnan(), wanted)
+    assert_same("y beside", found[beside], clean[beside])
     assert call.module.backward(dy, None, spoilt, *others)[0].isfinite().all()
+    clean = call.module.backward(dy, None, x, *others)[0]
     dy[(slice(None), *place)] = float("nan")
     wanted.fill_(False)
     wanted[(slice(None), slice(None, place[0] + 1), *place[1:])] = True
-    assert torch.equal(call.module.backward(dy, None, x, *others)[0].isnan(), wanted)
+    found = call.module.backward(dy, None, x, *others)[0]
+    assert torch.equal(found.isnan(), wanted)
+    assert_same("dx beside", found[beside], clean[beside])
 
 
 def cut(data: st.DataObject, length: int) -> list[tuple[int, int]]:
