@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -57,16 +58,17 @@ def compiled(call: Callable[..., Any], rows: int, backend: str = "inductor") -> 
     }
     if hasattr(config.triton, "enable_pdl"):  # PyTorch from 2.10
         options["triton.enable_pdl"] = True
-    made = torch.compile(call, dynamic=False, options=options)
+    made, tiles = torch.compile(call, dynamic=False, options=options), _sums_in_one_tile()
 
     def run(*args: Any) -> Any:
-        with sums_in_one_tile():
+        with tiles():
             return made(*args)
 
     return run
 
 
-def sums_in_one_tile() -> AbstractContextManager[Any]:
+@cache
+def _sums_in_one_tile() -> Callable[[], AbstractContextManager[Any]]:
     """Within it, Inductor keeps a sum over neighbours in memory in registers, up to `LONGEST` of them."""
     from torch._inductor.choices import InductorChoices
     from torch._inductor.runtime.hints import ReductionHint
@@ -79,8 +81,7 @@ def sums_in_one_tile() -> AbstractContextManager[Any]:
                 return bool(V.graph.sizevars.statically_known_leq(features.reduction_numel, LONGEST))
             return InductorChoices.should_use_persistent_reduction(features, cooperative_reduction)
 
-    found: AbstractContextManager[Any] = V.set_choices_handler(Choices())
-    return found
+    return partial(V.set_choices_handler, Choices())
 
 
 @contextmanager
