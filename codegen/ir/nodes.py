@@ -120,9 +120,8 @@ class Var(Expr):
 class Span(Expr):
     """The index tile ``start, start + 1, ..., start + size - 1``.
 
-    Where it indexes a tensor, elements before `first` and those at or past `stop` are outside of it: so a
-    tile begins and ends with its sequence, though the tensor goes on.  A tile without `first` never starts
-    before 0.  What is calculated from the tile has all of its elements.
+    What it indexes before `first` (without one, it never starts below 0) or from `stop` on is outside: so a
+    tile ends with its sequence, though the tensor goes on.  What is calculated from it has all elements.
     """
 
     start: Expr

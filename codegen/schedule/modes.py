@@ -23,7 +23,6 @@ WARPS = {"triton": 1, "tilelang": 4}
 """One warp sums over modes without a barrier; TileLang lays out tiles of whole warpgroups alone."""
 LEAST_CHANNELS = {"triton": 1, "tilelang": 16}
 
-
 CHUNK = {"triton": 32, "tilelang": 32, "torch": 128, HOST_C: 16}
 """Tokens that a table multiplies at once.  With 64 the tables of two warps spill."""
 NUMBERS = 256
@@ -45,7 +44,6 @@ LENGTH = 512
 """Tokens of a segment of packed sequences."""
 LEAST = 32
 """Tokens from which on tables are worth their launches."""
-
 
 FOURIER, LONG = {"torch": 32, HOST_C: ALL_TOKENS}, 2048
 """Tokens from which on transforms are faster than a walk; those of C are for checking walks."""
