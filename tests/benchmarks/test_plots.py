@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from based_ops.benchmarks.ops import plots
-from based_ops.benchmarks.ops.plots import OTHER, OURS, PLOTS, SAME, styles
+from based_ops.benchmarks.ops.plots import OTHER, OURS, PANELS, PLOTS, SAME, styles
 from based_ops.benchmarks.ops.results import Report, Time, read, with_speedups
 from based_ops.cli import main
 from tests.conftest import ROOT
@@ -103,7 +103,9 @@ def test_a_line_that_is_lost_is_drawn_first_and_in_bold(report: Report) -> None:
 def test_lines_of_a_panel_differ(measured: Report) -> None:
     plt = plots.require()
     figure = PLOTS["time-against-length"](plt, measured)
-    assert figure is not None
+    if figure is None:  # a report of other layers
+        assert not [line for line in measured.lines if (line.work.variant, line.work.task) in PANELS]
+        return
     for axes in figure.axes:
         drawn = [(line.get_color(), line.get_marker(), str(line.get_linestyle())) for line in axes.lines]
         assert len(set(drawn)) == len(drawn)
