@@ -210,9 +210,11 @@ def test_the_same_bits_again_and_alone(runner: Runner) -> None:
     first, second = call.run(dy), call.run(dy)
     for x, y in zip((first[0], *first[1]), (second[0], *second[1]), strict=True):
         same_numbers(x, y, rtol=0, atol=0)
-    alone = call.module.forward(call.x()[1:, 9:30], *call.parameters())
+    # The products of NumPy, which are the interpreter's, depend on a row's place in its tile on some CPUs.
+    start = dict(TILES)["CHUNK"] if interpreting() else 9
+    alone = call.module.forward(call.x()[1:, start:30], *call.parameters())
     if runner.backend != "torch":  # whose products depend on their sizes
-        same_numbers(alone, first[0][1:, 9:30], rtol=0, atol=0)
+        same_numbers(alone, first[0][1:, start:30], rtol=0, atol=0)
 
 
 def test_what_is_no_tile_program_says_why() -> None:
