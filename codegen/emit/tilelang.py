@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 from ..ir.flags import nested
 from ..ir.fuse import fuse, statements
-from ..ir.nodes import Store
+from ..ir.nodes import For, Store
+from ..ir.program import GROUPED, Program
 from ..schedule.budget import WARP
 from ..schedule.model import HOST_C
 from ..schedule.scopes import scopes
@@ -77,14 +78,19 @@ def _setting(target: Target, layer: ScheduledLayer, scheduled: ScheduledProgram,
 
 def _launch(w: Writer, scheduled: ScheduledKernel, arguments: Mapping[str, str], settings: str) -> None:
     kernel = scheduled.kernel
+    assert isinstance(kernel, Program)
     tensors = [tensor.name for tensor in kernel.tensors]
     sizes = (arguments[name].replace("None", "0") for name in passed_sizes(kernel))
+    # nvcc fuses other multiplications and additions in a loop than outside of one, and several tokens are to
+    # have the bits of single ones: so one token is a loop of one.
+    loops = {s.several for s in statements(kernel.body) if isinstance(s, For)} - {None, GROUPED}
+    flags = {flag: "True" if flag in loops else arguments[flag] for flag in kernel.flags}
     w.call(
         f"{kernel.name}(",
         [
             *(arguments[name] for name in (*tensors, *kernel.scalars)),
             *sizes,
-            *(f"{flag}={arguments[flag]}" for flag in kernel.flags),
+            *(f"{flag}={value}" for flag, value in flags.items()),
             f"**{settings}",
         ],
     )
