@@ -33,8 +33,12 @@ WITH_TILELANG = ("taylor2_qk16_v64", "window64_d64")
 DTYPES = (torch.bfloat16, torch.float32)
 DENSE = {"RAGGED": False, "BEGUN": False}
 """The flags with which programs of one sequence are what they are; those of packed ones have them on."""
-ONE_TOKEN = {"SEVERAL": False, "SLOTS": False, "GROUPED": False}
-"""The flags with which the kernel of a step is that of a single token, without a loop and without a pool."""
+ONE_TOKEN = {
+    "triton": {"SEVERAL": False, "SLOTS": False, "GROUPED": False},
+    "tilelang": {"SEVERAL": True, "SLOTS": False, "GROUPED": False},
+}
+"""The flags with which the kernel of a step is that of a single token, without a pool: in Triton without a
+loop, in TileLang a loop of one."""
 AS_THEY_STAND = {"NUMBERED": False}
 """The flag with which features are of tokens that are numbered as they stand."""
 OF_GROUPS = ("group_sums", "owed_sums")
@@ -77,7 +81,7 @@ def test_kernels_keep_to_their_budgets(
         program: compile_one(spec, module, program, dtype, GROUPED=program in OF_GROUPS, **DENSE)
         for program in served
     }
-    found["one token"] = compile_one(spec, module, "token", dtype, **ONE_TOKEN)
+    found["one token"] = compile_one(spec, module, "token", dtype, **ONE_TOKEN[backend])
     for which, maker in record_of(name).makers.items():
         of_features = maker.module(backend)
         for program in pipeline.lower(maker.layer).programs:
