@@ -19,8 +19,9 @@ quick: .venv/.installed
 demo: .venv/.installed
 	$(BIN)/based-ops demo
 
+# A worker takes whole files, whose tests share what they have compiled.
 test: .venv/.installed-test
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not gpu"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not gpu"
 
 lint: .venv/.installed-dev lint-workflows
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ settings.register_profile(
     "ci",
     deadline=None,
     derandomize=True,
-    max_examples=20,
+    max_examples=12,
     suppress_health_check=_SLOW,
     phases=[Phase.explicit, Phase.generate, Phase.target, Phase.shrink],
 )
