@@ -108,7 +108,9 @@ def operands(layer: LayerSpec) -> dict[str, Operands]:
     signature = layer.signature()
     most = {"step": {"T": MOST_TOKENS}}
     return {
-        which: Operands(which, layer, signature, signature.operands(which), most.get(which, {}))
+        which: Operands(
+            which, layer, signature, signature.operands(which), signature.free | most.get(which, {})
+        )
         for which in signature.schemas()
     }
 
