@@ -12,6 +12,7 @@ from based_ops.codegen.dtypes import IO
 
 from .. import checks, packed
 from ..arguments import refuse
+from ..checks import sizes as sizes_of
 from ..dispatch import Backend
 from ..errors import ArgumentValueError, ShapeError, fail
 from ..state import storable
@@ -33,8 +34,8 @@ class LongConvHistory(State, _History):
     """The last inputs, `history` [B,R,D] or [B,R,H,P] in their dtype, for filters of up to R taps; 0 before
     the first token.
 
-    It is a ring: `oldest`, int32 [B,D] or [B,H], is the row of the oldest, which the next input takes.  It is
-    the same for all channels of a sequence.
+    It is a ring: `oldest`, int32 [B,D] or [B,H,P], is the row of the oldest, which the next input takes.  It
+    is the same for all channels of a sequence.
 
     Examples:
         >>> import based_ops
@@ -47,8 +48,8 @@ class LongConvVariant(Variant[LongConvHistory]):
     """y_t = gate_t · (Σ_{l ≤ t} h_l u_{t-l} + skip · u_t), each channel by itself.
 
     Where each channel has a filter, u and gate are [B, T, D], filters [L, D] and skip is [D].  Where a head's
-    channels share one, u and gate are [B, T, H, P], filters [L, H] and skip is [H, P].  L is from 1 to
-    `length`; tokens see no farther back.  B, T, D and H may be 0.
+    channels share one, u and gate are [B, T, H, P], filters [L, H] and skip is [H, P].  L is at least 1, and
+    with a state at most `length`, the inputs that a state keeps.  B, T, D and H may be 0.
     """
 
     spec: Spec
@@ -57,7 +58,7 @@ class LongConvVariant(Variant[LongConvHistory]):
         "; the state has the dtype of the call that made it: go on as you began, or convert it, "
         "`state.to(dtype)`"
     )
-    length: int = constant("length", "The most taps of a filter.")
+    length: int = constant("length", "Inputs that a state keeps: the most taps of calls that have one.")
 
     def _setup(self) -> None:
         self._know(length=self.spec.length)
@@ -95,6 +96,8 @@ class LongConvVariant(Variant[LongConvHistory]):
         if foreign:
             refuse(LongConvVariant.__call__, tuple(foreign))
         tensors = self._inputs(u, filters, skip, gate)
+        if initial_state is not None or output_final_state:
+            self._fits_states(filters)
         given = (tensors, None, initial_state, output_final_state, backend, state_indices)
         return self._call(*given, cu_seqlens, attention_mask, batch_invariant)
 
@@ -122,6 +125,7 @@ class LongConvVariant(Variant[LongConvHistory]):
         """
         if foreign:
             refuse(LongConvVariant.step, tuple(foreign))
+        self._fits_states(filters)
         return self._step(self._inputs(u, filters, skip, gate), None, state, backend, state_indices)
 
     def init_state(
@@ -183,14 +187,17 @@ class LongConvVariant(Variant[LongConvHistory]):
     def _check_inputs(self, facts: Any, tensors: Tensors, most: int | None = None) -> tuple[int, int, int]:
         sizes = checks.inputs(self.signature.inputs, facts, tensors, most)
         filters: Any = tensors[1]
-        if not 1 <= filters.shape[0] <= facts.length:
-            what = f"of 1 to {facts.length} taps for {facts.name}"
-            fail(ShapeError, "filters", f"{filters.shape[0]} taps", what)
-        if facts is not self and filters.device.type == "cpu" and not bool(filters.isfinite().all()):
-            tap, channel = (~filters.isfinite()).nonzero()[0].tolist()
-            got = f"{filters[tap, channel].item()} as tap {tap} of filter {channel}"
-            fail(ArgumentValueError, "filters", got, f"finite numbers for {facts.name}")
+        if filters.shape[0] < 1:
+            fail(ShapeError, "filters", sizes_of(filters), f"of one tap or more for {facts.name}")
+        if facts is not self:
+            require_finite(filters, facts.name)
         return sizes
+
+    def _fits_states(self, filters: Any) -> None:
+        """Raises `ShapeError` if filters reach farther back than a state does."""
+        if isinstance(filters, Tensor) and filters.dim() == 2 and filters.shape[0] > self.length:
+            what = f"of up to {self.length} taps where {self.name} has a state: that keeps no more inputs"
+            fail(ShapeError, "filters", sizes_of(filters), what)
 
     def _enter(self, tensors: Tensors, state: LongConvHistory) -> tuple[Tensors, Tensors]:
         """Programs read the past in order of time."""
@@ -212,7 +219,8 @@ class LongConvVariant(Variant[LongConvHistory]):
             start, stop = laid.sequences.unbind(1)
             come = (stop - start).clamp(0, self.length).unsqueeze(1)
             rows = (come + torch.arange(self.length, device=u.device)).clamp(max=self.length - 1)
-            earlier = _rows(self._in_order(initial_state), rows)
+            rows = rows.view(*rows.shape, *(1,) * (u.dim() - 2)).expand_as(inputs)
+            earlier = self._in_order(initial_state).gather(1, rows)
         return self._begun(torch.where(there.view(*there.shape, *(1,) * (u.dim() - 2)), inputs, earlier))
 
     def _leave(
@@ -228,12 +236,13 @@ class LongConvVariant(Variant[LongConvHistory]):
 
     def _in_order(self, state: LongConvHistory) -> Tensor:
         """The inputs of a state, the newest last."""
-        rows = torch.arange(self.length, device=state.oldest.device).view(1, -1, 1)
-        return _rows(state.history, (state.oldest.unsqueeze(1) + rows) % self.length)
+        oldest = state.oldest.unsqueeze(1)
+        rows = torch.arange(self.length, device=oldest.device).view(1, -1, *(1,) * (oldest.dim() - 2))
+        return state.history.gather(1, (oldest + rows) % self.length)
 
     def _begun(self, inputs: Tensor) -> LongConvHistory:
         """The state that holds so many inputs, the newest last: the ring begins with the oldest."""
-        oldest = inputs.new_zeros(inputs.shape[0], inputs.shape[2], dtype=torch.int32)
+        oldest = inputs.new_zeros(inputs.shape[0], *inputs.shape[2:], dtype=torch.int32)
         return LongConvHistory(inputs, oldest)
 
     def _reference(
@@ -250,7 +259,9 @@ class LongConvVariant(Variant[LongConvHistory]):
 VARIANT = LongConvVariant
 
 
-def _rows(x: Tensor, rows: Tensor) -> Tensor:
-    """Rows [B,R] or [B,R,H] of x [B,R,...]."""
-    rows = rows.to(torch.int64)
-    return x.gather(1, rows.view(*rows.shape, *(1,) * (x.dim() - rows.dim())).expand(-1, -1, *x.shape[2:]))
+def require_finite(filters: Tensor, of: str) -> None:
+    """Filters [L,...] `of` something are finite; that is looked at where it costs nothing."""
+    if filters.device.type == "cpu" and not bool(filters.isfinite().all()):
+        tap, channel = (~filters.isfinite()).nonzero()[0].tolist()
+        got = f"{filters[tap, channel].item()} as tap {tap} of filter {channel}"
+        fail(ArgumentValueError, "filters", got, f"finite numbers for {of}")

@@ -280,8 +280,8 @@ def token(layer: Layer) -> Program:
     with b.when("SKIP"):
         b.add(own, b.let("skipped", Load("skip", layer.channel, ACC)))
     # All channels of a sequence have had as many tokens: the first says where they are.
-    place = b.let("place", Load("oldest", (B, *(layer.head or (d0,))), INDEX))
-    every = place if layer.shared else b.let("places", Load("oldest", (B, D), INDEX))
+    place = b.let("place", Load("oldest", (B, *layer.head, d0), INDEX))
+    every = b.let("places", Load("oldest", (B, *layer.channel), INDEX))
     with one_by_one(b, Sequence("T")) as t:
         newest = b.let("U", Load("u", layer.place(B, t), ACC))
         row_now = b.let("row_now", (place + t) % rows)
@@ -303,7 +303,7 @@ def token(layer: Layer) -> Program:
                 b.set(y, y * b.let("G", Load("gate", layer.place(B, t), ACC)))
         b.store("y", layer.place(B, t), Cast(answered(b, y), IO))
         b.store("history", layer.place(B, row_now), Cast(newest, IO))
-    b.store("oldest", (B, *layer.filter), (every + "T") % rows)
+    b.store("oldest", (B, *layer.channel), (every + "T") % rows)
     return layer.program(
         "token",
         "Tokens one after the other: each is put into the row of the oldest of the last inputs.",
@@ -317,12 +317,11 @@ def token(layer: Layer) -> Program:
             *in_slots(
                 (
                     Tensor("history", ("B", rows, *layer.units), IO),
-                    Tensor("oldest", ("B", layer.units[0]), INDEX),
+                    Tensor("oldest", ("B", *layer.units), INDEX),
                 )
             ),
             layer.of_tokens("y", strided=False),
         ),
         ("SKIP", *layer.gated, *FLAGS),
         frozenset({TOKEN}),
-        covers=("CHANNELS",) if layer.shared else (),
     )

@@ -174,13 +174,11 @@ class Layer:
         tensors: tuple[Tensor, ...],
         flags: tuple[str, ...] = (),
         does: frozenset[str] = frozenset(),
-        covers: tuple[str, ...] = (),
     ) -> Program:
-        """One over packed sequences has a name of its own; `covers` are constants that span the channels."""
+        """One over packed sequences has a name of its own."""
         used = {dim for tensor in tensors for dim in tensor.stored if isinstance(dim, str)}
         sizes = ("B", "T", str(self.units[0]), TAPS, "N", "segments", "slots")
         counted = {axis.extent.name for axis in grid if isinstance(axis.extent, Var)}
-        constants = constants_read(("CHUNK", "CHANNELS", "LAGS"), grid, b.body)
         return Program(
             packed_name(name) if self.packed else name,
             summary,
@@ -189,8 +187,7 @@ class Layer:
             tuple(size for size in sizes if size in used | counted),
             (),
             flags,
-            constants,
+            constants_read(("CHUNK", "CHANNELS", "LAGS"), grid, b.body),
             b.body,
-            {c: self.spec.width for c in covers if c in constants},
-            does | {CONVOLVES},
+            does=does | {CONVOLVES},
         )

@@ -44,14 +44,14 @@ class LongConv(LayerSpec):
 
     name: str = spec_field(Name(), NAME_DOC)
     length: int = spec_field(
-        Integer(2, 1 << 20), "The most taps of a filter: tokens that an output sees, its own included."
+        Integer(2, 1 << 20), "Inputs that a state keeps: the most taps of filters, in calls that have a state."
     )
     filters: str = spec_field(
         Choice(("channel", "head")),
         "Whether each channel has a filter, or those of a head share one.",
         "channel",
     )
-    width: int = spec_field(Integer(1, 4096), "Channels of a head, which share a filter; else 1.", 1)
+    width: int = spec_field(Integer(1, 1 << 16), "Channels of a head, which share a filter; else 1.", 1)
     gate: bool = spec_field(Flag(), "Whether calls may multiply by a gate.", True)
     dtypes: tuple[str, ...] = spec_field(Choices(DTYPES), DTYPES_DOC, DTYPES)
 
@@ -62,7 +62,7 @@ class LongConv(LayerSpec):
 
     def describe(self) -> str:
         shared = f", {self.width} channels a filter" if self.shared else ""
-        return f"up to {self.length} taps{shared}"
+        return f"states of {self.length} inputs{shared}"
 
     def facts(self) -> dict[str, Any]:
         return {"length": self.length, "filters": self.filters, "width": self.width, "gate": self.gate}
@@ -103,7 +103,7 @@ class LongConv(LayerSpec):
                 Argument("history", ("B", self.length, *units), "the last inputs, a ring of rows", IO),
                 Argument(
                     "oldest",
-                    ("B", units[0]),
+                    ("B", *units),
                     "the row of the oldest, which the next input takes",
                     "int32",
                     differentiable=False,

@@ -11,8 +11,6 @@ from .model import HOST_C, Setting
 from .sizes import pick, power_of_two
 from .streams import ALL_CHANNELS, LINE
 
-TILE = 4096
-"""Numbers of a tile: what four warps hold beside what they load."""
 LEAST_CHANNELS = 16
 """Channels of a tile of TileLang's at least."""
 LEAST = {"torch": 32, HOST_C: ALL_TOKENS}
@@ -27,14 +25,12 @@ def launch_plan(plan: LaunchPlan, backend: str) -> Setting:
 
 
 def tiles(spec: LayerSpec, program: Program, backend: str) -> Setting:
-    """Rows of whole lines of memory, or of all that share a filter, and as many as registers hold."""
+    """Rows of whole lines of memory, or of all that share a filter, as many as four warps hold."""
     most = spec.extents.get("CHANNELS", ALL_CHANNELS)
     if backend == "torch":
         return Setting(pick(program, {"CHUNK": 256, "LAGS": 256, "CHANNELS": most}))
     if backend == HOST_C:
-        channels = most if "CHANNELS" in program.bounds else min(32, most)
-        return Setting(pick(program, {"CHUNK": 16, "LAGS": 8, "CHANNELS": channels}))
-    widest = power_of_two(most)
-    channels = max(LEAST_CHANNELS, widest if "CHANNELS" in program.bounds else min(LINE, widest))
-    rows = max(1, min(32, TILE // channels) // (2 if GRADIENTS in program.does else 1))
+        return Setting(pick(program, {"CHUNK": 16, "LAGS": 8, "CHANNELS": min(32, most)}))
+    channels = max(LEAST_CHANNELS, min(LINE, power_of_two(most)))
+    rows = 16 if GRADIENTS in program.does else 32
     return Setting(pick(program, {"CHUNK": rows, "LAGS": rows, "CHANNELS": channels}), warps=4, stages=1)

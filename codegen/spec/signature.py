@@ -164,7 +164,7 @@ class Signature:
     Each of those others divides the largest of them.
     """
     free: dict[str, int] = field(default_factory=dict, hash=False)
-    """Sizes of inputs that calls choose besides, such as how many taps there are, and the most of each."""
+    """Sizes of inputs that calls choose besides, such as how many taps there are, and the most of a step."""
 
     @property
     def lead(self) -> Argument:
