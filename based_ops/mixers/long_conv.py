@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -58,6 +59,8 @@ class LongConvVariant(Variant[LongConvHistory]):
         "; the state has the dtype of the call that made it: go on as you began, or convert it, "
         "`state.to(dtype)`"
     )
+    backward_products = 3.0
+    """The sums again for the gate, and gradients of inputs and of filters."""
     length: int = constant("length", "Inputs that a state keeps: the most taps of calls that have one.")
 
     def _setup(self) -> None:
@@ -174,6 +177,16 @@ class LongConvVariant(Variant[LongConvHistory]):
         return self._naively(
             tensors, sizes, (), initial_state, output_final_state, cu_seqlens, attention_mask
         )
+
+    def products(self, length: int, begun: bool = False, final: bool = False) -> float:
+        """With a tap for every input that there is: lag by lag, or three transforms of twice as many numbers
+        if these are fewer; a state is taken for full.
+        """
+        seen, pairs = length, length * (length + 1) // 2
+        if begun:
+            seen, pairs = length + self.length, length * self.length
+        by_fourier = 3 * 2.5 * (2 * seen) * math.log2(2 * seen) if seen else 0.0
+        return self.spec.width * min(2.0 * pairs, by_fourier)
 
     def _inputs(self, u: Tensor, filters: Tensor, skip: Tensor | None, gate: Tensor | None) -> Tensors:
         """What the operators take: filters and skip in float32, or u's float64, side by side."""
