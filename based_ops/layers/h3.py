@@ -30,9 +30,9 @@ class H3State(NamedTuple):
 class H3(nn.Module):
     """y = out_proj(q · diag(shift(k) · v)), with two state-space models (arXiv 2212.14052, section 3).
 
-    Heads are one wide.  The shift model is a filter of `state` taps, on a variant of the mixer long_conv.  The
-    diagonal one has `state`/2 complex numbers, of S4D-Lin, λ_n = -½ + iπn, with steps Δ of 0.001 to 0.1 (arXiv
-    2206.11893), and runs on the variant of the mixer state_space that has as many.
+    Heads are one wide.  The shift model is a filter of `state` taps, on a variant of the mixer long_conv.
+    The diagonal one has `state`/2 complex numbers, of S4D-Lin, λ_n = -½ + iπn, with steps Δ of 0.001 to 0.1
+    (arXiv 2206.11893), and runs on the variant of the mixer state_space that has as many.
 
     Args:
         d_model: Width of x and of the result.

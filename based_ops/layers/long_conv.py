@@ -57,8 +57,9 @@ def fits(layer: nn.Module, x: Any, d_model: int, length: int | None = None) -> N
 class LongConv(nn.Module):
     """y = gate · (h ∗ x + bias · x) for filters h of `length` taps, each shared by `share` channels in a row.
 
-    A subclass makes the filters, with which a variant of the mixer long_conv convolves.  The state is the history, see `RelaxedConvolution`: its blocks have spectra of the filters, which are
-    the layer's, so a step is its own and no operator's.
+    A subclass makes the filters, with which a variant of the mixer long_conv convolves.  The state is the
+    history, see `RelaxedConvolution`: its blocks need spectra of the filters, which are the layer's, so steps
+    are its own and no operator's.
 
     Args:
         channels: Filters; x has `share` times as many channels.

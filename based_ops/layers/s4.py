@@ -146,7 +146,8 @@ class S4(nn.Module):
     ) -> tuple[Tensor, S4State | None]:
         """x [B,T,d_model] to (y of the same shape, the state after x or None unless `output_state`).
 
-        From no state outputs are a convolution of the mixer long_conv; a state is found, and gone on from, token by token.
+        From no state outputs are a convolution of the mixer long_conv; a state is found, and gone on from,
+        token by token.
         """
         fits(self, x, self.d_model)
         with widely(x):

@@ -44,7 +44,7 @@ class LongConv(LayerSpec):
 
     name: str = spec_field(Name(), NAME_DOC)
     length: int = spec_field(
-        Integer(2, 1 << 20), "Inputs that a state keeps: the most taps of filters, in calls that have a state."
+        Integer(2, 1 << 20), "Inputs that a state keeps: the most taps of filters, in calls with a state."
     )
     filters: str = spec_field(
         Choice(("channel", "head")),

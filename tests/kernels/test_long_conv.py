@@ -354,7 +354,8 @@ def tensors(
 def past(op: Variant, dtype: torch.dtype = F64, units: int = 3, grad: bool = False) -> LongConvHistory:
     """A history whose oldest input lies anywhere."""
     history = torch.randn(2, op.length, *units_of(op, units), dtype=F64).to(dtype)
-    return LongConvHistory(history.requires_grad_(grad), torch.full((2, *units_of(op, units)), 2041, dtype=torch.int32))
+    oldest = torch.full((2, *units_of(op, units)), 2041, dtype=torch.int32)
+    return LongConvHistory(history.requires_grad_(grad), oldest)
 
 
 def convolved(op: Variant, u: Tensor, filters: Tensor, skip: Tensor, gate: Tensor) -> Tensor:
