@@ -106,7 +106,7 @@ class Operands:
 def operands(layer: LayerSpec) -> dict[str, Operands]:
     """What the operators of a layer take, by their passes."""
     signature = layer.signature()
-    most = {"step": {"T": MOST_TOKENS}}
+    most = {"step": {"T": MOST_TOKENS} | signature.free}
     return {
         which: Operands(which, layer, signature, signature.operands(which), most.get(which, {}))
         for which in signature.schemas()

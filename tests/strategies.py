@@ -10,6 +10,7 @@ from based_ops.codegen.dtypes import DTYPES
 from based_ops.codegen.errors import ExpressionError
 from based_ops.codegen.mixers.hybrid import Hybrid, WindowDims
 from based_ops.codegen.mixers.linear_attention import LinearAttention
+from based_ops.codegen.mixers.long_conv import LongConv
 from based_ops.codegen.mixers.short_conv import ShortConv
 from based_ops.codegen.mixers.sliding_window import MAX_WINDOW, SlidingWindow
 from based_ops.codegen.mixers.state_space import BASES, DISCRETIZATIONS, StateSpace
@@ -199,6 +200,18 @@ def short_convs(activations: st.SearchStrategy[str] | None = None) -> st.SearchS
     )
 
 
+def long_convs(most: int = 1 << 20) -> st.SearchStrategy[LongConv]:
+    """Long convolutions of up to so many taps, whose channels have filters of their own or share them."""
+    fields = {
+        "name": layer_names(),
+        "length": st.integers(2, most),
+        "gate": st.booleans(),
+        "dtypes": dtype_sets(),
+    }
+    shared = st.builds(LongConv, filters=st.just("head"), width=st.integers(2, 40), **fields)
+    return st.builds(LongConv, **fields) | shared
+
+
 def state_spaces(most: int = 96) -> st.SearchStrategy[StateSpace]:
     """State spaces of up to that order, whose channels have filters of their own or share them."""
     fields = {
@@ -280,6 +293,7 @@ def layer_specs() -> st.SearchStrategy[LayerSpec]:
         linear_attentions()
         | sliding_windows()
         | short_convs()
+        | long_convs()
         | hybrids()
         | with_parts()
         | deltas()

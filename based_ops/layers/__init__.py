@@ -8,7 +8,7 @@ from .h3 import H3, H3State
 from .hybrid import HybridAttention
 from .hyena import BaseConv, Hyena, HyenaState, MultiHyena
 from .linear_attention import BasedDelta, LinearAttention
-from .long_conv import ExplicitConv, ImplicitConv, LongConv, fft_conv
+from .long_conv import ExplicitConv, ImplicitConv, LongConv
 from .mamba2 import Mamba2Mixer, Mamba2State
 from .modal import ModalConv
 from .relaxed import LongConvState, RelaxedConvolution
@@ -46,7 +46,6 @@ __all__ = [
     "SlidingWindowAttention",
     "SparseAttention",
     "StateSpace",
-    "fft_conv",
     "parameter_groups",
     "rotate",
 ]

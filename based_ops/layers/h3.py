@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..checks import count, no_gradient
 from ..errors import ShapeError, StateError, fail
 from ..mixers.state_space import StateSpaceState
-from .long_conv import fft_conv, fits, widely
+from .long_conv import fits, variant_of, widely
 
 
 class H3State(NamedTuple):
@@ -30,9 +30,9 @@ class H3State(NamedTuple):
 class H3(nn.Module):
     """y = out_proj(q · diag(shift(k) · v)), with two state-space models (arXiv 2212.14052, section 3).
 
-    Heads are one wide.  The shift model is a filter of `state` taps.  The diagonal one has `state`/2 complex
-    numbers, of S4D-Lin, λ_n = -½ + iπn, with steps Δ of 0.001 to 0.1 (arXiv 2206.11893), and runs on the
-    variant of the mixer state_space that has as many.
+    Heads are one wide.  The shift model is a filter of `state` taps, on a variant of the mixer long_conv.
+    The diagonal one has `state`/2 complex numbers, of S4D-Lin, λ_n = -½ + iπn, with steps Δ of 0.001 to 0.1
+    (arXiv 2206.11893), and runs on the variant of the mixer state_space that has as many.
 
     Args:
         d_model: Width of x and of the result.
@@ -73,6 +73,7 @@ class H3(nn.Module):
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         self.d_model, self.state = d_model, state
         self.op: Any = meaning(StateSpace(f"h3_n{state}", state))
+        self.shifts: Any = variant_of()
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
             nn.Linear(d_model, d_model, **made) for _ in range(4)
         )
@@ -128,10 +129,9 @@ class H3(nn.Module):
     def _shifted(self, before: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """shift(k) · v, [B,T,d_model], of keys that follow on `before`; and the last keys of both."""
         every = torch.cat([before, k], 1)
-        taps = nn.functional.pad(self.shift, (0, k.shape[1])).t()
         with widely(k):
-            found = fft_conv(every, taps, self.shift_skip)[:, self.state :] * v
-        return found, every[:, k.shape[1] :]
+            shifted, _ = self.shifts(every, self.shift.t(), self.shift_skip)
+        return shifted[:, self.state :] * v, every[:, k.shape[1] :]
 
     def _modes(self) -> tuple[Tensor, ...]:
         """log |λ|, angle and residues of the diagonal model by zero-order hold, and what passes it by."""

@@ -1,4 +1,4 @@
-"""Convolutions as long as the sequence: at once by fast Fourier transforms, and exactly a token at a time.
+"""Convolutions as long as the sequence: at once by the mixer long_conv, and exactly a token at a time.
 
 A filter is a parameter, the output of a network of the position, or of a state space (`modal.py`).
 """
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from .. import packed
 from ..checks import count, no_gradient, sizes
 from ..errors import ShapeError, StateError, fail
+from ..mixers.long_conv import require_finite
 from ..tracing import is_traced
-from .relaxed import LongConvState, RelaxedConvolution, begun, convolved
+from .relaxed import LongConvState, RelaxedConvolution, begun
 
 FAST, SLOW, LEFT = 0.3, 1.5, 1e-2
 """Hyena's windows: the fastest and the slowest channel have `LEFT` left after these parts of the length."""
@@ -29,27 +30,14 @@ def widely(x: Tensor) -> AbstractContextManager[Any]:
     return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
 
 
-def fft_conv(u: Tensor, filters: Tensor, skip: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
-    """y_t = gate_t · (Σ_{s ≤ t} h_s u_(t-s) + skip · u_t) for u and gate [B,T,D], h [T,D] and skip [D].
+def variant_of(share: int = 1) -> Any:
+    """The variant of the mixer long_conv whose filters have `share` channels each, of any length."""
+    from based_ops.codegen.mixers.long_conv import LongConv
 
-    Sums are in float32 at least; y is of u's dtype.
+    from ..jit import meaning
 
-    Args:
-        u: Inputs [B,T,D].
-        filters: Taps [T,D], that of the token itself first.
-        skip: [D], what an output has of its own input besides; None for nothing.
-        gate: [B,T,D], what outputs are multiplied by; None for nothing.
-
-    Examples:
-        >>> import torch
-        >>> from based_ops.layers import fft_conv
-        >>> fft_conv(torch.ones(1, 4, 1), torch.tensor([[1.0], [2], [0], [0]])).flatten().round().tolist()
-        [1.0, 3.0, 3.0, 3.0]
-    """
-    wide = torch.promote_types(u.dtype, torch.float32)
-    with widely(u):
-        y = convolved(u.to(wide).transpose(1, 2), filters.to(wide).t()).transpose(1, 2).to(u.dtype)
-    return finished(y, u, skip, gate)
+    heads: dict[str, Any] = {"filters": "head", "width": share} if share > 1 else {}
+    return meaning(LongConv(f"long_conv_l{MOST}_h{share}", MOST, **heads))
 
 
 def finished(y: Tensor, u: Tensor, skip: Tensor | None, gate: Tensor | None) -> Tensor:
@@ -69,7 +57,9 @@ def fits(layer: nn.Module, x: Any, d_model: int, length: int | None = None) -> N
 class LongConv(nn.Module):
     """y = gate · (h ∗ x + bias · x) for filters h of `length` taps, each shared by `share` channels in a row.
 
-    A subclass makes the filters.  The state is the history, see `RelaxedConvolution`.
+    A subclass makes the filters, with which a variant of the mixer long_conv convolves.  The state is the
+    history, see `RelaxedConvolution`: its blocks need spectra of the filters, which are the layer's, so steps
+    are its own and no operator's.
 
     Args:
         channels: Filters; x has `share` times as many channels.
@@ -103,6 +93,7 @@ class LongConv(nn.Module):
         for name, value in (("channels", channels), ("length", length), ("share", share)):
             count(name, value, 1)
         self.channels, self.length, self.share = channels, length, share
+        self.op: Any = variant_of(share)
         self.bias = nn.Parameter(torch.randn(channels, device=device, dtype=dtype))
         self._made: tuple[Any, RelaxedConvolution] | None = None
 
@@ -128,32 +119,39 @@ class LongConv(nn.Module):
         """
         if cu_seqlens is None and attention_mask is None:
             fits(self, x, self.channels * self.share, self.length)
-            y, final = self._convolved(x, state, output_state)
-        else:
-            if cu_seqlens is not None and (state is not None or output_state):
-                fail(StateError, "cu_seqlens", "packed sequences with a state", "given without one")
-            fits(self, x, self.channels * self.share)
-            apart = _Apart(x, cu_seqlens, attention_mask)
-            fits(self, laid := apart.lay(x), self.channels * self.share, self.length)
-            y, final = self._convolved(laid, state, output_state, apart.counts)
-            y = apart.back(y)
-        return finished(y, x, self._shared(self.bias), gate), final
+            return self._convolved(x, gate, state, output_state)
+        if cu_seqlens is not None and (state is not None or output_state):
+            fail(StateError, "cu_seqlens", "packed sequences with a state", "given without one")
+        fits(self, x, self.channels * self.share)
+        apart = _Apart(x, cu_seqlens, attention_mask)
+        fits(self, laid := apart.lay(x), self.channels * self.share, self.length)
+        laid_gate = None if gate is None else apart.lay(gate)
+        y, final = self._convolved(laid, laid_gate, state, output_state, apart.counts)
+        return apart.back(y), final
 
     def _convolved(
-        self, x: Tensor, state: LongConvState | None, output_state: bool, counts: Tensor | None = None
+        self,
+        x: Tensor,
+        gate: Tensor | None,
+        state: LongConvState | None,
+        output_state: bool,
+        counts: Tensor | None = None,
     ) -> tuple[Tensor, LongConvState | None]:
-        """h ∗ x; `counts` says how many of each sequence are tokens, if not all."""
+        """gate · (h ∗ x + bias · x); `counts` says how many of each sequence are tokens, if not all."""
         if state is not None:
             self._no_gradient(x)
-            return self.relaxed().extend(x, state, counts), state if output_state else None
+            y = self.relaxed().extend(x, state, counts)
+            return finished(y, x, self._shared(self.bias), gate), state if output_state else None
         with widely(x):
-            filters = self._shared(self.filters(x.shape[1]))
+            filters = self._taps(max(1, x.shape[1]))
         final = None
         if output_state:
             wide = torch.promote_types(x.dtype, torch.float32)
             history = x.detach().to(wide).transpose(1, 2).clone(memory_format=torch.contiguous_format)
             final = begun(history, x.shape[1] if counts is None else counts)
-        return fft_conv(x, filters), final
+        by_filters = (self._by_filters(t) for t in (x, gate))
+        y, _ = self.op(next(by_filters), filters, self._skip(), next(by_filters))
+        return y.view(x.shape), final
 
     def step(
         self,
@@ -188,7 +186,7 @@ class LongConv(nn.Module):
         key = tuple((x.data_ptr(), x._version, x.dtype, x.device) for x in self.parameters())
         if self._made is None or self._made[0] != key:
             with torch.no_grad(), widely(self.bias):
-                filters = self._shared(self.filters(self.length))
+                filters = self._shared(self._taps(self.length))
             self._made = key, RelaxedConvolution(filters, type(self).__name__)
         return self._made[1]
 
@@ -200,6 +198,21 @@ class LongConv(nn.Module):
             no_gradient(
                 ("x", "bias"), (x, self.bias), "a state is extended in place and is not differentiable"
             )
+
+    def _taps(self, length: int) -> Tensor:
+        """The first taps of the filters, which are finite."""
+        filters = self.filters(length)
+        if not is_traced():
+            require_finite(filters, type(self).__name__)
+        return filters
+
+    def _skip(self) -> Tensor:
+        """The bias as the variant takes it."""
+        return self.bias if self.share == 1 else self.bias.unsqueeze(1).expand(-1, self.share)
+
+    def _by_filters(self, x: Tensor | None) -> Tensor | None:
+        """x with a dimension of the channels that share a filter, if any do."""
+        return x if x is None or self.share == 1 else x.unflatten(2, (self.channels, self.share))
 
     def _shared(self, x: Tensor) -> Tensor:
         """One number or filter for every channel, of those [..., channels] that channels share."""

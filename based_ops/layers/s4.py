@@ -17,7 +17,7 @@ from torch.nn.functional import gelu, glu
 from ..checks import count, no_gradient
 from ..errors import ArgumentValueError, StateError, fail
 from ..hippo import normal_plus_low_rank
-from .long_conv import fft_conv, fits, widely
+from .long_conv import fits, variant_of, widely
 from .modal import ModalConv, modal_filters
 from .state_space import STEPS
 
@@ -101,6 +101,7 @@ class S4(nn.Module):
         wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
         made: dict[str, Any] = {"device": device, "dtype": wide}
         self.d_model, self.order, self.basis = d_model, order, basis
+        self.op: Any = variant_of()
 
         def every(x: Tensor) -> nn.Parameter:
             """The same for each channel: [N/2, d_model], and parts of complex numbers."""
@@ -145,12 +146,13 @@ class S4(nn.Module):
     ) -> tuple[Tensor, S4State | None]:
         """x [B,T,d_model] to (y of the same shape, the state after x or None unless `output_state`).
 
-        From no state outputs are a convolution by FFT; a state is found, and gone on from, token by token.
+        From no state outputs are a convolution of the mixer long_conv; a state is found, and gone on from,
+        token by token.
         """
         fits(self, x, self.d_model)
         with widely(x):
             if state is None and not output_state and x.shape[1]:
-                y = fft_conv(x, self.filters(x.shape[1]), self.skip)
+                y, _ = self.op(x, self.filters(x.shape[1]), self.skip)
                 return self._mixed(y), None
             modes = self.init_state(x.shape[0]).modes if state is None else self._checked(state, x).modes
             y, last = self._walk(x, torch.view_as_complex(modes.double()))

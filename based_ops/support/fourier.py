@@ -63,7 +63,7 @@ def fourier_forward(
     length, wide = x.shape[1], x.to(log_decay.dtype)
     powers, twice = Powers.of(log_decay, angle, length), 2 * torch.view_as_complex(residues)
     pole = powers.near[1]
-    clean, spoilt = _finite(wide)
+    clean, spoilt = finite(wide)
     y = _back(_transformed(clean) * _transformed(powers.read(twice[None], length)), length)
     if skip is not None:
         y = y + skip * clean
@@ -95,7 +95,7 @@ def fourier_backward(
     powers, twice = Powers.of(log_decay, angle, length), 2 * torch.view_as_complex(residues)
     pole, last = powers.near[1], _power(log_decay, angle, length)
     owed = dy.to(log_decay.dtype)
-    clean, spoilt = _finite(owed)
+    clean, spoilt = finite(owed)
     taps = _transformed(powers.read(twice[None], length))
     dx = _back(_transformed(clean) * taps.conj(), length)
     if skip is not None:
@@ -154,7 +154,7 @@ def _size(length: int) -> int:
     return 1 << (2 * length - 1).bit_length()
 
 
-def _finite(x: Tensor) -> tuple[Tensor, Tensor | None]:
+def finite(x: Tensor) -> tuple[Tensor, Tensor | None]:
     """x with 0 for what is not finite, and where that is; None where all is, as far as looking is free."""
     spoilt = ~x.isfinite()
     if x.device.type == "cpu" and not bool(spoilt.any()):

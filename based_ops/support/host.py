@@ -8,6 +8,8 @@ from math import lcm as lcm
 import torch
 from torch import Tensor
 
+from .convolution import convolution_backward as convolution_backward
+from .convolution import convolution_forward as convolution_forward
 from .fourier import fourier_backward as fourier_backward
 from .fourier import fourier_forward as fourier_forward
 
@@ -152,6 +154,11 @@ def fourier_plan(T: int, lanes: int, LEAST: int, LANES: int) -> bool:
     of no more lanes than a walk leaves a GPU idle with.
     """
     return T >= LEAST and lanes <= LANES
+
+
+def transform_plan(T: int, taps: int, LEAST: int) -> bool:
+    """Whether T tokens are convolved with filters of so many taps by Fourier transforms: both are many."""
+    return min(T, taps) >= LEAST
 
 
 def part_plan(chunks: int, heads: int, PROGRAMS: int) -> int:

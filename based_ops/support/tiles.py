@@ -148,15 +148,13 @@ def store(tensor: Tensor, index: tuple[Index, ...], value: Tensor, heads: Tensor
         store(chosen, index, value)
         tensor.index_copy_(batch - 1, heads, chosen)
         return
+    picked: tuple[int, Tensor] | None = None
     for place, entry in enumerate(index):
         if isinstance(entry, int):
             tensor = tensor.select(axis, entry)
         elif isinstance(entry, Tensor):
-            where = entry.reshape(*entry.shape, *(1,) * (tensor.dim() - entry.dim())).long()
-            shape = list(tensor.shape)
-            shape[axis] = 1
-            tensor.scatter_(axis, where.expand(shape), value.unsqueeze(axis).to(tensor.dtype))
-            return
+            picked = axis, entry
+            axis += 1
         else:
             first, extent = 0, tensor.shape[axis]
             if isinstance(entry, Run):
@@ -164,11 +162,17 @@ def store(tensor: Tensor, index: tuple[Index, ...], value: Tensor, heads: Tensor
             start, size = _overlap(entry, first, extent)
             tensor = tensor.narrow(axis, start, size)
             skipped = min(max(0, first - entry.start), len(entry))
-            further = sum(not isinstance(other, int) for other in index[place:])
+            further = sum(not isinstance(other, int | Tensor) for other in index[place:])
             side = value.dim() - further if value.dim() > batch else 0
             value = value.narrow(side, skipped, size)
             axis += 1
-    tensor.copy_(value.expand(tensor.shape))
+    if picked is None:
+        tensor.copy_(value.expand(tensor.shape))
+        return
+    axis, entry = picked
+    where = entry.reshape(*entry.shape, *(1,) * (tensor.dim() - entry.dim())).long()
+    shape = [*tensor.shape[:axis], 1, *tensor.shape[axis + 1 :]]
+    tensor.scatter_(axis, where.expand(shape), value.unsqueeze(axis).to(tensor.dtype))
 
 
 def has_slots(pool: Tensor, indices: Tensor, rank: int) -> Tensor:

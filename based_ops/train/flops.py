@@ -36,7 +36,8 @@ def of_token(model: nn.Module, length: int) -> float:
         elif isinstance(module, ImplicitConv):
             total += module.products(length) / length
         elif isinstance(op := getattr(module, "op", None), Variant):
-            rows: Any = getattr(module, "heads", None) or module.d_model
+            counts = (getattr(module, name, None) for name in ("heads", "d_model", "channels"))
+            rows: Any = next(filter(None, counts))
             total += rows * op.products(length) / length
     return (1 + BACKWARD) * total
 

@@ -9,6 +9,7 @@ from ..ir.kernels import ForeignKernel, LaunchPlan, Sized
 from ..ir.program import Program
 from ..ir.traits import (
     CHUNKS,
+    CONVOLVES,
     FEATURES,
     GRADIENTS,
     RECURS,
@@ -23,7 +24,7 @@ from ..ir.traits import (
 )
 from ..names import RECURRENCE
 from ..spec.model import LayerSpec
-from . import delta, foreign, modes, orders, parts, streams, tensor_cores
+from . import delta, foreign, lags, modes, orders, parts, streams, tensor_cores
 from .legal import (
     ALL_TOKENS,
     DIRECT,
@@ -86,6 +87,8 @@ def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
         if subject.function in modes.PLANS:
             chosen = {dtype: modes.launch_plan(spec, subject, backend, dtype) for dtype in dtypes}
             return Schedule(subject.name, backend, chosen)
+        if subject.function == "transform_plan":
+            return Schedule(subject.name, backend, dict.fromkeys(dtypes, lags.launch_plan(subject, backend)))
         if subject.function in ("stream_plan", "packed_stream_plan"):
             return Schedule(
                 subject.name, backend, dict.fromkeys(dtypes, streams.launch_plan(subject, backend))
@@ -103,6 +106,8 @@ def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
         return Schedule(subject.name, backend, settings, rewrites)
     if STREAMS in subject.does:
         return Schedule(subject.name, backend, dict.fromkeys(dtypes, streams.tiles(subject, backend)))
+    if CONVOLVES in subject.does:
+        return Schedule(subject.name, backend, dict.fromkeys(dtypes, lags.tiles(spec, subject, backend)))
     if CHUNKS in subject.does:
         settings = {dtype: modes.chunk_tiles(spec, subject, backend, dtype) for dtype in dtypes}
         return Schedule(subject.name, backend, settings)

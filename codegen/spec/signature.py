@@ -16,6 +16,8 @@ Extent = int | str
 
 MOST_TOKENS = 16
 """Tokens of one step: a longer piece is a call."""
+FEW = 64
+"""Taps of calls that nobody chose, such as those of `verify`."""
 SIZES = {"B": "batch", "T": "length", "H": "heads", "D": "channels"}
 """The sizes that public calls have, and what messages call them."""
 
@@ -161,6 +163,8 @@ class Signature:
 
     Each of those others divides the largest of them.
     """
+    free: dict[str, int] = field(default_factory=dict, hash=False)
+    """Sizes of inputs that calls choose besides, such as how many taps there are, and the most of a step."""
 
     @property
     def lead(self) -> Argument:
@@ -182,8 +186,10 @@ class Signature:
         return tuple(dict.fromkeys(part for parts in self.groups.values() for part in parts))
 
     def alike(self, units: int) -> dict[str, int]:
-        """Heads or channels of a call of which all tensors have as many."""
-        return dict.fromkeys((self.unit, *self.groups, *self.parts), units)
+        """Heads or channels of a call of which all tensors have as many; what is free is as large as it may
+        be, up to 64."""
+        free = {name: min(most, FEW) for name, most in self.free.items()}
+        return dict.fromkeys((self.unit, *self.groups, *self.parts), units) | free
 
     @property
     def results(self) -> tuple[Argument, ...]:

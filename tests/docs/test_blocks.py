@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<why>[^\n]+) -->\n)?```(?P<kind>\w+)[^\n]*\n(?P<text>.*?)^```$", re.M | re.S
 )
-PAGES = ("start.md", "errors.md", "command-line.md", "serving.md", "from-other-libraries.md")
+PAGES = ("start.md", "errors.md", "long-conv.md", "command-line.md", "serving.md", "from-other-libraries.md")
 """Pages of which every block of Python and shell runs, or says why not."""
 
 PROGRAM = """

@@ -24,6 +24,7 @@ from tests.kernels.runners import interpreting
         "test_hybrid",
         "test_short_conv",
         "test_short_conv_packed",
+        "test_long_conv",
         "test_state_space",
         "test_offsets",
         "test_special_values",

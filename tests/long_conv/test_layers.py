@@ -10,16 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from based_ops import get, layers
-from based_ops.errors import ShapeError, StateError
-from based_ops.layers.long_conv import fft_conv
+from based_ops.errors import ArgumentValueError, ShapeError, StateError
 
 
-@given(st.integers(1, 3), st.integers(1, 20), st.integers(1, 5), st.integers(0, 99))
-def test_a_convolution_is_a_sum_over_the_history(batch: int, length: int, width: int, seed: int) -> None:
+@given(st.integers(1, 3), st.integers(1, 50), st.integers(1, 3), st.sampled_from((1, 2)), st.integers(0, 99))
+def test_a_convolution_is_a_sum_over_the_history(
+    batch: int, length: int, width: int, share: int, seed: int
+) -> None:
+    """With the bias and the gate, whether filters are shared or not."""
     torch.manual_seed(seed)
-    u, h = torch.randn(batch, length, width).double(), torch.randn(length, width).double()
-    expected = torch.stack([(h[: t + 1].flip(0) * u[:, : t + 1]).sum(1) for t in range(length)], 1)
-    torch.testing.assert_close(fft_conv(u, h), expected)
+    layer = layers.ExplicitConv(width, 50, share).double()
+    x, gate = torch.randn(2, batch, length, width * share).double()
+    h, bias = (t.repeat_interleave(share, -1) for t in (layer.filters(50), layer.bias))
+    sums = torch.stack([(h[: t + 1].flip(0) * x[:, : t + 1]).sum(1) for t in range(length)], 1)
+    torch.testing.assert_close(layer(x, gate=gate)[0], gate * (sums + bias * x))
+    torch.testing.assert_close(layer(x)[0], sums + bias * x)
 
 
 CONV = get("conv4_plain")
@@ -62,14 +67,6 @@ def test_under_autocast_filters_stay_in_float32(number: int) -> None:
         y = called(layer, x)
     wanted = called(layer, x)
     assert (y - wanted).abs().max() < 0.05 * wanted.abs().max()
-
-
-@given(st.integers(0, 99))
-def test_gate_and_skip(seed: int) -> None:
-    torch.manual_seed(seed)
-    u, gate = torch.randn(2, 2, 9, 3).double()
-    h, skip = torch.randn(9, 3).double(), torch.randn(3).double()
-    torch.testing.assert_close(fft_conv(u, h, skip, gate), gate * (fft_conv(u, h) + skip * u))
 
 
 def test_the_channels_of_a_head_share_its_filter() -> None:
@@ -142,6 +139,13 @@ def test_what_does_not_fit() -> None:
         made()[0](torch.zeros(1, 33, 8))
     with pytest.raises(ShapeError, match=r"x: got \(1, 4, 7\), must be of shape \[B, T, 8\]"):
         made()[1](torch.zeros(1, 4, 7))
+    broken = layers.ExplicitConv(4, 32)
+    with torch.no_grad():
+        broken.weight[2, 5] = float("nan")
+    for call in (broken, lambda x: broken.step(x, broken.init_state(1))):
+        with pytest.raises(ArgumentValueError, match="filters: got nan as tap 5 of filter 2.*ExplicitConv"):
+            with torch.no_grad():
+                call(torch.zeros(1, 10, 4))
     with pytest.raises(ShapeError, match="state: got 3, must be even"):
         layers.H3(8, 3)
     with pytest.raises(ShapeError, match="channels: got 8, must be a multiple of groups, 3"):

@@ -44,7 +44,7 @@ def example(layer: Variant, batch: int, length: int, units: int) -> tuple[Any, A
 
 
 def exported(layer: Variant, strict: bool) -> Any:
-    """A program in which batch, length and heads or channels may be anything."""
+    """A program in which batch, length, heads or channels and what else is free may be anything."""
     inputs, state = example(layer, 2, 6, 3)
     length = Dim("length", min=1, max=4096)
     names = {
@@ -52,6 +52,7 @@ def exported(layer: Variant, strict: bool) -> Any:
         "T": length,
         "Tk": length,
         **dict.fromkeys(layer.signature.alike(0), Dim("units", min=1, max=64)),
+        **{name: Dim(f"free_{name}", min=1, max=most) for name, most in layer.signature.free.items()},
     }
 
     def free(arguments: Any, tensors: Any) -> list[Any]:

@@ -121,6 +121,8 @@ def test_shipped_specs() -> None:
         "identity_qk64_v64",
         "lightning_qk64_v64",
         "lolcats_qk64_v64_w64",
+        "long_conv_l2048",
+        "long_conv_l2048_h16",
         "mamba2_qk64_v64",
         "performer_qk64_v64",
         "pos_elu_qk64_v64",

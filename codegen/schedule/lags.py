@@ -1,0 +1,36 @@
+"""The policy of programs that go through the lags of filters, each channel by itself."""
+
+from __future__ import annotations
+
+from ..ir.kernels import LaunchPlan
+from ..ir.program import Program
+from ..ir.traits import GRADIENTS
+from ..spec.model import LayerSpec
+from .legal import ALL_TOKENS
+from .model import HOST_C, Setting
+from .sizes import pick, power_of_two
+from .streams import ALL_CHANNELS, LINE
+
+LEAST_CHANNELS = 16
+"""Channels of a tile of TileLang's at least."""
+LEAST = {"torch": 32, HOST_C: ALL_TOKENS}
+"""Tokens and taps from which on transforms are faster; loops of C are for checking programs."""
+LONG = 256
+"""The same on a GPU, where a lag costs a tile of loads from the caches: an estimate, not measured."""
+
+
+def launch_plan(plan: LaunchPlan, backend: str) -> Setting:
+    """From where on filters are transformed."""
+    return Setting(pick(plan, {"LEAST": LEAST.get(backend, LONG)}))
+
+
+def tiles(spec: LayerSpec, program: Program, backend: str) -> Setting:
+    """Rows of whole lines of memory, or of all that share a filter, as many as four warps hold."""
+    most = spec.extents.get("CHANNELS", ALL_CHANNELS)
+    if backend == "torch":
+        return Setting(pick(program, {"CHUNK": 256, "LAGS": 256, "CHANNELS": most}))
+    if backend == HOST_C:
+        return Setting(pick(program, {"CHUNK": 16, "LAGS": 8, "CHANNELS": min(32, most)}))
+    channels = max(LEAST_CHANNELS, min(LINE, power_of_two(most)))
+    rows = 16 if GRADIENTS in program.does else 32
+    return Setting(pick(program, {"CHUNK": rows, "LAGS": rows, "CHANNELS": channels}), warps=4, stages=1)
