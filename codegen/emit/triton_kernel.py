@@ -261,6 +261,10 @@ class TritonKernel:
                 w.line(f"if {flag}:")
                 with w.indented():
                     self._block(body)
+            case When(condition, body, each=True):
+                w.line(f"if {self.text(condition)}:")
+                with w.indented():
+                    self._block(body)
             case When(Doubt(x), body):
                 w.line(f"if {x.name} != 0.0:  # NaN")
                 with w.indented():

@@ -66,8 +66,8 @@ class Builder:
         self._blocks[-1].append(Blocks(var, extent, step, body, tiles))
 
     @contextmanager
-    def when(self, condition: Operand) -> Iterator[None]:
+    def when(self, condition: Operand, each: bool = False) -> Iterator[None]:
         self._blocks.append([])
         yield
         body = tuple(self._blocks.pop())
-        self._blocks[-1].append(When(wrap(condition), body))
+        self._blocks[-1].append(When(wrap(condition), body, each))

@@ -357,10 +357,15 @@ class When(Stmt):
     """Statements under a condition that is the same throughout a block: a plain scalar, a flag, or a doubt.
 
     A flag is a compile-time switch of the program; what stands under one that is off is not there at all.
+
+    `each`: every block finds the condition by itself, from what it has loaded, and the statements change
+    nothing where it does not hold, by selects of their own.  So a backend that computes many blocks as one
+    does them always, and others pass them by.
     """
 
     condition: Expr
     body: tuple[Stmt, ...]
+    each: bool = False
 
 
 @dataclass(frozen=True)
