@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from based_ops.codegen.dtypes import DTYPES
 from based_ops.codegen.errors import ExpressionError
 from based_ops.codegen.mixers.hybrid import Hybrid, WindowDims
-from based_ops.codegen.mixers.linear_attention import LinearAttention
+from based_ops.codegen.mixers.linear_attention import MOST_REPLAYED, LinearAttention
 from based_ops.codegen.mixers.short_conv import ShortConv
 from based_ops.codegen.mixers.sliding_window import MAX_WINDOW, SlidingWindow
 from based_ops.codegen.mixers.state_space import BASES, DISCRETIZATIONS, StateSpace
@@ -137,8 +137,9 @@ def _linear_attentions(
         scale=scales(),
         state_dtype=st.sampled_from(("float32", "bfloat16", "float16")),
         decay=st.sampled_from(("none", "head", "token")),
+        replay=st.just(0) | st.integers(1, MOST_REPLAYED),
         dtypes=dtype_sets(),
-    )
+    ).map(lambda spec: spec if spec.decay == "none" else replace(spec, replay=0))
 
 
 def sliding_windows(

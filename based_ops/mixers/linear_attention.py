@@ -55,7 +55,7 @@ class ReplayState(State, _RingAndSums):
         After a call that are none; then all that are stepped, until the ring is full; and from then on L to
         2L - 1.
         """
-        return (self.position - self.entered)[:, 0]
+        return (self.position - self.entered).amin(1)
 
     def rollback(self, tokens: int | Tensor) -> None:
         """Takes the last tokens back, in place: drafts that were not accepted.  Nothing is copied.
@@ -108,7 +108,7 @@ class LinearAttentionVariant(AttentionVariant[LinearAttentionState]):
     """o_i = Σ_{j≤i} A_ij v_j / (Σ_{j≤i} A_ij + eps), with A the kernel of the spec's feature map."""
 
     spec: LinearAttention
-    _state_type = LinearAttentionState
+    _state_type: Any = LinearAttentionState
     features: int = constant("features", "Rows of the state.")
 
     @classmethod
@@ -162,32 +162,36 @@ class ReplayVariant(LinearAttentionVariant):
     )
 
     def _settle(self, state: ReplayState, kernel: str) -> ReplayState:
-        """The tokens of each ring enter its sums, as a packed call of their own whose outputs nobody reads."""
-        past, held = state.position.contiguous(), state.held
-        k, v = (ring_to_linear(x, past).flatten(0, 1).unsqueeze(0) for x in (state.k, state.v))
-        stop = (torch.arange(past.shape[0], device=past.device) + 1) * state.k.shape[2]
-        sequences = torch.stack((stop - held, stop), 1).to(torch.int32)
-        sums = (state.state, state.normalizer)
-        arguments = (k, k, v, *self._numbers(self._facts(), None), *sums, True, kernel, sequences)
-        results = call(self._ops.forward, not is_traced(), arguments)
-        return self._emptied(state.k, state.v, results[1 + self._kept :])
+        """The tokens of each ring enter its sums, in a packed call of their own whose outputs nobody reads.
 
-    def _enter(self, tensors: Tensors, state: ReplayState) -> tuple[Tensors, Tensors]:  # type: ignore[override]
+        The head of a sequence is a sequence there, so that each may hold another number of tokens.
+        """
+        past = state.position.contiguous()
+        k, v = (ring_to_linear(x, past).transpose(1, 2).reshape(1, -1, 1, x.shape[3]) for x in state[:2])
+        held = (past - state.entered).flatten()
+        stop = torch.arange(1, held.shape[0] + 1, device=held.device) * state.k.shape[2]
+        sequences = torch.stack((stop - held, stop), 1).to(torch.int32)
+        sums = [None if x is None else x.flatten(0, 1).unsqueeze(1) for x in state[4:]]
+        arguments = (k, k, v, *self._numbers(self._facts(), None), *sums, True, kernel, sequences)
+        *_, final, normalizer = call(self._ops.forward, not is_traced(), arguments)
+        if state.normalizer is not None:
+            normalizer = normalizer.view_as(state.normalizer)
+        return self._emptied(state.k, state.v, (final.view_as(state.state), normalizer))
+
+    def _enter(self, tensors: Tensors, state: ReplayState) -> tuple[Tensors, Tensors]:
         """The sums, in which all tokens are."""
         return tensors, (state.state, state.normalizer)
 
     def _leave(
         self, tensors: Tensors, final: Sequence[Tensor], initial_state: Any, length: int
-    ) -> ReplayState:  # type: ignore[override]
+    ) -> ReplayState:
         _, k, v = tensors
         assert k is not None and v is not None
-        batch, heads = final[0].shape[:2]
-        size = 2 * self.spec.replay
-        rings = (x.new_zeros(batch, heads, size, x.shape[3]) for x in (k, v))
-        return self._emptied(*rings, final)
+        ring = (*final[0].shape[:2], 2 * self.spec.replay)
+        return self._emptied(k.new_zeros(*ring, self.qk), v.new_zeros(*ring, self.v), final)
 
     def _emptied(self, k: Tensor, v: Tensor, final: Sequence[Tensor]) -> ReplayState:
-        """A state with nothing in the rings."""
+        """A state whose rings hold nothing."""
         state, normalizer = final
         position, entered = (k.new_zeros(*k.shape[:2], dtype=torch.int32) for _ in range(2))
         return ReplayState(k, v, position, entered, state, normalizer if self.normalize else None)
@@ -195,20 +199,16 @@ class ReplayVariant(LinearAttentionVariant):
     def _reference(
         self, tensors: Tensors, numbers: tuple[float, ...], initial_state: Any
     ) -> tuple[Tensor, Any]:
-        sums = None if initial_state is None else self._settled(initial_state, numbers)
-        o, final = super()._reference(tensors, numbers, sums)
-        return o, self._leave(tensors, final, None, 0)
+        from ..reference.linear_attention import entered
 
-    def _settled(self, state: ReplayState, numbers: tuple[float, ...]) -> LinearAttentionState:
-        """`_settle` by naive mathematics, sequence by sequence."""
-        found = []
-        k, v = (ring_to_linear(x, state.position) for x in (state.k, state.v))
-        for n, held in enumerate(state.held.tolist()):
-            last = [x[n : n + 1, x.shape[1] - held :] for x in (k, v)]
-            before = (x if x is None else x[n : n + 1] for x in (state.state, state.normalizer))
-            sums = LinearAttentionState(*before)
-            found.append(super()._reference((last[0], *last), numbers, sums)[1])
-        return LinearAttentionState.cat(found)
+        if initial_state is not None:
+            past = initial_state.position.contiguous()
+            k, v = (ring_to_linear(x, past) for x in initial_state[:2])
+            age = torch.arange(k.shape[1], 0, -1, device=k.device)[:, None]
+            there = age <= (past - initial_state.entered).unsqueeze(1)
+            initial_state = entered(self.spec, LinearAttentionState(*initial_state[4:]), k, v, there)
+        o, final = super()._reference(tensors, numbers, initial_state)
+        return o, self._leave(tensors, tuple(final), None, 0)  # type: ignore[arg-type]
 
 
 VARIANT = LinearAttentionVariant

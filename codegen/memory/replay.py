@@ -105,7 +105,7 @@ class Replay(Reading):
         values = b.let("y", Full(("VALUES",), 0.0))
         with b.loop("i", 0, ring.period) as i:
             index = (B, H, b.let("leaving", (ring.first + i) % ring.window))
-            b.set(values, self._chosen(b.let("late_values", Load("ring_v", (*index, self.memory.u), ACC))))
+            b.set(values, self._chosen(b.let("y_entering", Load("ring_v", (*index, self.memory.u), ACC))))
             keys = b.let("entering", self._chosen(self.features("late", "ring_k", index, block)))
             b.add(state.tile, column(keys) * row(values))
             for sums in (entered, z and z.tile):

@@ -40,7 +40,7 @@ head_dims: {{qk: 16, v: 64}}
 
 LINEAR = (
     "name, mixer, feature_map, head_dims, parts, key_parts, tied, normalize, signed_weights, eps, scale, "
-    "decay, update, unit_keys, state_dtype, dtypes"
+    "decay, update, unit_keys, replay, state_dtype, dtypes"
 )
 WINDOW = "name, mixer, window, head_dims, scale, dtypes"
 HYBRID = """name: bad
