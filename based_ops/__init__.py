@@ -23,6 +23,7 @@ from . import log
 if TYPE_CHECKING:
     from . import errors, layers
     from .mixers.hybrid import HybridState
+    from .mixers.linear_attention import ReplayState
     from .mixers.short_conv import ShortConvState
     from .mixers.state_space import StateSpaceState
     from .registry import get, names
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HybridState",
     "LinearAttentionState",
+    "ReplayState",
     "ShortConvState",
     "SlidingWindowState",
     "StateSpaceState",
@@ -48,6 +50,7 @@ __version__ = "0.1.0"
 _AT_ONCE = {
     "HybridState": "mixers.hybrid",
     "LinearAttentionState": "state",
+    "ReplayState": "mixers.linear_attention",
     "ShortConvState": "mixers.short_conv",
     "SlidingWindowState": "state",
     "StateSpaceState": "mixers.state_space",

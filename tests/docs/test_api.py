@@ -22,7 +22,8 @@ NO_CLASS = {
 }
 """Public names that are neither classes nor functions nor modules."""
 GIVEN = {
-    *("HybridState", "LinearAttentionState", "ShortConvState", "SlidingWindowState", "Variant"),
+    *("HybridState", "LinearAttentionState", "ReplayState", "ShortConvState", "SlidingWindowState"),
+    "Variant",
     *(
         "DeltaNetState",
         "H3State",
