@@ -67,6 +67,12 @@ class Builder:
 
     @contextmanager
     def when(self, condition: Operand, each: bool = False) -> Iterator[None]:
+        """Statements under a condition.
+
+        `each`: every block finds it by itself, from what it has loaded, and where it does not hold the
+        statements change nothing, by selects of their own.  So a backend that computes many blocks as one
+        does them always, and others pass them by.
+        """
         self._blocks.append([])
         yield
         body = tuple(self._blocks.pop())

@@ -265,9 +265,7 @@ class LinearAttention(Featured):
             Argument("ring_k", (*ring, self.head_dims.qk), "the last keys"),
             Argument("ring_v", (*ring, self.head_dims.v), "the last values"),
             Argument("position", tokens, "tokens since the sums had all", "int32", differentiable=False),
-            Argument(
-                "entered", tokens, "those of them that are in the sums", "int32", differentiable=False
-            ),
+            Argument("entered", tokens, "those of them that are in the sums", "int32", differentiable=False),
         )
 
     def programs(self) -> tuple[Program, ...]:

@@ -35,7 +35,7 @@ def leaves(state: Any) -> list[Tensor]:
 
 
 def meaning(layer: Variant, state: Any) -> list[Tensor]:
-    """What a state says of the tokens so far, wherever it has them: a ring that replays them enters the sums."""
+    """What a state says of the tokens so far: those of a ring that replays them are let into the sums."""
     if "entered" not in state._fields:
         return leaves(state)
     kernel = dispatch.kernel(layer.core.name, None, state[0].device, torch.float32)
