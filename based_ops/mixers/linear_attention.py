@@ -171,12 +171,13 @@ class ReplayVariant(LinearAttentionVariant):
         held = (past - state.entered).flatten()
         stop = torch.arange(1, held.shape[0] + 1, device=held.device) * state.k.shape[2]
         sequences = torch.stack((stop - held, stop), 1).to(torch.int32)
-        sums = [None if x is None else x.flatten(0, 1).unsqueeze(1) for x in state[4:]]
-        arguments = (k, k, v, *self._numbers(self._facts(), None), *sums, True, kernel, sequences)
+        before = [None if x is None else x.flatten(0, 1).unsqueeze(1) for x in state[4:]]
+        arguments = (k, k, v, *self._numbers(self._facts(), None), *before, True, kernel, sequences)
         *_, final, normalizer = call(self._ops.forward, not is_traced(), arguments)
         if state.normalizer is not None:
             normalizer = normalizer.view_as(state.normalizer)
-        return self._emptied(state.k, state.v, (final.view_as(state.state), normalizer))
+        sums = final.view_as(state.state), normalizer
+        return self._emptied(torch.zeros_like(state.k), torch.zeros_like(state.v), sums)
 
     def _enter(self, tensors: Tensors, state: ReplayState) -> tuple[Tensors, Tensors]:
         """The sums, in which all tokens are."""

@@ -36,10 +36,8 @@ def leaves(state: Any) -> list[Tensor]:
 
 def meaning(layer: Variant, state: Any) -> list[Tensor]:
     """What a state says of the tokens so far: those of a ring that replays them are let into the sums."""
-    if "entered" not in state._fields:
-        return leaves(state)
     kernel = dispatch.kernel(layer.core.name, None, state[0].device, torch.float32)
-    return leaves(layer.core._settle(state, kernel)[2:])
+    return leaves(layer.core._settle(state, kernel))
 
 
 def names_of(layer: Variant) -> list[str]:
