@@ -264,7 +264,7 @@ def deltas(max_qk: int = 256, max_v: int = 256) -> st.SearchStrategy[LinearAtten
     plain = st.one_of(
         _linear_attentions(st.just(x), min(max_qk, x.widest), max_v) for x in (*POLYNOMIALS, Elementwise("x"))
     )
-    chosen = {"normalize": False, "state_dtype": "float32", "update": "delta"}
+    chosen = {"normalize": False, "state_dtype": "float32", "update": "delta", "replay": 0}
     first = st.sampled_from(((), (parts.Signs(),), (parts.Mapped("relu(x)"), parts.L2Norm())))
 
     def completed(spec: LinearAttention, found: tuple[Part, ...]) -> LinearAttention:

@@ -16,7 +16,10 @@ from torch.testing import assert_close
 
 import based_ops
 from based_ops import ReplayState, errors
+from based_ops.generate import Engine
+from based_ops.models import LanguageModel
 from based_ops.variant import Variant
+from tests.conftest import ROOT
 
 F64 = torch.float64
 PLAIN = based_ops.get("taylor2_qk16_v64")
@@ -224,3 +227,14 @@ def test_features_of_parts_are_what_a_ring_has(tmp_path: Any) -> None:
     state = op.init_state(2, 2, dtype=F64)
     assert isinstance(state, ReplayState) and state.k.shape == (2, 2, 6, 16)
     assert_close(stepped(op, x, state, 4), plain(*x)[0])
+
+
+def test_a_model_generates_the_same(tmp_path: Any) -> None:
+    text = (ROOT / "specs" / "models" / "based-tiny.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "based-replay.yaml"
+    path.write_text(text.replace("taylor2_", "taylor2_replay_").replace("based-tiny", "based-replay"))
+    plain, replayed = LanguageModel("based-tiny"), LanguageModel(path)
+    replayed.load_state_dict(plain.state_dict())
+    prompts = [[1, 2, 3], [4, 5], [7, 8, 9, 10, 11]]
+    found = [Engine(net, slots=2).generate(prompts, most=40) for net in (plain, replayed)]
+    assert found[0] == found[1]
