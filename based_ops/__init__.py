@@ -23,6 +23,7 @@ from . import log
 if TYPE_CHECKING:
     from . import errors, layers
     from .mixers.hybrid import HybridState
+    from .mixers.linear_attention import ReplayState
     from .mixers.long_conv import LongConvHistory
     from .mixers.short_conv import ShortConvState
     from .mixers.state_space import StateSpaceState
@@ -35,6 +36,7 @@ __all__ = [
     "HybridState",
     "LinearAttentionState",
     "LongConvHistory",
+    "ReplayState",
     "ShortConvState",
     "SlidingWindowState",
     "StateSpaceState",
@@ -51,6 +53,7 @@ _AT_ONCE = {
     "HybridState": "mixers.hybrid",
     "LinearAttentionState": "state",
     "LongConvHistory": "mixers.long_conv",
+    "ReplayState": "mixers.linear_attention",
     "ShortConvState": "mixers.short_conv",
     "SlidingWindowState": "state",
     "StateSpaceState": "mixers.state_space",

@@ -104,6 +104,8 @@ def call(
         return results[0], variant._final(results, output_final_state)
     else:
         given = tensors if mask is None else end_to_end(variant, tensors)
+        if initial_state is not None:
+            initial_state = variant._settle(initial_state, kernel)
         laid = variant._lay(given, initial_state, sequences)
         asked = (output_final_state,) if variant._asked else ()
         arguments = (*laid.tensors, *numbers, *laid.carried, *asked, kernel, *laid.places)

@@ -202,6 +202,15 @@ class Variant(ReplayedCalls, ABC, Generic[StateT]):
         width, kinds = self.signature.output.dims[-1], self.signature.inputs
         return next(x for x, kind in zip(tensors, kinds, strict=True) if kind.dims[-1] == width)
 
+    @classmethod
+    def of(cls, spec: Any) -> type[Variant[Any]]:
+        """The class of the variants of such a spec."""
+        return cls
+
+    def _settle(self, state: Any, kernel: str) -> Any:
+        """An initial state as `_enter` takes it, made by the `kernel` that serves the call."""
+        return state
+
     def _enter(self, tensors: Tensors, state: Any) -> tuple[Tensors, Tensors]:
         """What the forward operator takes, of the inputs and of an initial state."""
         return tensors, state
@@ -309,7 +318,7 @@ class Variant(ReplayedCalls, ABC, Generic[StateT]):
             return results[0], self._final(results, output_final_state)
         entered, carried = tensors, self._no_carry
         if initial_state is not None:
-            entered, carried = self._enter(tensors, initial_state)
+            entered, carried = self._enter(tensors, self._settle(initial_state, kernel))
             carried = (*carried, *self._no_carry[len(carried) :])
         asked = (output_final_state,) if self._asked else ()
         results = call(self._ops.forward, facts is not self, (*entered, *numbers, *carried, *asked, kernel))

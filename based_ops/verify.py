@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import dispatch
 from .errors import LayoutWarning
 from .inputs import draw, filled, taken, tokens, units
 from .tolerance import BACKWARD, FORWARD, Tolerance, errors
@@ -177,8 +178,8 @@ class _Trial:
         inputs = [x.detach().requires_grad_() for x in self.inputs]
         state = _map(self.state, lambda x: x.detach().clone().requires_grad_())
         o, final = self._call(inputs, state)
-        outputs = [o, *_floating(final)]
-        expected = [self.expected[0], *_floating(self.expected[1])]
+        both = zip((o, *_floating(final)), (self.expected[0], *_floating(self.expected[1])), strict=True)
+        outputs, expected = zip(*((x, y) for x, y in both if x.requires_grad), strict=True)
         weights = [self._normal(x.shape).to(x.dtype) for x in outputs]
         names = [f"d{x.name}" for x in taken(self.variant)]
         names += [f"d initial {name}" for name in _field_names(state)]
@@ -217,7 +218,8 @@ class _Trial:
                 parts.append(variant._step(given, None, state, self.backend))
         o, final = self._reference(length)
         yield self._compared("step", self.output, torch.cat(parts, 1), o, FORWARD)
-        yield from self._states("step", state, final)
+        kernel = dispatch.kernel(variant.name, self.backend, self.inputs[0].device, self.dtype)
+        yield from self._states("step", variant._settle(state, kernel), final)
 
     def _call(self, inputs: Sequence[Tensor], state: Any) -> tuple[Tensor, Any]:
         return self.variant._call(filled(self.variant, inputs), None, state, True, self.backend)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from based_ops.codegen.dtypes import DTYPES
 from based_ops.codegen.errors import ExpressionError
 from based_ops.codegen.mixers.hybrid import Hybrid, WindowDims
-from based_ops.codegen.mixers.linear_attention import LinearAttention
+from based_ops.codegen.mixers.linear_attention import MOST_REPLAYED, LinearAttention
 from based_ops.codegen.mixers.long_conv import LongConv
 from based_ops.codegen.mixers.short_conv import ShortConv
 from based_ops.codegen.mixers.sliding_window import MAX_WINDOW, SlidingWindow
@@ -138,8 +138,9 @@ def _linear_attentions(
         scale=scales(),
         state_dtype=st.sampled_from(("float32", "bfloat16", "float16")),
         decay=st.sampled_from(("none", "head", "token")),
+        replay=st.just(0) | st.integers(1, MOST_REPLAYED),
         dtypes=dtype_sets(),
-    )
+    ).map(lambda spec: spec if spec.decay == "none" else replace(spec, replay=0))
 
 
 def sliding_windows(
@@ -276,7 +277,7 @@ def deltas(max_qk: int = 256, max_v: int = 256) -> st.SearchStrategy[LinearAtten
     plain = st.one_of(
         _linear_attentions(st.just(x), min(max_qk, x.widest), max_v) for x in (*POLYNOMIALS, Elementwise("x"))
     )
-    chosen = {"normalize": False, "state_dtype": "float32", "update": "delta"}
+    chosen = {"normalize": False, "state_dtype": "float32", "update": "delta", "replay": 0}
     first = st.sampled_from(((), (parts.Signs(),), (parts.Mapped("relu(x)"), parts.L2Norm())))
 
     def completed(spec: LinearAttention, found: tuple[Part, ...]) -> LinearAttention:

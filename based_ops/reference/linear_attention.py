@@ -123,3 +123,15 @@ def linear_attention(
     sums = torch.float64 if q.dtype == torch.float64 else torch.float32
     kept = torch.float64 if q.dtype == torch.float64 else getattr(torch, spec.state_dtype)
     return o, LinearAttentionState(state.to(kept), normalizer.to(sums) if spec.normalize else None)
+
+
+def entered(
+    spec: LinearAttention, state: LinearAttentionState, k: Tensor, v: Tensor, there: Tensor
+) -> LinearAttentionState:
+    """The state after keys [B,T,H,D] and values [B,T,H,V], of which those count that are `there` [B,T,H]."""
+    wide = torch.promote_types(state.state.dtype, k.dtype)
+    features = torch.where(there.unsqueeze(-1), key_features(spec, k.to(wide)), 0.0)
+    values = torch.where(there.unsqueeze(-1), v.to(wide), 0.0)
+    sums = state.state + torch.einsum("bjhf,bjhv->bhfv", features, values)
+    normalizer = None if state.normalizer is None else state.normalizer + features.sum(dim=1)
+    return LinearAttentionState(sums, normalizer)

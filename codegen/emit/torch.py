@@ -236,6 +236,8 @@ class _Function:
                 w.line(f"for {var} in range({self.expr(start)}, {end}, {self.expr(step)}):")
                 with w.indented():
                     self._block(body)
+            case When(body=body, each=True):
+                self._block(body)
             case When(condition, body):
                 w.line(f"if {self.expr(condition)}:")
                 with w.indented():

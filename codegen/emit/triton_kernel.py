@@ -257,8 +257,8 @@ class TritonKernel:
                         w.line(f"if {several}:")
                         with w.indented():
                             w.line("tl.debug_barrier()  # the next round reads what this one has stored")
-            case When(Var(flag), body):
-                w.line(f"if {flag}:")
+            case When(Var() as condition, body) | When(condition, body, each=True):
+                w.line(f"if {self.text(condition)}:")
                 with w.indented():
                     self._block(body)
             case When(Doubt(x), body):

@@ -66,8 +66,14 @@ class Builder:
         self._blocks[-1].append(Blocks(var, extent, step, body, tiles))
 
     @contextmanager
-    def when(self, condition: Operand) -> Iterator[None]:
+    def when(self, condition: Operand, each: bool = False) -> Iterator[None]:
+        """Statements under a condition.
+
+        `each`: every block finds it by itself, from what it has loaded, and where it does not hold the
+        statements change nothing, by selects of their own.  So a backend that computes many blocks as one
+        does them always, and others pass them by.
+        """
         self._blocks.append([])
         yield
         body = tuple(self._blocks.pop())
-        self._blocks[-1].append(When(wrap(condition), body))
+        self._blocks[-1].append(When(wrap(condition), body, each))

@@ -135,8 +135,8 @@ class _Checker:
                     raise self.fail(f"blocks of {step}, which is no constant of the program")
                 self.known[var] = self._let(var, Type(INDEX))
                 self.statements(body)
-            case When(condition, body):
-                if self.infer(condition) != Type(BOOL):
+            case When(condition, body, each):
+                if self.infer(condition) not in (Type(BOOL), Type(BOOL, batched=each)):
                     raise self.fail("statements under a condition that is no plain truth value")
                 self.statements(body)
             case Only(flag, condition):

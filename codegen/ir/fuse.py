@@ -112,7 +112,7 @@ def mapped(body: tuple[Stmt, ...], new: Callable[[Expr], Expr]) -> tuple[Stmt, .
                     stmt, start=new(start), stop=new(stop), step=new(step), body=mapped(inner, new)
                 )
             case When(condition, inner):
-                return When(new(condition), mapped(inner, new))
+                return replace(stmt, condition=new(condition), body=mapped(inner, new))
             case Only(_, condition):
                 return replace(stmt, condition=new(condition))
         return stmt
@@ -151,7 +151,8 @@ class _Fuser:
                 start, stop, step = (substitute(bound, bindings) for bound in (start, stop, step))
                 return replace(stmt, start=start, stop=stop, step=step, body=self.block(body, bindings))
             case When(condition, body):
-                return When(substitute(condition, bindings), self.block(body, bindings))
+                condition = substitute(condition, bindings)
+                return replace(stmt, condition=condition, body=self.block(body, bindings))
             case _:
                 return stmt
 

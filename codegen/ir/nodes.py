@@ -10,8 +10,7 @@ Three rules keep programs printable in every backend (`check.py` enforces them):
 * `Load`, `Dot`, `Sum`, `Max`, `RunningSum` and `Columns` stand alone on the right of a statement, and read
   named tiles;
 * everything else is elementwise and nests freely, with an explicit `Expand` wherever ranks differ;
-* out of range means harmless: a `Load` outside its tensor, or past the stop of an index tile, reads `fill`, a
-  `Store` there is dropped.
+* out of range means harmless: a `Load` outside its tensor or index tile reads `fill`, a `Store` is dropped.
 """
 
 from __future__ import annotations
@@ -95,7 +94,6 @@ ARITHMETIC = (
     *("min_or_nan", "max_or_nan", "if_positive"),
 )
 """Operations.  What min and max give of a NaN is the backend's; min_or_nan and max_or_nan give NaN.
-
 if_positive(x, y) is y where x > 0, NaN where x is NaN, else 0, whatever y is.  nothing is 0 of a finite
 number, and anything else of NaN and of infinities.
 """
@@ -357,10 +355,12 @@ class When(Stmt):
     """Statements under a condition that is the same throughout a block: a plain scalar, a flag, or a doubt.
 
     A flag is a compile-time switch of the program; what stands under one that is off is not there at all.
+    `each`: blocks differ, see `Builder.when`.
     """
 
     condition: Expr
     body: tuple[Stmt, ...]
+    each: bool = False
 
 
 @dataclass(frozen=True)

@@ -120,8 +120,8 @@ def _block(body: tuple[Stmt, ...], depth: int) -> list[str]:
                     f"{pad}for each {var} in 0 .. {extent} step {step}, with its own {', '.join(tiles)}:"
                 )
                 lines += _block(inner, depth + 1)
-            case When(condition, inner):
-                lines.append(f"{pad}when {text(condition)}:")
+            case When(condition, inner, each):
+                lines.append(f"{pad}when {text(condition)}{', each by itself' if each else ''}:")
                 lines += _block(inner, depth + 1)
             case Only(flag, condition):
                 lines.append(f"{pad}only if {text(condition)}, when {flag}")

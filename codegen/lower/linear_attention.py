@@ -25,6 +25,7 @@ from ..memory.states import B, H
 from ..memory.sums_token import Token
 from ..mixers.linear_attention import LinearAttention
 from . import decay as decays
+from . import replay
 from .feature_maps import feature_map
 from .groups import group_sums, over_queries, over_states
 from .linear_attention_backward import key_gradients, query_gradients
@@ -55,7 +56,8 @@ def programs(spec: LinearAttention) -> tuple[Program, ...]:
         over_states(key_gradients(layer)),
         group_sums(),
     )
-    return (*decays.programs(layer), *chunked, over_states(step(layer)))
+    stepped = replay.step(layer, spec.replay) if spec.replay else step(layer)
+    return (*decays.programs(layer), *chunked, over_states(stepped))
 
 
 def heads_of_states(layer: Layer) -> tuple[list[str], list[str]]:

@@ -291,15 +291,16 @@ class Passes(StateSteps):
         return Pass(name, summary, parameters(self.signature, "backward"), "q", body, results)
 
     def step(self) -> Pass:
+        *most, last = (f"`{part.name}`" for part in self.signature.state)
         return Pass(
             "step",
-            "Tokens one after the other; `state` and `normalizer` are updated in place.",
+            f"Tokens one after the other; {', '.join(most)} and {last} are updated in place.",
             parameters(self.signature, "step"),
             "q",
             (
                 *SIZES,
                 allocate("o", ("B", "T", "H", self.v), IO),
-                steps.launch_step("state", OVER_GROUPS),
+                steps.launch_step(self.signature.state[0].name, OVER_GROUPS),
             ),
             ("o",),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 from ..ir.build import Builder
 from ..ir.heads import MEMBER
@@ -16,11 +17,25 @@ from ..ir.nodes import (
     Span,
     Var,
     Where,
+    row,
     wrap,
 )
 from .sums_token import Entering
 from .window import B, H
 from .window_rows import RowSums
+
+
+class Sums(Protocol):
+    """Sums over the keys that a query attends to."""
+
+    def attend(self, b: Builder, query: Var, keys: Var, values: Var, seen: Var) -> None:
+        """Add the keys of a tile that are seen; the values of others are finite."""
+
+    def attend_one(self, b: Builder, query: Var, key: Var, value: Var) -> None:
+        """Add a key that is seen."""
+
+    def divided(self) -> Expr:
+        """o."""
 
 
 class Ring:
@@ -32,20 +47,29 @@ class Ring:
     """
 
     u = Var("u")
+    tile = "KEYS"
+    """The constant that says how many keys are read at once."""
 
     def __init__(self, b: Builder, window: int, t: Expr, k: str = "k", d: Var | None = None) -> None:
         self.b, self.window, self.k, self.d, self.hands_on = b, window, k, d or Var("d"), False
-        self.key = b.let("key", Load(k, (B, t, H, self.d), ACC))
+        self.key, self.meets = self.load("key", k, (B, t, H, self.d), self.d)
         self.value = b.let("value", Load("v", (B, t, H, self.u), ACC))
         tokens = b.let("tokens", Load("position", (B, H), INDEX))
         # Of a group of queries the first has counted the token.
         self.position = b.let("place", tokens - Where(Var(MEMBER) > 0, wrap(1), wrap(0)))
         self.slot = b.let("slot", self.position % self.window)
+        self.held: Expr = self.position
+        """How many keys before the token's are read, if the ring has room for them."""
 
-    def read(self, query: Var, onto: RowSums | None = None) -> Expr:
+    def load(self, name: str, tensor: str, index: tuple[Expr, ...], columns: Expr) -> tuple[Var, Var]:
+        """Keys as they are, and as they meet queries; `columns` are the indices of their columns."""
+        keys = self.b.let(name, Load(tensor, index, ACC))
+        return keys, keys
+
+    def read(self, query: Var, onto: Sums | None = None) -> Expr:
         """o of the token's query; its sums may have begun with other keys."""
-        sums = onto or RowSums.start(self.b)
-        sums.attend_one(self.b, query, self.key, self.value)
+        sums: Sums = onto or RowSums.start(self.b)
+        sums.attend_one(self.b, query, self.meets, self.value)
         if self.window > 1:
             for keys, values, seen in self._others():
                 sums.attend(self.b, query, keys, values, seen)
@@ -58,14 +82,14 @@ class Ring:
         the query's own key: so they are whole tiles, and no slot is read that is about to change.
         """
         b, others = self.b, self.window - 1
-        with b.loop("j0", 0, others, "KEYS") as j0:
-            age = b.let("j", Span(j0, "KEYS"))
-            seen = b.let("seen", (age < others) & (age >= others - self.position))
+        with b.loop("j0", 0, others, self.tile) as j0:
+            age = b.let("j", Span(j0, self.tile))
+            seen = b.let("seen", (age < others) & (age >= others - self.held))
             behind = b.let("behind", self.slot + 1 + age)
             around = Where(behind < self.window, behind, behind - self.window)
             # Of slots outside of the ring nothing is read.
             slots = b.let("slots_of_tile", Where(seen, around, wrap(self.window)))
-            keys = b.let("K", Load(f"ring_{self.k}", (B, H, slots, self.d), ACC))
+            _, keys = self.load("K", f"ring_{self.k}", (B, H, slots, self.d), row(self.d))
             values = b.let("Y", Load("ring_v", (B, H, slots, self.u), ACC))
             yield keys, values, seen
 

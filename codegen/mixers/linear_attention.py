@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..dtypes import ACC, DTYPES, STATE
 from ..errors import ExpressionError
-from ..spec import delta, featured
+from ..spec import delta, featured, replay
 from ..spec.featured import Featured
 from ..spec.fields import Choice, Choices, Flag, Integer, Name, Number, Record, Tagged, spec_field
 from ..spec.model import (
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from ..ir.kernels import ForeignKernel
     from ..ir.program import Program
 
+MOST_REPLAYED = 64
+"""The most steps after which a state is written: the ring is read in each of them."""
 _POLYNOMIAL = re.compile(r"(taylor|power)([0-9]+)", re.ASCII)
 _POLYNOMIALS: dict[str, type[TaylorExp | Power]] = {"taylor": TaylorExp, "power": Power}
 """By their names in `template`, which a number follows."""
@@ -57,6 +59,9 @@ class LinearAttention(Featured):
     With `update: delta` a value is corrected by what the state already answers before it enters, at a rate β
     that each token gives (the delta rule: Widrow and Hoff 1960; Schlag et al., arXiv 2102.11174, equation 24;
     with a decay first: Yang et al., arXiv 2412.06464, equation 10).  `lower/delta.py` has the mathematics.
+
+    With `replay` a step reads the state and writes it every so many steps.  Inputs of the tokens that are not
+    in it yet are in a ring of twice as many, and meet queries directly.  `memory/replay.py` has that.
     """
 
     mixer: ClassVar[str] = "linear_attention"
@@ -69,6 +74,7 @@ class LinearAttention(Featured):
         "decay": str,
         "qk": int,
         "v": int,
+        "replay": int,
     }
     calls: ClassVar[Mapping[str, tuple[int, int, int]]] = {
         "forward": (16, 16, 8192),
@@ -112,6 +118,12 @@ class LinearAttention(Featured):
     unit_keys: bool = spec_field(
         Flag(), "Whether queries and keys are divided by their lengths, after `parts`.", False, quiet=True
     )
+    replay: int = spec_field(
+        Integer(0, MOST_REPLAYED),
+        "Steps after which the state is written, the last tokens' inputs being kept until then; 0 for each.",
+        0,
+        quiet=True,
+    )
     state_dtype: str = spec_field(
         Choice(("float32", "bfloat16", "float16")),
         "Dtype of the recurrent state; two bytes lose digits token by token.",
@@ -145,13 +157,15 @@ class LinearAttention(Featured):
         return queries + last, keys + last
 
     def describe(self) -> str:
-        return f"{self.feature_map.weight}{self.after_parts}{', delta rule' if self.corrects else ''}"
+        more = ", delta rule" if self.corrects else f", replay of {self.replay}" if self.replay else ""
+        return f"{self.feature_map.weight}{self.after_parts}{more}"
 
     def facts(self) -> dict[str, Any]:
         widths = {"qk": self.head_dims.qk, "v": self.head_dims.v}
         rule = " by the delta rule" if self.corrects else ""
         label = f"{self.feature_map.label}{self.after_parts}{rule}"
-        return {"map": label, "normalize": self.normalize, "decay": self.decay} | widths
+        replays = {"replay": self.replay} if self.replay else {}  # of a step alone: records of others apply
+        return {"map": label, "normalize": self.normalize, "decay": self.decay} | widths | replays
 
     @classmethod
     def template(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,6 +197,7 @@ class LinearAttention(Featured):
             return
         yield from featured.conflicts(values, feature_map.widest, streams=True)
         yield from delta.conflicts(values, feature_map)
+        yield from replay.conflicts(values)
         if isinstance(widths, HeadDims) and not featured.has_parts(values):
             yield from too_wide(feature_map, widths.qk)
         if not divides or featured.weights_of_one_sign(values):
@@ -198,7 +213,8 @@ class LinearAttention(Featured):
 
     @property
     def extents(self) -> dict[str, int]:
-        return {"QK": self.core.head_dims.qk, "VALUES": self.head_dims.v, "FEATURES": self.features}
+        ring = {"RING": 2 * self.replay} if self.replay else {}
+        return {"QK": self.core.head_dims.qk, "VALUES": self.head_dims.v, "FEATURES": self.features} | ring
 
     def signature(self) -> Signature:
         if self.has_parts:
@@ -228,7 +244,7 @@ class LinearAttention(Featured):
                 *rates,
             ),
             output=Argument("o", ("B", "T", "H", v), "what is read for each query"),
-            state=state("", count="B"),
+            state=(*self._ring(), *state("", count="B")),
             numbers={"scale": self.default_scale()},
             carried=state("initial_", optional=True),
             packs=True,
@@ -238,6 +254,18 @@ class LinearAttention(Featured):
             final=state("final_"),
             keeps_output=not self.corrects,
             groups=GROUPS,
+        )
+
+    def _ring(self) -> tuple[Argument, ...]:
+        """What a state has of the tokens that are not in its sums yet."""
+        if not self.replay:
+            return ()
+        ring, tokens = ("B", OF_STATES, 2 * self.replay), ("B", OF_STATES)
+        return (
+            Argument("ring_k", (*ring, self.head_dims.qk), "the last keys"),
+            Argument("ring_v", (*ring, self.head_dims.v), "the last values"),
+            Argument("position", tokens, "tokens since the sums had all", "int32", differentiable=False),
+            Argument("entered", tokens, "those of them that are in the sums", "int32", differentiable=False),
         )
 
     def programs(self) -> tuple[Program, ...]:

@@ -256,16 +256,18 @@ def _step(spec: LayerSpec, program: Program, sizes: dict[str, int]) -> Setting:
     another is summed: measured, that hides what the lanes without a column cost.
     """
     qk, values = sizes["QK"], sizes["VALUES"]
-    width = max(qk, values) if "KEYS" in program.constants else values
+    has_ring = not {"KEYS", "RING"}.isdisjoint(program.constants)
+    width = max(qk, values) if has_ring else values
     whole = all(spec.extents[name] == sizes[name] for name in ("QK", "VALUES") if name in program.constants)
     crowded = 1 + (spec.kept_dtype in ("bfloat16", "float16"))  # what rounds at random takes registers
-    keys = power_of_two(max(1, spec.extents.get("KEYS", 1) - 1))
+    keys = power_of_two(max(1, spec.extents.get("KEYS", spec.extents.get("RING", 1)) - 1))
     rows = power_of_two(spec.extents["FEATURES"]) if "FEATURES" in program.constants else 1
     if whole:
         keys, rows = min(keys, 2 * AT_ONCE // width), min(rows, 256)
     else:
         keys, rows = min(keys // 2, AT_ONCE // width), min(rows, AT_ONCE // values // crowded)
-    sizes = sizes | {"FEATURES": max(MATRIX_UNIT, rows), "KEYS": max(MATRIX_UNIT, keys)}
+    keys = max(MATRIX_UNIT, keys)
+    sizes = sizes | {"FEATURES": max(MATRIX_UNIT, rows), "KEYS": keys, "RING": keys}
     columns = qk if program.bounds.get("QK") and "KEYS" not in program.constants else 0
     of_sums = min(4, max(rows, columns) * values // 4096) * crowded
     warps = max(keys * width // 2048, of_sums, 1)

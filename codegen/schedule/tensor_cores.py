@@ -79,5 +79,5 @@ def _blocks_of_warpgroups(spec: LayerSpec, program: Program, dtype: str, groups:
         return Setting(pick(program, sizes), warps=4 * groups, stages=4)
     if TOKEN in program.does:
         rows = max(MATRIX_UNIT, min(64, 4096 // values))
-        sizes |= {"FEATURES": rows, "KEYS": rows}
+        sizes |= {"FEATURES": rows, "KEYS": rows, "RING": rows}
     return Setting(pick(program, sizes), warps=4 * groups, stages=1)

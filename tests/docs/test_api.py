@@ -22,7 +22,7 @@ NO_CLASS = {
 }
 """Public names that are neither classes nor functions nor modules."""
 GIVEN = {
-    *("HybridState", "LinearAttentionState", "LongConvHistory", "ShortConvState"),
+    *("HybridState", "LinearAttentionState", "LongConvHistory", "ReplayState", "ShortConvState"),
     *("SlidingWindowState", "Variant"),
     *(
         "DeltaNetState",

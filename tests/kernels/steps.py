@@ -56,7 +56,12 @@ class Steps:
     def state(self, batch: int | None = None) -> Tensors:
         """A state as after some tokens, of `batch` sequences or of all."""
         batch = self.batch if batch is None else batch
-        return [self.drawn(x, batch, 50 + i) for i, x in enumerate(self.spec.signature().state)]
+        parts = self.spec.signature().state
+        made = {x.name: self.drawn(x, batch, 50 + i) for i, x in enumerate(parts)}
+        ring, position, entered = (made.get(name) for name in ("ring_k", "position", "entered"))
+        if ring is not None and position is not None and entered is not None:
+            made["entered"] = (position - entered % ring.shape[2]).clamp(min=0)  # as many as the ring has
+        return list(made.values())
 
     def tokens(self, inputs: Tensors, start: int, stop: int) -> Tensors:
         """The inputs of some of the tokens."""

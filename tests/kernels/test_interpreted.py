@@ -32,6 +32,7 @@ from tests.kernels.runners import interpreting
         "test_kept_bits",
         "test_packed",
         "test_steps",
+        "test_replay",
         "test_groups",
         "test_monomials",
         "test_parts",

@@ -16,6 +16,7 @@ from based_ops.codegen.mixers.state_space import StateSpace
 from based_ops.codegen.spec.model import LayerSpec
 from based_ops.codegen.spec.signature import MOST_TOKENS
 from tests.kernels.delta import DELTA
+from tests.kernels.replay import REPLAY
 from tests.kernels.runners import Runner
 from tests.kernels.steps import Steps, Tensors, copied, there
 
@@ -28,7 +29,9 @@ def layers(runner: Runner) -> tuple[LayerSpec, ...]:
     linear = runner.linear_pool()
     hybrids = runner.hybrid_pool()
     deltas = DELTA[:1] if slow else DELTA
-    pools = linear[:1] if slow else linear, deltas, runner.window_pool(), hybrids[:1] if slow else hybrids
+    replays = REPLAY[:1] if slow else REPLAY
+    hybrids = hybrids[:1] if slow else hybrids
+    pools = linear[:1] if slow else linear, deltas, replays, runner.window_pool(), hybrids
     others = CONVOLUTIONS, STATE_SPACES
     return (
         *(spec for pool in pools for spec in pool),

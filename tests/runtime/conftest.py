@@ -31,12 +31,13 @@ def attentions() -> list[str]:
 
 
 def kind(name: str) -> str:
-    """The mixer of a variant, with the kind of its feature map and of its decay."""
+    """The mixer of a variant, with the kind of its feature map and of its decay, and whether it replays."""
     spec = based_ops.get(name).spec
     if spec.mixer != "linear_attention":
         return spec.mixer
     fades = "" if spec.decay == "none" else f", decay of each {spec.decay}"
-    return f"{spec.feature_map.kind}{getattr(spec.feature_map, 'order', '')}{fades}"
+    replays = ", replay" if spec.replay else ""
+    return f"{spec.feature_map.kind}{getattr(spec.feature_map, 'order', '')}{fades}{replays}"
 
 
 def representatives() -> list[str]:

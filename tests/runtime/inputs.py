@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from based_ops import dispatch
 from based_ops.codegen.spec.signature import Argument
 from based_ops.variant import Variant
 
@@ -31,6 +32,12 @@ def qkv(
 def leaves(state: Any) -> list[Tensor]:
     """The tensors of a state."""
     return [tensor for tensor in state if tensor is not None]
+
+
+def meaning(layer: Variant, state: Any) -> list[Tensor]:
+    """What a state says of the tokens so far: those of a ring that replays them are let into the sums."""
+    kernel = dispatch.kernel(layer.core.name, None, state[0].device, torch.float32)
+    return leaves(layer.core._settle(state, kernel))
 
 
 def names_of(layer: Variant) -> list[str]:

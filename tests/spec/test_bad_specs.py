@@ -40,7 +40,7 @@ head_dims: {{qk: 16, v: 64}}
 
 LINEAR = (
     "name, mixer, feature_map, head_dims, parts, key_parts, tied, normalize, signed_weights, eps, scale, "
-    "decay, update, unit_keys, state_dtype, dtypes"
+    "decay, update, unit_keys, replay, state_dtype, dtypes"
 )
 WINDOW = "name, mixer, window, head_dims, scale, dtypes"
 HYBRID = """name: bad
@@ -744,6 +744,26 @@ BAD_SPECS = [
         "the delta rule with positions",
         with_parts("{kind: positions, period: 9}", more="update: delta\nunit_keys: true\n"),
         ["9:3: `parts`: positions turn the state, which the delta rule cannot follow"],
+    ),
+    (
+        "replay of a state that fades",
+        TAYLOR + "decay: head\nreplay: 8\n",
+        ["7:9: `replay`: a state that fades changes with every token: `decay: none`"],
+    ),
+    (
+        "replay by the delta rule",
+        TAYLOR + "normalize: false\nupdate: delta\nunit_keys: true\nreplay: 8\n",
+        ["9:9: `replay`: the delta rule reads the state for each token that enters it"],
+    ),
+    (
+        "replay with positions",
+        with_parts("{kind: positions, period: 9}", more="replay: 8\n"),
+        ["10:9: `replay`: positions turn the state with every token"],
+    ),
+    (
+        "a ring of no sensible length",
+        TAYLOR + "replay: 65\n",
+        ["5:9: `replay` must be a whole number from 0 to 64, not 65"],
     ),
     (
         "the delta rule in a narrow state",

@@ -145,6 +145,8 @@ def test_shipped_specs() -> None:
         "taylor2_qk16_v112",
         "taylor2_qk16_v128",
         "taylor2_qk16_v64",
+        "taylor2_replay_qk16_v112",
+        "taylor2_replay_qk16_v64",
         "taylor3_qk16_v64",
         "taylor3_qk8_v64",
         "window128_d64",
