@@ -35,8 +35,8 @@ class LongConvHistory(State, _History):
     """The last inputs, `history` [B,R,D] or [B,R,H,P] in their dtype, for filters of up to R taps; 0 before
     the first token.
 
-    It is a ring: `oldest`, int32 [B,D] or [B,H,P], is the row of the oldest, which the next input takes.  It
-    is the same for all channels of a sequence.
+    It is a ring: token t lies in row t mod R, and `oldest`, int32 [B,D] or [B,H,P], is the row of the oldest,
+    which the next input takes.  It is the same for all channels of a sequence.
 
     Examples:
         >>> import based_ops
@@ -226,15 +226,17 @@ class LongConvVariant(Variant[LongConvHistory]):
     ) -> LongConvHistory:
         u: Any = laid.tensors[0]
         inputs, there = packed.last_tokens(u, laid.sequences, self.length)
+        start, stop = laid.sequences.unbind(1)
+        count = (stop - start).clamp(min=0).view(-1, *(1,) * (u.dim() - 2))
         if initial_state is None:
             earlier = torch.zeros_like(inputs)
         else:  # what is left of it behind as many tokens as a sequence has
-            start, stop = laid.sequences.unbind(1)
-            come = (stop - start).clamp(0, self.length).unsqueeze(1)
+            come = count.clamp(max=self.length).view(-1, 1)
             rows = (come + torch.arange(self.length, device=u.device)).clamp(max=self.length - 1)
             rows = rows.view(*rows.shape, *(1,) * (u.dim() - 2)).expand_as(inputs)
             earlier = self._in_order(initial_state).gather(1, rows)
-        return self._begun(torch.where(there.view(*there.shape, *(1,) * (u.dim() - 2)), inputs, earlier))
+        inputs = torch.where(there.view(*there.shape, *(1,) * (u.dim() - 2)), inputs, earlier)
+        return self._ring(inputs, initial_state, count)
 
     def _leave(
         self, tensors: Tensors, final: Sequence[Tensor], initial_state: LongConvHistory | None, length: int
@@ -245,7 +247,7 @@ class LongConvVariant(Variant[LongConvHistory]):
         else:
             past = self._in_order(initial_state)
         # As many rows whatever the length, so that an exported program may have any number of tokens.
-        return self._begun(torch.cat([past, u], 1).narrow(1, length, self.length).contiguous())
+        return self._ring(torch.cat([past, u], 1).narrow(1, length, self.length), initial_state, length)
 
     def _in_order(self, state: LongConvHistory) -> Tensor:
         """The inputs of a state, the newest last."""
@@ -253,10 +255,15 @@ class LongConvVariant(Variant[LongConvHistory]):
         rows = torch.arange(self.length, device=oldest.device).view(1, -1, *(1,) * (oldest.dim() - 2))
         return state.history.gather(1, (oldest + rows) % self.length)
 
-    def _begun(self, inputs: Tensor) -> LongConvHistory:
-        """The state that holds so many inputs, the newest last: the ring begins with the oldest."""
-        oldest = inputs.new_zeros(inputs.shape[0], *inputs.shape[2:], dtype=torch.int32)
-        return LongConvHistory(inputs, oldest)
+    def _ring(self, inputs: Tensor, initial_state: LongConvHistory | None, count: Any) -> LongConvHistory:
+        """The state after `count` tokens that holds `inputs`, the newest last: as steps would leave it."""
+        if initial_state is None:
+            begun = inputs.new_zeros(inputs.shape[0], *inputs.shape[2:], dtype=torch.int32)
+        else:
+            begun = initial_state.oldest
+        oldest = ((begun + count) % self.length).to(torch.int32)
+        rows = torch.arange(self.length, device=inputs.device).view(1, -1, *(1,) * (inputs.dim() - 2))
+        return LongConvHistory(inputs.gather(1, (rows - oldest.unsqueeze(1)) % self.length), oldest)
 
     def _reference(
         self, tensors: Tensors, numbers: tuple[float, ...], initial_state: Any
@@ -265,8 +272,9 @@ class LongConvVariant(Variant[LongConvHistory]):
 
         before = None if initial_state is None else self._in_order(initial_state)
         u, filters, skip, gate = tensors
-        y, inputs = long_conv(self.spec, u, filters, skip, gate, before)  # type: ignore[arg-type]
-        return y, self._begun(inputs)
+        assert u is not None and filters is not None
+        y, inputs = long_conv(self.spec, u, filters, skip, gate, before)
+        return y, self._ring(inputs, initial_state, u.shape[1])
 
 
 VARIANT = LongConvVariant

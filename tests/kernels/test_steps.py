@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from based_ops.codegen.mixers.long_conv import LongConv
 from based_ops.codegen.mixers.short_conv import ShortConv
 from based_ops.codegen.mixers.state_space import StateSpace
 from based_ops.codegen.spec.model import LayerSpec
@@ -21,6 +22,7 @@ from tests.kernels.runners import Runner
 from tests.kernels.steps import Steps, Tensors, copied, there
 
 CONVOLUTIONS = (ShortConv("conv4", 4), ShortConv("conv2", 2, None, bias=False, gate=False))
+LONG_CONVOLUTIONS = (LongConv("taps24", 24), LongConv("taps9_shared", 9, "head", 8, gate=False))
 STATE_SPACES = (StateSpace("order6", 6), StateSpace("order10_shared", 10, filters="head", width=8))
 
 
@@ -32,7 +34,7 @@ def layers(runner: Runner) -> tuple[LayerSpec, ...]:
     replays = REPLAY[:1] if slow else REPLAY
     hybrids = hybrids[:1] if slow else hybrids
     pools = linear[:1] if slow else linear, deltas, replays, runner.window_pool(), hybrids
-    others = CONVOLUTIONS, STATE_SPACES
+    others = CONVOLUTIONS, LONG_CONVOLUTIONS, STATE_SPACES
     return (
         *(spec for pool in pools for spec in pool),
         *(spec for pool in others for spec in pool[: 1 if slow else 2]),
