@@ -94,6 +94,9 @@ BEYOND_A_SCHEMA = (
     "the delta rule after other parts of keys",
     "the delta rule with positions",
     "the delta rule in a narrow state",
+    "replay of a state that fades",
+    "replay by the delta rule",
+    "replay with positions",
     "unit keys of sums",
 )
 
