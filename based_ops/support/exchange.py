@@ -160,10 +160,21 @@ def right_of_wide(x, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
+def wide_features(x, LAYOUT: gl.constexpr):
+    """`wide` by exchange; x is a left operand in registers."""
+    return beside(left_of_wide(x, LAYOUT), right_of_wide(x, LAYOUT), LAYOUT)
+
+
+@gluon.jit
+def narrow_features(x, LAYOUT: gl.constexpr):
+    """`narrow` likewise."""
+    return beside(neighbours_and_constant(x), x, LAYOUT)
+
+
+@gluon.jit
 def features(x, LAYOUT: gl.constexpr):
-    """Φ(x) by exchange, without weights: `wide` and `narrow`; x is a left operand in registers."""
-    left, right = left_of_wide(x, LAYOUT), right_of_wide(x, LAYOUT)
-    return beside(left, right, LAYOUT), beside(neighbours_and_constant(x), x, LAYOUT)
+    """Φ(x), without weights: both."""
+    return wide_features(x, LAYOUT), narrow_features(x, LAYOUT)
 
 
 # The way back.

@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import async_copy
+from triton.experimental.gluon.language.nvidia.hopper import async_copy, mma_v2
 
 VECTOR = gl.constexpr(16)
 """Bytes that one asynchronous copy moves."""
@@ -128,6 +128,12 @@ def in_bfloat16(tile, LEFT: gl.constexpr):
 def as_dtype(tile, DTYPE: gl.constexpr):
     """A shared tile's memory for numbers of another dtype, of as many bytes."""
     return tile._reinterpret(DTYPE, tile.shape, tile.layout)
+
+
+@gluon.jit
+def multiplied_alone(x, y, onto):
+    """`onto` with the product of x and y, on instructions of single warps; all of it is there at once."""
+    return mma_v2(x, y, onto)
 
 
 # Tiles of rows on their way from and to global memory.  Where a row begins is calculated each time: kept for

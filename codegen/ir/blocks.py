@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from typing import TypeVar
 
-from .nodes import Add, Blocks, Const, Expr, For, Let, Set, Stmt, Var, When
+from .fuse import mapped, rebuilt
+from .nodes import Add, Blocks, Const, Dim, Expr, For, Full, Let, Set, Span, Stmt, Var, When
 from .program import Program
 
 E = TypeVar("E", Expr, Stmt)
+
+
+@dataclass(frozen=True)
+class Unequal(Blocks):
+    """Blocks of different `sizes`: in each, `step` is another number, and all variables are its own."""
+
+    sizes: tuple[int, ...] = ()
 
 
 def write_out(program: Program, size: Callable[[str], int]) -> Program:
@@ -25,16 +34,42 @@ def _statements(body: tuple[Stmt, ...], size: Callable[[str], int]) -> tuple[Stm
     for stmt in body:
         match stmt:
             case Blocks(var, extent, step, inner, tiles):
-                starts = range(0, extent, size(step))
-                for block, start in enumerate(starts):
+                inner = _statements(inner, size)
+                if isinstance(stmt, Unequal):
+                    starts = list(accumulate(stmt.sizes, initial=0))[:-1]
+                    bodies = [_sized(inner, step, number) for number in stmt.sizes]
+                    tiles = (*tiles, *(part.name for part in inner if isinstance(part, Let)))
+                else:
+                    starts = list(range(0, extent, size(step)))
+                    bodies = [inner] * len(starts)
+                for block, (start, body) in enumerate(zip(starts, bodies, strict=True)):
                     suffix = f"_{block}" if len(starts) > 1 else ""
                     names = {tile: f"{tile}{suffix}" for tile in tiles}
-                    result += (renamed(part, names, {var: Const(start)}) for part in _statements(inner, size))
+                    result += (renamed(part, names, {var: Const(start)}) for part in body)
             case For() | When():
                 result.append(replace(stmt, body=_statements(stmt.body, size)))
             case _:
                 result.append(stmt)
     return tuple(result)
+
+
+def _sized(body: tuple[Stmt, ...], constant: str, number: int) -> tuple[Stmt, ...]:
+    """Statements with a number for a constant, as an extent too."""
+
+    def dim(x: Dim) -> Dim:
+        return number if x == constant else x
+
+    def part(expr: Expr) -> Expr:
+        match expr:
+            case Var(name) if name == constant:
+                return Const(number)
+            case Span(_, size):
+                expr = replace(expr, size=dim(size))
+            case Full(shape):
+                expr = replace(expr, shape=tuple(map(dim, shape)))
+        return rebuilt(expr, part)
+
+    return mapped(body, part)
 
 
 def renamed(node: E, names: dict[str, str], values: dict[str, Expr]) -> E:

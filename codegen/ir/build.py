@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .blocks import Unequal
 from .flags import Only
 from .nodes import Add, Blocks, Comment, Expr, For, Let, Operand, Set, Stmt, Store, Var, When, wrap
 
@@ -59,11 +60,14 @@ class Builder:
         self._blocks[-1].append(For(var, wrap(start), wrap(stop), wrap(step), body, ahead, several))
 
     @contextmanager
-    def blocks(self, var: str, extent: int, step: str, tiles: tuple[str, ...]) -> Iterator[Var]:
+    def blocks(
+        self, var: str, extent: int, step: str, tiles: tuple[str, ...], sizes: tuple[int, ...] = ()
+    ) -> Iterator[Var]:
         self._blocks.append([])
         yield Var(var)
         body = tuple(self._blocks.pop())
-        self._blocks[-1].append(Blocks(var, extent, step, body, tiles))
+        equal = Blocks(var, extent, step, body, tiles)
+        self._blocks[-1].append(Unequal(**vars(equal), sizes=sizes) if sizes else equal)
 
     @contextmanager
     def when(self, condition: Operand, each: bool = False) -> Iterator[None]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from .exchange import WIDTH, Exchanged
 from .flags import Chosen, Only
 from .nodes import (
     ACC,
@@ -53,7 +54,7 @@ from .nodes import (
 )
 from .program import GROUPED, HAS_SLOT, SLOT, Program
 
-ALONE = (Load, Dot, Sum, Max, RunningSum, Columns)
+ALONE = (Load, Dot, Sum, Max, RunningSum, Columns, Exchanged)
 """Nodes that only stand as the whole right side of a statement."""
 
 
@@ -182,6 +183,11 @@ class _Checker:
                 if len(self.infer(x).shape) != 1:
                     raise self.fail(f"running sum of {x.name}, which is no vector")
                 return self.infer(x)
+            case Exchanged(x, exchange):
+                tile = self.infer(x)
+                if tile.dtype != OPERAND or tile.shape[1:] != (WIDTH,):
+                    raise self.fail(f"exchange of {tile}")
+                return replace(tile, shape=(exchange.columns, tile.shape[0]))
             case Columns(x, index, transposed=transposed, weight=weight):
                 tile = self.infer(x)
                 if weight is not None and self.infer(weight).shape != self.infer(index).shape:
@@ -216,9 +222,10 @@ class _Checker:
         if self.program.tensor(tensor).slots and index[0] != Var(self.program.grid[0].name):
             raise self.fail(f"{tensor}, which is in slots, by another index than that of the batch")
         shape: tuple[Dim, ...] = ()
-        for entry in index:
+        for place, entry in enumerate(index):
             kind = self.infer(entry)
-            if kind.dtype != INDEX or len(kind.shape) > 1:
+            matrix = len(kind.shape) == 2 and not shape and place == len(index) - 1
+            if kind.dtype != INDEX or len(kind.shape) > 1 and not matrix:
                 raise self.fail(f"index of {tensor} is {kind}")
             shape += kind.shape
         return shape
@@ -326,7 +333,7 @@ def children(expr: Expr) -> tuple[Expr, ...]:
             return tuple(part for part in (start, first, stop) if part is not None)
         case Unary(_, x) | Cast(x, _) | Expand(x, _) | Transpose(x):
             return (x,)
-        case Sum(x, _) | Max(x, _) | RunningSum(x) | Doubt(x):
+        case Sum(x, _) | Max(x, _) | RunningSum(x) | Doubt(x) | Exchanged(x, _):
             return (x,)
         case Head(_, member):
             return () if member is None else (member,)

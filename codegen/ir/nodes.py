@@ -91,11 +91,11 @@ UNARY = (
 )
 ARITHMETIC = (
     *("add", "sub", "mul", "div", "floordiv", "mod", "cdiv", "min", "max"),
-    *("min_or_nan", "max_or_nan", "if_positive"),
+    *("min_or_nan", "max_or_nan", "if_positive", "xor"),
 )
 """Operations.  What min and max give of a NaN is the backend's; min_or_nan and max_or_nan give NaN.
 if_positive(x, y) is y where x > 0, NaN where x is NaN, else 0, whatever y is.  nothing is 0 of a finite
-number, and anything else of NaN and of infinities.
+number, and anything else of NaN and of infinities.  xor is of the bits of whole numbers.
 """
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "and")
 
@@ -310,7 +310,7 @@ class Add(Stmt):
 
 @dataclass(frozen=True)
 class Store(Stmt):
-    """Write a tile; elements outside the tensor are dropped."""
+    """Write a tile; elements outside the tensor are dropped.  The last index may be a matrix of them."""
 
     tensor: str
     index: tuple[Expr, ...]

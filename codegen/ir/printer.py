@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .exchange import Exchanged
 from .flags import Chosen, Only
 from .nodes import (
     Add,
@@ -49,6 +50,7 @@ SYMBOLS = {
     "ge": ">=",
     "eq": "==",
     "and": "&",
+    "xor": "^",
 }
 PRECEDENCE = {
     "and": 1,
@@ -57,14 +59,15 @@ PRECEDENCE = {
     "gt": 2,
     "ge": 2,
     "eq": 2,
-    "add": 3,
-    "sub": 3,
-    "mul": 4,
-    "div": 4,
-    "floordiv": 4,
-    "mod": 4,
+    "xor": 3,
+    "add": 4,
+    "sub": 4,
+    "mul": 5,
+    "div": 5,
+    "floordiv": 5,
+    "mod": 5,
 }
-TIGHT = 6
+TIGHT = 7
 
 
 def print_program(program: Program) -> str:
@@ -185,5 +188,7 @@ def text(expr: Expr, outer: int = 0) -> str:
             factor = f" * {weight.name}[None, :]" if weight else ""
             gathered = f"columns({x.name}, {index.name} < {extent}, fill={fill!r}){factor}"
             return f"({gathered}).T" if transposed else gathered
+        case Exchanged(x, exchange):
+            return f"exchanged({x.name}, {exchange.name}).T"
         case _:
             raise TypeError(f"no text for {type(expr).__name__}")

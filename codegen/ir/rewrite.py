@@ -82,7 +82,7 @@ def gather_by_product(program: Program, size: Callable[[str], int]) -> Program:
         ones = Let("ones", Cast(Full(("CHUNK", "QK"), value.fill), OPERAND))
         return product, ones, Add(stmt.name, Dot(Var("ones"), Var(f"fill_{_suffix(value)}")))
 
-    return replace(program, body=_rewrite(program.body, rewrite))
+    return replace(program, body=replaced(program.body, rewrite))
 
 
 def _suffix(value: Columns) -> str:
@@ -124,7 +124,7 @@ def drop_unused(program: Program) -> Program:
                 return (stmt,) if stmt.body else ()
             return () if isinstance(stmt, Let | Set | Add) and stmt.name not in read else (stmt,)
 
-        body = _rewrite(program.body, keep)
+        body = replaced(program.body, keep)
         if body == program.body:
             return program
         program = replace(program, body=body)
@@ -176,11 +176,11 @@ def rewritten(program: Program, rewrites: Iterable[str], size: Callable[[str], i
     return program
 
 
-def _rewrite(body: tuple[Stmt, ...], change: Callable[[Stmt], tuple[Stmt, ...]]) -> tuple[Stmt, ...]:
+def replaced(body: tuple[Stmt, ...], change: Callable[[Stmt], tuple[Stmt, ...]]) -> tuple[Stmt, ...]:
     """Apply `change` to every statement, inside loops and switches too."""
     result: list[Stmt] = []
     for stmt in body:
         if isinstance(stmt, For | Blocks | When):
-            stmt = replace(stmt, body=_rewrite(stmt.body, change))
+            stmt = replace(stmt, body=replaced(stmt.body, change))
         result += change(stmt)
     return tuple(result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .fuse import rebuilt
 from .nodes import INDEX, Binary, Cast, Const, Expand, Expr, Let, Span, Sum, Var, Where
 from .program import Program
 
@@ -13,6 +14,7 @@ OPERATIONS: dict[str, Callable[[int, int], int | bool]] = {
     "mul": lambda x, y: x * y,
     "floordiv": lambda x, y: x // y,
     "mod": lambda x, y: x % y,
+    "xor": lambda x, y: x ^ y,
     "min": min,
     "max": max,
     "lt": lambda x, y: x < y,
@@ -20,6 +22,7 @@ OPERATIONS: dict[str, Callable[[int, int], int | bool]] = {
     "gt": lambda x, y: x > y,
     "ge": lambda x, y: x >= y,
     "eq": lambda x, y: x == y,
+    "and": lambda x, y: x & y,
 }
 
 
@@ -67,6 +70,14 @@ class Known:
                 return None if matrix is None else [sum(row) for row in matrix]
             case _:
                 return None
+
+    def decided(self, expr: Expr) -> Expr:
+        """The expression with choices that are the same for all elements made."""
+        expr = rebuilt(expr, self.decided)
+        if isinstance(expr, Where):
+            choice = set(self.elements(expr.condition) or (0, 1))
+            return expr if len(choice) > 1 else expr.x if choice.pop() else expr.y
+        return expr
 
     def _rows(self, expr: Expr) -> list[list[int]] | None:
         """The same of a matrix: its rows."""

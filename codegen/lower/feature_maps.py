@@ -13,7 +13,22 @@ A map that is not here yet is one more class with the methods of `features.Featu
 from __future__ import annotations
 
 from ..ir.build import Builder
-from ..ir.nodes import ACC, OPERAND, Cast, Expr, Full, Load, Sum, Transpose, Var, Where, column, row, wrap
+from ..ir.nodes import (
+    ACC,
+    OPERAND,
+    Cast,
+    Expr,
+    Full,
+    Load,
+    Span,
+    Sum,
+    Transpose,
+    Var,
+    Where,
+    column,
+    row,
+    wrap,
+)
 from ..spec.model import Elementwise, Power, TaylorExp
 from .expression import Function
 from .features import SCALE, Across, FeatureMap, Meaning, Selection, times
@@ -26,6 +41,7 @@ class ElementwiseMap:
 
     block = "QK"
     constants: tuple[str, ...] = (block,)
+    sizes: tuple[int, ...] = ()
     selected: tuple[str, ...] = ()
 
     def __init__(self, source: str, qk: int) -> None:
@@ -75,6 +91,10 @@ class ElementwiseMap:
 
     def select(self, b: Builder, f: Var, suffix: str = "", alone: bool = False) -> Selection:
         return ()
+
+    def of_block(self, b: Builder, f0: Expr, size: str) -> tuple[Var, Selection]:
+        f = b.let("f", Span(f0, size))
+        return f, self.select(b, f)
 
     def weights(self, b: Builder, f: Var, selection: Selection) -> Var:
         return b.let("weight", Full((self.block,), 1.0) * SCALE)

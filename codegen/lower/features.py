@@ -63,6 +63,9 @@ class FeatureMap(Protocol):
     constants: tuple[str, ...]
     """`block`, and what `select` takes beside it."""
 
+    sizes: tuple[int, ...]
+    """How many features each block has, if not all as many."""
+
     selected: tuple[str, ...]
     """The names of the tiles that `select` introduces."""
 
@@ -92,6 +95,9 @@ class FeatureMap(Protocol):
 
         `alone`: f is one feature, and so they are numbers.
         """
+
+    def of_block(self, b: Builder, f0: Expr, size: str) -> tuple[Var, Selection]:
+        """The index tile of the block of features from `f0` on, and `select` of it."""
 
     def weights(self, b: Builder, f: Var, selection: Selection) -> Var:
         """The query-side weight of each feature of the block `f`, a vector; 0 past the last feature."""

@@ -28,7 +28,7 @@ def recurrence(layer: Layer, products: type[Matrix] = Matrix) -> Program:
     memory = layer.memory(b, products=products)
     initial, final = layer.user_states("initial_", "INITIAL"), layer.user_states("final_", "FINAL")
     before = layer.segment_states("SEGMENTED")
-    with b.blocks("f0", features.rows, memory.size, memory.tiles) as f0:
+    with memory.each() as f0:
         block = memory.block(f0)
         weight = features.fixed_weights(b, block.f, block.selection)
         state = memory.zeros(block.f)
@@ -51,7 +51,7 @@ def recurrence(layer: Layer, products: type[Matrix] = Matrix) -> Program:
             b.comment("The chunk's own keys, directly.")
             answer = memory.pair(queries, keys, values, seen, scale=one)
         b.comment("Older keys, through the state; then the chunk's keys enter it.")
-        with b.blocks("f0", features.rows, memory.size, memory.tiles):
+        with memory.each():
             plain = features.features(b, "P", queries, block.selection, weight)
             memory.read(answer, plain, state)
             state.fade(total)
@@ -62,11 +62,11 @@ def recurrence(layer: Layer, products: type[Matrix] = Matrix) -> Program:
             memory.pair(queries, keys, values, seen, answer, one, (log, log))
         memory.finish(answer, t)
         b.store("o", (B, t, H, u), Cast(answer.out, IO))
-    with b.when("FINAL"), b.blocks("f0", features.rows, memory.size, memory.tiles):
+    with b.when("FINAL"), memory.each():
         state.store(final)
     # Every value enters the state, so this is finite only if all of them are.
     all_rows = b.let("S_all", Full((memory.size, "VALUES"), 0.0))
-    with b.blocks("f0", features.rows, memory.size, memory.tiles):
+    with memory.each():
         b.add(all_rows, state.sums)
     with second_look(b, doubt_of(b, all_rows)):
         layer.walk(b, Var("value_block") * "VALUES").outputs()

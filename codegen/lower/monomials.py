@@ -45,11 +45,14 @@ class Monomials(FeatureMap):
 
     block = "FEATURES"
     constants: tuple[str, ...] = (block,)
+    sizes: tuple[int, ...] = ()
     fill = 1.0
     """What columns after the components are: of x̂ the 1."""
 
     def __init__(self, qk: int, rows: int) -> None:
         self.qk, self.rows = qk, rows
+        self.extent = qk
+        """The columns of tiles of x: what comes after is 1."""
 
     def fixed_weight(self, f: Var, selection: Selection) -> Expr:
         """`weight` for a scale of 1."""
@@ -72,6 +75,10 @@ class Monomials(FeatureMap):
     ) -> tuple[Var, Var]:
         loaded = b.let(name, Load(tensor, index, ACC))
         return loaded, loaded
+
+    def of_block(self, b: Builder, f0: Expr, size: str) -> tuple[Var, Selection]:
+        f = b.let("f", Span(f0, size))
+        return f, self.select(b, f)
 
     def weights(self, b: Builder, f: Var, selection: Selection) -> Var:
         return b.let("weight", Where(f < self.rows, self.weight(f, selection), wrap(0.0)))
@@ -159,7 +166,7 @@ class Monomials(FeatureMap):
         self, b: Builder, operand: Var, index: Var, weight: Var | None = None, transposed: bool = False
     ) -> Var:
         """Columns of a tile of x̂."""
-        columns = Columns(operand, index, self.qk, self.fill, transposed, weight)
+        columns = Columns(operand, index, self.extent, self.fill, transposed, weight)
         return b.let(f"{operand.name}{'T' if transposed else ''}_{index.name}", columns)
 
     def _place(self, b: Builder, name: str, tensor: str, index: tuple[Expr, ...], i: Var) -> Var:
@@ -199,6 +206,12 @@ class Rotations(Monomials):
         rotated = (f % self.qk + f // self.qk) % self.qk
         second = b.let(f"second{suffix}", Where(f < self.pairs, rotated, wrap(self.qk)))
         return first, second
+
+    def row_of(self, first: Expr, second: Expr) -> Expr:
+        """The inverse of `select`: which feature pairs two components."""
+        rotation = (second - first + self.qk) % self.qk
+        forward, back = rotation * self.qk + first, (self.qk - rotation) % self.qk * self.qk + second
+        return Where(forward < self.pairs, forward, back)
 
     def weight(self, f: Var, selection: Selection) -> Expr:
         weight: Expr = Where(f < self.pairs + self.qk, SCALE, wrap(1.0))

@@ -1,24 +1,106 @@
-"""Programs for Hopper's warpgroups that differ from the portable ones: in how they normalise."""
+"""Programs for Hopper's warpgroups that differ from the portable ones.
+
+They differ in how they normalise, and those of second-order Taylor maps in the order of features, which are
+made by exchange.
+"""
 
 from __future__ import annotations
 
+from ..ir.build import Builder
 from ..ir.check import check
-from ..ir.program import Program
+from ..ir.exchange import WIDTH
+from ..ir.flags import Chosen
+from ..ir.nodes import Span, Var, Where, cdiv, maximum, wrap
+from ..ir.program import Axis, Program
 from ..ir.rewrite import drop_unused
 from ..ir.tidy import tidy
+from ..ir.traits import SUMS_STATES
 from ..memory.normalizer import Eighths
+from ..memory.quadratic import Quadratic
+from ..memory.states import B, H, Kept
+from ..memory.sums import Sums
 from ..mixers.linear_attention import LinearAttention
+from ..spec.model import TaylorExp
+from .exchanged import Exchanged
 from .feature_maps import feature_map
 from .groups import over_queries
 from .linear_attention import heads_of_states
-from .linear_attention_parts import Layer
+from .linear_attention_parts import TOKENS, Layer
 from .linear_attention_recurrence import recurrence
+
+ALL = "ALL"
+"""The flag with which sums are of all segments, and not only of those that others start from."""
 
 
 def recurrence_of(spec: LinearAttention) -> Program:
     """The recurrence of a layer whose state is small."""
     layer = Layer(spec, feature_map(spec))
     of_states, user_states = heads_of_states(layer)
-    program = over_queries(recurrence(layer, Eighths), *of_states, *user_states)
+    return _finished(over_queries(recurrence(layer, Eighths), *of_states, *user_states))
+
+
+def states_of(spec: LinearAttention, name: str, of_queries: bool) -> Program:
+    """What each segment adds to the state of a second-order Taylor layer: see `linear_attention_states.py`.
+
+    A program has all features of its values.  Queries have the scale in them, so that weights have none.
+    """
+    assert isinstance(spec.feature_map, TaylorExp)
+    features = Exchanged(spec.feature_map, spec.head_dims.qk)
+    layer, b = Layer(spec, features), Builder()
+    segment = Var("segment")
+    b.let("u", Span(Var("value_block") * "VALUES", "VALUES"))
+    d = b.let("d", Span(wrap(0), WIDTH))
+    length = layer.segment_length(b)
+    first = b.let("start", segment * length)
+    idle = segment.equals(0 if of_queries else Var("segments") - 1)
+    last = TOKENS.until(first + length)
+    stop = b.let("stop", Chosen(ALL, last, Where(idle, first, last)))
+    memory = Sums(b, features, TOKENS, spec.eps if spec.normalize else None, apart=True)
+    with memory.each() as f0:
+        block = memory.block(f0)
+        weight = b.let("weight", features.fixed_weight(block.f, block.selection))
+        state = memory.zeros(block.f)
+    quadratic = Quadratic.zeros(b, features, of_queries) if spec.normalize else None
+    with b.loop("t0", first, stop, "CHUNK") as t0:
+        t = b.let("t", TOKENS.tile(t0, "CHUNK"))
+        factors, tensor = None, (B, t, H, d)
+        if of_queries:
+            rows = features.load_scaled(b, "X", "q", tensor, TOKENS)
+            gradients = memory.gradients(t)
+            values, factors = gradients.g, gradients.read_e(b)
+        else:
+            rows, values = features.load(b, "X", "k", tensor, TOKENS)[1], memory.values(t)
+        with memory.each():
+            memory.enter(state, block, rows, values, TOKENS.past(t0, "CHUNK"))
+        if quadratic:
+            quadratic.enter(rows, factors)
+    sums = layer.segment_sums()
+    with memory.each():
+        if of_queries:
+            memory.weigh(state, weight)
+        state.store(Kept(sums.tensors[:1]), segment)
+    if quadratic:
+        squares = 0.5 if of_queries else 1.0
+        quadratic.store(sums.tensors[1], segment, maximum(stop - first, 0), squares)
+    inputs = (layer.queries("q"), layer.gradients(), *layer.row_sums("e")) if of_queries else layer.keys()
+    axes = Axis("segment", Var("segments")), Axis("value_block", cdiv(layer.v, "VALUES"))
+    what = "queries and their output gradients" if of_queries else "keys and values"
+    return _finished(
+        layer.program(
+            name,
+            f"The sum of outer products of the {what} of each segment.",
+            axes,
+            (*inputs, *sums),
+            b,
+            ("SEGMENT", "CHUNK"),
+            whole_values=False,
+            flags=(ALL,),
+            scaled=of_queries,
+            does=(SUMS_STATES,),
+        )
+    )
+
+
+def _finished(program: Program) -> Program:
     check(program)
     return tidy(drop_unused(program))

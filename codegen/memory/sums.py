@@ -29,7 +29,6 @@ from ..ir.nodes import (
     Expr,
     Full,
     Load,
-    Span,
     Sum,
     Transpose,
     Var,
@@ -73,6 +72,7 @@ class Sums(Fading):
 
     `size` is the constant that says how many features it handles at a time, if not the feature map's own.
     `products`: how it normalises where the state is small, by products instead of sums over rows and columns.
+    `apart`: states have S alone, and the program normalises by itself.
     """
 
     d, u = Var("d"), Var("u")
@@ -86,12 +86,14 @@ class Sums(Fading):
         size: str | None = None,
         products: type[Matrix] | None = None,
         fade: Fade | None = None,
+        apart: bool = False,
     ) -> None:
         super().__init__(b, sequence, fade)
         self.features = features
         self.size = size or features.block
         form = products if products and self.size == "QK" else Vector
-        self.normalizer = None if eps is None else form(b, self.size, eps)
+        self.normalizes = eps is not None
+        self.normalizer = None if eps is None or apart else form(b, self.size, eps)
 
     # Tokens
 
@@ -118,8 +120,13 @@ class Sums(Fading):
 
     def block(self, f0: Expr) -> Block:
         """The features from `f0` on."""
-        f = self.b.let("f", Span(f0, self.size))
-        return Block(f, self.features.select(self.b, f))
+        return Block(*self.features.of_block(self.b, f0, self.size))
+
+    @contextmanager
+    def each(self) -> Iterator[Expr]:
+        """Statements for each block of a state in registers, all of whose features a program keeps."""
+        with self.b.blocks("f0", self.features.rows, self.size, self.tiles, self.features.sizes) as f0:
+            yield f0
 
     @contextmanager
     def blocks(self) -> Iterator[Block]:
@@ -249,8 +256,8 @@ class Sums(Fading):
     def gradients(self, t: Var) -> Gradients:
         """g and e of a tile of queries, from where they were stored."""
         return Gradients(
-            self.b.let("G", Load("g" if self.normalizer else "do", (B, t, H, self.u), OPERAND)),
-            Load("e", (B, H, t), ACC) if self.normalizer else None,
+            self.b.let("G", Load("g" if self.normalizes else "do", (B, t, H, self.u), OPERAND)),
+            Load("e", (B, H, t), ACC) if self.normalizes else None,
         )
 
     def own_gradients(self, t: Var) -> Gradients:

@@ -31,6 +31,7 @@ WIDE, SQUARE, OBLONG = "wide", "square", "oblong"
 tiles of queries and keys are as wide as those of values or twice that."""
 PIECES: dict[str, dict[str, tuple[str, ...]]] = {
     RECURRENCE: {"copies": COPIES, "state": STATE, "sums": SUMS, "scaling": SCALING, "mask": MASK},
+    **dict.fromkeys(("states", "query_states"), {"copies": COPIES[1:2]}),
     WIDE: {"copies": COPIES[1:], "state": STATE, "queries": QUERIES},
     SQUARE: {"copies": COPIES},
     OBLONG: {"copies": COPIES},

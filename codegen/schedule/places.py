@@ -12,7 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..ir.blocks import write_out
+from ..ir.by_exchange import by_exchange
 from ..ir.check import check
+from ..ir.decided import decided
 from ..ir.guards import guards_where_shown
 from ..ir.nodes import For, Let, Load, Stmt
 from ..ir.program import Program
@@ -35,10 +37,18 @@ class Plan:
     """Tiles that are kept transposed."""
     order: tuple[str, ...]
     """The steps of a round."""
+    alone: tuple[str, ...] = ()
+    """Tiles that single warps calculate with, and their products: those with few rows are in each of them."""
+    right: tuple[str, ...] = ()
+    """Tiles that such products read on their right, made in registers."""
+    hidden: tuple[str, ...] = ()
+    """Shared tiles whose addresses the compiler shall not keep, of which there are too many."""
+    anew: tuple[str, ...] = ()
+    """Index tiles of which the compiler shall not calculate beforehand what is needed after the loop."""
 
     def lines(self) -> list[str]:
         """The plan for people."""
-        return [f"{word}: {', '.join(found)}" for word, found in vars(self).items()]
+        return [f"{word}: {', '.join(found)}" for word, found in vars(self).items() if found]
 
     def of(self, program: Program) -> Plan:
         """The plan without what a program lacks."""
@@ -83,7 +93,27 @@ FADING = replace(
     ),
 )
 """The same with a state that fades."""
-PLANS: dict[str, tuple[Plan, Plan]] = dict.fromkeys((SQUARE, OBLONG), (ELEMENTWISE, FADING))
+STATES = Plan(
+    ahead=("X", "Y", "G", "E"),
+    shared=("X", "X_scaled", "Y", "G", "F_operand_0", "F_operand_1"),
+    left=("X", "X_scaled"),
+    turned=("S_0", "S_1", "F_operand_0", "F_operand_1"),
+    alone=("Z", "z", "Z_place", "z_place", "Z_weighted"),
+    right=("X_scaled_e",),
+    hidden=("X_scaled", "F_operand_0", "F_operand_1"),
+    anew=("u",),
+    order=(
+        *("t", "Y", "G", "X", "X_scaled", "F_operand_0", "F_operand_1"),
+        *("S_0+F_operand_0", "S_1+F_operand_1"),
+        # Single warps sum for the normaliser while those products are under way.
+        *("E", "X_scaled_e", "Z+X", "Z+X_scaled", "z+ones", "terms+"),
+    ),
+)
+"""What segments add to the state of a map whose features are made by exchange."""
+PLANS: dict[str, tuple[Plan, Plan]] = {
+    **dict.fromkeys((SQUARE, OBLONG), (ELEMENTWISE, FADING)),
+    **dict.fromkeys(("states", "query_states"), (STATES, STATES)),
+}
 """By the names that `orders.py` has for printers: of a state that stays, and of one that fades."""
 
 
@@ -98,7 +128,7 @@ def placed(program: Program, plan: Plan, size: Callable[[str], int]) -> Program:
 
     Raises `OutOfOrder` if the plan's order names other steps than there are, or lets one read something else.
     """
-    program = write_out(program, size)
+    program = decided(by_exchange(write_out(program, size), size), size)
     program = loads_once(operands_once(program, check(program)))
     types = check(program)
     body: list[Stmt] = []

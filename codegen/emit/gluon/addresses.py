@@ -16,7 +16,8 @@ class Addresses:
 
     def tiles(self, index: tuple[Expr, ...]) -> list[int]:
         """The dimensions along which an index is a tile."""
-        return [i for i, entry in enumerate(index) if self.span(entry)]
+        types = self._spelling.types
+        return [i for i, entry in enumerate(index) if isinstance(entry, Var) and types[entry.name].shape]
 
     def span(self, entry: Expr) -> Span | None:
         """The run of indices that an entry of an index is."""

@@ -11,10 +11,10 @@ LANES = 32
 
 @dataclass(frozen=True)
 class Slice:
-    """The layout of a vector along one axis of tiles with so many columns: 1 for a number each row."""
+    """The layout of a vector along one axis of tiles in some layout: 1 for a number each row."""
 
     axis: int
-    columns: int
+    tile: str
 
 
 class Layouts:
@@ -32,6 +32,15 @@ class Layouts:
     def left(self, columns: int) -> str:
         """What products read on their left from registers: the elements of `sums` in pairs."""
         return self._named(f"LEFT_{columns}", f"gl.DotOperandLayout(0, {self.sums(columns)}, 2)")
+
+    def alone(self) -> str:
+        """Results of products that single warps make; those of which they have few rows are in each warp."""
+        return self._named("ALONE", f"gl.NVMMADistributedLayout([2, 0], [{self._warps}, 1], [16, 8])")
+
+    def side(self, right: bool) -> str:
+        """What these read from registers, on their left or right."""
+        name = "ALONE_RIGHT" if right else "ALONE_LEFT"
+        return self._named(name, f"gl.DotOperandLayout({int(right)}, {self.alone()}, 2)")
 
     def shared(self, columns: int) -> str:
         """What they read from shared memory, two bytes each."""
@@ -62,7 +71,7 @@ class Layouts:
 
     def slice(self, layout: Slice) -> str:
         """The layout of a vector."""
-        return f"gl.SliceLayout({layout.axis}, {self.sums(layout.columns)})"
+        return f"gl.SliceLayout({layout.axis}, {layout.tile})"
 
     def _named(self, name: str, value: str) -> str:
         self.found[name] = value

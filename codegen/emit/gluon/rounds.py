@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ...ir.check import walk
 from ...ir.fuse import expressions, rebuilt
-from ...ir.nodes import ACC, Add, Binary, Cast, Dim, Dot, Expr, For, Let, Load, Span, Stmt, Store, Var
+from ...ir.nodes import ACC, IO, Add, Binary, Cast, Dim, Expr, For, Let, Load, Span, Stmt, Store, Var
 from ..writer import Writer
 from .flight import Flight, shown_after
 from .steps import Steps, stored
@@ -48,19 +48,24 @@ class Rounds:
     def bounds(self) -> list[str]:
         """The first token of the loop and one past its last."""
         start, stop = self.loop.start, _put(self.loop.stop, self.loop.start, Var("start"))
-        return [f"start = {self.spelling.scalar(start)}", f"stop = {self.spelling.scalar(stop)}"]
+        ends = {"start": start, "stop": stop}
+        return [f"{name} = {self.spelling.scalar(end)}" for name, end in ends.items() if end != Var(name)]
 
     def memory(self) -> list[str]:
         """Shared tiles: rings of what is copied ahead, operands that rounds store, results on their way."""
         element = next(t.name for t in self.kernel.kernel.tensors if t.strided)
         lines = [f"IO: gl.constexpr = {element}.dtype.element_ty"]
         for name in self.ahead:
-            lines.append(f"{name}_ahead = {self._allocate('IO', self.kernel.types[name].shape, 'STAGES')}")
+            dtype = "IO" if self._converted(name) else "gl.bfloat16"
+            lines.append(f"{name}_ahead = {self._allocate(dtype, self.kernel.types[name].shape, 'STAGES')}")
         for stmt in self.body:
             if isinstance(stmt, Let) and stmt.name in self.plan.shared and stmt.name not in self.ahead:
                 dims = self.kernel.types[stmt.name].shape
                 dims = dims[::-1] if stmt.name in self.plan.turned else dims
-                lines.append(f"{stmt.name} = {self._allocate('gl.bfloat16', dims)}")
+                if stmt.name in self.plan.hidden:
+                    lines.append(f"{stmt.name}_memory = {self._allocate('gl.bfloat16', dims, '1')}")
+                else:
+                    lines.append(f"{stmt.name} = {self._allocate('gl.bfloat16', dims)}")
             if isinstance(stmt, Store) and self._of_rows(stmt):
                 dims = self.kernel.types[stored(stmt.value)].shape
                 lines.append(f"{stmt.tensor}_tile = {self._allocate('IO', dims)}")
@@ -94,18 +99,19 @@ class Rounds:
         w, flight = self.w, Flight()
         touched = [(self.steps.shared_by(stmt), self.steps.multiplied_by(stmt)) for stmt in self.body]
         shown = shown_after(touched, {name for name in self.ahead if name in self.plan.shared})
-        last = max(i for i, stmt in enumerate(self.body) if isinstance(getattr(stmt, "value", None), Dot))
+        last = max(i for i, stmt in enumerate(self.body) if self.steps.issues(stmt))
         w.line(f"{SLOT} = 0")
         w.line(f"for {self.loop.var} in range(start, stop, {self._step()}):")
         with w.indented():
             w.line("async_copy.wait_group(STAGES - 2)")
             w.line("barrier()  # this round has arrived, and all warps are done with the one before it")
             self._copy("arrived")
+            self._hide()
             for place, stmt in enumerate(self.body):
                 if wait := flight.wait(self.steps.read_by(stmt)):
                     w.line(wait)
                 self._step_text(stmt)
-                if isinstance(stmt, Let | Add) and isinstance(stmt.value, Dot):
+                if self.steps.issues(stmt) and isinstance(stmt, Let | Add):
                     flight.issue(stmt.name)
                 if place in shown:
                     w.line("fence_async_shared()")
@@ -149,16 +155,22 @@ class Rounds:
         if len(shape) == 1:
             self.spelling.vectors[name] = layout = self.layouts.tokens(self.kernel.size(shape[0]))
             w.line(f"{name} = {tile}.load({layout})")
+            self.spelling.rings[name] = tile
             return
         columns = self.kernel.size(shape[1])
         if load.dtype == ACC:
             w.line(f"{name} = in_float32({tile}.load({self.layouts.sums(columns)}))")
             return
         w.line(f"{name} = {tile}")
+        if not self._converted(name):
+            return
         layout, held = self.layouts.left(columns), "_"
         if self._calculated_with(name):
             layout, held = self.layouts.sums(columns), f"{name}_held"
-            self.spelling.operands[name] = held
+        elif name in self.plan.left:
+            held = f"{name}_held"
+        if held != "_":
+            self.spelling.operands[name] = held, (layout,)
         w.line("if IO == gl.float16:  # sums leave its range, so products are of bfloat16")
         with w.indented():
             w.line(f"{name}, {held} = in_bfloat16({name}, {layout})")
@@ -166,6 +178,23 @@ class Rounds:
             w.line("else:")
             with w.indented():
                 w.line(f"{held} = {name}.load({layout})")
+
+    def _hide(self) -> None:
+        """Let the addresses of tiles vary with the loop, as far as the compiler can know.
+
+        Those that do not vary it keeps, and there are too many of them: spilled ones cost up to 30 %.
+        """
+        if names := [name for name in self.plan.hidden if name not in self.ahead]:
+            self.w.line(
+                f"zero = gl.where({SLOT} == STAGES, 1, 0)  # 0, but of that the compiler knows nothing"
+            )
+            for name in names:
+                self.w.line(f"{name} = {name}_memory.index(zero)")
+
+    def _converted(self, name: str) -> bool:
+        """Whether a tile of a call's own dtype is copied."""
+        tensor = self.kernel.program.tensor(self.ahead[name].tensor)
+        return tensor.dtype == IO
 
     def _calculated_with(self, name: str) -> bool:
         """Whether a tile for products is also widened to be calculated with."""
@@ -182,7 +211,11 @@ class Rounds:
 
     def _fetch(self, w: Writer, slot: str, t: str) -> None:
         for name, load in self.ahead.items():
-            where, stride = self._rows(load.tensor, load.index), self.steps.addresses.stride(load.tensor, 1)
+            tokens = self.steps.addresses.tiles(load.index)[0]
+            where, stride = (
+                self._rows(load.tensor, load.index),
+                self.steps.addresses.stride(load.tensor, tokens),
+            )
             if len(self.kernel.types[name].shape) == 1:
                 tile, layout = f"{name}_ahead.index({slot})", self.layouts.copied()
                 w.line(f"fetch_apart({tile}, {where}, {t}, {stride}, stop, {layout})")

@@ -41,8 +41,12 @@ class Spelling:
         """Layouts of vectors."""
         self.everywhere: dict[str, Expr] = {}
         """Vectors of indices alone, which have no layout: they are spelled out where they are used."""
-        self.operands: dict[str, str] = {}
-        """Registers with the elements of tiles that lie in shared memory."""
+        self.operands: dict[str, tuple[str, tuple[str, ...]]] = {}
+        """Registers with the elements of tiles that lie in shared memory, and in which layouts."""
+        self.rings: dict[str, str] = {}
+        """Where in shared memory vectors of a round lie."""
+        self.given: dict[tuple[str, str], str] = {}
+        """Variables with vectors of indices, by their layouts."""
         self.constants: dict[str, tuple[tuple[Dim, ...], float]] = {}
         """Shared tiles of one value."""
         self.turned: set[str] = set()
@@ -53,9 +57,9 @@ class Spelling:
 
     # Tiles
 
-    def matrix(self, expr: Expr, columns: int, turned: bool) -> str:
-        """An elementwise expression, whose tiles have so many columns in registers."""
-        return formula(self._matrix(expr, columns, turned), language="gl")
+    def matrix(self, expr: Expr, tile: str, turned: bool) -> str:
+        """An elementwise expression, whose tiles have this layout in registers."""
+        return formula(self._matrix(expr, tile, turned), language="gl")
 
     def vector(self, expr: Expr, layout: Slice | str) -> str:
         """An expression of vectors."""
@@ -82,19 +86,19 @@ class Spelling:
         names = [node.name for node in walk(expr) if isinstance(node, Var)]
         return next((self.vectors[name] for name in names if name in self.vectors), None)
 
-    def _matrix(self, expr: Expr, columns: int, turned: bool) -> Expr:
+    def _matrix(self, expr: Expr, tile: str, turned: bool) -> Expr:
         def part(x: Expr) -> Expr:
-            return self._matrix(x, columns, turned)
+            return self._matrix(x, tile, turned)
 
         match expr:
             case Expand(x, axis):
                 axis = 1 - axis if turned else axis
-                return Expand(self._vector(x, Slice(axis, columns)), axis)
+                return Expand(self._vector(x, Slice(axis, tile)), axis)
             case Binary("div", x, Expand() as divisor):  # one division a row
                 return Binary("mul", part(x), part(Expand(Const(1.0) / divisor.x, divisor.axis)))
             case Binary(op, Expand(Var(x), a), Expand(Var(y), c)) if op in COMPARISONS and a != c:
                 if self._start(x) is not None and self._start(x) == self._start(y):
-                    sides = (self._offsets(x, a, columns, turned), self._offsets(y, c, columns, turned))
+                    sides = (self._offsets(x, a, tile, turned), self._offsets(y, c, tile, turned))
                     return Binary(op, *sides)
             case Binary("and", x, y):
                 return _both(part(x), part(y))
@@ -104,11 +108,11 @@ class Spelling:
                 test = part(condition)
                 return part(x) if test == TRUE else Where(test, part(x), part(y))
             case Cast(Var(name), dtype) if dtype == ACC and name in self.constants:
-                return Var(self.full(*self.constants[name], turned))
+                return Var(self.full(*self.constants[name], tile, turned))
             case Cast(Var(name), dtype) if dtype == ACC and self.types[name].dtype == OPERAND:
-                return Var(f"in_float32({self.operands.get(name, name)})")
+                return Var(f"in_float32({self.operand(name, tile)})")
             case Full(shape, value):
-                return Var(self.full(shape, value, turned))
+                return Var(self.full(shape, value, tile, turned))
         return rebuilt(expr, part)
 
     def _vector(self, expr: Expr, layout: Slice | str) -> Expr:
@@ -116,12 +120,16 @@ class Spelling:
             return self._vector(x, layout)
 
         match expr:
+            case Var(name) if (name, self.text(layout)) in self.given:
+                return Var(self.given[name, self.text(layout)])
             case Var(name) if name in self.spans:
                 span = self.spans[name]
                 run = Var(self.run(name, layout))
                 return run if span.start == Const(0) else span.start + run
             case Var(name) if name in self.everywhere:
                 return part(self.everywhere[name])
+            case Var(name) if name in self.rings and self.vectors[name] != layout:
+                return Var(f"{self.rings[name]}.load({self.text(layout)})")
             case Var(name) if name in self.vectors and self.vectors[name] != layout:
                 return Var(f"gl.convert_layout({name}, {self.text(layout)})")
             case Binary("sub", Var(name), start) if name in self.spans and self.spans[name].start == start:
@@ -145,9 +153,9 @@ class Spelling:
         rest = limit if span.start == Const(0) else limit - span.start
         return part(Binary("lt", Binary("sub", Var(name), span.start), rest))
 
-    def _offsets(self, name: str, axis: int, columns: int, turned: bool) -> Expr:
+    def _offsets(self, name: str, axis: int, tile: str, turned: bool) -> Expr:
         axis = 1 - axis if turned else axis
-        return Expand(Var(self.run(name, Slice(axis, columns))), axis)
+        return Expand(Var(self.run(name, Slice(axis, tile))), axis)
 
     def _start(self, name: str) -> Expr | None:
         return self.spans[name].start if name in self.spans else None
@@ -167,16 +175,26 @@ class Spelling:
             where = layout.lower() if isinstance(layout, str) else ("across", "down")[layout.axis]
             variable = f"{name}_{where}"
             if variable in self.runs and not isinstance(layout, str):
-                variable = f"{variable}_{layout.columns}"
+                variable = self.apart(variable, layout)
             self._named[key] = variable
             self.runs[variable] = f"gl.arange(0, {size}, {text})"
         return self._named[key]
 
-    def full(self, shape: tuple[Dim, ...], value: float, turned: bool) -> str:
+    def apart(self, variable: str, layout: Slice) -> str:
+        """Another name for the same in one more layout."""
+        return f"{variable}_{layout.tile.rpartition('_')[2].lower()}"
+
+    def full(self, shape: tuple[Dim, ...], value: float, layout: str, turned: bool = False) -> str:
         """A tile of one value."""
         shape = shape[::-1] if turned else shape
-        layout = self.layouts.sums(self.size(shape[1]))
         return f"gl.full([{', '.join(map(str, shape))}], {value!r}, gl.float32, {layout})"
+
+    def operand(self, name: str, layout: str) -> str:
+        """The elements of a tile of operands, in registers."""
+        if name not in self.operands:
+            return name
+        held, where = self.operands[name]
+        return held if layout in where else f"{name}.load({layout})"
 
 
 def _both(x: Expr, y: Expr) -> Expr:

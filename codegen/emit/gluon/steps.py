@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...ir.check import walk
+from ...ir.exchange import WIDTH, Exchanged
 from ...ir.fuse import expressions
 from ...ir.nodes import (
     ACC,
@@ -48,11 +49,18 @@ class Steps:
         self.addresses = Addresses(kernel.program, self.spelling, loop.var)
         self.zeros: dict[str, str] = {}
         """Tiles of nothing, which products begin with."""
+        self.loaded: set[str] = set()
+        """Shared tiles that products of single warps have read on their right."""
         self.rows: dict[str, str] = {}
         """Where the rows of a program begin, by their tensors."""
         self.spelling.turned = {name for name in self.plan.turned if name not in self.plan.shared}
 
     # What a step does to memory
+
+    def issues(self, stmt: Stmt) -> bool:
+        """Whether it begins a product of the whole warpgroup, which runs on in the background."""
+        dot = isinstance(getattr(stmt, "value", None), Dot)
+        return dot and isinstance(stmt, Let | Add) and stmt.name not in self.plan.alone
 
     def shared_by(self, stmt: Stmt) -> set[str]:
         """The tiles that it stores in shared memory for products to read."""
@@ -87,11 +95,16 @@ class Steps:
                 w.line(f"{name} = {self.spelling.scalar(Head(heads))}")
             case Let(name, Cast(Full(shape, value), dtype)) if dtype == OPERAND:
                 self._constant(w, name, shape, value)
+            case Let(name, Full((_,), value) as numbers):
+                self.spelling.vectors[name] = layout = self.layouts.tokens(self.size(numbers.shape[0]))
+                w.line(f"{name} = {self.spelling.full(numbers.shape, value, layout)}")
             case Let(name, Load() as load) | Set(name, Load() as load):
                 self._load(w, name, load)
             case Let(_, Sum()) if self.summed_up(stmt.name):
                 pass
-            case Let() | Set() | Add():
+            case Let(name, value) | Set(name, value) | Add(name, value):
+                if len(self.types[name].shape) == 2:
+                    self._introduce(w, value, name)
                 self.inside(w, stmt)
             case Store(tensor, index, value):
                 self.store(w, tensor, index, value)
@@ -110,6 +123,9 @@ class Steps:
     def inside(self, w: Writer, stmt: Stmt) -> None:
         """A step of a round, but for loads, which are copied ahead, and stores of rows."""
         match stmt:
+            case Add(name, Dot(x, y)) if name in self.plan.alone:
+                sides = self._alone(w, x, False), self._alone(w, y, True)
+                w.line(f"{name} = multiplied_alone({', '.join(sides)}, {name})")
             case Let(name, Dot(x, y)):
                 w.line(f"{name} = {self._product(name, x, y, True)}")
             case Add(name, Dot(x, y)):
@@ -121,13 +137,22 @@ class Steps:
             case Let(name, RunningSum(x)):
                 self.spelling.vectors[name] = self.spelling.vectors[x.name]
                 w.line(f"{name} = running_sum({x.name})")
+            case Let(name, Cast(value, dtype)) if dtype == OPERAND and name in self.plan.left:
+                held = name
+                if name in self.plan.shared:
+                    held, where = f"{name}_held", (self.layouts.left(self.columns(name)),)
+                    self.spelling.operands[name] = held, where
+                text = self.spelling.matrix(value, self.home(name), False)
+                left = self.layouts.left(self.columns(name))
+                w.line(f"{held} = gl.convert_layout(rounded({text}), {left}, assert_trivial=True)")
+                if held != name:
+                    w.line(f"{name}.store({held})")
             case Let(name, value) if name in self.plan.shared:
                 self._operand(w, name, value)
-            case Let(name, Cast(value, dtype)) if dtype == OPERAND and name in self.plan.left:
-                columns = self.columns(name)
-                text = self.spelling.matrix(value, columns, False)
-                left = self.layouts.left(columns)
-                w.line(f"{name} = gl.convert_layout(rounded({text}), {left}, assert_trivial=True)")
+            case Let(name, Cast(value, dtype)) if dtype == OPERAND and name in self.plan.right:
+                w.line(f"{name} = rounded({self.spelling.matrix(value, self.home(name), False)})")
+            case Add(name, value) if len(self.types[name].shape) == 1:
+                w.line(f"{name} += {self.spelling.vector(value, self.spelling.vectors[name])}")
             case Let(name, value) | Set(name, value):
                 self._value(w, name, value)
             case _:
@@ -138,17 +163,22 @@ class Steps:
         shape = self.types[name].shape
         return self.size(shape[0 if name in self.spelling.turned else 1])
 
+    def home(self, name: str) -> str:
+        """The layout of a tile in registers."""
+        if name in self.plan.right:
+            return self.layouts.side(right=True)
+        return self.layouts.alone() if name in self.plan.alone else self.layouts.sums(self.columns(name))
+
     def summed_up(self, name: str) -> bool:
         """Whether a sum of rows is only summed up further, and so printed with that."""
-        sums = [s.value for s in self.kernel.program.body if isinstance(s, Let | Add)]
-        return any(isinstance(x, Sum) and x.x.name == name and x.axis == 0 for x in sums)
+        sums = [s for s in self.kernel.program.body if isinstance(s, Let | Add) and isinstance(s.value, Sum)]
+        further = any(s.value == Sum(Var(name), 0) for s in sums)
+        return further and any(s.name == name for s in sums)
 
     def _value(self, w: Writer, name: str, value: Expr) -> None:
         rank = len(self.types[name].shape)
         if rank == 2:
-            w.line(
-                f"{name} = {self.spelling.matrix(value, self.columns(name), name in self.spelling.turned)}"
-            )
+            w.line(f"{name} = {self.spelling.matrix(value, self.home(name), name in self.spelling.turned)}")
         elif rank == 0:
             w.line(f"{name} = {self.spelling.scalar(value)}")
         elif self.spelling.of_indices(value):
@@ -162,13 +192,16 @@ class Steps:
 
     def _operand(self, w: Writer, name: str, value: Expr) -> None:
         """A tile that products read from shared memory, stored there."""
-        turned = self.spelling.is_turned(value)
-        shape = self.types[name].shape
-        text = self.spelling.matrix(
-            value.x if isinstance(value, Cast) else value, self.size(shape[0 if turned else 1]), turned
-        )
+        if isinstance(value, Exchanged):
+            turned, left = True, self.layouts.left(WIDTH)
+            text = f"{value.exchange.name}({self.spelling.operand(value.x.name, left)}, {left})"
+        else:
+            turned, shape = self.spelling.is_turned(value), self.types[name].shape
+            layout = self.layouts.sums(self.size(shape[0 if turned else 1]))
+            value = value.x if isinstance(value, Cast) else value
+            text = f"rounded({self.spelling.matrix(value, layout, turned)})"
         across = ".permute((1, 0))" if turned != (name in self.plan.turned) else ""
-        w.line(f"{name}{across}.store(rounded({text}))")
+        w.line(f"{name}{across}.store({text})")
 
     def _product(self, name: str, x: Var | Transpose, y: Var | Transpose, anew: bool) -> str:
         turned = name in self.spelling.turned
@@ -181,13 +214,52 @@ class Steps:
         shape = self.types[name].shape
         rows, columns = map(self.size, shape)
         variable = f"nothing_{rows}_{columns}"
-        self.zeros[variable] = self.spelling.full(shape, 0.0, name in self.spelling.turned)
+        self.zeros[variable] = self.spelling.full(shape, 0.0, self.home(name), name in self.spelling.turned)
         return variable
 
     def _side(self, side: Var | Transpose, across: bool = False) -> str:
         name = _name(side)
         across ^= isinstance(side, Transpose) ^ (name in self.plan.turned)
         return f"{name}.permute((1, 0))" if across else name
+
+    def _alone(self, w: Writer, side: Var | Transpose, right: bool) -> str:
+        """A side of a product of single warps, in registers; right ones may be read again."""
+        name, layout = _name(side), self.layouts.side(right)
+        if name not in self.plan.shared:
+            return name
+        across = ".permute((1, 0))" if isinstance(side, Transpose) else ""
+        if not right:
+            return f"{name}{across}.load({layout})"
+        if name not in self.loaded:
+            self.loaded.add(name)
+            w.line(f"{name}_right = {name}{across}.load({layout})")
+        return f"{name}_right"
+
+    def _introduce(self, w: Writer, value: Expr, name: str) -> None:
+        """Variables for the vectors of indices that a matrix is calculated with."""
+        turned = name in self.spelling.turned
+        for node in walk(value):
+            if isinstance(node, Expand):
+                axis = 1 - node.axis if turned else node.axis
+                for part in walk(node.x):
+                    if isinstance(part, Var):
+                        self.vector_of(w, part.name, Slice(axis, self.home(name)))
+
+    def vector_of(self, w: Writer, name: str, layout: Slice) -> None:
+        """A variable with a vector of indices, and those with what it is made of."""
+        anew = name in self.plan.anew
+        value = self.spelling.everywhere.get(name, Var(name) if anew else None)
+        text = self.layouts.slice(layout)
+        if value is None or (name, text) in self.spelling.given:
+            return
+        for part in walk(value):
+            if isinstance(part, Var) and part.name != name:
+                self.vector_of(w, part.name, layout)
+        given = self.spelling.given
+        variable = self.spelling.apart(name, layout) if name in given.values() else name
+        vector = self.spelling.vector(value, layout)
+        w.line(f"{variable} = {f'afresh({vector})' if anew else vector}")
+        given[name, text] = variable
 
     def _sum(self, name: str, x: Var, axis: int) -> str:
         if axis == 0 and self.summed_up(x.name):
@@ -196,15 +268,18 @@ class Steps:
             return f"gl.sum(gl.sum({value.x.name}, 1), 0)"
         if len(self.types[x.name].shape) == 2:
             axis = 1 - axis if x.name in self.spelling.turned else axis
-            self.spelling.vectors[name] = Slice(axis, self.columns(x.name))
+            self.spelling.vectors[name] = Slice(axis, self.home(x.name))
         return f"gl.sum({x.name}, {axis})"
 
     # Memory
 
     def _constant(self, w: Writer, name: str, shape: tuple[int | str, ...], value: float) -> None:
         self.spelling.constants[name] = shape, value
-        rows, columns = self.layouts.rows(self.size(shape[1])), self.layouts.shared(self.size(shape[1]))
         sizes = f"[{', '.join(map(str, shape))}]"
+        if name not in self.plan.shared:
+            w.line(f"{name} = gl.full({sizes}, {value!r}, gl.bfloat16, {self.layouts.side(right=False)})")
+            return
+        rows, columns = self.layouts.rows(self.size(shape[1])), self.layouts.shared(self.size(shape[1]))
         tile = f"gl.full({sizes}, {value!r}, gl.bfloat16, {rows})"
         w.line(f"{name} = gl.allocate_shared_memory(gl.bfloat16, {sizes}, {columns}, {tile})")
 
@@ -223,8 +298,18 @@ class Steps:
 
     def store(self, w: Writer, tensor: str, index: tuple[Expr, ...], value: Expr) -> None:
         """A tile in registers to memory."""
-        name = stored(value)
-        if len(self.addresses.tiles(index)) == 2:
+        name, last = stored(value), index[-1]
+        if isinstance(last, Var) and len(self.types[last.name].shape) == 2:
+            inside = f"{last.name} < {self.kernel.program.tensor(tensor).dims[-1]}"
+            w.line(
+                f"gl.store({self.addresses.first(tensor, index[:-1])} + {last.name}, {name}, mask={inside})"
+            )
+        elif not self.addresses.tiles(index):
+            w.line(f"gl.store({self.addresses.first(tensor, index)}, {name})")
+        elif len(self.addresses.tiles(index)) == 2:
+            for axis, entry in enumerate(index[-2:]):
+                if isinstance(entry, Var):
+                    self.vector_of(w, entry.name, Slice(axis, self.home(name)))
             w.line(f"store_state({self._state(name, tensor, index)}, {name})")
         else:
             pointer, mask = self.vector_at(name, tensor, index)
@@ -234,9 +319,9 @@ class Steps:
         """Where a state is: the first of its elements, its rows and values, and how many there are."""
         if name not in self.spelling.turned:
             raise TypeError(f"{name} is a matrix in memory, and not kept as a state is")
-        columns, dims = self.columns(name), self.kernel.program.tensor(tensor).dims[-2:]
+        home, dims = self.home(name), self.kernel.program.tensor(tensor).dims[-2:]
         rows, values = (
-            self.spelling.vector(entry, Slice(axis, columns)) for axis, entry in enumerate(index[-2:])
+            self.spelling.vector(entry, Slice(axis, home)) for axis, entry in enumerate(index[-2:])
         )
         return f"{self.addresses.first(tensor, index[:-2])}, {rows}, {values}, {dims[0]}, {dims[1]}"
 
@@ -261,7 +346,7 @@ class Steps:
                 for node in walk(expr):
                     if isinstance(node, Expand) and Var(name) in walk(node.x) and isinstance(stmt, Let | Set):
                         turned = stmt.name in self.spelling.turned
-                        return Slice(1 - node.axis if turned else node.axis, self.columns(stmt.name))
+                        return Slice(1 - node.axis if turned else node.axis, self.home(stmt.name))
             if isinstance(stmt, For | When):
                 try:
                     return self._wanted(name, stmt.body)

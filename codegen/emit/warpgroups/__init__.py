@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ... import names
@@ -25,13 +26,12 @@ from ...ir.rewrite import apart
 from ...lower import ragged
 from ...lower.feature_maps import feature_map
 from ...lower.linear_attention_parts import Layer
-from ...lower.on_warpgroups import recurrence_of
+from ...lower.on_warpgroups import recurrence_of, states_of
 from ...mixers.linear_attention import LinearAttention
 from ...mixers.sliding_window import SlidingWindow
 from ...names import RECURRENCE, on_warpgroups
 from ...schedule.foreign import PRINTERS, printers
-from ...schedule.orders import WIDE
-from ...schedule.places import PLANS
+from ...schedule.orders import OBLONG, SQUARE, WIDE
 from ...spec.model import LayerSpec
 from ..gluon.kernel import GluonKernel
 from ..layer import ScheduledForeign
@@ -41,21 +41,25 @@ from .gradients import KeyGradients, QueryGradients, key_gradients, query_gradie
 from .kernel import WarpgroupKernel
 from .recurrence import Recurrence
 from .second_look import emit_second_look, with_second_look
-from .states import States
 from .wide import WideRecurrence
 from .window import WindowGradients, WindowOutputs, window
 
 KERNELS: dict[str, Callable[[Any, ScheduledForeign], WarpgroupKernel]] = {
-    "states": States,
     RECURRENCE: Recurrence,
     WIDE: WideRecurrence,
-    "query_states": States,
     "query_gradients": QueryGradients,
     "key_gradients": KeyGradients,
     "window_outputs": WindowOutputs,
     "window_gradients": WindowGradients,
 }
 """The printers, by the names that the schedule has for them."""
+PROGRAMS: dict[str, Callable[[LinearAttention], Program]] = {
+    SQUARE: recurrence_of,
+    OBLONG: recurrence_of,
+    "states": partial(states_of, name="states", of_queries=False),
+    "query_states": partial(states_of, name="query_states", of_queries=True),
+}
+"""What is printed by a plan of places, by the same names."""
 IMPORTS = {
     "warpgroups": (
         "afresh",
@@ -68,6 +72,7 @@ IMPORTS = {
         "fetch_numbers",
         "in_bfloat16",
         "in_float32",
+        "multiplied_alone",
         "on_warpgroups",
         "read",
         "rounded",
@@ -84,10 +89,12 @@ IMPORTS = {
         "halves",
         "left_of_wide",
         "load_state",
+        "narrow_features",
         "right_of_wide",
         "rows_of_narrow",
         "rows_of_wide",
         "store_state",
+        "wide_features",
     ),
     "exchange_wide": ("crossed", "doubled", "rows_of_crossed", "rows_of_singles", "singles"),
     "quadratic": (
@@ -118,7 +125,7 @@ def kernels(spec: LayerSpec, programs: tuple[Program, ...]) -> tuple[ForeignKern
 
 def _kernel(spec: LayerSpec, program: Program, printer: str) -> ForeignKernel:
     """How a kernel is launched: as its program is, unless its printer goes about it differently."""
-    if printer in PLANS and isinstance(spec, LinearAttention):
+    if printer in PROGRAMS and isinstance(spec, LinearAttention):
         return _printed(spec, printer)
     program = ungrouped(program)
     kernel = _foreign(program, printer)
@@ -144,8 +151,7 @@ def _foreign(program: Program, printer: str) -> ForeignKernel:
         tensors=tuple(tensor for tensor in program.tensors if tensor.optional not in ragged.FLAGS),
         sizes=tuple(size for size in program.sizes if size not in program.under),
         scalars=program.scalars,
-        # Sums of segments have none of their own.
-        flags=tuple(flag for flag in program.flags if flag not in ragged.FLAGS) or ("ALL",),
+        flags=tuple(flag for flag in program.flags if flag not in ragged.FLAGS),
         constants=("SEGMENT", *tiles),
         bounds=dict(tiles),
         decides=PRINTERS[printer].decides,
@@ -154,7 +160,7 @@ def _foreign(program: Program, printer: str) -> ForeignKernel:
 
 def _printed(spec: LinearAttention, printer: str) -> ForeignKernel:
     """The same of a kernel that is printed from a tile program."""
-    program = recurrence_of(spec)
+    program = PROGRAMS[printer](spec)
     kernel = _foreign(program, printer)
     _, look = apart(program)
     if look is not None:

@@ -283,7 +283,7 @@ class KeyGradients(_Gradients):
         with self.w.indented():
             if self.normalize:
                 self.w.line("count += gl.sum(terms, 0)")
-            self.store("total_", "state", "b * H + h", of_queries=True)
+            self.store("total_", "b * H + h", of_queries=True)
 
     def _operands(self) -> None:
         self.store_state()

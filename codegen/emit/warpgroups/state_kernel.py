@@ -83,7 +83,7 @@ class StateKernel(WarpgroupKernel):
         with self.w.indented():
             for line in before:
                 self.w.line(line)
-            self.store("final_", "state", "b * H + h")
+            self.store("final_", "b * H + h")
 
     def look_again(self, function: Program) -> None:
         """The same if there is doubt.
@@ -188,17 +188,15 @@ class StateKernel(WarpgroupKernel):
                 source = f"{prefix}normalizer + ({index}) * @ROWS@"
                 self.print(f"Z, z, count = load_sums({source}, @D@, {squares}, PAIRS)")
 
-    def store(self, prefix: str, name: str, index: str, of_queries: bool = False) -> None:
+    def store(self, prefix: str, index: str, of_queries: bool = False) -> None:
         """Write the state, and `count`."""
         wide = "S_wide * weight[None, :]" if of_queries else "S_wide"
         squares = "0.5" if of_queries else "1.0"
         self.print(f"""
-            after = {prefix}{name} + ({index}) * @ROWS@ * @V@
+            after = {prefix}state + ({index}) * @ROWS@ * @V@
             store_state(after, rows_of_wide(afresh(f_wide), @D@), u_wide, @ROWS@, @V@, {wide})
             store_state(after, rows_of_narrow(afresh(f_narrow), @D@), u_narrow, @ROWS@, @V@, S_narrow)
         """)
         if self.normalize:
-            normalizer = "normalizer" if name == "state" else f"normalizer_{name}"
-            self.print(
-                f"store_sums({prefix}{normalizer} + ({index}) * @ROWS@, Z, z, count, @D@, {squares}, PAIRS)"
-            )
+            where = f"{prefix}normalizer + ({index}) * @ROWS@"
+            self.print(f"store_sums({where}, Z, z, count, @D@, {squares}, PAIRS)")

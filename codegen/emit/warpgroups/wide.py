@@ -327,9 +327,9 @@ class WideRecurrence(StateKernel):
                 source = f"{prefix}normalizer + ({index}) * @ROWS@"
                 self.print(f"Z, z, count = load_sums({source}, @D@, 1.0, PAIRS, @QK@, @QK@)")
 
-    def store(self, prefix: str, name: str, index: str, of_queries: bool = False) -> None:
+    def store(self, prefix: str, index: str, of_queries: bool = False) -> None:
         """Write the state, and `count`."""
-        self.print(f"after = {prefix}{name} + ({index}) * @ROWS@ * @V@")
+        self.print(f"after = {prefix}state + ({index}) * @ROWS@ * @V@")
         for n, part in enumerate(self.parts):
             self.print(f"""
                 f_{n} = afresh(f_{n})
