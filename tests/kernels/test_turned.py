@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from based_ops.codegen.ir.traits import HOLDS
 from based_ops.codegen.schedule.model import HOST_C
-from tests.kernels.delta import Layer, layers
+from tests.kernels.delta import DELTA, Layer, layers
+from tests.kernels.inputs import calls
 from tests.kernels.runners import Runner
 from tests.layers import build
 from tests.tolerance import assert_same
@@ -56,3 +57,23 @@ def test_turned_walks_of_the_delta_rule(runner: Runner, data: st.DataObject) -> 
             torch.testing.assert_close(turned, plain, rtol=1e-9, atol=1e-12)
         else:
             assert_same(f"result {n}", turned, plain)
+
+
+@given(data=st.data())
+def test_columns_as_they_stand_are_those_that_are_gathered(runner: Runner, data: st.DataObject) -> None:
+    """Blocks of pairs as long as a key begin with the key itself: by products, and without."""
+    if runner.device != "cpu" or runner.backend == "triton":
+        pytest.skip("Triton has no gather besides that by products")
+    spec = next(spec for spec in DELTA if spec.name == "delta_taylor2")
+    call = data.draw(calls(runner, spec, runner.dtypes[-1], 100))
+    target = HOST_C if runner.backend == "tilelang" else runner.backend
+    sizes = (("FEATURES", spec.head_dims.qk),)
+
+    def run(*rewrites: str) -> tuple[torch.Tensor | None, ...]:
+        made = Layer(spec, build(spec, target, sizes, rewrites, HOLDS), call)
+        x, do = made.inputs(), made.output_gradient()
+        return *made.forward(x), *made.backward(do, None, x)
+
+    for n, (gathered, plain) in enumerate(zip(run(), run("gather_by_product"), strict=True)):
+        if gathered is not None and plain is not None:
+            assert_same(f"result {n}", plain, gathered)
