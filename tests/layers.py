@@ -149,16 +149,23 @@ HYBRIDS = (
 
 @functools.cache
 def build(
-    spec: LayerSpec, target: str, sizes: Sizes = (), rewrites: tuple[str, ...] | None = None
+    spec: LayerSpec,
+    target: str,
+    sizes: Sizes = (),
+    rewrites: tuple[str, ...] | None = None,
+    of: str | None = None,
 ) -> ModuleType:
-    """The generated module of a layer; `rewrites` replaces the schedule's, program by program what it has."""
+    """The generated module of a layer; `rewrites` replaces the schedule's, program by program what it has.
+
+    Given a trait, it does so for the programs that have it alone.
+    """
     lowered = pipeline.lower(spec)
     programs = []
     for program in pipeline.kernels(lowered, target):
         chosen = choose(spec, program, target)
         if isinstance(program, Program):  # others are printed by hand, for sizes and dtypes of their own
             chosen = in_every_dtype(spec, resized(chosen, dict(sizes)))
-        if rewrites is not None:
+        if rewrites is not None and (of is None or isinstance(program, Program) and of in program.does):
             known = REWRITES if isinstance(program, Program) else orders.known(program)
             chosen = replace(chosen, rewrites=tuple(name for name in rewrites if name in known))
         programs.append(scheduled(program, chosen))

@@ -22,6 +22,7 @@ from ..ir.nodes import (
     Head,
     Load,
     Span,
+    Transpose,
     Unary,
     Var,
     Where,
@@ -29,6 +30,7 @@ from ..ir.nodes import (
 )
 from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
 from ..ir.program import ALL_HEADS, GROUPED, HAS_SLOT, HEADS, SLOT
+from ..ir.resized import Resized
 from ..schedule.scopes import EXPRESSION, SCALAR
 from .bounds import Bounds
 from .layer import ScheduledProgram
@@ -95,6 +97,10 @@ class Elements:
                 return f"tl.cast({self.expr(x, places)}, {self.target.dtype(dtype)})"
             case Expand(x, axis):
                 return self.expr(x, (places[1 - axis],), outer)
+            case Resized(x):
+                return self.expr(x, places, outer)
+            case Transpose(x):
+                return self._variable(x.name, places[::-1])
             case Dithered(x, dtype, token, value, place):
                 chance = (self.expr(part, places) for part in (token, value, place))
                 return f'dithered({self.expr(x, places)}, "{dtype}", {", ".join(chance)})'

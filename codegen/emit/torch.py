@@ -45,6 +45,7 @@ from ..ir.nodes import (
 )
 from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
 from ..ir.program import ALL_HEADS, GROUPED, HAS_SLOT, HEADS, Axis, Tensor
+from ..ir.resized import Resized
 from .bounds import Bounds
 from .host import emit_passes, emit_schedule, host_helpers, used_helpers
 from .layer import ScheduledKernel, ScheduledLayer, ScheduledProgram
@@ -287,7 +288,9 @@ class _Function:
                 kind = right_side(value, self.types, self.program)
                 # What is no tile is a number of the host, which loops and slices want.
                 return f"int({text})" if kind == Type(INDEX) else text
-            case Dot(x, y, among) if among is not None:
+            case Dot(x, y, among, right) if among is not None:
+                if right:
+                    return f"product({_across(y)}, {_across(x)}, {self.expr(among)}).mT"
                 return f"product({self.expr(x)}, {self.expr(y)}, {self.expr(among)})"
             case Dot(x, y):
                 return f"{self.expr(x)} @ {self.expr(y)}"
@@ -351,6 +354,8 @@ class _Function:
                 return f"{self.expr(x, TIGHT)}.to({_dtype(dtype)})"
             case Cast(x, _):
                 return f"float({self.expr(x)})"
+            case Resized(x):
+                return self.expr(x, outer)
             case Dithered(x, dtype, token, value, place):
                 shape = infer(x, self.types, self.program).shape
                 chance = [self._align(part, shape) for part in (token, value, place)]
@@ -385,6 +390,11 @@ class _Function:
         left, right = self._align(x, kind.shape, inside), self._align(y, kind.shape, max(inside, level + 1))
         inner = f"{left} {SYMBOLS[op]} {right}"
         return f"({inner})" if level < outer else inner
+
+
+def _across(side: Var | Transpose) -> str:
+    """One side of a product, with its axes swapped."""
+    return side.x.name if isinstance(side, Transpose) else f"{side.name}.mT"
 
 
 def _dtype(role: str) -> str:

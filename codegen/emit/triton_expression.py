@@ -26,6 +26,7 @@ from ..ir.nodes import (
 )
 from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
 from ..ir.program import ALL_HEADS, GROUPED, HEADS
+from ..ir.resized import Resized
 
 RENAMED = {"min": "minimum", "max": "maximum"}
 OURS = {
@@ -87,6 +88,8 @@ def formula(expr: Expr, outer: int = 0, language: str = "tl") -> str:
             return f"{part(x, TIGHT)}.to({language}.int32)"
         case Cast(x, dtype):
             return f"{part(x, TIGHT)}{cast_suffix(dtype, language)}"
+        case Resized(x):
+            return part(x, outer)
         case Dithered(x, dtype, token, value, place):
             return f"dithered({part(x)}, tl.{dtype}, {part(token)}, {part(value)}, {part(place)})"
         case Expand(x, axis):

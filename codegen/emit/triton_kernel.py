@@ -268,8 +268,10 @@ class TritonKernel:
                         self._call(self.look)
                     self._block(body)
             case When(condition, body):
-                # As a mask: Triton 3.7 cannot load ahead across branches on Blackwell.
-                assert all(isinstance(inner, Store) for inner in body)
+                # As a mask of what is stored: Triton 3.7 cannot load ahead across branches on Blackwell.
+                made = (inner.value for inner in body if isinstance(inner, Let))
+                assert all(isinstance(inner, Let | Store) for inner in body)
+                assert not any(isinstance(value, Load) for value in made)
                 self.condition = f"({self.text(condition)})"
                 self._block(body)
                 self.condition = ""

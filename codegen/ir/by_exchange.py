@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import TypeGuard
 
 from .exchange import EXCHANGES, NOTHING, WIDTH, Exchange, Exchanged
-from .fuse import statements
+from .fuse import each, statements
 from .nodes import ACC, OPERAND, Binary, Cast, Columns, Const, Expr, Let, Span, Store, Var
 from .program import Program
-from .rewrite import drop_unused, replaced
+from .rewrite import drop_unused
 from .static import Known
 
 
@@ -43,7 +43,7 @@ def by_exchange(program: Program, size: Callable[[str], int]) -> Program:
                     return replace(stmt, value=Exchanged(pair[0].x, exchange))
         return stmt
 
-    body = replaced(program.body, lambda stmt: (changed(stmt) if isinstance(stmt, Let) else stmt,))
+    body = each(program.body, lambda stmt: (changed(stmt) if isinstance(stmt, Let) else stmt,))
     program = replace(program, body=body)
     if found:
         _require_cover(program, known, {exchange.columns: exchange for exchange in found})
@@ -98,7 +98,7 @@ def _stored(program: Program, known: Known) -> Iterator[tuple[str, int, list[int
             for place, entry in enumerate(stmt.index):
                 elements = known.elements(entry)
                 if elements is not None and isinstance(program.tensor(stmt.tensor).dims[place], int):
-                    yield stmt.tensor, place, elements
+                    yield stmt.tensor, place, [int(x) for x in elements]
 
 
 def pairs(exchange: Exchange) -> list[list[int]]:
@@ -107,4 +107,4 @@ def pairs(exchange: Exchange) -> list[list[int]]:
     known = Known(nowhere, [Let("j", Span(Const(0), exchange.columns))], lambda name: 0)
     first, second = (known.elements(side) or [] for side in exchange.pair(Var("j")))
     length = range(exchange.columns)
-    return [sorted((first[j % len(first)], second[j % len(second)])) for j in length]
+    return [sorted(int(side[j % len(side)]) for side in (first, second)) for j in length]

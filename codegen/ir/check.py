@@ -53,8 +53,9 @@ from .nodes import (
     Where,
 )
 from .program import GROUPED, HAS_SLOT, SLOT, Program
+from .resized import Resized
 
-ALONE = (Load, Dot, Sum, Max, RunningSum, Columns, Exchanged)
+ALONE = (Load, Dot, Sum, Max, RunningSum, Columns, Exchanged, Transpose)
 """Nodes that only stand as the whole right side of a statement."""
 
 
@@ -172,8 +173,8 @@ class _Checker:
             case Load(tensor, index, dtype):
                 shape = self._index(tensor, index)
                 return Type(dtype, shape, batched=bool(self._shared(tensor, False)))
-            case Dot(x, y, among):
-                return self._dot(x, y, among)
+            case Dot(x, y, among, right):
+                return self._dot(x, y, among, right)
             case Sum(x, axis) | Max(x, axis):
                 tile = self.infer(x)
                 if axis >= len(tile.shape):
@@ -194,16 +195,21 @@ class _Checker:
                     raise self.fail(f"columns {index.name} with weights {weight.name} of another length")
                 shape = (tile.shape[0], *self.infer(index).shape)
                 return Type(tile.dtype, shape[::-1] if transposed else shape, tile.batched)
+            case Transpose(x):
+                if len(self.infer(x).shape) != 2:
+                    raise self.fail(f"{x.name}, which is no matrix, turned")
+                return self.infer(value)
             case _:
                 self._only_elementwise(value)
                 return self.infer(value)
 
-    def _dot(self, x: Var | Transpose, y: Var | Transpose, among: Expr | None) -> Type:
+    def _dot(self, x: Var | Transpose, y: Var | Transpose, among: Expr | None, of_right: bool) -> Type:
         left, right = self.infer(x), self.infer(y)
         if among is not None:
             pairs = self.infer(among)
-            if pairs.dtype != BOOL or pairs.shape != left.shape:
-                raise self.fail(f"product of {left} among {pairs}")
+            side = replace(right, shape=right.shape[::-1]) if of_right else left
+            if pairs.dtype != BOOL or pairs.shape != side.shape:
+                raise self.fail(f"product of {side} among {pairs}")
         if len(left.shape) != 2 or len(right.shape) != 2 or left.shape[1] != right.shape[0]:
             raise self.fail(f"product of {left} and {right}")
         if left.dtype != right.dtype or left.dtype not in (OPERAND, ACC):
@@ -275,6 +281,10 @@ class _Checker:
                 return self.infer(x)
             case Cast(x, dtype):
                 return replace(self.infer(x), dtype=dtype)
+            case Resized(x, shape):
+                if len(self.infer(x).shape) != len(shape):
+                    raise self.fail(f"{self.infer(x)} with sides {shape}")
+                return replace(self.infer(x), shape=shape)
             case Dithered(x, _, token, value, place):
                 tile, row = self.infer(x), self._elementwise("dithered", self.infer(token), self.infer(value))
                 if not _broadcasts(row.shape, tile.shape) or not _broadcasts(
@@ -331,7 +341,7 @@ def children(expr: Expr) -> tuple[Expr, ...]:
     match expr:
         case Span(start, _, first, stop):
             return tuple(part for part in (start, first, stop) if part is not None)
-        case Unary(_, x) | Cast(x, _) | Expand(x, _) | Transpose(x):
+        case Unary(_, x) | Cast(x, _) | Expand(x, _) | Transpose(x) | Resized(x):
             return (x,)
         case Sum(x, _) | Max(x, _) | RunningSum(x) | Doubt(x) | Exchanged(x, _):
             return (x,)

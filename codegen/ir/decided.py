@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from .fuse import rebuilt, statements
+from .fuse import each, rebuilt, statements
 from .nodes import Binary, Const, Expand, Expr, Let, Set, Stmt, Var
 from .program import Program
-from .rewrite import replaced
 from .static import Known
 
 
@@ -42,4 +41,4 @@ def decided(program: Program, size: Callable[[str], int]) -> Program:
             return () if value == Var(stmt.name) else (replace(stmt, value=value),)
         return (stmt,)
 
-    return replace(program, body=replaced(program.body, change))
+    return replace(program, body=each(program.body, change))

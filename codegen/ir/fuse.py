@@ -31,6 +31,7 @@ from .nodes import (
     Stmt,
     Store,
     Sum,
+    Transpose,
     Var,
     When,
 )
@@ -120,6 +121,16 @@ def mapped(body: tuple[Stmt, ...], new: Callable[[Expr], Expr]) -> tuple[Stmt, .
     return tuple(map(one, body))
 
 
+def each(body: tuple[Stmt, ...], change: Callable[[Stmt], tuple[Stmt, ...]]) -> tuple[Stmt, ...]:
+    """Apply `change` to every statement, inside loops and switches too."""
+    result: list[Stmt] = []
+    for stmt in body:
+        if isinstance(stmt, For | Blocks | When):
+            stmt = replace(stmt, body=each(stmt.body, change))
+        result += change(stmt)
+    return tuple(result)
+
+
 class _Fuser:
     def __init__(self, program: Program, types: Types, assigned: set[str]) -> None:
         self.program, self.types, self.assigned = program, types, assigned
@@ -158,7 +169,9 @@ class _Fuser:
 
     def _folds(self, name: str, value: Expr, rest: tuple[Stmt, ...]) -> bool:
         kind = self.types[name]
-        if not kind.shape or name in self.assigned or isinstance(value, Dot | Sum | Max | RunningSum):
+        if not kind.shape or name in self.assigned:
+            return False
+        if isinstance(value, Dot | Sum | Max | RunningSum | Transpose):
             return False
         if isinstance(value, Span) or kind.dtype == BOOL:
             return True
@@ -178,7 +191,7 @@ class _Fuser:
             if not _mentions(stmt, name):
                 continue
             if not isinstance(stmt, Let | Set | Add | Store) or isinstance(
-                stmt.value, Dot | Sum | Max | RunningSum | Columns
+                stmt.value, Dot | Sum | Max | RunningSum | Columns | Transpose
             ):
                 return False
             again = _uses(stmt, name) > 1 or self._used_later(name, rest[place + 1 :])

@@ -7,8 +7,8 @@ schedule binds.
 
 Three rules keep programs printable in every backend (`check.py` enforces them):
 
-* `Load`, `Dot`, `Sum`, `Max`, `RunningSum` and `Columns` stand alone on the right of a statement, and read
-  named tiles;
+* `Load`, `Dot`, `Sum`, `Max`, `RunningSum`, `Columns` and `Transpose` stand alone on the right of a
+  statement, and read named tiles;
 * everything else is elementwise and nests freely, with an explicit `Expand` wherever ranks differ;
 * out of range means harmless: a `Load` outside its tensor or index tile reads `fill`, a `Store` is dropped.
 """
@@ -198,7 +198,7 @@ class Full(Expr):
 
 @dataclass(frozen=True)
 class Transpose(Expr):
-    """A matrix tile read with its axes swapped; only as an operand of `Dot`."""
+    """A matrix tile with its axes swapped: as an operand of `Dot`, or alone on the right of a statement."""
 
     x: Var
 
@@ -209,12 +209,13 @@ class Dot(Expr):
 
     `among`, where given, says which elements of x there are, ``[m, k]``: the others are 0, and what they
     meet in y, NaN included, is no part of the sum.  A backend whose matrix product multiplies by those
-    zeros keeps to that by a second look: see `Doubt`.
+    zeros keeps to that by a second look: see `Doubt`.  With `right` it says so of y, turned: ``[n, k]``.
     """
 
     x: Var | Transpose
     y: Var | Transpose
     among: Expr | None = None
+    right: bool = False
 
 
 @dataclass(frozen=True)
@@ -257,8 +258,7 @@ class Load(Expr):
 class Columns(Expr):
     """Gather columns: ``out[i, f] = x[i, index[f]]``, or `fill` where ``index[f] >= extent``.
 
-    `weight[f]`, where given, multiplies column f, fill included.  `transposed` swaps the axes of the result:
-    ``out[f, i]``.
+    `weight[f]`, where given, multiplies column f, fill included.  `transposed` makes it ``out[f, i]``.
     """
 
     x: Var

@@ -36,6 +36,7 @@ from .nodes import (
     Where,
 )
 from .program import Program
+from .resized import Resized
 
 SYMBOLS = {
     "add": "+",
@@ -161,6 +162,8 @@ def text(expr: Expr, outer: int = 0) -> str:
             return f"({inner})" if outer else inner
         case Cast(x, dtype):
             return f"{dtype}({text(x)})"
+        case Resized(x, shape):
+            return f"{text(x, TIGHT)} as [{', '.join(map(str, shape))}]"
         case Dithered(x, dtype, token, value, place):
             return f"dithered({text(x)}, {dtype}, {text(token)}, {text(value)}, {text(place)})"
         case Expand(x, axis):
@@ -171,8 +174,9 @@ def text(expr: Expr, outer: int = 0) -> str:
             return f"full([{', '.join(map(str, shape))}], {value!r}, {dtype})"
         case Transpose(x):
             return f"{x.name}.T"
-        case Dot(x, y, among):
-            return f"{text(x)} @ {text(y)}" + (f" among {text(among)}" if among is not None else "")
+        case Dot(x, y, among, right):
+            side = " on the right" if right else ""
+            return f"{text(x)} @ {text(y)}" + (f" among {text(among)}{side}" if among is not None else "")
         case Doubt(x):
             return f"doubt({x.name})"
         case Sum(x, axis):

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from ..names import second_look
 from .blocks import write_out
-from .check import walk
-from .fuse import expressions, statements
+from .check import check, walk
+from .fuse import each, expressions, statements
 from .nodes import (
+    ACC,
     OPERAND,
     Add,
     Blocks,
@@ -33,7 +34,9 @@ from .nodes import (
     wrap,
 )
 from .program import Axis, Program
+from .resized import Resized
 from .static import Known
+from .turn import turn
 
 
 def gather_by_product(program: Program, size: Callable[[str], int]) -> Program:
@@ -41,16 +44,23 @@ def gather_by_product(program: Program, size: Callable[[str], int]) -> Program:
 
     E[d, f] = (index[f] == d), and a product with zeros and ones is exact in every dtype.  E stands where its
     index (or weight) is introduced, outside of loops on which those do not depend.  Columns past the extent
-    get their fill afterwards, where there can be any.
+    get their fill afterwards, where there can be any.  All columns as they stand are no product.
     """
     lets = [stmt for stmt in statements(program.body) if isinstance(stmt, Let)]
     gathers = [let.value for let in lets if isinstance(let.value, Columns)]
-    known = Known(program, lets, size)
+    known, types = Known(program, lets, size), check(program)
     columns = Span(wrap(0), "QK")
+
+    def all_as_they_stand(value: Columns) -> bool:
+        elements = known.elements(value.index)
+        return elements == list(range(size("QK"))) and len(elements) <= value.extent
+
+    products = [value for value in dict.fromkeys(gathers) if not all_as_they_stand(value)]
+    across = {value.x.name for value in gathers if value.transposed and value not in products}
 
     def matrices(stmt: Let) -> Iterator[Stmt]:
         """The matrices E of the gathers for which `stmt` introduces the last thing that they need."""
-        for value in dict.fromkeys(gathers):
+        for value in products:
             if stmt.name == (value.weight or value.index).name:
                 yield _selector(value, columns)
                 if not value.transposed and known.elements(value.index) is not None and fills(value):
@@ -61,11 +71,24 @@ def gather_by_product(program: Program, size: Callable[[str], int]) -> Program:
         elements = known.elements(value.index)
         return value.fill != 0.0 and (elements is None or max(elements) >= value.extent)
 
+    def standing(value: Columns) -> Expr:
+        """All columns of a tile, in the precision of sums, as a product would give them."""
+        shape = (types[value.x.name].shape[0], *types[value.index.name].shape)
+        tile = Var(f"{value.x.name}_across") if value.transposed else value.x
+        x = Cast(Resized(tile, shape[::-1] if value.transposed else shape), ACC)
+        if value.weight is None or set(known.elements(value.weight) or ()) == {1.0}:
+            return x
+        weight = Cast(Cast(value.weight, OPERAND), ACC)
+        return x * (column(weight) if value.transposed else row(weight))
+
     def rewrite(stmt: Stmt) -> tuple[Stmt, ...]:
         if not isinstance(stmt, Let):
             return (stmt,)
         if not isinstance(value := stmt.value, Columns):
-            return (stmt, *matrices(stmt))
+            turned = (Let(f"{stmt.name}_across", Transpose(Var(stmt.name))),) if stmt.name in across else ()
+            return (stmt, *turned, *matrices(stmt))
+        if value not in products:
+            return (Let(stmt.name, standing(value)),)
         fill = value.weight * value.fill if value.weight else wrap(value.fill)
         filled: Expr = Where(value.index >= value.extent, fill, wrap(0.0))
         if value.transposed:
@@ -82,7 +105,7 @@ def gather_by_product(program: Program, size: Callable[[str], int]) -> Program:
         ones = Let("ones", Cast(Full(("CHUNK", "QK"), value.fill), OPERAND))
         return product, ones, Add(stmt.name, Dot(Var("ones"), Var(f"fill_{_suffix(value)}")))
 
-    return replace(program, body=replaced(program.body, rewrite))
+    return drop_unused(replace(program, body=each(program.body, rewrite)))
 
 
 def _suffix(value: Columns) -> str:
@@ -124,7 +147,7 @@ def drop_unused(program: Program) -> Program:
                 return (stmt,) if stmt.body else ()
             return () if isinstance(stmt, Let | Set | Add) and stmt.name not in read else (stmt,)
 
-        body = replaced(program.body, keep)
+        body = each(program.body, keep)
         if body == program.body:
             return program
         program = replace(program, body=body)
@@ -164,7 +187,8 @@ def _is_second_look(stmt: Stmt) -> bool:
 
 
 REWRITES: dict[str, Callable[[Program, Callable[[str], int]], Program]] = {
-    "gather_by_product": gather_by_product
+    "gather_by_product": gather_by_product,
+    "turn": lambda program, _: turn(program),
 }
 
 
@@ -174,13 +198,3 @@ def rewritten(program: Program, rewrites: Iterable[str], size: Callable[[str], i
     for name in rewrites:
         program = REWRITES[name](program, size)
     return program
-
-
-def replaced(body: tuple[Stmt, ...], change: Callable[[Stmt], tuple[Stmt, ...]]) -> tuple[Stmt, ...]:
-    """Apply `change` to every statement, inside loops and switches too."""
-    result: list[Stmt] = []
-    for stmt in body:
-        if isinstance(stmt, For | Blocks | When):
-            stmt = replace(stmt, body=replaced(stmt.body, change))
-        result += change(stmt)
-    return tuple(result)

@@ -1,4 +1,4 @@
-"""What is known of an index tile before anything runs: its elements, where only constants enter them."""
+"""What is known of a vector before anything runs: its elements, where only constants enter them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from .fuse import rebuilt
 from .nodes import INDEX, Binary, Cast, Const, Expand, Expr, Let, Span, Sum, Var, Where
 from .program import Program
 
-OPERATIONS: dict[str, Callable[[int, int], int | bool]] = {
+OPERATIONS: dict[str, Callable[[float, float], float]] = {
     "add": lambda x, y: x + y,
     "sub": lambda x, y: x - y,
     "mul": lambda x, y: x * y,
     "floordiv": lambda x, y: x // y,
     "mod": lambda x, y: x % y,
-    "xor": lambda x, y: x ^ y,
+    "xor": lambda x, y: int(x) ^ int(y),
     "min": min,
     "max": max,
     "lt": lambda x, y: x < y,
@@ -22,12 +22,12 @@ OPERATIONS: dict[str, Callable[[int, int], int | bool]] = {
     "gt": lambda x, y: x > y,
     "ge": lambda x, y: x >= y,
     "eq": lambda x, y: x == y,
-    "and": lambda x, y: x & y,
+    "and": lambda x, y: int(x) & int(y),
 }
 
 
 class Known:
-    """The index tiles of a program that are the same in every run."""
+    """The vectors of a program that are the same in every run."""
 
     def __init__(self, program: Program, lets: list[Let], size: Callable[[str], int]) -> None:
         self._constants, self._size = set(program.constants), size
@@ -35,10 +35,10 @@ class Known:
         for let in lets:  # a name that means two things is not known
             self._values[let.name] = None if let.name in self._values else let.value
 
-    def elements(self, expr: Expr) -> list[int] | None:
-        """The elements of an index tile (one for a scalar), or None if they depend on the run."""
+    def elements(self, expr: Expr) -> list[float] | None:
+        """The elements of a vector (one for a scalar), or None if they depend on the run."""
         match expr:
-            case Const(int(value)):
+            case Const(value):
                 return [value]
             case Var(name) if name in self._constants:
                 return [self._size(name)]
@@ -48,14 +48,14 @@ class Known:
             case Span(start, size):
                 first = self.elements(start)
                 count = size if isinstance(size, int) else self._size(size)
-                return None if first is None else list(range(first[0], first[0] + count))
+                return None if first is None else [first[0] + i for i in range(count)]
             case Binary(op, x, y) if op in OPERATIONS:
                 left, right = self.elements(x), self.elements(y)
                 if left is None or right is None:
                     return None
                 length = max(len(left), len(right))
                 pairs = zip(left * (length // len(left)), right * (length // len(right)), strict=True)
-                return [int(OPERATIONS[op](a, c)) for a, c in pairs]
+                return [OPERATIONS[op](a, c) for a, c in pairs]
             case Where(condition, x, y):
                 chooser, yes, no = self.elements(condition), self.elements(x), self.elements(y)
                 if chooser is None or yes is None or no is None:
@@ -79,7 +79,7 @@ class Known:
             return expr if len(choice) > 1 else expr.x if choice.pop() else expr.y
         return expr
 
-    def _rows(self, expr: Expr) -> list[list[int]] | None:
+    def _rows(self, expr: Expr) -> list[list[float]] | None:
         """The same of a matrix: its rows."""
         match expr:
             case Cast(x, _):
@@ -88,6 +88,6 @@ class Known:
                 left, right = self.elements(x), self.elements(y)
                 if left is None or right is None:
                     return None
-                return [[int(OPERATIONS[op](a, c)) for c in right] for a in left]
+                return [[OPERATIONS[op](a, c) for c in right] for a in left]
             case _:
                 return None

@@ -13,6 +13,8 @@ BLOCK = 16
 """Rows of an inverse that are found one after the other; the rest are products."""
 CHUNK = {"triton": 32, "tilelang": 64, "torch": 64, HOST_C: 16}
 """Tokens that are corrected at once: an inverse takes their square, and of products their cube."""
+TURNED = 96
+"""What a thread of a lone warp holds of 16 columns of a state, beside its operands: see `turns`."""
 FEATURES = {"triton": 32, "tilelang": 64}
 """Rows of a block of the state; blocks are written out."""
 HELD = {False: 5 * 1024, True: 5 * 512}
@@ -28,7 +30,8 @@ def tiles(spec: LayerSpec, program: Program, backend: str, dtype: str, grain: in
     """Tiles of one program; `grain` are the tokens of which segments are made."""
     qk, v, rows = (spec.extents[name] for name in ("QK", "VALUES", "FEATURES"))
     wide = dtype == "float32"
-    chunk = MATRIX_UNIT if wide and backend in FEATURES else CHUNK[backend]
+    few = wide and backend in FEATURES or _is_packed(spec, backend)
+    chunk = MATRIX_UNIT if few else CHUNK[backend]
     sizes = {"QK": qk, "VALUES": v, "FEATURES": rows, "SEGMENT": grain}
     sizes |= {"CHUNK": chunk, "BLOCK": min(BLOCK, chunk // 2)}
     if backend == "torch":
@@ -44,13 +47,40 @@ def tiles(spec: LayerSpec, program: Program, backend: str, dtype: str, grain: in
     if TOKEN in program.does:
         sizes["VALUES"] = _columns(STEPPED // held, sizes["VALUES"])
         return Setting(pick(program, sizes), _warps(2, held * sizes["VALUES"]), stages=1)
+    if turns(spec, program, backend):
+        sizes |= dict.fromkeys(("FEATURES", "VALUES"), MATRIX_UNIT)
+        return Setting(pick(program, sizes), warps=8 if wide else 1, stages=2)
     if HOLDS in program.does:
         sizes["VALUES"] = _columns(HELD[wide] // held, sizes["VALUES"])
+    elif backend == "triton":  # an inverse, whose rounds are sums along both axes
+        return Setting(pick(program, sizes), warps=1, stages=2)
     # Two warps issue no products of warpgroups, which Triton miscompiles if they are narrow (`legal.py`).
     warps = 8 if wide else 4 if backend == "tilelang" or "FEATURES" in program.constants else 2
     if HOLDS in program.does:
         warps = _warps(warps, held * sizes["VALUES"])
     return Setting(pick(program, sizes), warps, stages=2)
+
+
+def rewrites(spec: LayerSpec, program: Program, backend: str) -> tuple[str, ...]:
+    """What is done to a program before it is printed."""
+    gathers = ("gather_by_product",) if backend in ("triton", "torch") else ()
+    return (*gathers, "turn") if turns(spec, program, backend) else gathers
+
+
+def turns(spec: LayerSpec, program: Program, backend: str) -> bool:
+    """Whether a walk holds its state with columns of values along rows, 16 of them by one warp.
+
+    Then all operands come from the warp's own registers, and no warp waits for another.  With monomials for
+    features that takes fewer instructions.  Keys that are their own features are operands as they are loaded,
+    and several warps share them.
+    """
+    return HOLDS in program.does and _is_packed(spec, backend)
+
+
+def _is_packed(spec: LayerSpec, backend: str) -> bool:
+    """Whether features are monomials, few enough for a warp on Triton."""
+    rows = spec.extents["FEATURES"]
+    return backend == "triton" and spec.extents["QK"] < rows <= TURNED * WARP // MATRIX_UNIT
 
 
 def _warps(least: int, numbers: int) -> int:

@@ -103,7 +103,7 @@ def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
     rewrites = ("gather_by_product",) if backend in ("triton", "torch") else ()
     if SOLVES in subject.does:
         settings = {x: delta.tiles(spec, subject, backend, x, _grain(backend, x)) for x in dtypes}
-        return Schedule(subject.name, backend, settings, rewrites)
+        return Schedule(subject.name, backend, settings, delta.rewrites(spec, subject, backend))
     if STREAMS in subject.does:
         return Schedule(subject.name, backend, dict.fromkeys(dtypes, streams.tiles(subject, backend)))
     if CONVOLVES in subject.does:

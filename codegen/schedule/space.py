@@ -59,6 +59,7 @@ WARPS = {"triton": (1, 2, 4, 8), "tilelang": (4, 8)}
 STAGES = {"triton": (1, 2, 3, 4)}
 ROUNDS = {"triton": (1, 2, 4, 8, 16), "tilelang": (1, 2, 4, 8)}
 """Of a loop that says that its rounds load ahead: how many do."""
+# Beside these, what the policy asks for: `turn` wants tiles of its own, which the policy has too.
 REWRITE_SETS: dict[str, tuple[tuple[str, ...], ...]] = {
     "triton": (("gather_by_product",),),  # has no gather of its own
     "tilelang": ((), ("gather_by_product",)),

@@ -29,7 +29,7 @@ LINEAR = (
     LinearAttention("taylor1", TaylorExp(1), DIMS, normalize=False),
     LinearAttention("elementwise", Elementwise("elu(x) + 1"), DIMS),
 )
-REWRITES: tuple[tuple[str, ...], ...] = ((), ("gather_by_product",))
+REWRITES: tuple[tuple[str, ...], ...] = ((), ("gather_by_product",), ("gather_by_product", "turn"))
 
 
 @st.composite

@@ -47,6 +47,7 @@ from based_ops.codegen.ir.nodes import (
     wrap,
 )
 from based_ops.codegen.ir.program import Axis, Program, Tensor
+from based_ops.codegen.ir.resized import Resized
 from based_ops.codegen.ir.rewrite import REWRITES
 from based_ops.codegen.spec.model import LayerSpec
 from tests.conftest import SPECS
@@ -87,6 +88,9 @@ GOOD = (
     let(Dot(X, Y)),
     let(Dot(Transpose(Var("XO")), Transpose(Var("YO")))),
     let(Dot(Var("XO"), Var("YO"), among=column(Var("i")) < row(Var("j")))),
+    let(Dot(Var("XO"), Var("YO"), among=column(Var("i")) < row(Var("j")), right=True)),
+    let(Transpose(X)),
+    let(Resized(X, ("M", 8))),
     let(Sum(X, 1)),
     let(X + column(V)),
     let(X * Var("scale") + 1.0),
@@ -122,6 +126,10 @@ BAD = (
     (let(Dot(Var("XO"), V)), "product of .* and .*"),
     (let(Dot(Var("XO"), Var("YO"), among=column(Var("j")) < row(Var("i")))), "product of .* among .*"),
     (let(Dot(Var("XO"), Var("YO"), among=X)), "product of .* among .*"),
+    (let(Dot(Y, X, among=column(Var("i")) < row(Var("j")), right=True)), "product of .* among .*"),
+    (let(Transpose(X) + Y), "Transpose inside a larger expression"),
+    (let(Transpose(V)), "V, which is no matrix, turned"),
+    (let(Resized(X, ("M",))), ".* with sides .*"),
     (let(Expand(X, 0)), "expansion of a tile of shape .*"),
     (let(Expand(V, 2)), "expansion of a vector along axis 2"),
     (let(Where(X, X, X)), "choice by .*"),

@@ -20,6 +20,7 @@ from tests.kernels.runners import interpreting
     [
         "test_linear_attention",
         "test_delta",
+        "test_turned",
         "test_sliding_window",
         "test_hybrid",
         "test_short_conv",
