@@ -77,6 +77,17 @@ def packed_plan(sequences: Tensor, T: int, SEGMENT: int, LENGTH: int) -> tuple[i
     return count, count * LENGTH, table, torch.stack((before, last), 1).clamp(max=count)
 
 
+def packed_forward_plan(
+    sequences: Tensor, T: int, SEGMENT: int, LENGTH: int, LONGEST: int
+) -> tuple[int, int, Tensor, Tensor, bool]:
+    """The same of a forward pass, and whether it is a recurrence over each segment: where these have more
+    than LONGEST tokens, up to which scores are computed directly.
+
+    Nothing of that depends on how many tokens or sequences there are: a sequence is cut as if it were alone.
+    """
+    return *packed_plan(sequences, T, SEGMENT, LENGTH), LENGTH > LONGEST
+
+
 def cleared(x: Tensor, sequences: Tensor, axis: int) -> Tensor:
     """x, whose tokens along an axis that no sequence has are made 0."""
     if not x.numel():

@@ -114,6 +114,8 @@ def mapped(body: tuple[Stmt, ...], new: Callable[[Expr], Expr]) -> tuple[Stmt, .
                 )
             case When(condition, inner):
                 return replace(stmt, condition=new(condition), body=mapped(inner, new))
+            case Blocks():
+                return replace(stmt, body=mapped(stmt.body, new))
             case Only(_, condition):
                 return replace(stmt, condition=new(condition))
         return stmt

@@ -20,11 +20,11 @@ from .hybrid_passes import (
     Passes,
 )
 from .hybrid_tokens import COUNT, FIRSTS, PADDED
-from .linear_attention_packed import COUNTED, ON, plan_of
+from .linear_attention_packed import COUNTED, plan_of
 from .parameters import over_sequences
-from .ragged import BEGUN, SEVERAL
+from .ragged import ALL, BEGUN, SEVERAL
 from .sliding_window_passes import TOKENS_OF_KEYS
-from .state_steps import NEVER
+from .state_steps import NEVER, ON
 
 OF_KEYS: dict[str, Operand] = SEVERAL | {
     PADDED: NEVER,
@@ -66,7 +66,7 @@ def backward(layer: Passes) -> Pass:
         launch("query_gradients", layer.read | OF_KEYS | by_query | {"STATEFUL": ON}),
         Comment("The keys' side needs the mirrored state: the sum over the queries of later segments."),
         *layer.user_states("d_initial_", HAS_INITIAL, "N"),
-        launch("query_states", OVER_GROUPS | SEVERAL),
+        launch("query_states", OVER_GROUPS | SEVERAL | {ALL: HAS_INITIAL}),
         launch(
             packed("suffix"),
             layer.state("", "segment_")
@@ -88,17 +88,18 @@ def _begin(part: str) -> Steps:
 
 def _states(layer: Passes, final: str | None) -> Steps:
     """The state before each segment, and after the last of a sequence where that is asked for."""
+    asked = NEVER if final is None else FINAL
     return (
         *layer.segment_sums(BY_SEGMENT, None),
         *layer.segment_states("segment_", BY_SEGMENT, None),
-        launch("states", OVER_STATES | OF_KEYS),
+        launch("states", OVER_STATES | OF_KEYS | {ALL: asked}),
         launch(
             packed("prefix"),
             layer.state("", "segment_")
             | layer.state("initial_", "initial_")
             | layer.state("total_", final)
             | OVER_STATES
-            | {"INITIAL": Present("initial_state"), "TOTAL": NEVER if final is None else FINAL},
+            | {"INITIAL": Present("initial_state"), "TOTAL": asked},
         ),
     )
 

@@ -33,9 +33,9 @@ from .hybrid_parts import BY_GRADIENTS
 from .hybrid_tokens import COUNT, FIRSTS, PADDED
 from .linear_attention_passes import BACKWARD_PLAN
 from .parameters import parameters
-from .ragged import BEGUN, DENSE
+from .ragged import ALL, BEGUN, DENSE
 from .sliding_window_passes import TOKENS_OF_KEYS
-from .state_steps import NEVER, SPLIT, StateSteps
+from .state_steps import NEVER, ON, SPLIT, StateSteps
 
 RING_START = Recent.first
 STATEFUL, MIRRORED = Name("stateful"), Name("mirrored")
@@ -114,7 +114,7 @@ class Passes(StateSteps):
             launch("query_gradients", self.read | OF_KEYS | by_query | {"STATEFUL": STATEFUL}),
             Comment("The keys' side needs the mirrored state: the sum over the queries of later segments."),
             *self.user_states("d_initial_", HAS_INITIAL),
-            launch("query_states", OVER_GROUPS | DENSE | {"segments": "spans"}, SPLIT),
+            launch("query_states", OVER_GROUPS | DENSE | {"segments": "spans", ALL: ON}, SPLIT),
             launch(
                 "suffix",
                 self.over_spans("d_final_", "d_initial_") | {"INITIAL": has_final, "TOTAL": HAS_INITIAL},
@@ -188,7 +188,7 @@ class Passes(StateSteps):
         return (
             *self.segment_sums(BY_SPAN, SPLIT),
             *self.segment_states("span_", BY_SPAN, SPLIT),
-            launch("states", OF_KEYS | OVER_STATES | {"segments": "spans"}, SPLIT),
+            launch("states", OF_KEYS | OVER_STATES | {"segments": "spans", ALL: ON}, SPLIT),
             launch(
                 "prefix",
                 self.over_spans("initial_", final) | {"INITIAL": HAS_INITIAL, "TOTAL": asked},

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from ..ir.host import (
     Bind,
-    Literal,
     Pass,
     Plan,
     Present,
@@ -18,9 +17,9 @@ from ..ir.host import (
     allocate,
     launch,
 )
-from ..ir.kernels import INTEGER, TENSOR, LaunchPlan
+from ..ir.kernels import INTEGER, TENSOR, TRUTH, LaunchPlan
 from ..ir.nodes import ACC, IO, Comment
-from ..names import packed
+from ..names import RECURRENCE, packed
 from ..spec.signature import SEQUENCES
 from .groups import (
     KEYS,
@@ -37,24 +36,32 @@ from .linear_attention_passes import (
     BY_SEGMENT,
     FINAL,
     HAS_INITIAL,
-    NEVER,
+    RECURRENT,
     TOKENS,
     Passes,
 )
 from .parameters import over_sequences
-from .ragged import BOUNDS, SEVERAL, TABLE
+from .ragged import ALL, BOUNDS, SEVERAL, TABLE
+from .state_steps import NEVER, ON
 
 SEGMENT_PLAN = ("SEGMENT", "LENGTH")
-ON = Literal(True)
+PACKED_TOKENS = (SEQUENCES.name,), ("T",)
+LAID_OUT = {"segments": INTEGER, "places": INTEGER, TABLE.name: TENSOR, BOUNDS.name: TENSOR}
+"""The segments, and where they lie, as plans of packed sequences make them."""
 COUNTED = ReadSizes(SEQUENCES.name, ("N", None))
 
 
 def forward(layer: Passes) -> Pass:
     """Outputs, row sums of A, and the state after each sequence if that is asked for."""
+    name, serves = packed("forward"), layer.serves()
     body: Steps = (
         *SIZES,
         COUNTED,
-        plan_of("forward"),
+        Plan(
+            LAID_OUT | {"recurrent": TRUTH},
+            LaunchPlan(name, "forward", "packed_forward_plan", PACKED_TOKENS, (*SEGMENT_PLAN, "LONGEST")),
+        ),
+        *((Bind({"fast": serves}),) if serves else ()),
         *layer.decays.running(given=SEVERAL),
         Comment("Tokens of no sequence have outputs of 0."),
         allocate("o", ("B", "T", "H", layer.v), IO, apart_from=SEQUENCES.name),
@@ -62,7 +69,7 @@ def forward(layer: Passes) -> Pass:
         *layer.user_states("final_", FINAL, "N"),
         *layer.segment_sums(BY_SEGMENT, None),
         *layer.segment_states("segment_", BY_SEGMENT, None),
-        launch("states", OVER_STATES | SEVERAL),
+        launch("states", OVER_STATES | SEVERAL | {ALL: FINAL}),
         launch(
             packed("prefix"),
             layer.state("", "segment_")
@@ -71,10 +78,19 @@ def forward(layer: Passes) -> Pass:
             | OVER_STATES
             | {"INITIAL": Present("initial_state"), "TOTAL": FINAL},
         ),
-        launch("outputs", layer.state("", "segment_") | SEVERAL | {"STATEFUL": ON}),
+        Comment("The prefix has what is before and after sequences: a recurrence has segments alone."),
+        *layer.either(
+            RECURRENCE,
+            layer.state("", "segment_")
+            | layer.state("final_", None)
+            | SEVERAL
+            | {"INITIAL": NEVER, "SEGMENTED": ON, "FINAL": NEVER},
+            RECURRENT,
+        ),
+        launch("outputs", layer.state("", "segment_") | SEVERAL | {"STATEFUL": ON}, ~RECURRENT),
     )
     summary = "`forward` of packed sequences, which `sequences` [N,2] says where to find."
-    return over_sequences(layer.forward_pass(packed("forward"), summary, body))
+    return over_sequences(layer.forward_pass(name, summary, body))
 
 
 def backward(layer: Passes) -> Pass:
@@ -98,7 +114,7 @@ def backward(layer: Passes) -> Pass:
         *layer.decays.owed(),
         *layer.segment_sums(BY_SEGMENT, None),
         *layer.segment_states("segment_", BY_SEGMENT, None),
-        launch("states", OVER_STATES | SEVERAL),
+        launch("states", OVER_STATES | SEVERAL | {ALL: NEVER}),
         launch(
             packed("prefix"),
             layer.state("", "segment_")
@@ -120,7 +136,7 @@ def backward(layer: Passes) -> Pass:
         dv,
         *layer.user_states("d_initial_", HAS_INITIAL, "N"),
         *(layer.segment_states("mirrored_", BY_SEGMENT, None) if layer.fades else ()),
-        launch("query_states", OVER_GROUPS | SEVERAL),
+        launch("query_states", OVER_GROUPS | SEVERAL | {ALL: HAS_INITIAL}),
         launch(
             packed("suffix"),
             layer.state("", mirrored)
@@ -148,6 +164,5 @@ def backward(layer: Passes) -> Pass:
 
 def plan_of(part: str) -> Plan:
     """The segments, and where they lie."""
-    results = {"segments": INTEGER, "places": INTEGER, TABLE.name: TENSOR, BOUNDS.name: TENSOR}
-    plan = LaunchPlan(packed(part), part, "packed_plan", ((SEQUENCES.name,), ("T",)), SEGMENT_PLAN)
-    return Plan(results, plan)
+    plan = LaunchPlan(packed(part), part, "packed_plan", PACKED_TOKENS, SEGMENT_PLAN)
+    return Plan(LAID_OUT, plan)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from ..ir.build import Builder
 from ..ir.nodes import ACC, IO, OPERAND, STATE, Const, Dim, Expr, Span, Var, cdiv, wrap
 from ..ir.program import Axis, Program, Tensor
+from ..ir.rewrite import constants_read
 from ..memory.fade import FADES, Fade, decay
 from ..memory.normalizer import Matrix
 from ..memory.states import Kept
@@ -111,19 +112,20 @@ class Layer:
         bounds = {"QK": self.qk} | ({"VALUES": self.v} if whole_values else {})
         block = () if self.features.block == "QK" else ("FEATURES",)
         spans = any("spans" in tensor.dims for tensor in tensors)
+        places = constants_read(UNDER, axes, b.body) if ragged else ()
         return Program(
             name,
             summary,
             (*BATCH_AXES, *axes),
             (*tensors, FLAGGED) if ragged else tensors,
-            (*self.sizes, *(["places"] if ragged else []), *(["spans"] if spans else [])),
+            (*self.sizes, *places, *(["spans"] if spans else [])),
             ("scale",) if scaled else (),
             (*flags, RAGGED) if ragged else flags,
             (*constants, "QK", *block, "VALUES"),
             b.body,
             bounds,
             frozenset(does),
-            UNDER if ragged else {},
+            {name: UNDER[name] for name in places},
         )
 
     # Pieces
@@ -190,12 +192,13 @@ class Layer:
 
     def walk(self, b: Builder, first_value: Expr = FIRST) -> Walk:
         """The tokens of a program's segment."""
+        segment = Segment.of_program(b, again=True)
         self._columns(b, first_value)
-        memory, segment, length = self.memory(b), Var("segment"), self.segment_length(b)
-        first = b.let("first_token", TOKENS.token(segment * length))
-        stop = b.let("stop_token", TOKENS.until(first + length))
+        memory = self.memory(b, sequence=segment.sequence)
+        self.segment_length(b)
+        first, stop = b.let("first_token", segment.first), b.let("stop_token", segment.end)
         initial, before = self.user_states("initial_", "INITIAL"), self.segment_states("SEGMENTED")
-        return Walk(memory, first, stop, {"INITIAL": (initial, ()), "SEGMENTED": (before, (segment,))})
+        return Walk(memory, first, stop, {"INITIAL": (initial, ()), "SEGMENTED": (before, (segment.number,))})
 
     def _columns(self, b: Builder, first_value: Expr) -> None:
         b.let("d", Span(wrap(0), "QK"))

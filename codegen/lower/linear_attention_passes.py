@@ -49,8 +49,8 @@ from .groups import (
     summed,
 )
 from .parameters import parameters
-from .ragged import DENSE
-from .state_steps import NEVER, SPLIT, StateSteps
+from .ragged import ALL, ALONE, DENSE
+from .state_steps import NEVER, ON, SPLIT, StateSteps
 
 Arguments = Mapping[str, Operand]
 
@@ -87,11 +87,7 @@ class Passes(StateSteps):
     # Passes
 
     def forward(self) -> Pass:
-        recurrence = self.faster.get(RECURRENCE)
-        serves: Value | None = None
-        if recurrence:
-            serves = Serves(recurrence.name, ("q", "k", "v"))
-            serves = serves if recurrence.takes_groups else serves & ~GROUPED
+        recurrence, serves = self.faster.get(RECURRENCE), self.serves()
         plan = Plan(
             {"segments": INTEGER, "recurrent": TRUTH},
             LaunchPlan("forward", "forward", "forward_plan", TOKENS_AND_ROWS, FORWARD_PLAN),
@@ -120,7 +116,7 @@ class Passes(StateSteps):
             *self.user_states("final_", FINAL),
             *self.segment_sums(BY_SEGMENT, SUMMED),
             *self.segment_states("segment_", BY_SEGMENT, SUMMED),
-            *self.either("states", {}, SUMMED, OVER_STATES | DENSE, ALL=FINAL),
+            *self.either("states", {}, SUMMED, OVER_STATES | DENSE | {ALL: ON}, ALL=FINAL),
             launch(
                 "prefix",
                 self.state("", "segment_")
@@ -133,6 +129,7 @@ class Passes(StateSteps):
             *self.either(
                 RECURRENCE,
                 self.state("", "segment_")
+                | ALONE
                 | {"INITIAL": HAS_INITIAL & ~SPLIT, "SEGMENTED": SPLIT, "FINAL": FINAL & ~SPLIT},
                 RECURRENT,
             ),
@@ -142,6 +139,14 @@ class Passes(StateSteps):
         )
         summary = "Outputs, row sums of A, and the state after the last token if it is asked for."
         return self.forward_pass("forward", summary, body)
+
+    def serves(self) -> Value | None:
+        """Whether the faster recurrence serves a call, if there is one."""
+        recurrence = self.faster.get(RECURRENCE)
+        if recurrence is None:
+            return None
+        serves = Serves(recurrence.name, ("q", "k", "v"))
+        return serves if recurrence.takes_groups else serves & ~GROUPED
 
     def forward_pass(self, name: str, summary: str, body: Steps) -> Pass:
         results = ("o", "n", "final_state", "final_normalizer")
@@ -178,7 +183,7 @@ class Passes(StateSteps):
             *self.decays.owed(),
             *self.segment_sums(by_span, SPLIT),
             *self.segment_states("span_", by_span, SPLIT),
-            launch("states", OVER_STATES | DENSE | {"segments": "spans"}, SPLIT),
+            launch("states", OVER_STATES | DENSE | {"segments": "spans", ALL: ON}, SPLIT),
             launch(
                 "prefix",
                 self.over_spans("initial_", None) | {"INITIAL": has_initial, "TOTAL": NEVER},
@@ -203,7 +208,7 @@ class Passes(StateSteps):
             dv,
             *self.user_states("d_initial_", HAS_INITIAL),
             *(self.segment_states("mirrored_", BY_SEGMENT, MIRRORED) if self.fades else ()),
-            launch("query_states", OVER_GROUPS | DENSE | {"segments": "spans"}, SPLIT),
+            launch("query_states", OVER_GROUPS | DENSE | {"segments": "spans", ALL: ON}, SPLIT),
             launch(
                 "suffix",
                 self.over_spans("d_final_", "d_initial_") | {"INITIAL": has_final, "TOTAL": HAS_INITIAL},

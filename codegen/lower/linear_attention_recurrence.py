@@ -2,7 +2,7 @@
 
 For a chunk of queries, older keys are read from the state and the chunk's own keys directly; then the
 chunk's keys enter the state.  Where batch and heads alone do not fill a GPU the sequence is cut into
-segments, each of which starts from the sum of those before it.
+segments, each of which starts from the sum of those before it.  So are packed sequences (`ragged.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from ..ir.program import Axis, Program
 from ..ir.traits import RECURS
 from ..memory.normalizer import Matrix
 from ..memory.states import B, H
-from .linear_attention_parts import TOKENS, Layer
+from .linear_attention_parts import Layer
+from .ragged import Segment
 from .second_look import doubt_of, second_look
 
 FLAGS = ("INITIAL", "SEGMENTED", "FINAL")
@@ -22,10 +23,11 @@ FLAGS = ("INITIAL", "SEGMENTED", "FINAL")
 def recurrence(layer: Layer, products: type[Matrix] = Matrix) -> Program:
     """o and n of one segment, chunk after chunk; `products` are how small states normalise."""
     b = Builder()
-    features = layer.features
+    segment = Segment.of_program(b)
+    tokens, features = segment.sequence, layer.features
     b.let("d", Span(wrap(0), "QK"))
     u = b.let("u", Span(Var("value_block") * "VALUES", "VALUES"))
-    memory = layer.memory(b, products=products)
+    memory = layer.memory(b, products=products, sequence=tokens)
     initial, final = layer.user_states("initial_", "INITIAL"), layer.user_states("final_", "FINAL")
     before = layer.segment_states("SEGMENTED")
     with memory.each() as f0:
@@ -35,14 +37,13 @@ def recurrence(layer: Layer, products: type[Matrix] = Matrix) -> Program:
         with b.when("INITIAL"):
             state.restore(initial, "_initial")
         with b.when("SEGMENTED"):
-            state.restore(before, "_before", Var("segment"))
-    length = layer.segment_length(b)
-    start = TOKENS.token(Var("segment") * length)
-    with b.loop("t0", start, TOKENS.until(start + length), "CHUNK") as t0:
-        t = b.let("t", TOKENS.tile(t0, "CHUNK"))
+            state.restore(before, "_before", segment.number)
+    layer.segment_length(b)
+    with b.loop("t0", segment.first, segment.end, "CHUNK") as t0:
+        t = b.let("t", tokens.tile(t0, "CHUNK"))
         queries = memory.scaled_queries(t)
         keys, values = memory.keys(t)
-        log, total = memory.of_tile("t_log", t, t0, TOKENS.until(t0 + "CHUNK"))
+        log, total = memory.of_tile("t_log", t, t0, tokens.until(t0 + "CHUNK"))
         kept = memory.until("kept", t, log, total)
         seen, one = column(t) >= row(t), wrap(1.0)
         if memory.fade:
@@ -55,7 +56,7 @@ def recurrence(layer: Layer, products: type[Matrix] = Matrix) -> Program:
             plain = features.features(b, "P", queries, block.selection, weight)
             memory.read(answer, plain, state)
             state.fade(total)
-            memory.enter(state, block, keys, values, TOKENS.past(t0, "CHUNK"), kept=kept)
+            memory.enter(state, block, keys, values, tokens.past(t0, "CHUNK"), kept=kept)
         if memory.fade:
             memory.fade_answer(answer, log)
             b.comment("The chunk's own keys, directly: what they leave differs from pair to pair.")
@@ -91,4 +92,5 @@ def recurrence(layer: Layer, products: type[Matrix] = Matrix) -> Program:
         whole_values=False,
         flags=FLAGS,
         does=(RECURS,),
+        ragged=True,
     )

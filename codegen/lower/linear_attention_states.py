@@ -15,7 +15,7 @@ from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import SUMS_STATES
 from ..memory.states import Block, State
 from .linear_attention_parts import Layer
-from .ragged import Segment
+from .ragged import ALL, Segment
 from .sequence import Sequence
 
 
@@ -105,7 +105,7 @@ class _States:
 def segment_sums(layer: Layer, name: str, of_queries: bool) -> Program:
     """What each segment adds: the sum over its keys with values, or its queries with output gradients."""
     b, sums = Builder(), layer.segment_sums()
-    segment = Segment.of_program(b)
+    segment = Segment.of_sums(b, mirrored=of_queries)
     states = _States(layer, b, of_queries, layer.sequence_of(segment, of_queries), ragged=True)
     state = states.zeros()
     start, stop = layer.ends_of(b, segment, of_queries)
@@ -121,6 +121,7 @@ def segment_sums(layer: Layer, name: str, of_queries: bool) -> Program:
         Axis("segment", Var("segments")),
         (*sums,),
         ("SEGMENT", "CHUNK"),
+        flags=(ALL,),
     )
 
 

@@ -27,9 +27,7 @@ from .groups import over_queries
 from .linear_attention import heads_of_states
 from .linear_attention_parts import TOKENS, Layer
 from .linear_attention_recurrence import recurrence
-
-ALL = "ALL"
-"""The flag with which sums are of all segments, and not only of those that others start from."""
+from .ragged import ALL
 
 
 def recurrence_of(spec: LinearAttention) -> Program:

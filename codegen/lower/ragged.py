@@ -12,13 +12,14 @@ places without tokens do nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from ..ir.build import Builder
-from ..ir.flags import Chosen
+from ..ir.flags import Chosen, Only
+from ..ir.fuse import mapped, rebuilt
 from ..ir.host import Literal, Operand
-from ..ir.nodes import INDEX, Const, Expr, Load, Var, cdiv
-from ..ir.program import Axis, Tensor
+from ..ir.nodes import INDEX, Blocks, Const, Expr, For, Load, Stmt, Var, When, cdiv
+from ..ir.program import Axis, Program, Tensor
 from .sequence import Sequence
 
 RAGGED = "RAGGED"
@@ -30,6 +31,12 @@ BOUNDS = Tensor("sequence_segments", ("N", 2), INDEX)
 BEGUN = "BEGUN"
 """The flag of windows of several sequences that go on from states."""
 FLAGS = RAGGED, BEGUN
+ALL = "ALL"
+"""The flag of sums of segments that are to be made of all.
+
+Without it those of packed sequences are not made of the last segment of each, or mirrored of the first: only
+the sum over a whole sequence has these.
+"""
 UNDER = {"places": RAGGED}
 PLACES = Chosen(RAGGED, Var("places"), Var("T"))
 CHUNKS = Axis("chunk", cdiv(PLACES, "CHUNK"))
@@ -49,9 +56,12 @@ PACKED = Sequence("T", end=STOP, begin=BEGIN)
 """The sequence of a segment that was read of the table."""
 PERHAPS = Sequence("T", end=Chosen(RAGGED, STOP, Var("T")), begin=Chosen(RAGGED, BEGIN, Const(0)))
 """The same of a program with the flag."""
-DENSE: dict[str, Operand] = {RAGGED: Literal(False), "places": None, TABLE.name: None}
+ALONE: dict[str, Operand] = {RAGGED: Literal(False), TABLE.name: None}
+DENSE: dict[str, Operand] = ALONE | {"places": None}
 SEVERAL: dict[str, Operand] = {RAGGED: Literal(True)}
-"""What a launch gives programs with the flag: of one sequence a batch entry, and of several."""
+"""What a launch gives programs with the flag: of one sequence a batch entry, without or with places; and of
+several.
+"""
 SEQUENCE = Axis("sequence", Var("N"), leads=True)
 """The axis of programs that are for packed sequences alone."""
 
@@ -85,12 +95,25 @@ class Segment:
         return Segment(number, FIRST, PACKED)
 
     @staticmethod
-    def of_program(b: Builder) -> Segment:
-        """The segment of a program over segments, which does nothing for one without tokens."""
+    def of_program(b: Builder, again: bool = False) -> Segment:
+        """The segment of a program over segments, which does nothing for one without tokens.
+
+        Of such a segment a second look, `again`, finds none.
+        """
         number = Var("segment")
         with b.when(RAGGED):
             Segment.of_packed(b, number)
-        b.only(RAGGED, FIRST < STOP)
+        if not again:
+            b.only(RAGGED, FIRST < STOP)
+        return Segment.perhaps(number)
+
+    @staticmethod
+    def of_sums(b: Builder, mirrored: bool) -> Segment:
+        """The segment of a program that sums it up, which does nothing where nobody reads that (`ALL`)."""
+        number = Var("segment")
+        with b.when(RAGGED):
+            Segment.of_packed(b, number)
+        b.only(RAGGED, Chosen(ALL, FIRST < STOP, BEGIN < FIRST if mirrored else STOP < END))
         return Segment.perhaps(number)
 
     @staticmethod
@@ -119,8 +142,9 @@ class Segment:
 
     @property
     def end(self) -> Expr:
-        """One past its last token."""
-        return self.sequence.until(self.first + LENGTH)
+        """One past its last token, which of packed sequences the table says."""
+        end = self.sequence.until(self.first + LENGTH)
+        return Chosen(RAGGED, STOP, under(end, False)) if isinstance(self.first, Chosen) else STOP
 
     def tile_of(self, token: Expr, size: str) -> Expr:
         """The first token of the tile of `size` that has a token: tiles begin with the segment."""
@@ -154,9 +178,32 @@ def under(expr: Expr, on: bool = True) -> Expr:
     """What an expression is where the flag is on, or off."""
     if isinstance(expr, Chosen) and expr.flag == RAGGED:
         return under(expr.x if on else expr.y, on)
-    parts = {entry.name: getattr(expr, entry.name) for entry in fields(expr)}  # type: ignore[arg-type]
-    changed = {name: under(part, on) for name, part in parts.items() if isinstance(part, Expr)}
-    return replace(expr, **changed) if changed else expr  # type: ignore[type-var]
+    return rebuilt(expr, lambda part: under(part, on))
+
+
+def never(program: Program) -> Program:
+    """A program as it is without the flag, for printers of kernels that do not have it."""
+
+    def kept(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+        return tuple(part for stmt in body for part in one(stmt))
+
+    def one(stmt: Stmt) -> tuple[Stmt, ...]:
+        match stmt:
+            case When(Var(name), _) | Only(name, _) if name == RAGGED:
+                return ()
+            case For() | When() | Blocks():
+                return (replace(stmt, body=kept(stmt.body)),)
+        return (stmt,)
+
+    return replace(
+        program,
+        grid=tuple(map(off, program.grid)),
+        tensors=tuple(tensor for tensor in program.tensors if tensor.optional != RAGGED),
+        sizes=tuple(size for size in program.sizes if program.under.get(size) != RAGGED),
+        flags=tuple(flag for flag in program.flags if flag != RAGGED),
+        body=mapped(kept(program.body), lambda expr: under(expr, False)),
+        under={size: flag for size, flag in program.under.items() if flag != RAGGED},
+    )
 
 
 def off(axis: Axis) -> Axis:

@@ -7,7 +7,7 @@ from ..ir.nodes import ACC, OPERAND, STATE
 
 SPLIT = Name("split")
 """Whether a sequence is cut into several spans."""
-NEVER = Literal(False)
+NEVER, ON = Literal(False), Literal(True)
 
 
 class StateSteps:

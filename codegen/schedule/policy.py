@@ -52,6 +52,8 @@ FEW = {"LONGEST": 1 << 11, "TOKENS": 1 << 16}
 """Tokens of a sequence, and of all, whose scores are computed faster than a recurrence takes its steps."""
 FEWER = {"LONGEST": 1 << 10, "TOKENS": 1 << 14}
 """The same where it exchanges columns, and its steps are short: tokens of one round of programs."""
+PACKED_SEGMENT = 2048
+"""Tokens of a segment of packed sequences that recur: a shorter sequence needs no state before a segment."""
 FEWEST_SEGMENTS = 4
 """Segments below which the launches that find their states cost more than a fuller GPU gains."""
 FEWEST_BACKWARD = 3
@@ -190,6 +192,8 @@ def _launch_plan(spec: LayerSpec, plan: LaunchPlan, backend: str, dtype: str) ->
     if "FEWEST" in plan.constants and _recurs_well(spec, backend, dtype):
         few = FEWER if backend == "triton" and foreign.exchanges(spec, dtype) else FEW
         sizes |= few | {"LENGTH": FEW["LONGEST"]}
+    if plan.function == "packed_forward_plan" and _recurs_well(spec, backend, dtype):
+        sizes |= {"LENGTH": PACKED_SEGMENT, "LONGEST": ONE_TOKEN}
     return Setting(pick(plan, sizes))
 
 

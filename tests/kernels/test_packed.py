@@ -32,7 +32,8 @@ def draw_call(data: st.DataObject, runner: Runner, most: int) -> Layer:
     dtype = data.draw(st.sampled_from(runner.dtypes), "dtype")
     spec = data.draw(runner.linear_attentions(dtype), "spec")
     call = data.draw(calls(runner, spec, dtype, most), "call")
-    return Layer(spec, runner.module(spec), replace(call, batch=1))
+    form = data.draw(st.sampled_from(runner.forms(dtype)), "form")
+    return Layer(spec, runner.module(spec, form), replace(call, batch=1))
 
 
 @given(data=st.data())

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from based_ops.aot import compile_triton
@@ -20,10 +22,11 @@ from based_ops.codegen.names import RECURRENCE, on_warpgroups
 from based_ops.codegen.spec.model import Elementwise, HeadDims, TaylorExp
 from based_ops.state import LinearAttentionState
 from based_ops.support import exchange, exchange_wide, warpgroups
+from based_ops.support.host import cdiv, packed_plan
 from tests.kernels.gluon import LOGICAL, meanings
 from tests.kernels.linear import expected_gradients
 from tests.kernels.runners import interpreting
-from tests.kernels.warpgroups import SCALE, Call, fails_without_any_wait, passes
+from tests.kernels.warpgroups import GRAIN, SCALE, Call, fails_without_any_wait, passes
 from tests.layers import build
 from tests.tolerance import BACKWARD, FORWARD, assert_close
 
@@ -91,6 +94,39 @@ def test_several_segments(spec: LinearAttention, segments: int, stages: int) -> 
     call = Call(spec, torch.bfloat16, 333)
     found, _, _ = call.launch(segments, (), call.states_before(segments), final=False, STAGES=stages)
     assert_close("o", found, call.expected(None)[0], FORWARD[torch.bfloat16])
+
+
+@pytest.mark.parametrize(
+    "spec", (*LAYERS, *WIDE[:2], MAPS[0], MAPS[3], *FADING[:2], OBLONG[0]), ids=lambda spec: spec.name
+)
+@given(data=st.data())
+@settings(max_examples=3)
+def test_packed_segments(spec: LinearAttention, data: st.DataObject) -> None:
+    """Bit for bit as calls of their own, whatever the other sequences hold; tokens of none are left alone."""
+    length = data.draw(st.integers(1, 400), "length")
+    cuts = sorted(data.draw(st.lists(st.integers(0, length), min_size=2, max_size=8), "cuts"))
+    edges = list(zip(cuts[::2], cuts[1::2], strict=False))
+    call = Call(spec, torch.bfloat16, length, batch=1)
+    segments, _, table, _ = packed_plan(torch.tensor(edges), length, GRAIN, GRAIN)
+    before = call.states_of(table)
+    for x in before:  # of segments without tokens nobody reads
+        x[:, :, table[:, 0] == table[:, 1]] = float("nan")
+    spoilt = data.draw(st.sampled_from((None, *range(len(edges)))), "which holds what is not finite")
+    nobodys = torch.ones(length, dtype=torch.bool)
+    for n, (start, stop) in enumerate(edges):
+        nobodys[start:stop] = False
+        if n == spoilt:
+            for x in call.qkv:
+                x[:, start:stop] = float("nan")
+    for x in call.qkv:
+        x[:, nobodys] = float("inf")
+    found = call.launch(segments, (), before, False, table=table.int())[0]
+    assert found[:, nobodys].isnan().all()
+    for n, (start, stop) in enumerate(edges):
+        if start < stop and n != spoilt:
+            part, of_part = call.part(start, stop), cdiv(stop - start, GRAIN)
+            alone = part.launch(of_part, (), part.states_before(of_part), False)[0]
+            assert torch.equal(found[:, start:stop], alone), f"sequence {n}"
 
 
 @pytest.mark.parametrize("heads", [(4, 2, 2), (2, 2, 4), (6, 3, 2), (1, 2, 2)], ids=str)

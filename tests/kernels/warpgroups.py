@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from copy import copy
 from math import lcm
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -24,6 +25,8 @@ from tests.layers import build, import_text
 B, H = 2, 2
 ALIKE = (H, H, H)
 SCALE = 0.3
+GRAIN = 128
+"""Of what the tokens of a segment are a multiple."""
 
 
 class Call:
@@ -35,14 +38,16 @@ class Call:
         dtype: torch.dtype,
         length: int,
         heads: tuple[int, int, int] = ALIKE,
+        batch: int = B,
     ) -> None:
         torch.manual_seed(length)
+        self.batch = batch
         d, v = spec.head_dims.qk, spec.head_dims.v
         self.spec, self.dtype, self.length, self.heads = spec, dtype, length, heads
         self.every, self.of_states = lcm(*heads), lcm(*heads[1:])
         widths = zip(heads, (d, d, v), strict=True)
-        self.qkv = tuple(torch.randn(B, length, count, width).to(dtype) for count, width in widths)
-        places = {"head": (self.of_states,), "token": (B, length, self.of_states)}.get(spec.decay)
+        self.qkv = tuple(torch.randn(batch, length, count, width).to(dtype) for count, width in widths)
+        places = {"head": (self.of_states,), "token": (batch, length, self.of_states)}.get(spec.decay)
         self.decay = None if places is None else -torch.rand(places) / 16
         self.rows = feature_count(spec)
         self.kept = getattr(torch, spec.state_dtype)
@@ -54,14 +59,18 @@ class Call:
         before: tuple[Tensor, ...],
         final: bool,
         module: ModuleType | None = None,
+        table: Tensor | None = None,
         **other: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """o, the final state and its normaliser; `other` replaces settings of the schedule."""
+        """o, the final state and its normaliser; `other` replaces settings of the schedule.
+
+        `table` says where the segments of packed sequences lie.
+        """
         module = module or build(self.spec, "triton")
         q, k, v = self.qkv
-        every, kept = self.every, (B, self.of_states, self.rows)
-        o = torch.full((B, self.length, every, v.shape[-1]), float("nan"), dtype=self.dtype)
-        n = torch.full((B, every, self.length), float("nan"))
+        every, kept = self.every, (self.batch, self.of_states, self.rows)
+        o = torch.full((self.batch, self.length, every, v.shape[-1]), float("nan"), dtype=self.dtype)
+        n = torch.full((self.batch, every, self.length), float("nan"))
         state = torch.full((*kept, v.shape[-1]), float("nan"), dtype=self.kept)
         normalizer = torch.full(kept, float("nan"), dtype=self.kept)
         present = {"initial_state": initial[:1], "initial_normalizer": initial[1:]}
@@ -69,6 +78,7 @@ class Call:
         present |= {"final_state": (state,) * final, "final_normalizer": (normalizer,) * final}
         kernel = getattr(module, on_warpgroups(RECURRENCE))
         always = {"q": q, "k": k, "v": v, "o": o, "n": n, "log_decay": self.decay}
+        always |= {"segment_tokens": table}
         tensors = [
             always.get(name, next(iter(present.get(name, ())), None))
             for name in kernel.arg_names[: kernel.arg_names.index("q_b")]
@@ -76,13 +86,13 @@ class Call:
         strides = [stride for x in (q, k, v) for stride in x.stride()[:-1]]
         settings = module.SCHEDULE[on_warpgroups(RECURRENCE)][self.dtype] | other
         constants = [value for name, value in settings.items() if name != "num_warps"]
-        flags: tuple[bool, ...] = (bool(initial), bool(before), final)
+        flags: tuple[bool, ...] = (bool(initial), bool(before), final, table is not None)
         groups: tuple[int, ...] = ()
         if "GROUPED" in kernel.arg_names:
             groups, flags = (*self.heads, self.of_states), (*flags, self.heads != (every,) * 3)
         blocks = cdiv(v.shape[-1], 64)
-        numbers = (*strides, B, self.length, every, segments, SCALE, *groups, *flags, *constants)
-        run(kernel, B * every * segments * blocks, tensors, *numbers)
+        numbers = (*strides, self.batch, self.length, every, segments, SCALE, *groups, *flags, *constants)
+        run(kernel, self.batch * every * segments * blocks, tensors, *numbers)
         return o, state, normalizer
 
     def expected(self, initial: LinearAttentionState | None) -> tuple[Tensor, LinearAttentionState]:
@@ -93,29 +103,44 @@ class Call:
     def earlier(self, tokens: int) -> LinearAttentionState:
         """The state after some random tokens, as it is kept."""
         d, v = self.spec.head_dims.qk, self.spec.head_dims.v
-        k, values = (torch.randn(B, tokens, self.of_states, width).double() for width in (d, v))
+        k, values = (torch.randn(self.batch, tokens, self.of_states, width).double() for width in (d, v))
         state, normalizer = reference.linear_attention(self.spec, k, k, values, SCALE)[1]
         return LinearAttentionState(
             state.to(self.kept), None if normalizer is None else normalizer.to(self.kept)
         )
 
-    def decay_until(self, end: int) -> Tensor | None:
-        """The decays of the first tokens."""
-        return self.decay if self.decay is None or self.spec.decay == "head" else self.decay[:, :end]
+    def after(self, start: int, stop: int) -> LinearAttentionState:
+        """The state after some tokens of the call, before which there was none."""
+        _, k, v = (x[:, start:stop].double() for x in self.qkv)
+        return reference.linear_attention(self.spec, k, k, v, SCALE, None, self.decay_of(start, stop))[1]
+
+    def part(self, start: int, stop: int) -> Call:
+        """The call of some of the tokens as a sequence of their own."""
+        own = copy(self)
+        own.qkv = tuple(x[:, start:stop].contiguous() for x in self.qkv)
+        own.length, own.decay = stop - start, self.decay_of(start, stop)
+        return own
+
+    def decay_of(self, start: int, stop: int) -> Tensor | None:
+        """The decays of some of the tokens."""
+        of_tokens = self.decay is not None and self.spec.decay == "token"
+        return self.decay[:, start:stop].contiguous() if of_tokens else self.decay
 
     def states_before(self, segments: int) -> tuple[Tensor, ...]:
         """The state before each segment, and its normaliser."""
-        length = cdiv(cdiv(self.length, 128), segments) * 128
-        _, k, v = (x.double() for x in self.qkv)
-        states = [
-            reference.linear_attention(
-                self.spec, k[:, :end], k[:, :end], v[:, :end], SCALE, None, self.decay_until(end)
-            )[1]
-            for end in range(0, segments * length, length)
-        ]
-        state = torch.stack([s.state for s in states], 2).bfloat16()
-        normalizers = [s.normalizer for s in states if s.normalizer is not None]
-        return (state, torch.stack(normalizers, 2).float()) if normalizers else (state,)
+        length = cdiv(cdiv(self.length, GRAIN), segments) * GRAIN
+        return kept_before([self.after(0, end) for end in range(0, segments * length, length)])
+
+    def states_of(self, table: Tensor) -> tuple[Tensor, ...]:
+        """The same of segments of packed sequences; those without tokens have none."""
+        return kept_before([self.after(begin, first) for first, _, begin, _, _ in table.tolist()])
+
+
+def kept_before(states: list[LinearAttentionState]) -> tuple[Tensor, ...]:
+    """States as a recurrence reads them, and their normalisers."""
+    state = torch.stack([s.state for s in states], 2).bfloat16()
+    normalizers = [s.normalizer for s in states if s.normalizer is not None]
+    return (state, torch.stack(normalizers, 2).float()) if normalizers else (state,)
 
 
 def passes(module: ModuleType, segments: int) -> tuple[Any, Any]:

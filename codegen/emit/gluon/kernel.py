@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ...ir.check import check
+from ...ir.flags import Only
 from ...ir.fuse import mapped, rebuilt
-from ...ir.nodes import Binary, Const, Dim, Expr, For, Let, Span, Stmt, Var
+from ...ir.nodes import Binary, Const, Dim, Expr, For, Let, Span, Stmt, Var, When
 from ...ir.printer import TIGHT
 from ...ir.program import GROUPED, HEADS, Program, head_sizes
 from ...ir.rewrite import apart
+from ...lower.ragged import RAGGED
 from ...schedule import orders
 from ...schedule.places import Plan, placed, plan_of
 from ..bounds import Bounds
@@ -118,6 +120,8 @@ class GluonKernel:
     def _section(self, stmt: Stmt, numbers: Writer, constants: Writer, tiles: Writer) -> Writer:
         """Where a statement before the loop goes: numbers, shared tiles that never change, or the state."""
         match stmt:
+            case When(Var(flag), _) | Only(flag, _) if flag == RAGGED:
+                return numbers
             case Let(name, value) if not isinstance(value, Span) and not self.types[name].shape:
                 return numbers
             case Let(name, _) if name in self.plan.shared:

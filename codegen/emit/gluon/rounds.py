@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ...ir.check import walk
 from ...ir.fuse import expressions, rebuilt
 from ...ir.nodes import ACC, IO, Add, Binary, Cast, Dim, Expr, For, Let, Load, Span, Stmt, Store, Var
+from ...lower.ragged import under
 from ..writer import Writer
 from .flight import Flight, shown_after
 from .steps import Steps, stored
@@ -38,7 +39,7 @@ class Rounds:
         if not isinstance(stmt, Let) or not isinstance(stmt.value, Span):
             return False
         self.spelling.spans[stmt.name] = stmt.value
-        end = self.loop.stop
+        end = under(self.loop.stop, False)
         last = end.y if isinstance(end, Binary) and end.op == "min" else end
         self.spelling.ends[Var(self.loop.var)] = (last, Var("stop"))
         return True

@@ -21,6 +21,7 @@ from ...ir.nodes import (
     Var,
     Where,
 )
+from ...lower.ragged import under
 from ..bounds import Bounds
 from ..triton_expression import formula
 from .layouts import Layouts, Slice
@@ -149,7 +150,7 @@ class Spelling:
         if isinstance(end, Const) and self.bounds.inside(Var(name), int(end.value)):
             return TRUE
         last, own = self.ends.get(span.start, (None, end))
-        limit = own if end == last else end
+        limit = own if under(end, False) == last else end
         rest = limit if span.start == Const(0) else limit - span.start
         return part(Binary("lt", Binary("sub", Var(name), span.start), rest))
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ...ir.check import walk
 from ...ir.exchange import WIDTH, Exchanged
+from ...ir.flags import Only
 from ...ir.fuse import expressions
 from ...ir.nodes import (
     ACC,
@@ -113,6 +114,10 @@ class Steps:
                 with w.indented():
                     for inner in body:
                         self.outside(w, inner)
+            case Only(flag, condition):
+                w.line(f"if {flag}:")
+                w.line(f"    if not ({self.spelling.scalar(condition)}):")
+                w.line("        return")
             case When(Doubt(x)):
                 w.line(f"if {x.name} != 0.0:  # NaN")
                 with w.indented():

@@ -142,16 +142,17 @@ def _kernel(spec: LayerSpec, program: Program, printer: str) -> ForeignKernel:
 def _foreign(program: Program, printer: str) -> ForeignKernel:
     """How it is launched where its program is."""
     tiles = PRINTERS[printer].tiles
+    without = {*ragged.FLAGS} - ({ragged.RAGGED} if program.name == RECURRENCE else set())
     return ForeignKernel(
         name=on_warpgroups(program.name),
         summary=f"{program.summary.removesuffix('.')}, on Hopper's warpgroups.",
         instead_of=program.name,
         printer=printer,
         grid=tuple(ragged.off(axis) for axis in program.grid if axis.name != "feature_block"),
-        tensors=tuple(tensor for tensor in program.tensors if tensor.optional not in ragged.FLAGS),
+        tensors=tuple(tensor for tensor in program.tensors if tensor.optional not in without),
         sizes=tuple(size for size in program.sizes if size not in program.under),
         scalars=program.scalars,
-        flags=tuple(flag for flag in program.flags if flag not in ragged.FLAGS),
+        flags=tuple(flag for flag in program.flags if flag not in without),
         constants=("SEGMENT", *tiles),
         bounds=dict(tiles),
         decides=PRINTERS[printer].decides,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
 from textwrap import dedent
 
 from ...ir.program import Program
+from ...lower.ragged import RAGGED, TABLE
 from ...schedule import orders
 from ..layer import ScheduledForeign
 from ..writer import Writer
@@ -143,12 +145,27 @@ class WarpgroupKernel:
             "program = program // segments",
             "h = (program % H).to(gl.int64)",
             "b = (program // H).to(gl.int64)",
-            f"length = gl.cdiv(gl.cdiv(T, {self.grain}), segments) * {self.grain}",
-            "start = segment * length",
-            "stop = gl.minimum(start + length, T)",
-            "",
         ):
-            w.line(line) if line else w.blank()
+            w.line(line)
+        if RAGGED in self.kernel.flags:
+            w.line(f"if {RAGGED}:")
+            with w.indented():
+                for line in self._table:
+                    w.line(line)
+            w.line("else:")
+        with w.indented() if RAGGED in self.kernel.flags else nullcontext():
+            w.line(f"length = gl.cdiv(gl.cdiv(T, {self.grain}), segments) * {self.grain}")
+            w.line("start = segment * length")
+            w.line("stop = gl.minimum(start + length, T)")
+        w.blank()
+
+    _table = (
+        f"start = gl.load({TABLE.name} + segment * {TABLE.dims[1]})",
+        f"stop = gl.load({TABLE.name} + segment * {TABLE.dims[1]} + 1)",
+        "if not (start < stop):",
+        "    return",
+    )
+    """Where a segment of packed sequences is: see `lower/ragged.py`."""
 
     # Memory
 

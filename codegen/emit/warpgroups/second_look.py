@@ -36,6 +36,7 @@ from ...ir.program import Program
 from ...ir.rewrite import drop_unused
 from ...lower import linear_attention_parts, sliding_window_parts
 from ...lower.feature_maps import feature_map
+from ...lower.ragged import RAGGED, never
 from ...mixers.linear_attention import LinearAttention
 from ...mixers.sliding_window import SlidingWindow
 from ...names import second_look
@@ -82,7 +83,8 @@ def with_second_look(spec: LayerSpec, kernel: ForeignKernel) -> ForeignKernel:
         b.body,
         bounds,
     )
-    return replace(kernel, constants=constants, bounds=bounds, second_look=drop_unused(look))
+    look = drop_unused(look if RAGGED in kernel.flags else never(look))
+    return replace(kernel, constants=constants, bounds=bounds, second_look=look)
 
 
 def _linear_attention(b: Builder, layer: linear_attention_parts.Layer, kernel: ForeignKernel) -> None:
