@@ -22,8 +22,8 @@ from based_ops.variant import Variant
 from tests.conftest import ROOT
 
 F64 = torch.float64
-PLAIN = based_ops.get("taylor2_qk16_v64")
-REPLAY = based_ops.get("taylor2_replay_qk16_v64")
+PLAIN: Variant = based_ops.get("taylor2_qk16_v64")
+REPLAY: Variant = based_ops.get("taylor2_replay_qk16_v64")
 PERIOD = 16
 PARTS = """name: replay_signs
 mixer: linear_attention
@@ -219,10 +219,10 @@ def test_what_states_can_do() -> None:
 def test_features_of_parts_are_what_a_ring_has(tmp_path: Any) -> None:
     path = tmp_path / "replay_signs.yaml"
     path.write_text(PARTS, encoding="utf-8")
-    op = based_ops.load(path)
+    op: Variant = based_ops.load(path)
     path = tmp_path / "plain_signs.yaml"
     path.write_text(PARTS.replace("replay: 3\n", "").replace("replay_", "plain_"), encoding="utf-8")
-    plain = based_ops.load(path)
+    plain: Variant = based_ops.load(path)
     x = [torch.randn(2, 14, 2, width, dtype=F64) for width in (8, 8, 16)]
     state = op.init_state(2, 2, dtype=F64)
     assert isinstance(state, ReplayState) and state.k.shape == (2, 2, 6, 16)
