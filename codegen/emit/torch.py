@@ -251,10 +251,8 @@ class _Function:
                 w.line(f"# {words}")
 
     def _index(self, name: str, index: tuple[Expr, ...]) -> str:
-        tensor = self.program.tensor(name)
-        _, rest = self._batch_first(tensor)
-        entries = [index[i] for i in rest]
-        texts = [self._entry(entry) for entry in entries]
+        _, rest = self._batch_first(self.program.tensor(name))
+        texts = [self._entry(index[i]) for i in rest]
         return f"({', '.join(texts)}{',' if len(texts) == 1 else ''})"
 
     def _heads(self, name: str, index: tuple[Expr, ...]) -> list[str]:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from .nodes import Binary, Expr, Var, Where, wrap
 
-WIDTH = 16
+LANES, EACH = 4, 4
+"""Lanes among which columns move, and columns of a row that each of them has."""
+WIDTH = LANES * EACH
 """Columns of x that an exchange pairs; those past the layer's own are 0."""
 ONE, NOTHING = WIDTH, WIDTH + 1
 """The coordinates of x̂ that are 1 and, in place of a pair, 0."""
@@ -46,7 +48,10 @@ def _beside_each_other(j: Expr) -> Pair:
     return Where(j < WIDTH, first, c), Where(j < WIDTH, Where(even, c + 1, odd), wrap(ONE))
 
 
-EXCHANGES = Exchange("wide_features", 128, _in_lanes), Exchange("narrow_features", 32, _beside_each_other)
+EXCHANGES = (
+    Exchange("wide_features", 8 * WIDTH, _in_lanes),
+    Exchange("narrow_features", 2 * WIDTH, _beside_each_other),
+)
 """Those that there are.  Together they pair every coordinate with every other once."""
 
 

@@ -11,10 +11,9 @@ import torch
 from based_ops.codegen.ir.blocks import write_out
 from based_ops.codegen.ir.by_exchange import NoExchange, by_exchange, pairs
 from based_ops.codegen.ir.exchange import EXCHANGES, NOTHING, ONE, WIDTH, Exchange, Exchanged
-from based_ops.codegen.ir.fuse import statements
+from based_ops.codegen.ir.fuse import each, statements
 from based_ops.codegen.ir.nodes import Expr, Let, Where, wrap
 from based_ops.codegen.ir.program import Program
-from based_ops.codegen.ir.rewrite import replaced
 from based_ops.codegen.ir.static import Known
 from based_ops.codegen.lower.on_warpgroups import states_of
 from based_ops.codegen.mixers.linear_attention import LinearAttention
@@ -39,7 +38,7 @@ def with_value(name: str, new: Callable[[Expr], Expr]) -> Program:
         )
 
     before = program()
-    return replace(before, body=replaced(before.body, change))  # type: ignore[arg-type]
+    return replace(before, body=each(before.body, change))  # type: ignore[arg-type]
 
 
 def exchanges_of(found: Program) -> list[str]:
