@@ -102,7 +102,7 @@ class Passes:
 
     def forward_by_fourier(self) -> Pass:
         body: Steps = (
-            *self.sizes,
+            self.size,
             Call("convolution_forward", ("sums",)),
             allocate("y", self.tokens, IO),
             launch("finished", self.flags),
@@ -130,12 +130,14 @@ class Passes:
     # Steps
 
     @property
-    def sizes(self) -> Steps:
+    def size(self) -> ReadSizes:
+        """That of what is convolved."""
         shared = (None,) if self.spec.shared else ()
-        return (
-            ReadSizes("u", ("B", "T", str(self.spec.units[0]), *shared)),
-            ReadSizes("filters", (TAPS, None)),
-        )
+        return ReadSizes("u", ("B", "T", str(self.spec.units[0]), *shared))
+
+    @property
+    def sizes(self) -> Steps:
+        return self.size, ReadSizes("filters", (TAPS, None))
 
     def begin(self, part: str, program: str) -> Steps:
         """Sizes, and which of the ways is taken; segments of packed sequences are tiles of a program."""
