@@ -748,17 +748,17 @@ BAD_SPECS = [
     (
         "replay of a state that fades",
         TAYLOR + "decay: head\nreplay: 8\n",
-        ["7:9: `replay`: a state that fades changes with every token: `decay: none`"],
+        ["6:9: `replay`: a state that fades changes with every token: `decay: none`"],
     ),
     (
         "replay by the delta rule",
         TAYLOR + "normalize: false\nupdate: delta\nunit_keys: true\nreplay: 8\n",
-        ["9:9: `replay`: the delta rule reads the state for each token that enters it"],
+        ["8:9: `replay`: the delta rule reads the state for each token that enters it"],
     ),
     (
         "replay with positions",
         with_parts("{kind: positions, period: 9}", more="replay: 8\n"),
-        ["10:9: `replay`: positions turn the state with every token"],
+        ["5:9: `replay`: positions turn the state with every token"],
     ),
     (
         "a ring of no sensible length",
