@@ -36,6 +36,7 @@ from based_ops import slots
 from based_ops.benchmarks.ops.results import machine
 from based_ops.benchmarks.sanitizer_report import Found, parsed
 from based_ops.codegen.names import RECURRENCE, variant_of
+from based_ops.codegen.schedule.legal import ALL_TOKENS
 from based_ops.codegen.spec.signature import OF_KEYS, OF_QUERIES, OF_VALUES, POOLED, Argument
 from based_ops.operands import dtype_of
 from based_ops.record import Record, record
@@ -54,10 +55,12 @@ POOL = (3, -1)
 SECONDS = 900
 """The longest that a process may take."""
 PLANS = {
-    "direct": {"LONGEST": 1 << 62, "TOKENS": 1 << 62},
-    "cut": {"LONGEST": 1, "SHORTEST": 1, "PROGRAMS": 10, "FEWEST": 1},
+    "direct": {"LONGEST": ALL_TOKENS, "TOKENS": ALL_TOKENS, "LEAST": ALL_TOKENS},
+    "cut": {"LONGEST": 1, "SHORTEST": 1, "PROGRAMS": 10, "FEWEST": 1, "LEAST": 1},
 }
-"""Constants of launch plans, of those that have programs: scores directly, and segments of few tokens."""
+"""Constants of launch plans: scores directly, and segments of few tokens; and of those that choose by length,
+what goes token by token or lag by lag, and what does not.
+"""
 KEPT_EVERY = {"direct": 1, "cut": 128}
 """Tokens between the states that a backward pass keeps: each tile, or several."""
 GROUPS = {"queries": (4, 2, 2), "values": (2, 2, 4)}
@@ -207,10 +210,13 @@ class _Call:
         recurs = dtype in tables.get(RECURRENCE, {})
         for name, table in tables.items() if self.form.plans else ():
             part, constants = name.partition("_")[0], table.get(dtype, {})
-            if part not in ("forward", "backward") or "PROGRAMS" not in constants:
+            if part not in ("forward", "backward") or not {"PROGRAMS", "LEAST"} & constants.keys():
                 continue
             wanted = PLANS[self.form.plans]
-            other = {key: wanted[key] for key in constants if key in wanted and (recurs or key != "LONGEST")}
+            never = {"LONGEST"} if not recurs else set()
+            if constants.get("LEAST", 0) >= ALL_TOKENS:
+                never.add("LEAST")
+            other = {key: wanted[key] for key in constants.keys() & wanted.keys() - never}
             if part == "backward" and "LENGTH" in constants:
                 other["LENGTH"] = KEPT_EVERY[self.form.plans]
             yield name, {dtype: constants | other}
