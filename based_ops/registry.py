@@ -55,7 +55,7 @@ def _variant(name: str) -> Variant[State]:
     from .mixers import variant_class
 
     entry = record(name)
-    made = variant_class(entry.mixer).of(entry.layer)
+    made = variant_class(entry.mixer)._class_of(entry.layer)
     if entry.core is entry:
         return made(entry)
     from .featured import FeaturedVariant

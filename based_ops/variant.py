@@ -203,7 +203,7 @@ class Variant(ReplayedCalls, ABC, Generic[StateT]):
         return next(x for x, kind in zip(tensors, kinds, strict=True) if kind.dims[-1] == width)
 
     @classmethod
-    def of(cls, spec: Any) -> type[Variant[Any]]:
+    def _class_of(cls, spec: Any) -> type[Variant[Any]]:
         """The class of the variants of such a spec."""
         return cls
 

@@ -112,7 +112,7 @@ class LinearAttentionVariant(AttentionVariant[LinearAttentionState]):
     features: int = constant("features", "Rows of the state.")
 
     @classmethod
-    def of(cls, spec: Any) -> type[Variant[Any]]:
+    def _class_of(cls, spec: Any) -> type[Variant[Any]]:
         return ReplayVariant if spec.replay else cls
 
     def _setup(self) -> None:
