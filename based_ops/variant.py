@@ -211,6 +211,10 @@ class Variant(ReplayedCalls, ABC, Generic[StateT]):
         """An initial state as `_enter` takes it, made by the `kernel` that serves the call."""
         return state
 
+    def _settled(self, state: Any) -> Any:
+        """A final state, with gradients only where those of a call have any."""
+        return state
+
     def _enter(self, tensors: Tensors, state: Any) -> tuple[Tensors, Tensors]:
         """What the forward operator takes, of the inputs and of an initial state."""
         return tensors, state
@@ -309,9 +313,12 @@ class Variant(ReplayedCalls, ABC, Generic[StateT]):
             self._form.check("initial_state", initial_state, lead, batch, units, facts is self)
         kernel = dispatch.kernel(self.name, backend, lead.device, lead.dtype, facts is self)
         if batch == 0 or length == 0 or units == 0:
-            return self._form.after_nothing(
+            if initial_state is not None and output_final_state:
+                initial_state = self._settle(initial_state, kernel)
+            output, final = self._form.after_nothing(
                 tensors, units, self._nothing(tensors), initial_state, output_final_state, is_traced()
             )
+            return output, self._settled(final) if output_final_state else None
         if alone and self._may_record(kernel, tensors, (), parts, output_final_state):
             key = self._key(which, factor, backend, tensors)
             results = self._first(key, kernel, numbers, tensors, parts, output_final_state)

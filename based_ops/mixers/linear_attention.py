@@ -15,7 +15,7 @@ from ..attention import AttentionVariant
 from ..errors import ArgumentTypeError, ArgumentValueError, DeviceError, ShapeError, StateError, fail
 from ..ops import call
 from ..state import LinearAttentionState, ring_to_linear, storable
-from ..state_base import State
+from ..state_base import State, named
 from ..tracing import constant, is_traced
 from ..variant import Tensors, Variant, dtype_named
 
@@ -178,6 +178,10 @@ class ReplayVariant(LinearAttentionVariant):
             normalizer = normalizer.view_as(state.normalizer)
         sums = final.view_as(state.state), normalizer
         return self._emptied(torch.zeros_like(state.k), torch.zeros_like(state.v), sums)
+
+    def _settled(self, state: ReplayState) -> ReplayState:
+        """A ring that holds nothing has no gradients."""
+        return named(ReplayState(state.k.detach(), state.v.detach(), *state[2:]), self.name)
 
     def _enter(self, tensors: Tensors, state: ReplayState) -> tuple[Tensors, Tensors]:
         """The sums, in which all tokens are."""

@@ -238,3 +238,21 @@ def test_a_model_generates_the_same(tmp_path: Any) -> None:
     prompts = [[1, 2, 3], [4, 5], [7, 8, 9, 10, 11]]
     found = [Engine(net, slots=2).generate(prompts, most=40) for net in (plain, replayed)]
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("batch", [0, 2])
+def test_a_call_of_no_token_empties_the_ring(batch: int) -> None:
+    """As every call does: what comes out has gradients where it does after tokens."""
+    layer = based_ops.get("taylor2_replay_qk16_v64")
+    state = layer.init_state(batch, 2, dtype=torch.float64)
+    step = [torch.randn(batch, 3, 2, width, dtype=torch.float64) for width in (16, 16, 64)]
+    with torch.no_grad():
+        layer.step(*step, state)
+    parts = [x.clone().requires_grad_() if x.is_floating_point() else x for x in state]
+    nothing = [x[:, :0].clone().requires_grad_() for x in step]
+    _, final = layer(*nothing, initial_state=type(state)(*parts), output_final_state=True)
+    assert not final.held.any() and [x.requires_grad for x in final] == [False] * 4 + [True] * 2
+    if batch:
+        _, want = layer.reference(*step, output_final_state=True)
+        assert_close(final.state, want.state)
+        assert_close(final.normalizer, want.normalizer)
