@@ -130,7 +130,10 @@ def _packed(spec: SlidingWindow, part: Pass) -> Pass:
         ReadSizes(SEQUENCES.name, ("N", None)),
         LayOut(SEQUENCES.name, Name("T"), Constant(program, "CHUNK"), names),
         Comment("Tokens of no sequence have outputs, or gradients, of 0."),
-        *(replace(x, apart_from=SEQUENCES.name) if x.dtype == IO and not x.instead else x for x in made),
+        *(
+            replace(x, apart_from=SEQUENCES.name) if x.dtype == IO and not x.instead or x.name == "lse" else x
+            for x in made
+        ),
         launch(program, arguments),
         *sums,
     )
