@@ -123,7 +123,7 @@ def _packed(spec: SlidingWindow, part: Pass) -> Pass:
         RAGGED: Literal(True),
         BEGUN: Present("first"),
     }
-    names = ("segments", "places", TABLE.name, BOUNDS.name)
+    names, results = ("segments", "places", TABLE.name, BOUNDS.name), part.results
     body: Steps = (
         *SIZES,
         TOKENS_OF_KEYS,
@@ -131,7 +131,9 @@ def _packed(spec: SlidingWindow, part: Pass) -> Pass:
         LayOut(SEQUENCES.name, Name("T"), Constant(program, "CHUNK"), names),
         Comment("Tokens of no sequence have outputs, or gradients, of 0."),
         *(
-            replace(x, apart_from=SEQUENCES.name) if x.dtype == IO and not x.instead or x.name == "lse" else x
+            replace(x, apart_from=SEQUENCES.name)
+            if not x.instead and (x.dtype == IO or x.name in results)
+            else x
             for x in made
         ),
         launch(program, arguments),
