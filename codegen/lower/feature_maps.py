@@ -20,7 +20,6 @@ from ..ir.nodes import (
     Expr,
     Full,
     Load,
-    Span,
     Sum,
     Transpose,
     Var,
@@ -36,12 +35,11 @@ from .monomials import Multisets, Rotations
 from .sequence import Sequence
 
 
-class ElementwiseMap:
+class ElementwiseMap(FeatureMap):
     """A = scale · φ(q)·φ(k) with φ applied to every component: the features are φ(x) themselves."""
 
     block = "QK"
     constants: tuple[str, ...] = (block,)
-    sizes: tuple[int, ...] = ()
     selected: tuple[str, ...] = ()
 
     def __init__(self, source: str, qk: int) -> None:
@@ -91,10 +89,6 @@ class ElementwiseMap:
 
     def select(self, b: Builder, f: Var, suffix: str = "", alone: bool = False) -> Selection:
         return ()
-
-    def of_block(self, b: Builder, f0: Expr, size: str) -> tuple[Var, Selection]:
-        f = b.let("f", Span(f0, size))
-        return f, self.select(b, f)
 
     def weights(self, b: Builder, f: Var, selection: Selection) -> Var:
         return b.let("weight", Full((self.block,), 1.0) * SCALE)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..ir.build import Builder
-from ..ir.nodes import Const, Expr, Transpose, Var, column, row
+from ..ir.nodes import Const, Expr, Span, Transpose, Var, column, row
 from ..spec import model
 from ..spec.signature import Signature
 from .sequence import Sequence
@@ -63,7 +63,7 @@ class FeatureMap(Protocol):
     constants: tuple[str, ...]
     """`block`, and what `select` takes beside it."""
 
-    sizes: tuple[int, ...]
+    sizes: tuple[int, ...] = ()
     """How many features each block has, if not all as many."""
 
     selected: tuple[str, ...]
@@ -98,6 +98,8 @@ class FeatureMap(Protocol):
 
     def of_block(self, b: Builder, f0: Expr, size: str) -> tuple[Var, Selection]:
         """The index tile of the block of features from `f0` on, and `select` of it."""
+        f = b.let("f", Span(f0, size))
+        return f, self.select(b, f)
 
     def weights(self, b: Builder, f: Var, selection: Selection) -> Var:
         """The query-side weight of each feature of the block `f`, a vector; 0 past the last feature."""

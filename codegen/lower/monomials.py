@@ -45,7 +45,6 @@ class Monomials(FeatureMap):
 
     block = "FEATURES"
     constants: tuple[str, ...] = (block,)
-    sizes: tuple[int, ...] = ()
     fill = 1.0
     """What columns after the components are: of x̂ the 1."""
 
@@ -75,10 +74,6 @@ class Monomials(FeatureMap):
     ) -> tuple[Var, Var]:
         loaded = b.let(name, Load(tensor, index, ACC))
         return loaded, loaded
-
-    def of_block(self, b: Builder, f0: Expr, size: str) -> tuple[Var, Selection]:
-        f = b.let("f", Span(f0, size))
-        return f, self.select(b, f)
 
     def weights(self, b: Builder, f: Var, selection: Selection) -> Var:
         return b.let("weight", Where(f < self.rows, self.weight(f, selection), wrap(0.0)))

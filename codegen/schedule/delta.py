@@ -30,7 +30,7 @@ def tiles(spec: LayerSpec, program: Program, backend: str, dtype: str, grain: in
     """Tiles of one program; `grain` are the tokens of which segments are made."""
     qk, v, rows = (spec.extents[name] for name in ("QK", "VALUES", "FEATURES"))
     wide = dtype == "float32"
-    few = wide and backend in FEATURES or _is_packed(spec, backend)
+    few = wide and backend in FEATURES or _of_monomials(spec, backend)
     chunk = MATRIX_UNIT if few else CHUNK[backend]
     sizes = {"QK": qk, "VALUES": v, "FEATURES": rows, "SEGMENT": grain}
     sizes |= {"CHUNK": chunk, "BLOCK": min(BLOCK, chunk // 2)}
@@ -61,12 +61,6 @@ def tiles(spec: LayerSpec, program: Program, backend: str, dtype: str, grain: in
     return Setting(pick(program, sizes), warps, stages=2)
 
 
-def rewrites(spec: LayerSpec, program: Program, backend: str) -> tuple[str, ...]:
-    """What is done to a program before it is printed."""
-    gathers = ("gather_by_product",) if backend in ("triton", "torch") else ()
-    return (*gathers, "turn") if turns(spec, program, backend) else gathers
-
-
 def turns(spec: LayerSpec, program: Program, backend: str) -> bool:
     """Whether a walk holds its state with columns of values along rows, 16 of them by one warp.
 
@@ -74,10 +68,10 @@ def turns(spec: LayerSpec, program: Program, backend: str) -> bool:
     features that takes fewer instructions.  Keys that are their own features are operands as they are loaded,
     and several warps share them.
     """
-    return HOLDS in program.does and _is_packed(spec, backend)
+    return HOLDS in program.does and _of_monomials(spec, backend)
 
 
-def _is_packed(spec: LayerSpec, backend: str) -> bool:
+def _of_monomials(spec: LayerSpec, backend: str) -> bool:
     """Whether features are monomials, few enough for a warp on Triton."""
     rows = spec.extents["FEATURES"]
     return backend == "triton" and spec.extents["QK"] < rows <= TURNED * WARP // MATRIX_UNIT

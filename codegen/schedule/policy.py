@@ -105,7 +105,8 @@ def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
     rewrites = ("gather_by_product",) if backend in ("triton", "torch") else ()
     if SOLVES in subject.does:
         settings = {x: delta.tiles(spec, subject, backend, x, _grain(backend, x)) for x in dtypes}
-        return Schedule(subject.name, backend, settings, delta.rewrites(spec, subject, backend))
+        turned = ("turn",) if delta.turns(spec, subject, backend) else ()
+        return Schedule(subject.name, backend, settings, (*rewrites, *turned))
     if STREAMS in subject.does:
         return Schedule(subject.name, backend, dict.fromkeys(dtypes, streams.tiles(subject, backend)))
     if CONVOLVES in subject.does:
