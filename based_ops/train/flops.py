@@ -21,8 +21,8 @@ def of_token(model: nn.Module, length: int) -> float:
     """Operations of a forward and a backward pass, for each token of sequences of `length`.
 
     A multiplication and an addition are two.  Those of products of matrices, logits included, and of mixers
-    as `Variant.products` counts them; attention has the pairs that it sees, half of all, and a long
-    convolution its filters' network, without its transforms.
+    as `Variant.products` counts them; attention has the pairs that it sees, half of all, and an implicit
+    convolution its filters' network besides.
     """
     total, seen = 0.0, set()
     for module in model.modules():
@@ -33,9 +33,9 @@ def of_token(model: nn.Module, length: int) -> float:
             total += 2.0 * (length + 1) * module.q_proj.out_features
         elif isinstance(module, MultiHyena):
             total += 2.0 * module.d_model * module.width
-        elif isinstance(module, ImplicitConv):
+        if isinstance(module, ImplicitConv):
             total += module.products(length) / length
-        elif isinstance(op := getattr(module, "op", None), Variant):
+        if isinstance(op := getattr(module, "op", None), Variant):
             counts = (getattr(module, name, None) for name in ("heads", "d_model", "channels"))
             rows: Any = next(filter(None, counts))
             total += rows * op.products(length) / length

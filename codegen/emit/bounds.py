@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..ir.flags import Chosen
-from ..ir.nodes import Binary, Const, Dim, Expr, For, Let, Span, Stmt, Var, When, wrap
+from ..ir.fuse import expressions, statements
+from ..ir.nodes import Binary, Const, Dim, Expr, For, Let, Load, Span, Stmt, Store, Var, When, wrap
 from ..ir.program import Program
 from ..schedule.model import Schedule
 
@@ -12,7 +13,7 @@ class Bounds:
     """Knows the index tiles of one program and proves, where it can, that they stay inside a dimension."""
 
     def __init__(self, program: Program, schedule: Schedule) -> None:
-        self._schedule = schedule
+        self._program, self._schedule = program, schedule
         self.spans: dict[str, Span] = {}
         self._steps: dict[str, str] = {}  # loop variables that count in whole tiles from 0
         self._stops = {axis.name: _tiled(axis.extent) for axis in program.grid}
@@ -31,6 +32,19 @@ class Bounds:
                     self._collect(inner)
                 case When(_, inner):
                     self._collect(inner)
+
+    def tiled(self) -> dict[str, list[str]]:
+        """Constants that are sizes of tiles, each with the sizes of tensors that it tiles."""
+        lengths: dict[str, set[str]] = {}
+        for stmt in statements(self._program.body):
+            for access in (stmt, *expressions(stmt)):
+                if isinstance(access, Load | Store):
+                    dims = self._program.tensor(access.tensor).dims
+                    for entry, extent in zip(access.index, dims, strict=True):
+                        span = self.span(entry)
+                        if span is not None and isinstance(span.size, str) and isinstance(extent, str):
+                            lengths.setdefault(span.size, set()).add(extent)
+        return {size: sorted(lengths[size]) for size in self._program.constants if size in lengths}
 
     def span(self, index: Expr) -> Span | None:
         """The index tile behind an index expression, if it is a plain run of indices."""

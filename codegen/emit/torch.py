@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 from ..ir.check import Type, infer, right_side
 from ..ir.flags import Chosen, Only
-from ..ir.fuse import expressions, statements
+from ..ir.host import TOKENS
 from ..ir.nodes import (
     ACC,
     INDEX,
@@ -46,6 +47,7 @@ from ..ir.nodes import (
 from ..ir.printer import PRECEDENCE, SYMBOLS, TIGHT
 from ..ir.program import ALL_HEADS, GROUPED, HAS_SLOT, HEADS, Axis, Tensor
 from ..ir.resized import Resized
+from ..lower.ragged import RAGGED
 from .bounds import Bounds
 from .host import emit_passes, emit_schedule, host_helpers, used_helpers
 from .layer import ScheduledKernel, ScheduledLayer, ScheduledProgram
@@ -146,11 +148,7 @@ class _Function:
         with w.indented():
             w.line(f'"""{program.summary}"""')
             w.line(f"acc = torch.float64 if {self.like}.dtype == torch.float64 else torch.float32")
-            if tiled := self._tiled():
-                # Chunks of packed sequences are cut out of places, of which there are more than tokens.
-                more = [f"places if {program.under['places']} else 0"] if "places" in program.under else []
-                cut = (f"cut({', '.join([size, *extents, *more])})" for size, extents in tiled.items())
-                w.line(f"{', '.join(tiled)} = {', '.join(cut)}")
+            self._cut_tiles()
             pooled = [tensor for tensor in program.tensors if tensor.slots]
             if pooled:
                 self._take(pooled)
@@ -188,18 +186,18 @@ class _Function:
         assert pooled[0].slots is not None
         return self.program.tensor(pooled[0].slots)
 
-    def _tiled(self) -> dict[str, list[str]]:
-        """Constants that are sizes of tiles of a sequence, and the lengths of the sequences."""
-        lengths: dict[str, set[str]] = {}
-        for stmt in statements(self.program.body):
-            for access in (stmt, *expressions(stmt)):
-                if isinstance(access, Load | Store):
-                    dims = self.program.tensor(access.tensor).dims
-                    for entry, extent in zip(access.index, dims, strict=True):
-                        span = self.bounds.span(entry)
-                        if span is not None and isinstance(span.size, str) and isinstance(extent, str):
-                            lengths.setdefault(span.size, set()).add(extent)
-        return {size: sorted(lengths[size]) for size in self.program.constants if size in lengths}
+    def _cut_tiles(self) -> None:
+        """Short calls have short tiles; but how many tokens others have must not change a sequence's bits."""
+        tiled, tokens = self.bounds.tiled(), {name.name for name in TOKENS}
+        ragged = RAGGED in self.program.flags
+        alone = [size for size, extents in tiled.items() if ragged and tokens.intersection(extents)]
+        for sizes in ([size for size in tiled if size not in alone], alone):
+            if sizes is alone and alone:
+                self.w.line(f"if not {RAGGED}:")
+            with self.w.indented() if sizes is alone else nullcontext():
+                if sizes:
+                    found = (f"cut({', '.join([size, *tiled[size]])})" for size in sizes)
+                    self.w.line(f"{', '.join(sizes)} = {', '.join(found)}")
 
     def _batch_first(self, tensor: Tensor) -> tuple[list[int], list[int]]:
         """The dimensions along which the program is batched, and the others, told apart by their extents."""

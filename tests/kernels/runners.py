@@ -106,7 +106,9 @@ class Runner:
         return pool | any_hybrid() if self.backend == "torch" and dtype not in LOW else pool
 
     def hybrid_pool(self) -> tuple[Hybrid, ...]:
-        return HYBRIDS[1:4] if self.backend == "tilelang" else HYBRIDS
+        if self.backend != "tilelang":
+            return HYBRIDS
+        return HYBRIDS[1:2] if self.device == "cpu" else HYBRIDS[1:4]  # each takes minutes to compile to C
 
     def hybrid_forms(self) -> list[str]:
         """The forms in which passes of a hybrid can be asked to run.
