@@ -20,7 +20,7 @@ import torch
 
 if TYPE_CHECKING:
     from tilelang.engine.param import CompiledArtifact
-    from triton.compiler import ASTSource, CompiledKernel
+    from triton.compiler import CompiledKernel
 
     from based_ops.codegen.ir.kernels import Kernel
     from based_ops.codegen.spec.model import LayerSpec
@@ -72,33 +72,6 @@ def triton_kernel(
     """
     import triton
     from triton.backends.compiler import GPUTarget
-
-    source, options = _triton_source(spec, module, program, dtype, strides_of_16, flags)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-
-
-def triton_key(
-    spec: LayerSpec, module: ModuleType, program: str, dtype: torch.dtype, **flags: bool
-) -> str:
-    """What `compile_triton` compiles, as a digest, and the compiler's version: equal keys, equal resources.
-
-    The kernel's text, that of every function which it calls, its constants and its options.
-    """
-    import triton
-
-    source, options = _triton_source(spec, module, program, dtype, True, flags)
-    return f"{triton.__version__} {source.hash()} {sorted(options.items())}"
-
-
-def _triton_source(
-    spec: LayerSpec,
-    module: ModuleType,
-    program: str,
-    dtype: torch.dtype,
-    strides_of_16: bool,
-    flags: dict[str, bool],
-) -> tuple[ASTSource, dict[str, Any]]:
-    """What Triton is asked to compile, and with which options."""
     from triton.compiler import ASTSource
     from triton.experimental.gluon._runtime import GluonASTSource
 
@@ -119,13 +92,13 @@ def _triton_source(
     if not strides_of_16:
         plain |= {name for name, kind in signature.items() if kind == "i32"}
     divisible = [name for name, kind in signature.items() if kind != "constexpr" and name not in plain]
-    source: Any = (GluonASTSource if kernel.is_gluon() else ASTSource)(
+    source = (GluonASTSource if kernel.is_gluon() else ASTSource)(
         fn=kernel,
         signature=signature,
         constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
         attrs={(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in divisible},
     )
-    return source, options
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def compile_tilelang(

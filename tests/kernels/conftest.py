@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor
 
 from tests.kernels.runners import Runner, runners
@@ -20,6 +21,25 @@ def runner(request: pytest.FixtureRequest) -> Runner:
     if reason is not None:
         pytest.skip(f"{request.param.id}: {reason}")
     return request.param
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """A third of the examples where each new combination of flags takes several seconds to compile.
+
+    Hypothesis has no setting for one parameter of a test.
+    """
+    found = getattr(item, "callspec", None)
+    runner = found.params.get("runner") if found else None
+    test: Any = getattr(item, "obj", None)
+    own = getattr(test, "_hypothesis_internal_use_settings", None)
+    if own is None or not isinstance(runner, Runner) or runner.id != "tilelang-cpu":
+        return (yield)
+    test._hypothesis_internal_use_settings = settings(own, max_examples=max(1, own.max_examples // 3))
+    try:
+        return (yield)
+    finally:
+        test._hypothesis_internal_use_settings = own
 
 
 @pytest.fixture(scope="module", autouse=True)

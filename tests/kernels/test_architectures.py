@@ -5,6 +5,8 @@ Nothing runs: Triton brings an assembler for each of these architectures.
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -18,12 +20,19 @@ from tests.kernels.runners import interpreting
 from tests.layers import import_text
 
 LAYERS = ("taylor2_qk16_v64", "pos_elu_qk64_v64", "window64_d64")
+ARCHITECTURES = ("sm_80", "sm_89", "sm_100")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One of them a layer, unless ``--all-kernels`` asks for every pair."""
+    if "architecture" in metafunc.fixturenames:
+        every = metafunc.config.getoption("--all-kernels")
+        pairs = itertools.product(LAYERS, ARCHITECTURES) if every else zip(LAYERS, ARCHITECTURES, strict=True)
+        metafunc.parametrize(("name", "architecture"), pairs)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(interpreting(), reason="under the interpreter nothing is compiled")
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_89", "sm_100"])
-@pytest.mark.parametrize("name", LAYERS)
 def test_kernels_compile_for_other_architectures(name: str, architecture: str) -> None:
     spec = pipeline.load(SPECS, [name])[name]
     lowered = pipeline.lower(spec)

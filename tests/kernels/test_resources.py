@@ -11,8 +11,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import importlib.util
+import inspect
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,8 @@ import pytest
 import torch
 import yaml
 
-from based_ops.aot import Resources, compile_tilelang, compile_triton, triton_key
+from based_ops import support
+from based_ops.aot import Resources, compile_tilelang, compile_triton
 from based_ops.codegen import pipeline
 from based_ops.codegen.names import RECURRENCE
 from based_ops.codegen.spec.model import LayerSpec
@@ -32,6 +34,7 @@ from tests.kernels.runners import interpreting
 from tests.layers import never_recurs
 
 BUDGETS = Path(__file__).resolve().parent.parent / "budgets" / "sm_90.yaml"
+SUPPORT = Path(support.__file__).parent
 NAMES = sorted(path.stem for path in SPECS.glob("*.yaml"))
 COMPILED = ("pos_elu_qk64_v64", "taylor2_qk16_v64", "window64_d64")
 """Layers that are compiled each time, in float32 too."""
@@ -78,13 +81,17 @@ def test_kernels_keep_to_their_budgets(
         pytest.skip("TileLang's CUDA needs nvcc, which is not on the PATH")
     budget = budgets().get(backend, {}).get(name, {}).get(dtype_name(dtype), {})
     measured = budget.pop("of", None)
-    kernels = {label: given for label, *given in kernels_of(backend, name, dtype)}
-    key = digest(kernels) if backend == "triton" else None
+    makers = record_of(name).makers.values()
+    modules = (record_of(name).module(backend), *(maker.module(backend) for maker in makers))
+    key = digest(modules) if backend == "triton" else None
     asked = any(map(request.config.getoption, ("--all-kernels", "--update-budgets")))
     if key and key == measured and name not in COMPILED and not asked:
         return  # the figures are of this very text and this compiler
-    compile_one = compile_triton if backend == "triton" else compile_tilelang
-    found = {label: compile_one(*given, **flags) for label, (*given, flags) in kernels.items()}
+    compile_one: Any = compile_triton if backend == "triton" else compile_tilelang
+    found = {
+        label: compile_one(spec, module, program, dtype, **flags)
+        for label, spec, module, program, flags in kernels_of(backend, name, dtype)
+    }
     assert all(resources.shared <= SHARED_MEMORY for resources in found.values()), found
     if request.config.getoption("--update-budgets"):
         record(backend, name, dtype, key, found)
@@ -100,7 +107,7 @@ def test_kernels_keep_to_their_budgets(
 
 def kernels_of(
     backend: str, name: str, dtype: torch.dtype
-) -> Iterator[tuple[str, LayerSpec, ModuleType, str, torch.dtype, dict[str, bool]]]:
+) -> Iterator[tuple[str, LayerSpec, ModuleType, str, dict[str, bool]]]:
     """Each kernel's name among the budgets, and what compiles it."""
     spec = pipeline.load(SPECS, [name])[name]
     module = record_of(name).module(backend)
@@ -108,32 +115,33 @@ def kernels_of(
         never = program.name == RECURRENCE and never_recurs(module, dtype)
         if dtype in module.SCHEDULE[program.name] and not never:
             flags = {"GROUPED": program.name in OF_GROUPS, **DENSE}
-            yield program.name, spec, module, program.name, dtype, flags
-    yield "one token", spec, module, "token", dtype, ONE_TOKEN[backend]
+            yield program.name, spec, module, program.name, flags
+    yield "one token", spec, module, "token", ONE_TOKEN[backend]
     for which, maker in record_of(name).makers.items():
         of_features = maker.module(backend)
         for program in pipeline.lower(maker.layer).programs:
             label = f"{which}: {program.name}"
-            yield label, maker.layer, of_features, program.name, dtype, AS_THEY_STAND
+            yield label, maker.layer, of_features, program.name, AS_THEY_STAND
 
 
-def digest(kernels: dict[str, list[Any]]) -> str:
-    """Of the texts that Triton is given for these kernels, and of its version."""
-    keys = [f"{label}: {triton_key(*given, **flags)}" for label, (*given, flags) in kernels.items()]
-    return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
+def digest(modules: Iterable[ModuleType]) -> str:
+    """Of what Triton is given for a layer: generated modules, what supports them, and its version."""
+    import triton
+
+    texts = [triton.__version__, *(inspect.getsource(module) for module in modules)]
+    texts += [text for path in sorted(SUPPORT.glob("*.py")) if "triton" in (text := path.read_text("utf-8"))]
+    lines = "\n".join(texts).splitlines()
+    kept = [line for line in lines if not line.startswith("# build: ")]  # which names all of the compiler
+    return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:16]
 
 
-@pytest.mark.skipif(interpreting(), reason="under the interpreter nothing is compiled")
-def test_another_text_is_compiled_again() -> None:
-    """What a digest is of: the kernels, their constants, and the functions that they call."""
-    name, dtype = "retention_qk64_v64", torch.bfloat16
-    kernels = {label: given for label, *given in kernels_of("triton", name, dtype)}
-    was = digest(kernels)
-    assert was == digest({label: given for label, *given in kernels_of("triton", name, dtype)})
-    *given, flags = kernels["outputs"]
-    assert digest(kernels | {"outputs": [*given, flags | {"GROUPED": True}]}) != was
-    other = [x for x in kernels_of("triton", "pos_elu_qk64_v64", dtype) if x[0] == "outputs"]
-    assert digest(kernels | {"outputs": list(other[0][1:])}) != was
+def test_another_text_is_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    module, other = (record_of(name).module("triton") for name in COMPILED[:2])
+    was = digest([module])
+    assert was == digest([module]) != digest([other])
+    monkeypatch.setattr("triton.__version__", "0.0.0")
+    assert digest([module]) != was
 
 
 @pytest.mark.skipif(interpreting(), reason="under the interpreter nothing is compiled")
