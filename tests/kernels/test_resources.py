@@ -1,8 +1,8 @@
 """Every shipped kernel, compiled for Hopper without a GPU, occupies no more than what is recorded.
 
-Compiling takes a second a kernel with Triton and several with TileLang.  So Triton's record says of which
-text and compiler it is, and by default only what has changed since is compiled, and a few layers in any case;
-they stand for all in float32 and with TileLang.  ``pytest --all-kernels`` compiles all; ``--update-budgets``
+Compiling takes a second a kernel with Triton and several with TileLang.  So each record says of which text
+and compiler it is, and by default only what has changed since is compiled, and a few layers in any case.  In
+float32 and with TileLang a few stand for all.  ``pytest --all-kernels`` compiles all; ``--update-budgets``
 records what is found.
 """
 
@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.metadata
 import importlib.util
 import inspect
 import shutil
+import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -36,8 +38,9 @@ from tests.layers import never_recurs
 BUDGETS = Path(__file__).resolve().parent.parent / "budgets" / "sm_90.yaml"
 SUPPORT = Path(support.__file__).parent
 NAMES = sorted(path.stem for path in SPECS.glob("*.yaml"))
-COMPILED = ("pos_elu_qk64_v64", "taylor2_qk16_v64", "window64_d64")
-"""Layers that are compiled each time, in float32 too."""
+COMPILED = {"triton": ("pos_elu_qk64_v64", "taylor2_qk16_v64", "window64_d64"), "tilelang": ("window64_d64",)}
+"""Layers that are compiled each time."""
+IN_FLOAT32 = COMPILED["triton"]
 WITH_TILELANG = ("taylor2_qk16_v64", "window64_d64")
 DTYPES = (torch.bfloat16, torch.float32)
 DENSE = {"RAGGED": False, "BEGUN": False}
@@ -61,7 +64,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     every = metafunc.config.getoption("--all-kernels")
     kernels = [("triton", name, torch.bfloat16) for name in NAMES]
-    kernels += [("triton", name, torch.float32) for name in (NAMES if every else COMPILED)]
+    kernels += [("triton", name, torch.float32) for name in (NAMES if every else IN_FLOAT32)]
     kernels += [("tilelang", name, torch.bfloat16) for name in (NAMES if every else WITH_TILELANG)]
     metafunc.parametrize("kernel", kernels, ids=lambda k: f"{k[0]}-{k[1]}-{dtype_name(k[2])}")
 
@@ -83,9 +86,9 @@ def test_kernels_keep_to_their_budgets(
     measured = budget.pop("of", None)
     makers = record_of(name).makers.values()
     modules = (record_of(name).module(backend), *(maker.module(backend) for maker in makers))
-    key = digest(modules) if backend == "triton" else None
+    key = digest(backend, modules)
     asked = any(map(request.config.getoption, ("--all-kernels", "--update-budgets")))
-    if key and key == measured and name not in COMPILED and not asked:
+    if key == measured and name not in COMPILED[backend] and not asked:
         return  # the figures are of this very text and this compiler
     compile_one: Any = compile_triton if backend == "triton" else compile_tilelang
     found = {
@@ -124,24 +127,25 @@ def kernels_of(
             yield label, maker.layer, of_features, program.name, AS_THEY_STAND
 
 
-def digest(modules: Iterable[ModuleType]) -> str:
-    """Of what Triton is given for a layer: generated modules, what supports them, and its version."""
-    import triton
-
-    texts = [triton.__version__, *(inspect.getsource(module) for module in modules)]
-    texts += [text for path in sorted(SUPPORT.glob("*.py")) if "triton" in (text := path.read_text("utf-8"))]
-    lines = "\n".join(texts).splitlines()
-    kept = [line for line in lines if not line.startswith("# build: ")]  # which names all of the compiler
+def digest(backend: str, modules: Iterable[ModuleType]) -> str:
+    """Of what a compiler is given for a layer, modules and what supports them, and of its version."""
+    versions = [importlib.metadata.version(backend)]
+    if backend == "tilelang":
+        versions.append(subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout)
+    supporting = (path.read_text("utf-8") for path in sorted(SUPPORT.glob("*.py")))
+    texts = [*map(inspect.getsource, modules), *(text for text in supporting if backend in text)]
+    lines = "\n".join(versions + texts).splitlines()
+    kept = [line for line in lines if not line.startswith("# build: ")]  # which names all of our compiler
     return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:16]
 
 
 def test_another_text_is_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    module, other = (record_of(name).module("triton") for name in COMPILED[:2])
-    was = digest([module])
-    assert was == digest([module]) != digest([other])
-    monkeypatch.setattr("triton.__version__", "0.0.0")
-    assert digest([module]) != was
+    module, other = (record_of(name).module("triton") for name in IN_FLOAT32[:2])
+    was = digest("triton", [module])
+    assert was == digest("triton", [module]) != digest("triton", [other])
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.0.0")
+    assert digest("triton", [module]) != was
 
 
 @pytest.mark.skipif(interpreting(), reason="under the interpreter nothing is compiled")
@@ -156,8 +160,9 @@ def test_running_sums_load_ahead(program: str) -> None:
 
 
 def test_budgets_name_shipped_layers() -> None:
-    assert list(budgets()) == ["triton", "tilelang"]
-    assert all(list(layers) == NAMES for layers in budgets().values())
+    found = budgets()
+    assert list(found) == ["triton", "tilelang"]
+    assert all(list(layers) == NAMES for layers in found.values())
 
 
 def budgets() -> dict[str, Any]:
@@ -165,7 +170,7 @@ def budgets() -> dict[str, Any]:
 
 
 def recorded(text: str) -> dict[str, Any]:
-    return yaml.safe_load(text) or {}
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
 
 
 def record(backend: str, name: str, dtype: torch.dtype, key: str | None, found: dict[str, Resources]) -> None:
@@ -175,8 +180,7 @@ def record(backend: str, name: str, dtype: torch.dtype, key: str | None, found: 
         file.seek(0)
         every = recorded(file.read())
         layer = every.setdefault(backend, {}).setdefault(name, {})
-        of = {} if key is None else {"of": key}
-        layer[dtype_name(dtype)] = of | {program: asdict(resources) for program, resources in found.items()}
+        layer[dtype_name(dtype)] = {"of": key} | {program: asdict(x) for program, x in found.items()}
         ordered = {
             b: {
                 n: {dtype_name(d): every[b][n][dtype_name(d)] for d in DTYPES if dtype_name(d) in every[b][n]}
