@@ -23,17 +23,30 @@ def runner(request: pytest.FixtureRequest) -> Runner:
     return request.param
 
 
+def compiles_to_c(item: pytest.Item) -> bool:
+    """Whether a test runs TileLang's kernels on the host."""
+    found = getattr(item, "callspec", None)
+    runner = found.params.get("runner") if found else None
+    return isinstance(runner, Runner) and runner.id == "tilelang-cpu"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--all-kernels"):
+        return
+    for item in items:
+        if item.get_closest_marker("slow_in_c") and compiles_to_c(item):
+            item.add_marker(pytest.mark.skip(reason="takes C minutes to compile; --all-kernels runs it"))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """A third of the examples where each new combination of flags takes several seconds to compile.
 
     Hypothesis has no setting for one parameter of a test.
     """
-    found = getattr(item, "callspec", None)
-    runner = found.params.get("runner") if found else None
     test: Any = getattr(item, "obj", None)
     own = getattr(test, "_hypothesis_internal_use_settings", None)
-    if own is None or not isinstance(runner, Runner) or runner.id != "tilelang-cpu":
+    if own is None or not compiles_to_c(item):
         return (yield)
     test._hypothesis_internal_use_settings = settings(own, max_examples=max(1, own.max_examples // 3))
     try:

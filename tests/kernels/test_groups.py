@@ -6,6 +6,7 @@ from dataclasses import replace
 from math import lcm
 from typing import NamedTuple
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -124,6 +125,7 @@ def test_calls_equal_those_of_repeated_heads(runner: Runner, data: st.DataObject
         assert_same(f"{name} after the call", new, old)
 
 
+@pytest.mark.slow_in_c
 @given(data=st.data())
 def test_gradients_are_sums_over_groups(runner: Runner, data: st.DataObject) -> None:
     call = Groups.draw(data, runner, 300)

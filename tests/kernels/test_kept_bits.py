@@ -6,6 +6,7 @@ another order, so that earlier tokens have the right number (`test_not_finite.py
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,6 +61,7 @@ def test_sliding_window(runner: Runner, data: st.DataObject) -> None:
     assert_kept("dq", gradients[1], gradients[0], poison, after=False)
 
 
+@pytest.mark.slow_in_c
 @given(data=st.data())
 def test_hybrid(runner: Runner, data: st.DataObject) -> None:
     layer = draw_hybrid(data, runner)

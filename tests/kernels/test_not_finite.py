@@ -125,6 +125,7 @@ def test_sliding_window(runner: Runner, data: st.DataObject) -> None:
         assert_reaches("o of steps", torch.cat(steps, 1), wanted[:, : len(tokens)], tolerance.loosened(2))
 
 
+@pytest.mark.slow_in_c
 @given(data=st.data())
 def test_hybrid(runner: Runner, data: st.DataObject) -> None:
     layer = draw_hybrid(data, runner)
@@ -246,6 +247,7 @@ def test_gradients_of_sliding_window(runner: Runner, data: st.DataObject) -> Non
     assert_gradients_reach(found, naive, do, [q, k, v], layer.call.dtype, 1.0)
 
 
+@pytest.mark.slow_in_c
 @given(data=st.data())
 def test_gradients_of_hybrids(runner: Runner, data: st.DataObject) -> None:
     layer = draw_hybrid(data, runner)

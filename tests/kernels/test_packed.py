@@ -235,6 +235,7 @@ def _assert_near(what: str, x: Tensor, y: Tensor, allowed: Tolerance) -> None:
     assert_close(what, x.nan_to_num(), y.nan_to_num(), allowed, floor=torch.ones_like(x))
 
 
+@pytest.mark.slow_in_c
 @given(data=st.data())
 def test_hybrids_end_with_their_sequence(runner: Runner, data: st.DataObject) -> None:
     """As calls of their own, and bit for bit whatever the other sequences hold."""

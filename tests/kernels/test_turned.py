@@ -31,6 +31,7 @@ def in_order(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], dtype: Any = None
     return total
 
 
+@pytest.mark.slow_in_c
 @given(data=st.data())
 def test_turned_walks_of_the_delta_rule(runner: Runner, data: st.DataObject) -> None:
     """Of any layer, with tiles as they are and turned: with states and decays, of one sequence or several."""
