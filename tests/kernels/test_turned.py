@@ -60,6 +60,7 @@ def test_turned_walks_of_the_delta_rule(runner: Runner, data: st.DataObject) -> 
             assert_same(f"result {n}", turned, plain)
 
 
+@pytest.mark.slow_in_c
 @given(data=st.data())
 def test_columns_as_they_stand_are_those_that_are_gathered(runner: Runner, data: st.DataObject) -> None:
     """Blocks of pairs as long as a key begin with the key itself: by products, and without."""
