@@ -8,11 +8,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from .heads import multiple
 from .later import when_imported
 
 if TYPE_CHECKING:
     from .ops import Ops
+
+
+def units_of(layer: nn.Module) -> int:
+    """How many heads or channels a layer gives its operator `op`, each with the products of a variant."""
+    counts = (getattr(layer, name, None) for name in ("heads", "d_model", "channels"))
+    return int(next(filter(None, counts)))
 
 
 def count(ops: Ops) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
+from ..flops import units_of
 from ..layers import ImplicitConv, MultiHyena
 from ..models.attention import FullAttention
 from ..variant import Variant
@@ -36,9 +35,7 @@ def of_token(model: nn.Module, length: int) -> float:
         if isinstance(module, ImplicitConv):
             total += module.products(length) / length
         if isinstance(op := getattr(module, "op", None), Variant):
-            counts = (getattr(module, name, None) for name in ("heads", "d_model", "channels"))
-            rows: Any = next(filter(None, counts))
-            total += rows * op.products(length) / length
+            total += units_of(module) * op.products(length) / length
     return (1 + BACKWARD) * total
 
 

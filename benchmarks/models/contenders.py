@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from based_ops.errors import ArgumentValueError, fail
 from based_ops.models import LanguageModel, merge_norms, merge_projections
 from based_ops.models.attention import FullAttention, KeyValueCache
 from based_ops.models.blocks import bytes_of, over_tensors
@@ -97,6 +98,9 @@ class Ours(Contender):
         return lambda: self.net(ids, output_state=True, logits_to_keep=1)[0]
 
     def step(self, batch: int, length: int) -> tuple[Call, Cost, int]:
+        if not self.net.packs:
+            what = "of full attention, or with states that do not grow and so are never full"
+            fail(ArgumentValueError, "model", repr(self.net.spec.name), what)
         # One prompt's state for all: what a step does hangs on no number.
         _, one = self.net(self.ids(1, max(length - 1, 1)), output_state=True, logits_to_keep=1)
         state = self.net.init_state(batch)

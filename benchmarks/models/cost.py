@@ -1,24 +1,27 @@
 """The least that a step or a prompt costs: bytes moved and arithmetic done, whatever the kernels.
 
 Every weight is read once; of an embedding that is not the head, nothing.  A step reads all of a cache or of a
-window's ring and writes one token; of any other state it reads and writes all.  A prompt writes its state
+ring and writes one token; of any other state it reads and writes all, but writes sums that are replayed once
+in so many tokens.  A prompt writes its state
 once.  Arithmetic is that of products, a multiplication and an addition each two; a prompt has the logits of
 its last token alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from based_ops.flops import units_of
+from based_ops.layers import MultiHyena
+from based_ops.mixers.linear_attention import ReplayState
 from based_ops.models import LanguageModel
 from based_ops.models.attention import FullAttention
 from based_ops.variant import Variant
 
-RINGS = ("k", "v", "k_window")
+RINGS = ("k", "v", "k_window", "history")
 """Fields of states that a step reads, and of which it writes one token."""
 
 
@@ -41,16 +44,17 @@ def weights(model: nn.Module, embedding: nn.Embedding, head: nn.Linear) -> int:
 
 
 def carried(state: Any) -> float:
-    """Bytes of a state that a step reads and writes."""
-    return sum((1 if name in RINGS else 2) * x.nbytes for name, x in _tensors(state))
-
-
-def _tensors(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    if isinstance(state, Tensor):
-        yield name, state
-    elif state is not None:
-        for key, part in zip(getattr(state, "_fields", [""] * len(state)), state, strict=True):
-            yield from _tensors(part, key)
+    """Bytes of a state that a step reads and writes, on average."""
+    if state is None:
+        return 0.0
+    written = dict.fromkeys(RINGS, 0.0)
+    if isinstance(state, ReplayState):
+        written |= dict.fromkeys(("state", "normalizer"), 2 / state.k.shape[2])  # the ring has twice as many
+    names = getattr(state, "_fields", [""] * len(state))
+    return sum(
+        (1 + written.get(name, 1.0)) * part.nbytes if isinstance(part, Tensor) else carried(part)
+        for name, part in zip(names, state, strict=True)
+    )
 
 
 def mixing(model: LanguageModel, length: int, prompt: bool) -> float:
@@ -60,7 +64,9 @@ def mixing(model: LanguageModel, length: int, prompt: bool) -> float:
         if isinstance(module, FullAttention):
             pairs = length**2 / 2 if prompt else length
             total += 4.0 * pairs * module.heads * module.width
+        elif isinstance(module, MultiHyena):
+            total += 2.0 * module.d_model * module.width * (length if prompt else 1)
         elif isinstance(op := getattr(module, "op", None), Variant):
-            rows: Any = getattr(module, "heads", None) or module.d_model
-            total += rows * (op.products(length, final=True) if prompt else op.products(1, True, True))
+            each = op.products(length, final=True) if prompt else op.products(1, True, True)
+            total += units_of(module) * each
     return total

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from based_ops.models.attention import FullAttention
+
 from ..ops import measure
 from . import hub, results
 from .clock import blocks_compiled, made, ms_of
@@ -64,7 +66,8 @@ def make(name: str, device: str) -> Contender:
     if name in hub.FLA:
         return hub.Fla(name, device, dtype)
     ours = Ours(name, device, dtype)
-    return ours if ours.net.packs else Transformer(name, device, dtype)
+    attends = all(isinstance(block.mixer, FullAttention) for block in ours.net.blocks)
+    return Transformer(name, device, dtype) if attends else ours
 
 
 @torch.no_grad()

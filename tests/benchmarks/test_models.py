@@ -11,14 +11,19 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from torch import nn
 
+import based_ops
 from based_ops.benchmarks.models import clock, cost, hub, points, profile, results, run, worker
 from based_ops.benchmarks.models.contenders import Transformer
 from based_ops.benchmarks.models.points import LARGEST, Point, chosen
 from based_ops.benchmarks.ops.measure import Ceilings
 from based_ops.benchmarks.ops.tables import rewritten
 from based_ops.cli import main
-from based_ops.models import LanguageModel, merge_norms, merge_projections
+from based_ops.errors import ArgumentValueError
+from based_ops.layers import ImplicitConv
+from based_ops.models import LanguageModel, merge_norms, merge_projections, shipped
+from based_ops.train import flops
 
 CEILINGS = Ceilings(10.0, 0.1, "float32")
 TINY = ("based-tiny", "transformer-tiny", "hybrid-tiny", "mamba2-tiny")
@@ -250,6 +255,35 @@ def stub(monkeypatch: pytest.MonkeyPatch, fault: str = "") -> None:
 
 def measured(some: list[Point], minutes: float = 1.0, **more: Any) -> results.Report:
     return run.run(some, "cpu", minutes, lambda text: None, **more)
+
+
+@pytest.mark.parametrize("name", [x for x in shipped() if x.endswith("tiny") and x != "transformer-tiny"])
+def test_a_prompt_costs_what_a_training_counts(name: str) -> None:
+    """Whatever its mixers, besides the products of its weights and what makes a convolution's filters."""
+    net, length = LanguageModel(name, device="meta"), 300
+    linear = {x for x in net.modules() if isinstance(x, nn.Linear)}
+    besides = sum(2.0 * length * x.in_features * x.out_features for x in linear)
+    besides += sum(x.products(length) for x in net.modules() if isinstance(x, ImplicitConv))
+    trained = flops.of_token(net, length) * length / 3
+    counted = cost.mixing(net, length, prompt=True) + besides
+    assert 0.999 * trained < counted < 1.2 * trained  # and a final state
+    assert 0 < cost.mixing(net, length, prompt=False) < cost.mixing(net, length, prompt=True)
+
+
+def test_states_that_grow_are_not_stepped_again_and_again() -> None:
+    contender = worker.make("hyena-tiny", "cpu")
+    assert contender.prompt(2, 8)().shape == (2, 1, 256)
+    with pytest.raises(ArgumentValueError, match="model: got 'hyena-tiny', must be of full attention"):
+        contender.step(1, 8)
+
+
+def test_what_is_replayed_is_written_once_in_so_many_tokens() -> None:
+    state = based_ops.get("taylor2_replay_qk16_v64").init_state(3, 2)
+    assert state.normalizer is not None
+    read = sum(x.nbytes for x in state)
+    sums = sum(x.nbytes for x in (state.state, state.normalizer))
+    counters = state.position.nbytes + state.entered.nbytes
+    assert cost.carried((None, state)) == pytest.approx(read + sums / 16 + counters)
 
 
 def test_a_process_that_dies_costs_one_point(monkeypatch: pytest.MonkeyPatch) -> None:
