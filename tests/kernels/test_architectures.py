@@ -28,7 +28,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "architecture" in metafunc.fixturenames:
         every = metafunc.config.getoption("--all-kernels")
         pairs = itertools.product(LAYERS, ARCHITECTURES) if every else zip(LAYERS, ARCHITECTURES, strict=True)
-        metafunc.parametrize(("name", "architecture"), pairs)
+        metafunc.parametrize(("name", "architecture"), list(pairs))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
@@ -228,11 +229,17 @@ def noise_like(x: Tensor | None) -> Tensor | None:
     return None if x is None else torch.randn(x.shape).to(x.dtype)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Layers that are compiled, each for one dtype, unless ``--all-kernels`` asks for every pair."""
+    if metafunc.function is test_rows_of_16_bytes_suffice:
+        specs = LAYERS[1], *NARROW, *WIDE[2:], *MAPS, *FADING, *OBLONG
+        every = metafunc.config.getoption("--all-kernels")
+        dtypes = itertools.cycle(DTYPES)
+        pairs = [*itertools.product(specs, DTYPES)] if every else [*zip(specs, dtypes, strict=False)]
+        metafunc.parametrize(("spec", "dtype"), pairs, ids=lambda x: getattr(x, "name", str(x)))
+
+
 @pytest.mark.skipif(interpreting(), reason="under the interpreter nothing is compiled")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    "spec", (LAYERS[1], *NARROW, *WIDE[2:], *MAPS, *FADING, *OBLONG), ids=lambda spec: spec.name
-)
 def test_rows_of_16_bytes_suffice(spec: LinearAttention, dtype: torch.dtype) -> None:
     """Kernels compile with strides of which Triton knows nothing, from nothing and in the middle."""
     module = build(spec, "triton")
