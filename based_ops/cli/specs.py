@@ -63,7 +63,7 @@ def show(name: str, stage: str, arch: str | None, specs: Path | None, as_json: b
     if as_json and stage not in ("spec", "schedule"):
         raise click.UsageError(f"--json: the stage {stage} is text")
     if arch and stage != "gluon":
-        raise click.UsageError("--arch: only the stage gluon is for some GPUs")
+        raise click.UsageError("--arch is for --stage gluon")
     spec = find_spec(name, specs)
     if stage != "spec":
         _show(spec, stage, arch or ARCHITECTURES[0], as_json)

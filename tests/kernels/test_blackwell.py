@@ -30,7 +30,7 @@ def equal(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> bool:
 
 
 @given(data=st.data())
-@settings(max_examples=40)
+@settings(max_examples=30)
 def test_one_sequence(data: st.DataObject) -> None:
     """As naive mathematics say, and the same bits as on Hopper; those also of what is not finite."""
     spec = data.draw(st.sampled_from(SPECS), "layer")

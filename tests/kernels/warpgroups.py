@@ -191,7 +191,7 @@ WAITS = re.compile(
 
 
 def fails_without_any_wait(
-    module: ModuleType, kernel: str, least: int, compute: Callable[[ModuleType], None]
+    module: ModuleType, kernel: str, least: int, compute: Callable[[ModuleType], object]
 ) -> None:
     """Without any one barrier, fence, commit or wait of its loop a kernel must fail here: all are seen.
 
