@@ -42,13 +42,17 @@ def compile_triton(
     spec: LayerSpec, module: ModuleType, program: str, dtype: torch.dtype, **options: Any
 ) -> Resources:
     """What one kernel of a generated Triton module occupies; `options` are those of `triton_kernel`."""
-    compiled = triton_kernel(spec, module, program, dtype, **options)
+    return occupied(triton_kernel(spec, module, program, dtype, **options))
+
+
+def occupied(compiled: CompiledKernel) -> Resources:
+    """What a kernel occupies that Triton has compiled."""
     report = _resource_usage(compiled.asm["cubin"])
     local = re.search(r"LOCAL:(\d+)", report)
     stack = re.search(r"STACK:(\d+)", report)
     registers = re.search(r"REG:(\d+)", report)
     if registers is None or stack is None:
-        raise RuntimeError(f"{program}: cuobjdump reported {report!r}")
+        raise RuntimeError(f"{compiled.metadata.name}: cuobjdump reported {report!r}")
     return Resources(
         int(registers[1]), int(stack[1]) + (int(local[1]) if local else 0), int(compiled.metadata.shared)
     )

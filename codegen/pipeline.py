@@ -12,6 +12,7 @@ from pathlib import Path
 from . import artifacts
 from .emit import features, registry, tilelang, torch, triton, warpgroups
 from .emit.gluon.kernel import GluonKernel
+from .emit.gluon.machines import HOPPER
 from .emit.layer import ScheduledForeign, ScheduledLayer, scheduled
 from .emit.writer import Writer
 from .ir.check import check
@@ -133,10 +134,19 @@ def emit(layer: ScheduledLayer) -> str:
     return artifacts.signed(EMITTERS[layer.backend](layer))
 
 
-def on_warpgroups(lowered: Lowered) -> str:
-    """The text of a layer's kernels for Hopper's warpgroups, "" if it has none."""
+def printed_for(layer: ScheduledLayer, architecture: str) -> ScheduledLayer:
+    """A layer with the kernels for warpgroups that such GPUs have; those that they have not are left out."""
+    kernels = (
+        warpgroups.printed_for(kernel, architecture) if isinstance(kernel, ScheduledForeign) else kernel
+        for kernel in layer.kernels
+    )
+    return replace(layer, kernels=tuple(kernel for kernel in kernels if kernel is not None))
+
+
+def on_warpgroups(lowered: Lowered, architecture: str = HOPPER) -> str:
+    """The text of a layer's kernels for warpgroups of such GPUs, "" if it has none."""
     w = Writer()
-    for kernel in schedule(lowered, "triton").kernels:
+    for kernel in printed_for(schedule(lowered, "triton"), architecture).kernels:
         if isinstance(kernel, ScheduledForeign):
             warpgroups.emit(w, lowered.spec, kernel)
             w.blank(2)

@@ -177,6 +177,13 @@ def build(
     return import_text(pipeline.emit(layer), f"{spec.name}_{target}")
 
 
+@functools.cache
+def for_blackwell(spec: LayerSpec) -> ModuleType:
+    """The Triton module of a layer with the recurrence that is printed for Blackwell."""
+    layer = pipeline.printed_for(pipeline.schedule(pipeline.lower(spec), "triton"), "sm_100")
+    return import_text(pipeline.emit(layer), f"{spec.name}_blackwell")
+
+
 def resized(schedule: Schedule, sizes: Mapping[str, int]) -> Schedule:
     """The schedule with other tile sizes, the same for every dtype."""
     settings = {

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from based_ops.codegen.pipeline import Lowered
     from based_ops.codegen.spec.model import LayerSpec
 
+ARCHITECTURES = ("sm_90", "sm_100")
+"""The GPUs for which kernels are printed in Gluon."""
 STAGES = ("spec", "program", "schedule", "triton", "gluon", "tilelang", "torch")
 
 
@@ -44,9 +46,14 @@ def list_specs(specs: Path | None, as_json: bool) -> None:
 @click.command(short_help="Show a layer at one stage of the compiler.")
 @click.argument("name", shell_complete=layer_names)
 @click.option("--stage", type=click.Choice(STAGES), default="spec", show_default=True, help="What to show.")
+@click.option(
+    "--arch",
+    type=click.Choice(ARCHITECTURES),
+    help="The GPUs of the stage gluon; nothing runs the kernels for sm_100 yet.  [default: sm_90]",
+)
 @specs_option
 @json_option
-def show(name: str, stage: str, specs: Path | None, as_json: bool) -> None:
+def show(name: str, stage: str, arch: str | None, specs: Path | None, as_json: bool) -> None:
     """Show a layer at one STAGE of the compiler.  NAME is a layer's name or the path of a spec file.
 
     Spec and schedule exist as JSON too.
@@ -55,16 +62,18 @@ def show(name: str, stage: str, specs: Path | None, as_json: bool) -> None:
 
     if as_json and stage not in ("spec", "schedule"):
         raise click.UsageError(f"--json: the stage {stage} is text")
+    if arch and stage != "gluon":
+        raise click.UsageError("--arch is for --stage gluon")
     spec = find_spec(name, specs)
     if stage != "spec":
-        _show(spec, stage, as_json)
+        _show(spec, stage, arch or ARCHITECTURES[0], as_json)
     elif as_json:
         document(spec_to_dict(spec))
     else:
         source(dump_yaml(spec), "yaml")
 
 
-def _show(spec: LayerSpec, stage: str, as_json: bool) -> None:
+def _show(spec: LayerSpec, stage: str, arch: str, as_json: bool) -> None:
     """Print what the compiler makes of a spec: the layer, and what makes its features if it has parts."""
     from based_ops.codegen import pipeline
     from based_ops.codegen.ir.printer import print_program
@@ -79,8 +88,8 @@ def _show(spec: LayerSpec, stage: str, as_json: bool) -> None:
         elif stage == "schedule":
             _schedules(found, as_json)
         elif stage == "gluon":
-            texts = [text for lowered in found if (text := pipeline.on_warpgroups(lowered))]
-            source("\n\n".join(texts) or "# None of its kernels is printed in Gluon.", "python")
+            texts = [text for lowered in found if (text := pipeline.on_warpgroups(lowered, arch))]
+            source("\n\n".join(texts) or f"# None of its kernels is printed in Gluon for {arch}.", "python")
         else:
             with progress("printing"):
                 texts = [pipeline.emit(pipeline.schedule(x, stage)) for x in found]

@@ -44,6 +44,8 @@ class ScheduledForeign:
 
     kernel: ForeignKernel
     schedule: Schedule
+    architecture: str = "sm_90"
+    """The GPUs that it is printed for."""
 
 
 ScheduledKernel = ScheduledProgram | ScheduledForeign

@@ -50,14 +50,10 @@ def emit(layer: ScheduledLayer) -> str:
     if functions := used_helpers(body.text(), triton_expression.OURS.values()):
         w.line(f"from based_ops.support.elementary import {functions}")
     w.line(f"from based_ops.support.triton import {used_helpers(body.text(), HELPERS)}")
-    gluon = False
     for module, helpers in warpgroups.IMPORTS.items():
         if names := used_helpers(body.text(), helpers):
             w.call(f"from based_ops.support.{module} import (", names.split(", "))
-            gluon = True
-    if gluon:
-        for line in warpgroups.GLUON:
-            w.line(line)
+    warpgroups.imports(w, layer.kernels)
     w.blank()
     return w.text() + "\n" + body.text()
 

@@ -10,7 +10,9 @@ import pytest
 import torch
 import yaml
 
+from based_ops.cli.specs import ARCHITECTURES
 from based_ops.cli.verify import COLUMNS, _column
+from based_ops.codegen.emit.gluon.machines import MACHINES
 from based_ops.codegen.spec.load import load_file
 from based_ops.tolerance import Tolerance
 from based_ops.verify import Case, Measurement
@@ -50,6 +52,21 @@ def test_show(run: Run, name: str, stage: str) -> None:
         compile(text, f"{stage}.py", "exec")
     else:
         assert len(text.splitlines()) > 5
+
+
+def test_show_prints_kernels_for_other_gpus(run: Run) -> None:
+    assert tuple(MACHINES) == ARCHITECTURES
+    hopper, blackwell = (
+        run("show", "relu_qk64_v64", "--stage", "gluon", "--arch", gpu).output for gpu in ARCHITECTURES
+    )
+    assert hopper == run("show", "relu_qk64_v64", "--stage", "gluon").output
+    assert "warpgroup_mma(" in hopper and "tcgen05" not in hopper
+    assert "tcgen05_mma(" in blackwell and "warpgroup_mma" not in blackwell
+    compile(blackwell, "gluon.py", "exec")
+    for other in ("taylor2_qk16_v64", "window64_d64"):  # printed by hand, or for single warps' products
+        text = run("show", other, "--stage", "gluon", "--arch", "sm_100").output
+        assert text == "# None of its kernels is printed in Gluon for sm_100."
+    assert "--stage gluon" in run("show", "relu_qk64_v64", "--arch", "sm_100", code=2).stderr
 
 
 def test_show_takes_a_path(run: Run, specs: Path) -> None:

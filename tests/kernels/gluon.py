@@ -8,8 +8,9 @@ for what it calls.  Layouts mean nothing, programs run one after another, and al
   barrier (before a product a fence too) since it was written,
 * and it may be written only after a barrier since it was last read,
 
-so that a forgotten wait fails here, not now and then on a device.  PTX is not run: functions that are made of
-it are replaced by what their documentation says, which `test_warpgroups.py` compares with the PTX.
+so that a forgotten wait fails here, not now and then on a device; `tensor_memory.py` has what is Blackwell's
+own.  PTX is not run: functions that are made of it are replaced by what their documentation says, which
+`test_warpgroups.py` compares with the PTX.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from triton.experimental.gluon import language as gl
 from triton.runtime.jit import JITFunction
 
 from based_ops.support import elementary, exchange, exchange_wide, quadratic, warpgroups
+from tests.kernels import tensor_memory
 
 
 class Pointer:
@@ -60,6 +62,7 @@ class Block:
         self.unseen: set[int] = set()
         self.read: set[int] = set()
         self.in_product: dict[int, int] = {}
+        self.phases: dict[int, tensor_memory.Phases] = {}
 
     def fence(self) -> None:
         self.unfenced.clear()
@@ -174,6 +177,7 @@ def meanings(program: int = 0, beside: Mapping[str, Any] = MappingProxyType({}))
     """What the names in a kernel mean; functions of `based_ops.support` and beside it are Python."""
     block = Block()
     found: dict[str, Any] = {"gl": _language(block, program), **_products(block), **LOGICAL}
+    found |= tensor_memory.meanings(block)
     found |= {"barrier": block.barrier, "fence_async_shared": block.fence}
     found |= {"in_bfloat16": lambda tile, layout: tile.in_bfloat16()}
 

@@ -8,7 +8,6 @@ records what is found.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -23,7 +22,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from based_ops import support
 from based_ops.aot import Resources, compile_tilelang, compile_triton
@@ -32,10 +30,11 @@ from based_ops.codegen.names import RECURRENCE
 from based_ops.codegen.spec.model import LayerSpec
 from based_ops.record import record as record_of
 from tests.conftest import SPECS
+from tests.kernels.budgets import DIRECTORY, recorded, rewrite
 from tests.kernels.runners import interpreting
 from tests.layers import never_recurs
 
-BUDGETS = Path(__file__).resolve().parent.parent / "budgets" / "sm_90.yaml"
+BUDGETS = DIRECTORY / "sm_90.yaml"
 SUPPORT = Path(support.__file__).parent
 NAMES = sorted(path.stem for path in SPECS.glob("*.yaml"))
 COMPILED = {"triton": ("pos_elu_qk64_v64", "taylor2_qk16_v64", "window64_d64"), "tilelang": ("window64_d64",)}
@@ -169,19 +168,13 @@ def budgets() -> dict[str, Any]:
     return recorded(BUDGETS.read_text(encoding="utf-8"))
 
 
-def recorded(text: str) -> dict[str, Any]:
-    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+def record(backend: str, name: str, dtype: torch.dtype, key: str, found: dict[str, Resources]) -> None:
+    """Merge into the file what was found."""
+    own = {"of": key} | {program: asdict(resources) for program, resources in found.items()}
 
-
-def record(backend: str, name: str, dtype: torch.dtype, key: str | None, found: dict[str, Resources]) -> None:
-    """Merge into the file what was found; several workers may do so at once."""
-    with BUDGETS.open("a+", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        every = recorded(file.read())
-        layer = every.setdefault(backend, {}).setdefault(name, {})
-        layer[dtype_name(dtype)] = {"of": key} | {program: asdict(x) for program, x in found.items()}
-        ordered = {
+    def merged(every: dict[str, Any]) -> dict[str, Any]:
+        every.setdefault(backend, {}).setdefault(name, {})[dtype_name(dtype)] = own
+        return {
             b: {
                 n: {dtype_name(d): every[b][n][dtype_name(d)] for d in DTYPES if dtype_name(d) in every[b][n]}
                 for n in NAMES
@@ -190,9 +183,6 @@ def record(backend: str, name: str, dtype: torch.dtype, key: str | None, found: 
             for b in ("triton", "tilelang")
             if b in every
         }
-        file.seek(0)
-        file.truncate()
-        file.write(
-            "# Registers and bytes of stack a thread, bytes of shared memory a block, and of which text\n"
-        )
-        file.write(yaml.safe_dump(ordered, sort_keys=False, default_flow_style=None, width=110))
+
+    comment = "Registers and bytes of stack a thread, bytes of shared memory a block, and of which text"
+    rewrite(BUDGETS, comment, merged)

@@ -185,13 +185,15 @@ def running_sums(mirrored: bool, *arguments: Any) -> None:
             final.copy_(running)
 
 
-WAITS = re.compile(r"\b(barrier|fence_async_shared|async_copy.wait_group|warpgroup_mma_wait)\(")
+WAITS = re.compile(
+    r"\b(barrier|fence_async_shared|async_copy\.wait_group|warpgroup_mma_wait|mbarrier\.wait|tcgen05_commit)\("
+)
 
 
 def fails_without_any_wait(
-    module: ModuleType, kernel: str, least: int, compute: Callable[[ModuleType], None]
+    module: ModuleType, kernel: str, least: int, compute: Callable[[ModuleType], object]
 ) -> None:
-    """Without any one barrier, fence or wait of its loop a kernel must fail here: so they are all seen.
+    """Without any one barrier, fence, commit or wait of its loop a kernel must fail here: all are seen.
 
     There are `least` at least.  No second look mends what comes of it.
     """

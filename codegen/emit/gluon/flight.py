@@ -3,54 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+Issued = tuple[Collection[str], str | None]
+"""The tiles that a step has to have, and the one of which it begins a product."""
 
 
-class Flight:
-    """Products in the order in which they were issued, by the tiles that they make.
+@dataclass(frozen=True)
+class Wait:
+    """A wait for products, in the order in which they were issued."""
 
-    One is waited for where its result is first read, with as many younger ones left in flight as there are.
+    tiles: tuple[str, ...]
+    """Their results, all of which are there after it."""
+    last: int
+    """The step of the youngest of them."""
+    younger: int
+    """How many were issued after that, and may stay in flight."""
+
+
+def waits(steps: Sequence[Issued]) -> dict[int, Wait]:
+    """The waits of a round, by the steps before which they stand; before the one past the last for the rest.
+
+    A product is waited for where its result is first read, with as many younger ones left in flight as there
+    are.
     """
+    issued: list[int] = []
+    flying: dict[str, int] = {}
+    found: dict[int, Wait] = {}
 
-    def __init__(self) -> None:
-        self._issued = 0
-        self._last: dict[str, int] = {}
+    def wait(place: int, tiles: Collection[str]) -> None:
+        latest = max((flying[tile] for tile in tiles if tile in flying), default=None)
+        if latest is None:
+            return
+        there = tuple(tile for tile, number in flying.items() if number <= latest)
+        for tile in there:
+            del flying[tile]
+        found[place] = Wait(there, issued[latest], len(issued) - 1 - latest)
 
-    def issue(self, tile: str) -> None:
-        """One more product, of which a tile is the result."""
-        self._issued += 1
-        self._last.pop(tile, None)
-        self._last[tile] = self._issued
-
-    def wait(self, tiles: Collection[str]) -> str | None:
-        """The wait after which these tiles can be read, if there has to be one."""
-        latest = max((self._last.get(tile, 0) for tile in tiles), default=0)
-        if not latest:
-            return None
-        done = [tile for tile, number in self._last.items() if number <= latest]
-        for tile in done:
-            del self._last[tile]
-        names = ", ".join(done)
-        return f"{names} = warpgroup_mma_wait({self._issued - latest}, [{names}])"
-
-    def wait_for_all(self) -> str | None:
-        """The same for all that are in flight."""
-        return self.wait(tuple(self._last))
+    for place, (read, product) in enumerate(steps):
+        wait(place, read)
+        if product is not None:
+            flying.pop(product, None)
+            flying[product] = len(issued)
+            issued.append(place)
+    wait(len(steps), tuple(flying))
+    return found
 
 
 Touched = tuple[Collection[str], Collection[str]]
-"""The shared tiles that a step stores, and those that its product reads."""
+"""The tiles that a step stores, and those that its product reads."""
 
 
-def shown_after(steps: Sequence[Touched], arrived: Collection[str]) -> set[int]:
-    """The steps after which a fence and a barrier show products what lies in shared memory; -1: before all.
+def shown_after(steps: Sequence[Touched], arrived: Collection[str]) -> dict[int, set[str]]:
+    """The steps after which a barrier shows products what lies in memory, and which tiles; -1: before all.
 
-    `arrived` is what lies there at first.  A fence comes after the last tile that is stored before the first
-    product that reads one it has not seen.
+    `arrived` is what lies there at first.  A barrier comes after the last tile that is stored before the
+    first product that reads one it has not seen.
     """
-    hidden, stored, found = set(arrived), -1, set()
+    hidden, stored = set(arrived), -1
+    found: dict[int, set[str]] = {}
     for place, (stores, reads) in enumerate(steps):
         if hidden & set(reads):
-            found.add(stored)
+            found[stored] = hidden
             hidden = set()
         if stores:
             hidden |= set(stores)

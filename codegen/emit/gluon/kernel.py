@@ -20,6 +20,7 @@ from ..layer import ScheduledForeign
 from ..triton_parameters import parameters
 from ..writer import Writer
 from .layouts import Layouts
+from .machines import MACHINES
 from .rounds import Rounds
 from .spelling import Spelling
 from .steps import Steps
@@ -32,6 +33,7 @@ class GluonKernel:
         self.kernel, schedule = scheduled.kernel, scheduled.schedule
         self.sizes = {name: max(schedule.values(name)) for name in self.kernel.constants}
         assert self.kernel.program is not None
+        self.machine = MACHINES[scheduled.architecture]
         plan = plan_of(self.kernel.printer, self.kernel.program)
         program = _of_one_block(self.kernel.program, self.sizes)
         self.program, self.look = apart(placed(program, plan, self.sizes.__getitem__))
@@ -55,7 +57,7 @@ class GluonKernel:
         given = [*parameters(kernel), *(f"{name}: gl.constexpr" for name in constants)]
         w.call(f"def {kernel.name}(", given, "):")
         with w.indented():
-            w.line(f'"""{kernel.summary}"""')
+            w.line(f'"""{self.machine.summary(kernel)}"""')
             if kernel.scalars:
                 w.line("scale = gl.cast(scale, gl.float32)  # compilers of callers may pass 64 bits")
             self._program_ids(w)
@@ -95,7 +97,7 @@ class GluonKernel:
         inside = rounds.text()
         for stmt in after:
             steps.outside(end, stmt)
-        memory, copies = rounds.memory(), rounds.first_copies()
+        memory, copies, sums = rounds.memory(), rounds.first_copies(), rounds.machine.memory()
         return [
             *_lines(first),
             *rounds.bounds(),
@@ -106,9 +108,11 @@ class GluonKernel:
             "",
             *copies,
             *(f"{name} = {self.spelling.runs[name]}" for name in self._runs(loop)),
-            *(f"{name} = {tile}" for name, tile in steps.zeros.items()),
+            *sums,
             *_lines(state),
+            *rounds.machine.enter(),
             *inside,
+            *rounds.machine.leave(),
             *_lines(end),
         ]
 

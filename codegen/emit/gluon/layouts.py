@@ -49,6 +49,12 @@ class Layouts:
             return self._named("PLAIN", "gl.NVMMASharedLayout(0, 16)")
         return self._named(f"BYTES_{row}", f"gl.NVMMASharedLayout({row}, 16)")
 
+    def tensor_memory(self, rows: int, columns: int) -> str:
+        """Results of products in tensor memory."""
+        return self._named(
+            f"TENSOR_{rows}_{columns}", f"TensorMemoryLayout([{rows}, {columns}], col_stride=1)"
+        )
+
     def rows(self, columns: int) -> str:
         """Who copies what of rows in memory: neighbouring lanes a row."""
         across = columns // VECTOR

@@ -9,7 +9,7 @@ from ...ir.fuse import expressions, rebuilt
 from ...ir.nodes import ACC, IO, Add, Binary, Cast, Dim, Expr, For, Let, Load, Span, Stmt, Store, Var
 from ...lower.ragged import under
 from ..writer import Writer
-from .flight import Flight, shown_after
+from .flight import shown_after
 from .steps import Steps, stored
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Rounds:
         }
         tensors = [tensor.name for tensor in kernel.program.tensors]
         self.ahead = dict(sorted(loads.items(), key=lambda load: tensors.index(load[1].tensor)))
+        self.machine = kernel.machine(steps, self.body)
         self.w = Writer()
 
     def _is_tile(self, stmt: Stmt) -> bool:
@@ -97,8 +98,8 @@ class Rounds:
 
     def text(self) -> list[str]:
         """The loop."""
-        w, flight = self.w, Flight()
-        touched = [(self.steps.shared_by(stmt), self.steps.multiplied_by(stmt)) for stmt in self.body]
+        w, machine = self.w, self.machine
+        touched = [machine.touched(place) for place in range(len(self.body))]
         shown = shown_after(touched, {name for name in self.ahead if name in self.plan.shared})
         last = max(i for i, stmt in enumerate(self.body) if self.steps.issues(stmt))
         w.line(f"{SLOT} = 0")
@@ -109,20 +110,18 @@ class Rounds:
             self._copy("arrived")
             self._hide()
             for place, stmt in enumerate(self.body):
-                if wait := flight.wait(self.steps.read_by(stmt)):
-                    w.line(wait)
+                machine.before(w, place)
                 self._step_text(stmt)
-                if self.steps.issues(stmt) and isinstance(stmt, Let | Add):
-                    flight.issue(stmt.name)
+                machine.after(w, place)
                 if place in shown:
-                    w.line("fence_async_shared()")
+                    if shown[place] & {*self.plan.shared}:
+                        w.line("fence_async_shared()")
                     w.line("barrier()  # products see what has been stored")
                     self._copy("shown", max(shown) == place)
                     w.blank()
                 if place == last:
                     self._copy("in_flight")
-            if wait := flight.wait_for_all():
-                w.line(wait)
+            machine.before(w, len(self.body))
             w.line(f"{SLOT} = gl.where({SLOT} == STAGES - 1, 0, {SLOT} + 1)")
         w.line("async_copy.wait_group(0)")
         return w.text().splitlines()
@@ -146,6 +145,11 @@ class Rounds:
                 pointer, mask = self.steps.vector_at(stored(value), tensor, index)
                 pointer = pointer.replace(self.steps.rows[tensor], f"{tensor}_from")
                 w.line(f"gl.store({pointer}, {stored(value)}, mask={mask})")
+            case Let() | Add() if self.steps.issues(stmt):
+                w.line(self.machine.product(stmt, *self.steps.sides(stmt)))
+            case Let(name, Cast()) if name in self.plan.left:
+                for line in self.machine.left(name, self.steps.rounded(stmt)):
+                    w.line(line)
             case _:
                 self.steps.inside(w, stmt)
 

@@ -13,6 +13,7 @@ from ...ir.nodes import (
     OPERAND,
     Add,
     Cast,
+    Dim,
     Dot,
     Doubt,
     Expand,
@@ -48,8 +49,6 @@ class Steps:
         self.plan, self.types, self.size = kernel.plan, kernel.types, kernel.size
         self.spelling, self.layouts = kernel.spelling, kernel.layouts
         self.addresses = Addresses(kernel.program, self.spelling, loop.var)
-        self.zeros: dict[str, str] = {}
-        """Tiles of nothing, which products begin with."""
         self.loaded: set[str] = set()
         """Shared tiles that products of single warps have read on their right."""
         self.rows: dict[str, str] = {}
@@ -126,15 +125,11 @@ class Steps:
                 raise TypeError(f"no place for {type(stmt).__name__}")
 
     def inside(self, w: Writer, stmt: Stmt) -> None:
-        """A step of a round, but for loads, which are copied ahead, and stores of rows."""
+        """A step of a round, but for what the loop copies ahead or back, and what a machine does."""
         match stmt:
             case Add(name, Dot(x, y)) if name in self.plan.alone:
                 sides = self._alone(w, x, False), self._alone(w, y, True)
                 w.line(f"{name} = multiplied_alone({', '.join(sides)}, {name})")
-            case Let(name, Dot(x, y)):
-                w.line(f"{name} = {self._product(name, x, y, True)}")
-            case Add(name, Dot(x, y)):
-                w.line(f"{name} = {self._product(name, x, y, False)}")
             case Let(name, Sum(x, axis)):
                 w.line(f"{name} = {self._sum(name, x, axis)}")
             case Add(name, Sum(x, axis)):
@@ -142,20 +137,10 @@ class Steps:
             case Let(name, RunningSum(x)):
                 self.spelling.vectors[name] = self.spelling.vectors[x.name]
                 w.line(f"{name} = running_sum({x.name})")
-            case Let(name, Cast(value, dtype)) if dtype == OPERAND and name in self.plan.left:
-                held = name
-                if name in self.plan.shared:
-                    held, where = f"{name}_held", (self.layouts.left(self.columns(name)),)
-                    self.spelling.operands[name] = held, where
-                text = self.spelling.matrix(value, self.home(name), False)
-                left = self.layouts.left(self.columns(name))
-                w.line(f"{held} = gl.convert_layout(rounded({text}), {left}, assert_trivial=True)")
-                if held != name:
-                    w.line(f"{name}.store({held})")
             case Let(name, value) if name in self.plan.shared:
                 self._operand(w, name, value)
-            case Let(name, Cast(value, dtype)) if dtype == OPERAND and name in self.plan.right:
-                w.line(f"{name} = rounded({self.spelling.matrix(value, self.home(name), False)})")
+            case Let(name, Cast(_, dtype)) if dtype == OPERAND and name in self.plan.right:
+                w.line(f"{name} = {self.rounded(stmt)}")
             case Add(name, value) if len(self.types[name].shape) == 1:
                 w.line(f"{name} += {self.spelling.vector(value, self.spelling.vectors[name])}")
             case Let(name, value) | Set(name, value):
@@ -163,10 +148,14 @@ class Steps:
             case _:
                 raise TypeError(f"no place for {stmt!r}")
 
+    def rounded(self, stmt: Let) -> str:
+        """A tile for products, in registers."""
+        assert isinstance(stmt.value, Cast)
+        return f"rounded({self.spelling.matrix(stmt.value.x, self.home(stmt.name), False)})"
+
     def columns(self, name: str) -> int:
         """The columns of a tile in registers."""
-        shape = self.types[name].shape
-        return self.size(shape[0 if name in self.spelling.turned else 1])
+        return self.size(self.shape(name)[1])
 
     def home(self, name: str) -> str:
         """The layout of a tile in registers."""
@@ -208,19 +197,23 @@ class Steps:
         across = ".permute((1, 0))" if turned != (name in self.plan.turned) else ""
         w.line(f"{name}{across}.store({text})")
 
-    def _product(self, name: str, x: Var | Transpose, y: Var | Transpose, anew: bool) -> str:
-        turned = name in self.spelling.turned
-        left, right = (self._side(y, True), self._side(x, True)) if turned else (self._side(x), self._side(y))
-        onto = f"{self.zero(name)}, use_acc=False" if anew else name
-        return f"warpgroup_mma({left}, {right}, {onto}, is_async=True)"
+    def sides(self, stmt: Let | Add) -> tuple[str, str]:
+        """What a product reads on its left and on its right."""
+        assert isinstance(stmt.value, Dot)
+        x, y = stmt.value.x, stmt.value.y
+        if stmt.name in self.spelling.turned:
+            return self._side(y, True), self._side(x, True)
+        return self._side(x), self._side(y)
 
-    def zero(self, name: str) -> str:
-        """A tile of nothing for a product to begin with."""
+    def nothing(self, name: str) -> str:
+        """A tile of zeros like one in registers."""
+        shape, turned = self.types[name].shape, name in self.spelling.turned
+        return self.spelling.full(shape, 0.0, self.home(name), turned)
+
+    def shape(self, name: str) -> tuple[Dim, ...]:
+        """The rows and columns of a tile in registers."""
         shape = self.types[name].shape
-        rows, columns = map(self.size, shape)
-        variable = f"nothing_{rows}_{columns}"
-        self.zeros[variable] = self.spelling.full(shape, 0.0, self.home(name), name in self.spelling.turned)
-        return variable
+        return shape[::-1] if name in self.spelling.turned else shape
 
     def _side(self, side: Var | Transpose, across: bool = False) -> str:
         name = _name(side)

@@ -32,9 +32,11 @@ from ...mixers.sliding_window import SlidingWindow
 from ...names import RECURRENCE, on_warpgroups
 from ...schedule.foreign import PRINTERS, printers
 from ...schedule.orders import OBLONG, SQUARE, WIDE
+from ...schedule.places import plan_of
 from ...spec.model import LayerSpec
 from ..gluon.kernel import GluonKernel
-from ..layer import ScheduledForeign
+from ..gluon.machines import HOPPER, MACHINES
+from ..layer import ScheduledForeign, ScheduledKernel
 from ..triton_parameters import parameters
 from ..writer import Writer
 from .gradients import KeyGradients, QueryGradients, key_gradients, query_gradients
@@ -107,14 +109,17 @@ IMPORTS = {
     ),
 }
 """What kernels may call of each module of `based_ops.support`."""
-GLUON = (
-    "from triton.experimental import gluon",
-    "from triton.experimental.gluon import language as gl",
-    "from triton.experimental.gluon.language.nvidia.hopper import (",
-    "    async_copy, fence_async_shared, warpgroup_mma, warpgroup_mma_wait,",
-    ")",
-)
-"""What they need of Triton."""
+GLUON = ("from triton.experimental import gluon", "from triton.experimental.gluon import language as gl")
+"""What they all need of Triton; more is their machines'."""
+
+
+def imports(w: Writer, kernels: tuple[ScheduledKernel, ...]) -> None:
+    """What a module imports of Triton for those of its kernels that are such."""
+    foreign = [kernel for kernel in kernels if isinstance(kernel, ScheduledForeign)]
+    for line in GLUON if foreign else ():
+        w.line(line)
+    for machine in dict.fromkeys(MACHINES[kernel.architecture] for kernel in foreign):
+        w.call(f"from triton.experimental.gluon.language.nvidia.{machine.module} import (", machine.calls)
 
 
 def kernels(spec: LayerSpec, programs: tuple[Program, ...]) -> tuple[ForeignKernel, ...]:
@@ -167,6 +172,13 @@ def _printed(spec: LinearAttention, printer: str) -> ForeignKernel:
     if look is not None:
         look = replace(look, name=names.second_look(kernel.name), constants=kernel.constants)
     return replace(kernel, program=program, second_look=look)
+
+
+def printed_for(scheduled: ScheduledForeign, architecture: str) -> ScheduledForeign | None:
+    """A kernel for such GPUs, if it can be printed for them: those by hand are Hopper's alone."""
+    kernel, suits = scheduled.kernel, MACHINES[architecture].suits
+    by_plan = kernel.program is not None and suits(plan_of(kernel.printer, kernel.program))
+    return replace(scheduled, architecture=architecture) if by_plan or architecture == HOPPER else None
 
 
 def emit(w: Writer, spec: LayerSpec, scheduled: ScheduledForeign) -> None:

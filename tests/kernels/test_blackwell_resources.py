@@ -1,0 +1,89 @@
+"""Recurrences printed for Blackwell, compiled without one, occupy no more than what is recorded.
+
+By default those of a few layers are compiled, which takes seconds; ``pytest --all-kernels`` compiles all, and
+``--update-budgets`` records what is found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+
+from based_ops.aot import occupied, triton_kernel
+from based_ops.codegen import pipeline
+from based_ops.codegen.names import RECURRENCE, on_warpgroups
+from based_ops.codegen.schedule.budget import SHARED_MEMORY
+from based_ops.codegen.schedule.foreign import printers
+from based_ops.codegen.schedule.orders import OBLONG, SQUARE
+from tests.conftest import SPECS
+from tests.kernels.budgets import DIRECTORY, recorded, rewrite
+from tests.kernels.runners import interpreting
+from tests.layers import for_blackwell
+
+BUDGETS = DIRECTORY / "sm_100.yaml"
+NAMES = [name for name, spec in pipeline.load(SPECS).items() if {SQUARE, OBLONG} & {*printers(spec.core)}]
+COMPILED = ("identity_qk128_v128", "lightning_qk64_v64", "mamba2_qk64_v64", "pos_elu_qk64_v64")
+"""Layers that are compiled each time, in bfloat16: wide ones, with decays of heads and tokens, normalised."""
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+CALLS: dict[str, dict[str, bool]] = {"one sequence": {"RAGGED": False, "GROUPED": False}, "every flag": {}}
+TENSOR_MEMORY = 512
+"""Columns that a multiprocessor has."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kernel" in metafunc.fixturenames:
+        every = metafunc.config.getoption("--all-kernels")
+        dtypes = DTYPES if every else ("bfloat16",)
+        kernels = [(name, dtype) for name in (NAMES if every else COMPILED) for dtype in dtypes]
+        metafunc.parametrize("kernel", kernels, ids="-".join)
+
+
+@pytest.mark.skipif(interpreting(), reason="under the interpreter nothing is compiled")
+def test_recurrences_keep_to_their_budgets(kernel: tuple[str, str], request: pytest.FixtureRequest) -> None:
+    name, dtype = kernel
+    found = {call: compiled(name, dtype, flags) for call, flags in CALLS.items()}
+    for needs in found.values():  # two blocks share a multiprocessor, as on Hopper
+        assert needs["stack"] == 0
+        assert 2 * needs["shared"] <= SHARED_MEMORY["sm_100"] and 2 * needs["tensor memory"] <= TENSOR_MEMORY
+    if request.config.getoption("--update-budgets"):
+        record(name, dtype, found)
+        return
+    budget = budgets()[name][dtype]
+    assert list(found) == list(budget)
+    over = {
+        call: f"{needs}, allowed {budget[call]}"
+        for call, needs in found.items()
+        if any(value > budget[call][what] for what, value in needs.items())
+    }
+    assert not over, f"{over}; if that is intended: pytest {__file__} --all-kernels --update-budgets"
+
+
+def test_every_recurrence_has_a_budget() -> None:
+    assert {name: list(of) for name, of in budgets().items()} == dict.fromkeys(NAMES, list(DTYPES))
+
+
+def compiled(name: str, dtype: str, flags: dict[str, bool]) -> dict[str, int]:
+    """What the recurrence of a layer occupies."""
+    spec = pipeline.load(SPECS, [name])[name]
+    kernel = triton_kernel(
+        spec, for_blackwell(spec), on_warpgroups(RECURRENCE), DTYPES[dtype], capability=100, **flags
+    )
+    return asdict(occupied(kernel)) | {"tensor memory": kernel.metadata.tmem_size}
+
+
+def budgets() -> dict[str, Any]:
+    return recorded(BUDGETS.read_text(encoding="utf-8"))
+
+
+def record(name: str, dtype: str, found: dict[str, dict[str, int]]) -> None:
+    """Merge into the file what was found."""
+
+    def merged(every: dict[str, Any]) -> dict[str, Any]:
+        every.setdefault(name, {})[dtype] = found
+        return {n: {d: every[n][d] for d in DTYPES if d in every[n]} for n in NAMES if n in every}
+
+    comment = "Registers and bytes of stack a thread; bytes of shared and columns of tensor memory a block"
+    rewrite(BUDGETS, comment, merged)
