@@ -169,28 +169,28 @@ def test_refused(linear: Variant) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the package triton is not installed")
-@pytest.mark.parametrize("name", PLAIN)
-def test_on_triton(name: str) -> None:
+def test_on_triton() -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "tests.runtime.test_invariance", name],
+        [sys.executable, "-m", "tests.runtime.test_invariance", *PLAIN],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
     )
-    assert run.stdout == "fine\n", run.stderr
+    assert run.stdout.split() == PLAIN, run.stderr
 
 
 def main(layer: Variant) -> None:
-    @settings(max_examples=5, deadline=None, database=None)
+    @settings(max_examples=4, deadline=None, database=None, derandomize=True)
     @given(data=st.data())
     def drawn(data: st.DataObject) -> None:
         dtype = data.draw(st.sampled_from((torch.float32, torch.bfloat16)))
         check(layer, "triton", data.draw, dtype, most=2)
 
     drawn()
-    print("fine")
+    print(layer.name)
 
 
 if __name__ == "__main__":
-    main(based_ops.get(sys.argv[1]))
+    for name in sys.argv[1:]:
+        main(based_ops.get(name))
