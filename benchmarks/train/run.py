@@ -194,7 +194,9 @@ def _said(line: Line) -> str:
     if line.utilisation is not None:
         parts.append(f"{100 * line.utilisation:.1f} % of the device's products")
     if line.bits is not None:
-        parts.append(f"{line.bits:.4f} bits a byte, hits {line.hits:.4f}, others {line.others:.4f}")
+        slices = {"hits": line.hits, "others": line.others}  # a text may have none of either
+        found = (f", {name} {bits:.4f}" for name, bits in slices.items() if bits is not None)
+        parts.append(f"{line.bits:.4f} bits a byte{''.join(found)}")
     if line.fields is not None:
         parts.append(f"fields {line.fields:.3f}")
     return " | ".join(parts)
