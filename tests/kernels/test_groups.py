@@ -194,6 +194,7 @@ def test_steps_equal_a_call(runner: Runner, data: st.DataObject) -> None:
         assert_close("state", state.state, forward.state, tolerance)
 
 
+@pytest.mark.slow_in_c
 @given(data=st.data())
 def test_what_is_not_finite_reaches_the_same(runner: Runner, data: st.DataObject) -> None:
     """Rows that are computed again are those of the heads of a group, too."""
@@ -299,6 +300,7 @@ class Hybrids(NamedTuple):
         return [layer.inputs()[i] for i, layer in enumerate(layers)]
 
 
+@pytest.mark.slow_in_c
 @given(data=st.data())
 def test_hybrids_equal_those_of_repeated_heads(runner: Runner, data: st.DataObject) -> None:
     drawn = Hybrids.draw(data, runner, 200)
