@@ -41,6 +41,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--all-kernels"):
+        for item in items:
+            if item.get_closest_marker("all_kernels"):
+                item.add_marker(pytest.mark.skip(reason="--all-kernels compiles it"))
     reason = why_no_gpu()
     if reason is None:
         return

@@ -34,7 +34,7 @@ def test_warps_share_out_every_product(spec: LayerSpec) -> None:
         (16, 48, "recurrence"),
         (64, 40, "recurrence"),
         (80, 16, "outputs"),
-        (16, 112, "key_gradients"),
+        pytest.param(16, 112, "key_gradients", marks=pytest.mark.all_kernels),
     ],
 )
 def test_widths_that_divide_badly(qk: int, v: int, program: str) -> None:
@@ -45,7 +45,7 @@ def test_widths_that_divide_badly(qk: int, v: int, program: str) -> None:
     assert "mma" in tilelang_kernel(spec, build(spec, "tilelang"), program, torch.bfloat16).kernel_source
 
 
-@pytest.mark.parametrize("width", [48, 112])
+@pytest.mark.parametrize("width", [pytest.param(48, marks=pytest.mark.all_kernels), 112])
 def test_windows_that_divide_badly(width: int) -> None:
     pytest.importorskip("tilelang")
     from based_ops.aot import tilelang_kernel
