@@ -242,7 +242,7 @@ def test_hybrids_end_with_their_sequence(runner: Runner, data: st.DataObject) ->
     dtype = data.draw(st.sampled_from((torch.float32,) if runner.interpreted else runner.dtypes), "dtype")
     spec = data.draw(st.sampled_from(runner.hybrid_pool()), "spec")
     module = runner.module(spec, data.draw(st.sampled_from(runner.hybrid_forms()), "form"))
-    drawn = replace(data.draw(calls(runner, spec, dtype, 150), "call"), batch=1)
+    drawn = replace(data.draw(calls(runner, spec, dtype, 50 if runner.interpreted else 150), "call"), batch=1)
     begun = data.draw(st.booleans(), "initial states")
     room, length, device = spec.window if begun else 0, drawn.length, runner.device
     cuts = sorted(data.draw(st.lists(st.integers(0, length), min_size=2, max_size=6), "cuts"))
