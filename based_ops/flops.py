@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from .heads import multiple
 from .later import when_imported
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from .ops import Ops
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 
 from ..ir.check import Type, infer, right_side
 from ..ir.flags import Chosen, Only
@@ -188,16 +187,18 @@ class _Function:
 
     def _cut_tiles(self) -> None:
         """Short calls have short tiles; but how many tokens others have must not change a sequence's bits."""
-        tiled, tokens = self.bounds.tiled(), {name.name for name in TOKENS}
-        ragged = RAGGED in self.program.flags
-        alone = [size for size, extents in tiled.items() if ragged and tokens.intersection(extents)]
-        for sizes in ([size for size in tiled if size not in alone], alone):
-            if sizes is alone and alone:
-                self.w.line(f"if not {RAGGED}:")
-            with self.w.indented() if sizes is alone else nullcontext():
-                if sizes:
-                    found = (f"cut({', '.join([size, *tiled[size]])})" for size in sizes)
-                    self.w.line(f"{', '.join(sizes)} = {', '.join(found)}")
+        tokens, ragged = {name.name for name in TOKENS}, RAGGED in self.program.flags
+        always: dict[str, str] = {}
+        alone: dict[str, str] = {}
+        for size, extents in self.bounds.tiled().items():
+            found = alone if ragged and tokens.intersection(extents) else always
+            found[size] = f"cut({', '.join([size, *extents])})"
+        if always:
+            self.w.line(f"{', '.join(always)} = {', '.join(always.values())}")
+        if alone:
+            self.w.line(f"if not {RAGGED}:")
+            with self.w.indented():
+                self.w.line(f"{', '.join(alone)} = {', '.join(alone.values())}")
 
     def _batch_first(self, tensor: Tensor) -> tuple[list[int], list[int]]:
         """The dimensions along which the program is batched, and the others, told apart by their extents."""
