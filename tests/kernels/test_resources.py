@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import torch
 
-from based_ops import support
+from based_ops import aot, support
 from based_ops.aot import Resources, compile_tilelang, compile_triton
 from based_ops.codegen import pipeline
 from based_ops.codegen.names import RECURRENCE
@@ -127,12 +127,13 @@ def kernels_of(
 
 
 def digest(backend: str, modules: Iterable[ModuleType]) -> str:
-    """Of what a compiler is given for a layer, modules and what supports them, and of its version."""
+    """Of what a compiler is given for a layer, by whom and with which flags, and of its version."""
     versions = [importlib.metadata.version(backend)]
     if backend == "tilelang":
         versions.append(subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout)
     supporting = (path.read_text("utf-8") for path in sorted(SUPPORT.glob("*.py")))
-    texts = [*map(inspect.getsource, modules), *(text for text in supporting if backend in text)]
+    asked = inspect.getsource(aot), repr((DENSE, ONE_TOKEN, AS_THEY_STAND, OF_GROUPS))
+    texts = [*asked, *map(inspect.getsource, modules), *(text for text in supporting if backend in text)]
     lines = "\n".join(versions + texts).splitlines()
     kept = [line for line in lines if not line.startswith("# build: ")]  # which names all of our compiler
     return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:16]
