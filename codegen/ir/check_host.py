@@ -128,7 +128,7 @@ class _Checker:
                         raise self.fail(f"{name} has no tokens to be apart from {step.apart_from}")
                 if instead is not None:
                     self.want(TRUTH, instead[0])
-                    self.tensor(instead[1])
+                    self.tensor(instead[1], when)
                 self.add(name, TENSOR)
                 self.allocated[name] = step
                 if when is not None:
@@ -216,10 +216,10 @@ class _Checker:
         if found != kind:
             raise self.fail(f"{value} is of the kind {found}, where {kind} is wanted")
 
-    def tensor(self, name: str) -> None:
-        """A tensor that is always there."""
+    def tensor(self, name: str, when: Value | None = None) -> None:
+        """A tensor that is there always, or wherever `when` is true."""
         self.want(TENSOR, Name(name))
-        if name in self.facts.presence:
+        if not self.facts.present(Name(name), (when,) if when else ()):
             raise self.fail(f"reads of {name}, which may be absent")
 
     def kind(self, value: Value) -> str:

@@ -98,8 +98,6 @@ SIZES: Steps = (
     ),
 )
 """The sizes of a call with q, k and v."""
-ALIKE = Extent("q", 2).equals(Extent("k", 2)) & Extent("q", 2).equals(Extent("v", 2))
-"""Whether all have as many heads, of a call whose sizes are not read yet."""
 OVER_STATES = {"H": STATES}
 """The heads of a program over states."""
 OVER_GROUPS = OVER_STATES | {EVERY: "H"}

@@ -19,7 +19,6 @@ from ..ir.host import (
     Pass,
     Plan,
     Present,
-    ReadSizes,
     Serves,
     Step,
     Steps,
@@ -36,7 +35,6 @@ from . import steps
 from .decay_passes import BY_SEGMENT, HAS_INITIAL, STATEFUL, Decays
 from .feature_maps import feature_map
 from .groups import (
-    ALIKE,
     GROUPED,
     KEYS,
     OVER_GROUPS,
@@ -116,7 +114,7 @@ class Passes(StateSteps):
             *self.user_states("final_", FINAL),
             *self.segment_sums(BY_SEGMENT, SUMMED),
             *self.segment_states("segment_", BY_SEGMENT, SUMMED),
-            *self.either("states", {}, SUMMED, OVER_STATES | DENSE | {ALL: ON}, ALL=FINAL),
+            *self.either("states", OVER_STATES, SUMMED, DENSE | {ALL: ON}, ALL=FINAL),
             launch(
                 "prefix",
                 self.state("", "segment_")
@@ -159,15 +157,17 @@ class Passes(StateSteps):
         delegate: Steps = ()
         if kernel := self.faster.get("query_gradients"):
             rows = ("q", "k", "v", "do", "o") if self.normalize else ("q", "k", "v", "do")
-            delegate = (Delegate(on_warpgroups("backward"), Serves(kernel.name, rows) & ALIKE),)
+            stateless = ~(has_initial | has_final)
+            serves = Serves(kernel.name, rows) & (Name(STATES).equals("H") | stateless)
+            delegate = (Delegate(on_warpgroups("backward"), serves),)
         owed = {"r": of_each("r")} if self.fades else {}
         dq, sum_dq = summed("dq", TOKENS, "H", QUERIES, self.qk)
         dk, sum_dk = summed("dk", TOKENS, STATES, KEYS, self.qk)
         dv, sum_dv = summed("dv", TOKENS, STATES, VALUES, self.v)
         body: Steps = (
             Delegate(packed("backward"), Present(SEQUENCES.name)),
-            *delegate,
             *SIZES,
+            *delegate,
             Plan(
                 {"segments": INTEGER, "long": TRUTH, "spans": INTEGER},
                 LaunchPlan("backward", "backward", "backward_plan", TOKENS_AND_STATES, BACKWARD_PLAN),
@@ -238,42 +238,58 @@ class Passes(StateSteps):
         return self.backward_pass("backward", f"{what}; the states of the segments are computed again.", body)
 
     def backward_on_warpgroups(self) -> Pass:
-        """Two recurrences, each over all segments at once."""
+        """Two recurrences, each over all segments at once.
+
+        Each query of a group has gradients of its own to keys and values, which are summed afterwards; those
+        of states are not, so a call with states has one for each head.
+        """
         has_final = Present("d_final_state")
-        states, kernels = self.state("", "segment_"), self.faster
+        earlier, kernels = self.state("", "segment_"), self.faster
+        later = self.state("", "mirrored_")
         name = on_warpgroups("backward")
         decides = kernels["query_gradients"]
         plan = LaunchPlan(name, "backward", "segment_plan", TOKENS_AND_ROWS, SEGMENT_PLAN, decides)
+        dq, sum_dq = summed("dq", TOKENS, "H", QUERIES, self.qk)
+        dk, sum_dk = summed("dk", TOKENS, "H", KEYS, self.qk)
+        dv, sum_dv = summed("dv", TOKENS, "H", VALUES, self.v)
+        sums = ("sums", "normalizer_sums")[: 1 + self.normalize]
+        of_queries = {name: f"mirrored_{name}" for name in sums}
         body: Steps = (
-            ReadSizes("q", ("B", "T", "H", None)),
-            Bind({STATES: Name("H")}),
+            *SIZES,
             Plan({"segments": INTEGER}, plan),
             Bind({"split": Name("segments") > 1, "has_initial": Present("initial_state")}),
             *self.segment_sums(BY_SEGMENT, SPLIT),
             *self.segment_states("segment_", BY_SEGMENT, SPLIT),
-            launch(kernels["states"].name, {"ALL": NEVER}, SPLIT),
+            launch(kernels["states"].name, OVER_STATES | {"ALL": NEVER}, SPLIT),
             launch(
                 "prefix",
-                states
+                earlier
                 | self.state("initial_", "initial_")
                 | self.state("total_", None)
+                | OVER_STATES
                 | {"INITIAL": HAS_INITIAL, "TOTAL": NEVER},
                 SPLIT,
             ),
-            allocate("dq", ("B", "T", "H", self.qk), IO),
+            allocate(of_each("dq"), ("B", "T", "H", self.qk), IO),
+            dq,
             *self.gradient_buffers(),
             launch(
                 kernels["query_gradients"].name,
-                states | {"INITIAL": HAS_INITIAL & ~SPLIT, "SEGMENTED": SPLIT},
+                earlier | {"INITIAL": HAS_INITIAL & ~SPLIT, "SEGMENTED": SPLIT, "dq": of_each("dq")},
             ),
+            sum_dq,
             Comment("Backwards: the sum over the queries of later segments."),
-            allocate("dk", ("B", "T", "H", self.qk), IO),
-            allocate("dv", ("B", "T", "H", self.v), IO),
-            *self.user_states("d_initial_", HAS_INITIAL),
-            launch(kernels["query_states"].name, {"ALL": HAS_INITIAL}, SPLIT),
+            allocate(of_each("dk"), ("B", "T", "H", self.qk), IO),
+            dk,
+            allocate(of_each("dv"), ("B", "T", "H", self.v), IO),
+            dv,
+            *self.user_states("d_initial_", HAS_INITIAL, heads="H"),
+            *self.mirrored(Name(STATES).equals("H"), ("B", "H", "segments"), SPLIT),
+            launch(kernels["query_states"].name, of_queries | {"ALL": HAS_INITIAL}, SPLIT),
             launch(
                 "suffix",
-                states
+                later
+                | of_queries
                 | self.state("initial_", "d_final_")
                 | self.state("total_", "d_initial_")
                 | {"INITIAL": has_final, "TOTAL": HAS_INITIAL},
@@ -281,11 +297,14 @@ class Passes(StateSteps):
             ),
             launch(
                 kernels["key_gradients"].name,
-                states
+                later
                 | self.state("initial_", "d_final_")
                 | self.state("total_", "d_initial_")
-                | {"INITIAL": has_final & ~SPLIT, "SEGMENTED": SPLIT, "TOTAL": HAS_INITIAL & ~SPLIT},
+                | {"INITIAL": has_final & ~SPLIT, "SEGMENTED": SPLIT, "TOTAL": HAS_INITIAL & ~SPLIT}
+                | {"dk": of_each("dk"), "dv": of_each("dv")},
             ),
+            sum_dk,
+            sum_dv,
         )
         summary = "`backward` on Hopper's warpgroups: two recurrences, that keep no states."
         return replace(self.backward_pass(name, summary, body), instead_of="backward")

@@ -23,7 +23,7 @@ from ..mixers.linear_attention import LinearAttention
 from ..spec.model import TaylorExp
 from .exchanged import Exchanged
 from .feature_maps import feature_map
-from .groups import over_queries
+from .groups import over_queries, over_states
 from .linear_attention import heads_of_states
 from .linear_attention_parts import TOKENS, Layer
 from .linear_attention_recurrence import recurrence
@@ -40,7 +40,8 @@ def recurrence_of(spec: LinearAttention) -> Program:
 def states_of(spec: LinearAttention, name: str, of_queries: bool) -> Program:
     """What each segment adds to the state of a second-order Taylor layer: see `linear_attention_states.py`.
 
-    A program has all features of its values.  Queries have the scale in them, so that weights have none.
+    A program has all features of its values.  Queries have the scale in them, so that weights have none; and
+    each of a group sums for itself, as gradients of keys and values do.
     """
     assert isinstance(spec.feature_map, TaylorExp)
     features = Exchanged(spec.feature_map, spec.head_dims.qk)
@@ -83,20 +84,19 @@ def states_of(spec: LinearAttention, name: str, of_queries: bool) -> Program:
     inputs = (layer.queries("q"), layer.gradients(), *layer.row_sums("e")) if of_queries else layer.keys()
     axes = Axis("segment", Var("segments")), Axis("value_block", cdiv(layer.v, "VALUES"))
     what = "queries and their output gradients" if of_queries else "keys and values"
-    return _finished(
-        layer.program(
-            name,
-            f"The sum of outer products of the {what} of each segment.",
-            axes,
-            (*inputs, *sums),
-            b,
-            ("SEGMENT", "CHUNK"),
-            whole_values=False,
-            flags=(ALL,),
-            scaled=of_queries,
-            does=(SUMS_STATES,),
-        )
+    program = layer.program(
+        name,
+        f"The sum of outer products of the {what} of each segment.",
+        axes,
+        (*inputs, *sums),
+        b,
+        ("SEGMENT", "CHUNK"),
+        whole_values=False,
+        flags=(ALL,),
+        scaled=of_queries,
+        does=(SUMS_STATES,),
     )
+    return _finished(over_queries(program) if of_queries else over_states(program))
 
 
 def _finished(program: Program) -> Program:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..ir.host import Allocate, Literal, Name, Operand, Value, allocate
 from ..ir.nodes import ACC, OPERAND, STATE
 
@@ -18,23 +20,39 @@ class StateSteps:
 
     def segment_sums(self, places: tuple[str, ...], when: Value | None) -> tuple[Allocate, ...]:
         """What each segment, or span of them, adds to the state."""
-        state = allocate("sums", (*places, self.rows, self.v), ACC, when)
-        normalizer = allocate("normalizer_sums", (*places, self.rows), ACC, when)
-        return (state, normalizer) if self.normalize else (state,)
+        return self._kept("sums", "normalizer_sums", places, ACC, when)
 
     def segment_states(
         self, prefix: str, places: tuple[str, ...], when: Value | None
     ) -> tuple[Allocate, ...]:
         """The state before (or after) each of them, to be read by products."""
-        state = allocate(f"{prefix}state", (*places, self.rows, self.v), OPERAND, when)
-        normalizer = allocate(f"{prefix}normalizer", (*places, self.rows), ACC, when)
-        return (state, normalizer) if self.normalize else (state,)
+        return self._kept(f"{prefix}state", f"{prefix}normalizer", places, OPERAND, when)
 
-    def user_states(self, prefix: str, when: Value, batch: str = "B") -> tuple[Allocate, ...]:
+    def _kept(
+        self, state: str, normalizer: str, places: tuple[str, ...], dtype: str, when: Value | None
+    ) -> tuple[Allocate, ...]:
+        states = allocate(state, (*places, self.rows, self.v), dtype, when)
+        return (states, allocate(normalizer, (*places, self.rows), ACC, when))[: 1 + self.normalize]
+
+    def mirrored(self, alike: Value, places: tuple[str, ...], when: Value | None) -> tuple[Allocate, ...]:
+        """Sums and states of later queries, in the memory of those of earlier keys where all is `alike`."""
+        sums = self._kept("mirrored_sums", "mirrored_normalizer_sums", places, ACC, when)
+        states = self.segment_states("mirrored_", places, when)
+        earlier = {"sums": "sums", "normalizer_sums": "normalizer_sums"}
+        earlier |= {"state": "segment_state", "normalizer": "segment_normalizer"}
+        return tuple(
+            replace(made, instead=(alike, earlier[made.name.removeprefix("mirrored_")]))
+            for made in (*sums, *states)
+        )
+
+    def user_states(
+        self, prefix: str, when: Value, batch: str = "B", heads: str | None = None
+    ) -> tuple[Allocate, ...]:
         """A state that the user gets; a layer that does not normalise returns an empty normaliser."""
-        state = allocate(f"{prefix}state", (batch, self.heads, self.rows, self.v), STATE, when)
+        places = batch, heads or self.heads
+        state = allocate(f"{prefix}state", (*places, self.rows, self.v), STATE, when)
         wanted = when if self.normalize else NEVER
-        return state, allocate(f"{prefix}normalizer", (batch, self.heads, self.rows), ACC, wanted)
+        return state, allocate(f"{prefix}normalizer", (*places, self.rows), ACC, wanted)
 
     def state(self, parameter: str, value: str | None) -> dict[str, Operand]:
         """A state and its normaliser, by the prefixes of the parameters and of the values."""

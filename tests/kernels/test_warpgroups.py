@@ -132,7 +132,11 @@ def test_packed_segments(spec: LinearAttention, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("heads", [(4, 2, 2), (2, 2, 4), (6, 3, 2), (1, 2, 2)], ids=str)
 @pytest.mark.parametrize("segments", [1, 2])
-@pytest.mark.parametrize("spec", (*MAPS[:2], MAPS[3], *FADING[1:3], OBLONG[0]), ids=lambda spec: spec.name)
+@pytest.mark.parametrize(
+    "spec",
+    (*LAYERS[:2], WIDE[0], WIDE[3], *MAPS[:2], MAPS[3], *FADING[1:3], OBLONG[0]),
+    ids=lambda spec: spec.name,
+)
 def test_heads_in_groups(spec: LinearAttention, segments: int, heads: tuple[int, int, int]) -> None:
     call = Call(spec, torch.bfloat16, 200, heads)
     initial = call.earlier(7) if segments == 1 else None
@@ -159,9 +163,21 @@ def test_heads_in_groups(spec: LinearAttention, segments: int, heads: tuple[int,
 def test_gradients(
     spec: LinearAttention, continued: bool, segments: int, length: int, dtype: torch.dtype
 ) -> None:
-    call = Call(spec, dtype, length)
-    q, k, v = call.qkv
-    do = torch.randn(v.shape).to(dtype)
+    gradients_are_right(Call(spec, dtype, length), segments, continued)
+
+
+@pytest.mark.parametrize("heads", [(4, 2, 2), (2, 2, 4), (6, 3, 2), (1, 2, 2)], ids=str)
+@pytest.mark.parametrize("segments", [1, 2])
+@pytest.mark.parametrize("spec", [LAYERS[0], *NARROW], ids=lambda spec: spec.name)
+def test_gradients_of_groups(spec: LinearAttention, segments: int, heads: tuple[int, int, int]) -> None:
+    call = Call(spec, torch.bfloat16, 200, heads)
+    gradients_are_right(call, segments, continued=call.of_states == call.every)
+
+
+def gradients_are_right(call: Call, segments: int, continued: bool) -> None:
+    """The passes of a generated module, held against the reference in float64."""
+    spec, dtype, (q, k, v) = call.spec, call.dtype, call.qkv
+    do = torch.randn(*v.shape[:2], call.every, v.shape[3]).to(dtype)
     initial = call.earlier(100) if continued else None
     d_final = LinearAttentionState(*map(noise_like, initial)) if initial else None
     layer: Any = SimpleNamespace(spec=spec, call=SimpleNamespace(scale=SCALE), decays=tuple)

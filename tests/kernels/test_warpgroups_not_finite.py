@@ -60,20 +60,33 @@ def test_recurrence(spec: LinearAttention, segments: int, draw: int) -> None:
     assert_reaches("o", found, rows.linear_attention(spec, *wide(q, k, v), SCALE, *decays), FORWARD[BF16])
 
 
+@pytest.mark.parametrize("draw", range(3))
+@pytest.mark.parametrize("heads", [(4, 2, 2), (1, 2, 2), (2, 1, 4)], ids=str)
+@pytest.mark.parametrize("spec", (*LAYERS[:2], WIDE[0], MAPS[0]), ids=lambda spec: spec.name)
+def test_recurrence_of_groups(spec: LinearAttention, heads: tuple[int, int, int], draw: int) -> None:
+    call = Call(spec, BF16, 200, heads)
+    q, k, v = call.qkv = Draw(draw).into(*call.qkv)
+    found, _, _ = call.launch(1, (), (), final=False)
+    repeated = [x.repeat_interleave(call.every // x.shape[2], 2) for x in wide(q, k, v)]
+    assert_reaches("o", found, rows.linear_attention(spec, *repeated, SCALE), FORWARD[BF16])
+
+
 @pytest.mark.parametrize("draw", range(8))
+@pytest.mark.parametrize("heads", [(2, 2, 2), (4, 2, 1)], ids=str)
 @pytest.mark.parametrize("segments", [1, 2])
 @pytest.mark.parametrize("spec", [LAYERS[0], *NARROW], ids=lambda spec: spec.name)
-def test_gradients(spec: LinearAttention, segments: int, draw: int) -> None:
-    call = Call(spec, BF16, 200)
+def test_gradients(spec: LinearAttention, segments: int, heads: tuple[int, int, int], draw: int) -> None:
+    call = Call(spec, BF16, 200, heads)
     numbers = NUMBERS[:1] if draw % 4 < 2 else NUMBERS  # queries and keys are NaN, as in the tests of others
-    do = torch.randn(call.qkv[2].shape).to(BF16)
+    do = torch.randn(*call.qkv[2].shape[:2], call.every, spec.head_dims.v).to(BF16)
     *qkv, do = Draw(draw, numbers).into(*call.qkv, do)
     forward, backward = passes(build(spec, "triton"), segments)
     o, n, *_ = forward(*qkv, SCALE, None, None, False)
     found = backward(do, None, None, *qkv, o, n, SCALE, None, None)
 
     def naive(*leaves: Tensor) -> Tensor:
-        return rows.linear_attention(spec, *leaves, SCALE)
+        repeated = [x.repeat_interleave(call.every // x.shape[2], 2) for x in leaves]
+        return rows.linear_attention(spec, *repeated, SCALE)
 
     assert_gradients_reach(found[:3], naive, do, qkv, BF16, 1.0)
 

@@ -132,8 +132,7 @@ def _kernel(spec: LayerSpec, program: Program, printer: str) -> ForeignKernel:
     """How a kernel is launched: as its program is, unless its printer goes about it differently."""
     if printer in PROGRAMS and isinstance(spec, LinearAttention):
         return _printed(spec, printer)
-    program = ungrouped(program)
-    kernel = _foreign(program, printer)
+    kernel = _foreign(program if program.name == RECURRENCE else ungrouped(program), printer)
     match spec, printer:
         case SlidingWindow(), _:
             kernel = window(program, kernel)

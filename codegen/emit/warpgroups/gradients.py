@@ -15,8 +15,10 @@ from dataclasses import replace
 
 from ...ir.kernels import ForeignKernel
 from ...ir.nodes import IO, Var
-from ...ir.program import Axis, Tensor
+from ...ir.program import GROUPED, Axis, Tensor
+from ...lower.groups import SHARED
 from ...lower.linear_attention_parts import BATCH_AXES, ROWS, SIZES, Layer
+from ...spec.signature import OF_STATES
 from .kernel import Numbers, Stream
 from .state_kernel import FEATURE_TILES, KEYS, QUERIES, STATE_TILES, VALUES, StateKernel
 
@@ -43,7 +45,7 @@ def query_gradients(layer: Layer, kernel: ForeignKernel) -> ForeignKernel:
         Tensor("dq", (*ROWS, layer.qk), IO),
     )
     summary = "The gradients of the queries of one segment, first to last."
-    return _over_segments(kernel, summary, tensors, ("INITIAL", "SEGMENTED"))
+    return _over_segments(kernel, summary, tensors, ("INITIAL", "SEGMENTED"), of_keys=True)
 
 
 def key_gradients(layer: Layer, kernel: ForeignKernel) -> ForeignKernel:
@@ -65,10 +67,26 @@ def key_gradients(layer: Layer, kernel: ForeignKernel) -> ForeignKernel:
 
 
 def _over_segments(
-    kernel: ForeignKernel, summary: str, tensors: tuple[Tensor, ...], flags: tuple[str, ...]
+    kernel: ForeignKernel,
+    summary: str,
+    tensors: tuple[Tensor, ...],
+    flags: tuple[str, ...],
+    of_keys: bool = False,
 ) -> ForeignKernel:
-    grid = (*BATCH_AXES, Axis("segment", Var("segments")))
-    return replace(kernel, summary=summary, grid=grid, tensors=tensors, sizes=SIZES, flags=flags)
+    """Programs over the heads of outputs, each with a state of its own, or with that of its keys' group."""
+    owners = dict(SHARED)
+    if of_keys:
+        owners |= dict.fromkeys((x.name for x in tensors if x.optional in flags), OF_STATES)
+    tensors = tuple(replace(tensor, heads=owners.get(tensor.name)) for tensor in tensors)
+    heads = dict.fromkeys(tensor.heads for tensor in tensors if tensor.heads)
+    return replace(
+        kernel,
+        summary=summary,
+        grid=(*BATCH_AXES, Axis("segment", Var("segments"))),
+        tensors=tensors,
+        sizes=(*SIZES, *heads),
+        flags=(*flags, GROUPED),
+    )
 
 
 class _Gradients(StateKernel):
@@ -90,7 +108,7 @@ class _Gradients(StateKernel):
         self.weights()
         self.w.line("zeros = gl.full([CHUNK, CHUNK], 0.0, gl.float32, SQUARE)")
         self.no_state()
-        self.load("INITIAL", "initial_", "b * H + h", of_queries)
+        self.load("INITIAL", "initial_", self.whole, of_queries)
         self.load("SEGMENTED", "", self.facts["INDEX"], of_queries)
 
     def through_features(
@@ -155,9 +173,9 @@ class QueryGradients(_Gradients):
         self.tiles(**features, **STATE_TILES)
         self.w.blank()
         self.print("""
-            q_rows = q + b * q_b + h * q_h
-            k_rows = k + b * k_b + h * k_h
-            v_rows = v + b * v_b + h * v_h
+            q_rows = q + b * q_b + @HEAD_Q@ * q_h
+            k_rows = k + b * k_b + @HEAD_K@ * k_h
+            v_rows = v + b * v_b + @HEAD_V@ * v_h
             do_rows = do + b * do_b + h * do_h
             dq_rows = dq + (b * T * H + h) * @D@
         """)
@@ -250,9 +268,9 @@ class KeyGradients(_Gradients):
         self.tiles(U=("[CHUNK, @QK@]", "BYTES_32"), **features, **STATE_TILES, out=OUT)
         self.w.blank()
         self.print("""
-            q_rows = q + b * q_b + h * q_h
-            k_rows = k + b * k_b + h * k_h
-            v_rows = v + b * v_b + h * v_h
+            q_rows = q + b * q_b + @HEAD_Q@ * q_h
+            k_rows = k + b * k_b + @HEAD_K@ * k_h
+            v_rows = v + b * v_b + @HEAD_V@ * v_h
             dk_rows = dk + (b * T * H + h) * @D@
             dv_rows = dv + (b * T * H + h) * @V@
         """)
@@ -283,7 +301,7 @@ class KeyGradients(_Gradients):
         with self.w.indented():
             if self.normalize:
                 self.w.line("count += gl.sum(terms, 0)")
-            self.store("total_", "b * H + h", of_queries=True)
+            self.store("total_", self.whole, of_queries=True)
 
     def _operands(self) -> None:
         self.store_state()

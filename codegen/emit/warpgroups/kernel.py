@@ -7,9 +7,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from textwrap import dedent
 
-from ...ir.program import Program
+from ...ir.program import GROUPED, HEADS, Program, head_sizes
 from ...lower.ragged import RAGGED, TABLE
 from ...schedule import orders
+from ...spec.signature import OF_STATES
 from ..layer import ScheduledForeign
 from ..writer import Writer
 from .second_look import call
@@ -157,7 +158,16 @@ class WarpgroupKernel:
             w.line(f"length = gl.cdiv(gl.cdiv(T, {self.grain}), segments) * {self.grain}")
             w.line("start = segment * length")
             w.line("stop = gl.minimum(start + length, T)")
+        groups = head_sizes(self.kernel.tensors)
+        for size in (size for size in self.kernel.sizes if size in groups):
+            w.line(f"{self.head(size)} = h // ({HEADS} // {size}) if {GROUPED} else h")
+        if OF_STATES in self.kernel.sizes:
+            w.line(f"{OF_STATES} = {OF_STATES} if {GROUPED} else {HEADS}")
         w.blank()
+
+    def head(self, size: str) -> str:
+        """The head of a program among those that a size counts; its own where heads are no groups."""
+        return f"head_{size[1:].lower()}" if size in self.kernel.sizes else "h"
 
     _table = (
         f"start = gl.load({TABLE.name} + segment * {TABLE.dims[1]})",

@@ -12,6 +12,7 @@ from dataclasses import replace
 from ...ir.build import Builder
 from ...ir.check import walk
 from ...ir.fuse import statements
+from ...ir.heads import ungrouped
 from ...ir.kernels import ForeignKernel
 from ...ir.nodes import (
     Add,
@@ -36,12 +37,14 @@ from ...ir.program import Program
 from ...ir.rewrite import drop_unused
 from ...lower import linear_attention_parts, sliding_window_parts
 from ...lower.feature_maps import feature_map
+from ...lower.groups import over_queries
 from ...lower.ragged import RAGGED, never
 from ...mixers.linear_attention import LinearAttention
 from ...mixers.sliding_window import SlidingWindow
 from ...names import second_look
 from ...schedule.foreign import WINDOW_TILES, walk_tiles
 from ...spec.model import LayerSpec
+from ...spec.signature import OF_STATES
 from ..layer import ScheduledForeign, ScheduledProgram
 from ..triton_kernel import TritonKernel
 from ..triton_parameters import parameters
@@ -84,6 +87,9 @@ def with_second_look(spec: LayerSpec, kernel: ForeignKernel) -> ForeignKernel:
         bounds,
     )
     look = drop_unused(look if RAGGED in kernel.flags else never(look))
+    if kernel.takes_groups:
+        states = (tensor.name for tensor in kernel.tensors if tensor.heads == OF_STATES)
+        look = over_queries(ungrouped(look), *states)
     return replace(kernel, constants=constants, bounds=bounds, second_look=look)
 
 

@@ -8,6 +8,7 @@ from ...ir.program import Program
 from ...lower.feature_maps import feature_map
 from ...mixers.linear_attention import LinearAttention
 from ...schedule.foreign import EXCHANGED
+from ...spec.signature import OF_KEYS, OF_QUERIES, OF_STATES, OF_VALUES
 from ..layer import ScheduledForeign
 from .kernel import Stream, WarpgroupKernel
 
@@ -45,16 +46,21 @@ class StateKernel(WarpgroupKernel):
             "FIRST": " + value_block * VALUES" if self.blocks else "",
             "SEEN": text(features.kernel(Var("R"), wrap(1.0))),
             "SLOPE": text(features.slope(Var("R"), wrap(1.0))),
-            "INDEX": "(b * H + h) * segments + segment",
         }
         super().__init__(scheduled, facts)
+        for name, size in {"HEAD_Q": OF_QUERIES, "HEAD_K": OF_KEYS, "HEAD_V": OF_VALUES}.items():
+            facts[name] = self.head(size)
+        heads = OF_STATES if OF_STATES in self.kernel.sizes else "H"
+        self.whole = f"b * {heads} + {self.head(OF_STATES)}"
+        """The number of a program's state among those of whole sequences."""
+        facts["INDEX"] = f"({self.whole}) * segments + segment"
 
     def forward_rows(self) -> None:
         """Where the rows of the forward pass begin."""
         self.print("""
-            q_rows = q + b * q_b + h * q_h
-            k_rows = k + b * k_b + h * k_h
-            v_rows = v + b * v_b + h * v_h@FIRST@
+            q_rows = q + b * q_b + @HEAD_Q@ * q_h
+            k_rows = k + b * k_b + @HEAD_K@ * k_h
+            v_rows = v + b * v_b + @HEAD_V@ * v_h@FIRST@
             o_rows = o + (b * T * H + h) * @V@@FIRST@
         """)
         if self.normalize:
@@ -70,7 +76,7 @@ class StateKernel(WarpgroupKernel):
 
     def first_state(self) -> None:
         """The state before the segment, where there is one."""
-        self.load("INITIAL", "initial_", "b * H + h")
+        self.load("INITIAL", "initial_", self.whole)
         self.load("SEGMENTED", "", self.facts["INDEX"])
         self.w.line("slot = 0")
 
@@ -83,7 +89,7 @@ class StateKernel(WarpgroupKernel):
         with self.w.indented():
             for line in before:
                 self.w.line(line)
-            self.store("final_", "b * H + h")
+            self.store("final_", self.whole)
 
     def look_again(self, function: Program) -> None:
         """The same if there is doubt.
