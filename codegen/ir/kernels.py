@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .program import GROUPED, Axis, Program, Tensor
+from .program import Axis, Program, Tensor
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,6 @@ class ForeignKernel:
     """What it calls where something is not finite: a tile program, which is printed as a function."""
     decides: bool = False
     """Whether a pass asks this kernel if it serves a call; where it does not, no other of them runs."""
-
-    @property
-    def takes_groups(self) -> bool:
-        """Whether it finds heads in groups."""
-        return GROUPED in self.flags
 
 
 @dataclass(frozen=True)

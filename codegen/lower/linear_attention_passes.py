@@ -35,7 +35,6 @@ from . import steps
 from .decay_passes import BY_SEGMENT, HAS_INITIAL, STATEFUL, Decays
 from .feature_maps import feature_map
 from .groups import (
-    GROUPED,
     KEYS,
     OVER_GROUPS,
     OVER_STATES,
@@ -141,10 +140,7 @@ class Passes(StateSteps):
     def serves(self) -> Value | None:
         """Whether the faster recurrence serves a call, if there is one."""
         recurrence = self.faster.get(RECURRENCE)
-        if recurrence is None:
-            return None
-        serves = Serves(recurrence.name, ("q", "k", "v"))
-        return serves if recurrence.takes_groups else serves & ~GROUPED
+        return recurrence and Serves(recurrence.name, ("q", "k", "v"))
 
     def forward_pass(self, name: str, summary: str, body: Steps) -> Pass:
         results = ("o", "n", "final_state", "final_normalizer")

@@ -32,7 +32,7 @@ from ..mixers.sliding_window import SlidingWindow
 from ..names import WINDOW_PROGRAMS, on_warpgroups, packed
 from ..spec.signature import SEQUENCES
 from . import groups, steps
-from .groups import GROUPED, OVER_GROUPS, SIZES, of_each, summed
+from .groups import OVER_GROUPS, SIZES, of_each, summed
 from .parameters import over_sequences, parameters
 from .ragged import BEGUN, BOUNDS, RAGGED, TABLE
 
@@ -164,7 +164,7 @@ def _run(
     kernel = faster.get(program)
     if kernel is None:
         return (launch(program, over_chunks),)
-    serves = Serves(kernel.name, rows) & ~GROUPED
+    serves = Serves(kernel.name, rows)
     sizes = (("T",), ("B", "H"))
     plan = LaunchPlan(on_warpgroups(part), part, "window_plan", sizes, ("CHUNK", "PROGRAMS"), kernel)
     segments = Some(Name("segments"))

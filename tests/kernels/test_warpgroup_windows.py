@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import lcm
 from types import ModuleType
 
 import pytest
@@ -66,6 +67,58 @@ def test_gradients(window: int, padded: bool, length: int, segments: int, dtype:
     for name, got, want in zip("qkv", found, wanted, strict=True):
         floor = torch.full_like(want, 0.0 if name == "v" else size)
         assert_close(f"gradient of {name}", got, want, BACKWARD[dtype], floor)
+
+
+GROUPS = [(4, 2, 2), (6, 2, 3), (1, 2, 2), (2, 1, 4)]
+"""Heads of q, k and v."""
+
+
+@pytest.mark.parametrize("heads", GROUPS, ids=str)
+@pytest.mark.parametrize("past", [0, 70])
+@pytest.mark.parametrize("window", LAYERS)
+def test_heads_in_groups(window: int, past: int, heads: tuple[int, int, int]) -> None:
+    spec, every = LAYERS[window], lcm(*heads)
+    q, k, v = in_groups(spec, heads, 200, past)
+    first = torch.randint(0, past + 1, (2, lcm(*heads[1:])), dtype=torch.int32) if past else None
+    o, lse = passes(build(spec, "triton"), 2)[0](q, k, v, 0.2, first, None)
+    of_each = None if first is None else repeated(first, 1, every)
+    wanted, wanted_lse = expected(window, 0.2, *(repeated(x, 2, every) for x in (q, k, v)), of_each)
+    assert_close("o", o, wanted, FORWARD[torch.bfloat16])
+    assert_close("lse", lse, wanted_lse, FORWARD[torch.bfloat16], floor=torch.ones_like(wanted_lse))
+
+
+@pytest.mark.parametrize("heads", GROUPS, ids=str)
+@pytest.mark.parametrize("window", BACKWARDS)
+def test_gradients_of_groups(window: int, heads: tuple[int, int, int]) -> None:
+    spec, every = LAYERS[window], lcm(*heads)
+    q, k, v = in_groups(spec, heads, 200)
+    forward, backward = passes(build(spec, "triton"), 2)
+    o, lse = forward(q, k, v, 0.2, None, None)
+    do = torch.randn(o.shape).to(o.dtype)
+    found = backward(do, q, k, v, o, lse, 0.2, None, None)
+    leaves = [x.double().requires_grad_() for x in (q, k, v)]
+    out = expected(window, 0.2, *(repeated(x, 2, every) for x in leaves))[0]
+    wanted = torch.autograd.grad(out, leaves, do.double())
+    size = 0.2 * float(do.double().square().mean().sqrt()) * v.shape[-1] ** 0.5 / 8
+    for name, got, want in zip("qkv", found, wanted, strict=True):
+        floor = torch.full_like(want, 0.0 if name == "v" else size)
+        assert_close(f"gradient of {name}", got, want, BACKWARD[torch.bfloat16], floor)
+
+
+def in_groups(
+    spec: SlidingWindow, heads: tuple[int, int, int], length: int, past: int = 0
+) -> tuple[torch.Tensor, ...]:
+    """Random q, k and v; keys reach `past` tokens further back."""
+    torch.manual_seed(length)
+    widths = (spec.head_dims.qk, spec.head_dims.qk, spec.head_dims.v)
+    lengths = (length, length + past, length + past)
+    sizes = zip(lengths, heads, widths, strict=True)
+    return tuple((torch.randn(2, t, h, d) * 0.5).bfloat16() for t, h, d in sizes)
+
+
+def repeated(x: torch.Tensor, axis: int, heads: int) -> torch.Tensor:
+    """Heads of groups as often as they are read."""
+    return x.repeat_interleave(heads // x.shape[axis], axis)
 
 
 @pytest.mark.parametrize(("window", "program"), [(64, "outputs"), (128, "outputs"), (64, "gradients")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from math import lcm
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tests.kernels.test_not_finite import (
     wide,
     without_weights,
 )
-from tests.kernels.test_warpgroup_windows import BACKWARDS
+from tests.kernels.test_warpgroup_windows import BACKWARDS, in_groups, repeated
 from tests.kernels.test_warpgroup_windows import LAYERS as WINDOWS
 from tests.kernels.test_warpgroup_windows import layer as window_layer
 from tests.kernels.test_warpgroups import FADING, LAYERS, MAPS, NARROW, WIDE
@@ -102,6 +103,24 @@ def test_windows(window: int, past: int, segments: int, draw: int) -> None:
     o, _ = passes(one.module, segments)[0](q, k, v, one.call.scale, first, None)
     wanted = rows.sliding_window(window, *wide(q, k, v), one.call.scale, first)
     assert_reaches("o", o, wanted, FORWARD[BF16])
+
+
+@pytest.mark.parametrize("draw", range(3))
+@pytest.mark.parametrize("heads", [(4, 2, 2), (1, 2, 2), (2, 1, 4)], ids=str)
+@pytest.mark.parametrize("window", BACKWARDS)
+def test_windows_of_groups(window: int, heads: tuple[int, int, int], draw: int) -> None:
+    spec, every = WINDOWS[window], lcm(*heads)
+    q, k, v = qkv = Draw(draw).into(*in_groups(spec, heads, 200))
+    forward, backward = passes(build(spec, "triton"), 2)
+    o, lse = forward(*qkv, SCALE, None, None)
+
+    def naive(*leaves: Tensor) -> Tensor:
+        return rows.sliding_window(window, *(repeated(x, 2, every) for x in leaves), SCALE)
+
+    assert_reaches("o", o, naive(*wide(q, k, v)), FORWARD[BF16])
+    do = torch.randn(o.shape).to(BF16)
+    found = backward(do, *qkv, o, lse, SCALE, None, None)
+    assert_gradients_reach(found, naive, do, qkv, BF16, 1.0)
 
 
 @pytest.mark.parametrize("window", WINDOWS)

@@ -19,7 +19,6 @@ from functools import partial
 from typing import Any
 
 from ... import names
-from ...ir.heads import ungrouped
 from ...ir.kernels import ForeignKernel
 from ...ir.program import Program
 from ...ir.rewrite import apart
@@ -132,7 +131,7 @@ def _kernel(spec: LayerSpec, program: Program, printer: str) -> ForeignKernel:
     """How a kernel is launched: as its program is, unless its printer goes about it differently."""
     if printer in PROGRAMS and isinstance(spec, LinearAttention):
         return _printed(spec, printer)
-    kernel = _foreign(program if program.name == RECURRENCE else ungrouped(program), printer)
+    kernel = _foreign(program, printer)
     match spec, printer:
         case SlidingWindow(), _:
             kernel = window(program, kernel)

@@ -10,7 +10,7 @@ from textwrap import dedent
 from ...ir.program import GROUPED, HEADS, Program, head_sizes
 from ...lower.ragged import RAGGED, TABLE
 from ...schedule import orders
-from ...spec.signature import OF_STATES
+from ...spec.signature import OF_KEYS, OF_QUERIES, OF_STATES, OF_VALUES
 from ..layer import ScheduledForeign
 from ..writer import Writer
 from .second_look import call
@@ -99,6 +99,11 @@ class WarpgroupKernel:
 
     def __init__(self, scheduled: ScheduledForeign, facts: dict[str, str]) -> None:
         self.w, self.kernel, self.facts = Writer(), scheduled.kernel, facts
+        for name, size in {"HEAD_Q": OF_QUERIES, "HEAD_K": OF_KEYS, "HEAD_V": OF_VALUES}.items():
+            facts[name] = self.head(size)
+        states = OF_STATES if OF_STATES in self.kernel.sizes else HEADS
+        self.whole = f"b * {states} + {self.head(OF_STATES)}"
+        """The number of a program's sequence and head, among those that have a state."""
         self.order = orders.chosen(scheduled.kernel, scheduled.schedule.rewrites)
 
     def emit(self, w: Writer, parameters: list[str]) -> None:

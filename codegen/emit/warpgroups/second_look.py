@@ -87,9 +87,8 @@ def with_second_look(spec: LayerSpec, kernel: ForeignKernel) -> ForeignKernel:
         bounds,
     )
     look = drop_unused(look if RAGGED in kernel.flags else never(look))
-    if kernel.takes_groups:
-        states = (tensor.name for tensor in kernel.tensors if tensor.heads == OF_STATES)
-        look = over_queries(ungrouped(look), *states)
+    states = (tensor.name for tensor in kernel.tensors if tensor.heads == OF_STATES)
+    look = over_queries(ungrouped(look), *states)
     return replace(kernel, constants=constants, bounds=bounds, second_look=look)
 
 

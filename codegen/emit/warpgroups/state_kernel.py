@@ -8,7 +8,6 @@ from ...ir.program import Program
 from ...lower.feature_maps import feature_map
 from ...mixers.linear_attention import LinearAttention
 from ...schedule.foreign import EXCHANGED
-from ...spec.signature import OF_KEYS, OF_QUERIES, OF_STATES, OF_VALUES
 from ..layer import ScheduledForeign
 from .kernel import Stream, WarpgroupKernel
 
@@ -48,11 +47,6 @@ class StateKernel(WarpgroupKernel):
             "SLOPE": text(features.slope(Var("R"), wrap(1.0))),
         }
         super().__init__(scheduled, facts)
-        for name, size in {"HEAD_Q": OF_QUERIES, "HEAD_K": OF_KEYS, "HEAD_V": OF_VALUES}.items():
-            facts[name] = self.head(size)
-        heads = OF_STATES if OF_STATES in self.kernel.sizes else "H"
-        self.whole = f"b * {heads} + {self.head(OF_STATES)}"
-        """The number of a program's state among those of whole sequences."""
         facts["INDEX"] = f"({self.whole}) * segments + segment"
 
     def forward_rows(self) -> None:

@@ -16,7 +16,7 @@ from math import log
 
 from ...ir.kernels import ForeignKernel
 from ...ir.nodes import Var
-from ...ir.program import Axis, Program
+from ...ir.program import GROUPED, Axis, Program
 from ...lower.sliding_window_parts import BATCH_AXES
 from ...memory.window import HIDDEN, LEAST, LOG2_E
 from ...mixers.sliding_window import SlidingWindow
@@ -38,7 +38,7 @@ def window(program: Program, kernel: ForeignKernel) -> ForeignKernel:
         summary=f"The {program.name} of a segment, chunk by chunk, on Hopper's warpgroups.",
         grid=(*BATCH_AXES, Axis("segment", Var("segments"))),
         sizes=(*kernel.sizes, "segments"),
-        flags=("PADDED",),
+        flags=("PADDED", GROUPED),
         constants=tuple(SQUARE_TILES),
     )
 
@@ -71,6 +71,7 @@ class _WindowKernel(WarpgroupKernel):
             "LEAST": repr(LEAST),
         }
         super().__init__(scheduled, facts)
+        facts["WHOLE"] = self.whole
 
     def tiles(self, **tiles: tuple[str, str]) -> None:
         self.print(
@@ -83,7 +84,7 @@ class _WindowKernel(WarpgroupKernel):
         self.print("""
             first_key = 0
             if PADDED:
-                first_key = gl.load(first + b * H + h)
+                first_key = gl.load(first + @WHOLE@)
             for i in gl.static_range(@OLDER@):
                 t = start + (i - @OLDER@) * CHUNK
                 fetch_existing(keys.index(i), k_rows, t, k_tk, @EARLIEST@, @D@, ROWS_64)
@@ -153,9 +154,9 @@ class WindowOutputs(_WindowKernel):
         self.w.blank()
         self.print("""
             past = Tk - T  # keys before the first query
-            q_rows = q + b * q_b + h * q_h
-            k_rows = k + b * k_b + h * k_h + gl.cast(past, gl.int64) * k_tk
-            v_rows = v + b * v_b + h * v_h + gl.cast(past, gl.int64) * v_tk
+            q_rows = q + b * q_b + @HEAD_Q@ * q_h
+            k_rows = k + b * k_b + @HEAD_K@ * k_h + gl.cast(past, gl.int64) * k_tk
+            v_rows = v + b * v_b + @HEAD_V@ * v_h + gl.cast(past, gl.int64) * v_tk
             o_rows = o + (b * T * H + h) * @V@
             lse_row = lse + (b * H + h) * T
         """)
@@ -253,9 +254,9 @@ class WindowGradients(_WindowKernel):
         self.w.blank()
         self.print("""
             end = gl.minimum(stop + CHUNK, T)  # of the queries that see the segment's keys
-            q_rows = q + b * q_b + h * q_h
-            k_rows = k + b * k_b + h * k_h
-            v_rows = v + b * v_b + h * v_h
+            q_rows = q + b * q_b + @HEAD_Q@ * q_h
+            k_rows = k + b * k_b + @HEAD_K@ * k_h
+            v_rows = v + b * v_b + @HEAD_V@ * v_h
             do_rows = do + b * do_b + h * do_h
             o_rows = o + (b * T * H + h) * @V@
             lse_row = lse + (b * H + h) * T
