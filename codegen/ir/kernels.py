@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .program import Axis, Program, Tensor
+from .program import HEADS, Axis, Program, Tensor
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,6 @@ def parameters(kernel: Kernel) -> dict[str, str]:
 
 
 def counts(kernel: Kernel) -> tuple[str, ...]:
-    """The sizes that a kernel takes, but for lengths of rows as the user passes them."""
-    rows = {tensor.dims[-1] for tensor in kernel.tensors if tensor.strided}
+    """The sizes that a kernel takes, but for lengths of rows: as the user passes them, or of each head."""
+    rows = {x.dims[-1] for x in kernel.tensors if x.strided or x.dims[1:-1] == ("T", HEADS)}
     return tuple(size for size in kernel.sizes if size not in rows)

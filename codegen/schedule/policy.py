@@ -108,7 +108,7 @@ def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
         turned = ("turn",) if delta.turns(spec, subject, backend) else ()
         return Schedule(subject.name, backend, settings, (*rewrites, *turned))
     if STREAMS in subject.does:
-        return Schedule(subject.name, backend, dict.fromkeys(dtypes, streams.tiles(subject, backend)))
+        return Schedule(subject.name, backend, dict.fromkeys(dtypes, streams.tiles(spec, subject, backend)))
     if CONVOLVES in subject.does:
         return Schedule(subject.name, backend, dict.fromkeys(dtypes, lags.tiles(spec, subject, backend)))
     if CHUNKS in subject.does:

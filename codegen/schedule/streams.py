@@ -7,6 +7,7 @@ from ..ir.kernels import LaunchPlan
 from ..ir.nodes import Add, For, Let, Load, Set
 from ..ir.program import Program
 from ..ir.traits import GRADIENTS, WALKS
+from ..spec.model import LayerSpec
 from .budget import WARP
 from .legal import ALL_TOKENS, ONE_TOKEN
 from .model import HOST_C, Setting
@@ -23,6 +24,9 @@ COPIED = 8
 ROWS_AHEAD = {False: 4, True: 8}  # rows that a walk has on their way, by whether it makes gradients
 LINE = 128
 """Channels of a tile: they lie side by side in memory, and a warp moves at least a line of it at once."""
+WARPS = 4
+HEAD_WIDTHS = ("QK", "VALUES")
+"""The extents of a layer that are lengths of a head's rows."""
 ALL_CHANNELS = 1 << 20
 """More channels than there are: a tile has them all."""
 
@@ -37,21 +41,26 @@ def launch_plan(plan: LaunchPlan, backend: str) -> Setting:
     return Setting(pick(plan, sizes))
 
 
-def tiles(program: Program, backend: str) -> Setting:
+def tiles(spec: LayerSpec, program: Program, backend: str) -> Setting:
     """Tiles of tokens and channels: rows of whole lines of memory, and as many as the registers hold.
 
     One that sums over tokens keeps several tiles.  A walk has a row of few warps, and copies others ahead.
+    Rows of heads may be shorter than a line: then a tile has no more than each thread copies at once.
     """
     sums = GRADIENTS in program.does
+    widths = [power_of_two(spec.extents[name]) for name in HEAD_WIDTHS if name in spec.extents]
     if backend == "torch":
         sizes = {"CHUNK": 256, "CHANNELS": ALL_CHANNELS, "PARTS": 64}
     elif backend == HOST_C:
         sizes = {"CHUNK": 16, "CHANNELS": 32, "PARTS": 8}
     elif WALKS in program.does:
         return _walk(program)
+    elif widths:
+        columns = min(LINE, max(widths))
+        sizes = {"CHUNK": WARPS * WARP * COPIED // columns, "CHANNELS": columns}
     else:
         sizes = {"CHUNK": 8 if sums else 32, "CHANNELS": LINE, "PARTS": 16}
-    return Setting(pick(program, sizes), warps=4, stages=1)
+    return Setting(pick(program, sizes), warps=WARPS, stages=1)
 
 
 def _walk(program: Program) -> Setting:
