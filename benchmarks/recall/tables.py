@@ -17,7 +17,8 @@ COLUMNS = ("layer", "dials", "kB of state", "mean of the tests", f"{LARGEST[1]} 
 def recall_table(lines: Sequence[Line]) -> str:
     """Every point with its best learning rate, those of a kind together by bytes; of seeds the range."""
     found = points(lines)
-    head = f"{_each(x.device for x in lines)}; {_each(x.versions for x in lines)}; {_dates(lines)}."
+    versions = _each(version for x in lines for version in x.versions.split(", "))
+    head = f"{_each(x.device for x in lines)}; {versions}; {_dates(lines)}."
     best: dict[str, float] = {}
     for point in found:
         best[series(point)] = max(best.get(series(point), 0.0), point.mean())
