@@ -5,7 +5,7 @@ every way to call its generated module runs once, on small ragged shapes: `FORMS
 plans that would need long sequences otherwise.  What is found stands in `results/sanitizer.json` after each
 process, with the machine, the versions and the date; a run that was out of time goes on with ``--resume``.
 The first minutes meet each kind of layer once: ``--minutes 3 --tool memcheck --jobs 8`` is a look at all.
-Needs a GPU, and compute-sanitizer of the CUDA toolkit.  It has not been run yet.
+Needs a GPU, and compute-sanitizer of the CUDA toolkit.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from based_ops.benchmarks.sanitizer_report import Found, parsed
 from based_ops.codegen.names import RECURRENCE, variant_of
 from based_ops.codegen.schedule.legal import ALL_TOKENS
 from based_ops.codegen.spec.signature import OF_KEYS, OF_QUERIES, OF_VALUES, POOLED, Argument
+from based_ops.extras import installed
 from based_ops.operands import dtype_of
 from based_ops.record import Record, record
 from based_ops.variant import dtype_named
@@ -327,7 +328,8 @@ def read(about: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def write(about: dict[str, Any], found: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"machine": about, "found": found}, indent=1) + "\n", encoding="utf-8")
+    document = {"task": "sanitize", "machine": about, "found": found}
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def table(found: dict[str, Any]) -> list[str]:
@@ -351,7 +353,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="keep what an earlier run has found")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
-    parser.add_argument("--backend", choices=BACKENDS, action="append", help="all unless given")
+    parser.add_argument(
+        "--backend", choices=BACKENDS, action="append", help="all that are installed unless given"
+    )
     parser.add_argument("--tool", choices=TOOLS, action="append", help="all unless given")
     parser.add_argument("--only", default="", help="layers whose names hold this")
     parser.add_argument("--case", nargs=3, metavar=("BACKEND", "LAYER", "DTYPE"), help="in this process")
@@ -364,7 +368,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     about = machine("cuda")
     found = read(about, RESULTS) if given.resume else {}
     end = time.monotonic() + 60 * given.minutes
-    chosen = [case for case in cases(given.backend or BACKENDS) if given.only in case.layer]
+    here = [backend for backend in BACKENDS if installed(backend)]
+    if missing := set(given.backend or ()) - {*here}:
+        parser.error(f"not installed: {', '.join(sorted(missing))}")
+    chosen = [case for case in cases(given.backend or here) if given.only in case.layer]
     wanted = [(tool, case) for case in chosen for tool in given.tool or TOOLS]
 
     def run(tool: str, case: Case) -> Found | None:

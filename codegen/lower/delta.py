@@ -31,7 +31,7 @@ from ..ir.build import Builder
 from ..ir.heads import members
 from ..ir.nodes import ACC, IO, OPERAND, Cast, Dot, Span, Transpose, Var, cdiv, column, row, wrap
 from ..ir.program import Program, Tensor
-from ..ir.traits import SOLVES
+from ..ir.traits import GRADIENTS, SOLVES
 from ..memory.inverse import inverse_of_unit_lower
 from ..memory.states import B, H
 from ..mixers.linear_attention import LinearAttention
@@ -216,4 +216,4 @@ def errors_back(layer: DeltaLayer, packed: bool) -> Program:
         *initial,
     )
     summary = "What is owed to the values of a sequence, from its end, with the mirrored state in registers."
-    return walk.program("errors_back", summary, tensors, ("INITIAL", "KEPT", "FINAL"))
+    return walk.program("errors_back", summary, tensors, ("INITIAL", "KEPT", "FINAL"), (GRADIENTS,))

@@ -63,7 +63,12 @@ class Walk:
         return self.b.blocks("f0", self.layer.features.rows, self.memory.size, self.memory.tiles)
 
     def program(
-        self, name: str, summary: str, tensors: tuple[Tensor, ...], flags: tuple[str, ...]
+        self,
+        name: str,
+        summary: str,
+        tensors: tuple[Tensor, ...],
+        flags: tuple[str, ...],
+        does: tuple[str, ...] = (),
     ) -> Program:
         layer = self.layer
         sizes = (*SIZES, *(("N", "places") if self.packed else ()), "solved")
@@ -82,5 +87,5 @@ class Walk:
             ("SEGMENT", "CHUNK", "QK", *block, "VALUES"),
             self.b.body,
             {"QK": layer.qk},
-            frozenset({SOLVES, HOLDS}),
+            frozenset({SOLVES, HOLDS, *does}),
         )

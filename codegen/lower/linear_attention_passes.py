@@ -140,7 +140,7 @@ class Passes(StateSteps):
     def serves(self) -> Value | None:
         """Whether the faster recurrence serves a call, if there is one."""
         recurrence = self.faster.get(RECURRENCE)
-        return recurrence and Serves(recurrence.name, ("q", "k", "v"))
+        return None if recurrence is None else Serves(recurrence.name, ("q", "k", "v"))
 
     def forward_pass(self, name: str, summary: str, body: Steps) -> Pass:
         results = ("o", "n", "final_state", "final_normalizer")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from ..ir.program import Program
-from ..ir.traits import HOLDS, STREAMS, TOKEN
+from ..ir.traits import GRADIENTS, HOLDS, STREAMS, TOKEN
 from ..spec.model import LayerSpec
 from .budget import WARP
+from .legal import WARPGROUP
 from .model import HOST_C, Setting
 from .sizes import MATRIX_UNIT, pick, power_of_two
 
@@ -19,6 +20,8 @@ FEATURES = {"triton": 32, "tilelang": 64}
 """Rows of a block of the state; blocks are written out."""
 HELD = {False: 5 * 1024, True: 5 * 512}
 """Numbers of a state that a program holds in registers, by whether products run on the ordinary units."""
+OF_A_WARPGROUP = 8 * 1024
+"""The same of four warps on Triton, where keys are their own features and nothing else is as large."""
 STEPPED = 8 * 1024
 """The same of a step, whose two warps have little else."""
 
@@ -50,14 +53,17 @@ def tiles(spec: LayerSpec, program: Program, backend: str, dtype: str, grain: in
     if turns(spec, program, backend):
         sizes |= dict.fromkeys(("FEATURES", "VALUES"), MATRIX_UNIT)
         return Setting(pick(program, sizes), warps=8 if wide else 1, stages=2)
+    few_held = backend == "triton" and block >= held and not wide and GRADIENTS not in program.does
     if HOLDS in program.does:
-        sizes["VALUES"] = _columns(HELD[wide] // held, sizes["VALUES"])
+        most = OF_A_WARPGROUP if few_held else HELD[wide]
+        sizes["VALUES"] = _columns(most // held, sizes["VALUES"])
     elif backend == "triton":  # an inverse, whose rounds are sums along both axes
         return Setting(pick(program, sizes), warps=1, stages=2)
     # Two warps issue no products of warpgroups, which Triton miscompiles if they are narrow (`legal.py`).
     warps = 8 if wide else 4 if backend == "tilelang" or "FEATURES" in program.constants else 2
     if HOLDS in program.does:
-        warps = _warps(warps, held * sizes["VALUES"])
+        least = WARPGROUP if few_held and held * sizes["VALUES"] > HELD[wide] else warps
+        warps = _warps(least, held * sizes["VALUES"])
     return Setting(pick(program, sizes), warps, stages=2)
 
 

@@ -29,6 +29,7 @@ from .legal import (
     ALL_TOKENS,
     DIRECT,
     ONE_TOKEN,
+    SAFE_COLUMNS,
     WARPGROUP,
     WARPGROUP_ROWS,
     recurs,
@@ -213,9 +214,8 @@ def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     states and windows have wide products of loaded tiles; there warpgroups are right, and faster.
     """
     wide = dtype == "float32"  # twice the bytes, and products that run on the ordinary units
-    values = max(MATRIX_UNIT, power_of_two(spec.extents["VALUES"]))
-    if "VALUES" not in program.bounds:
-        values = min(values, STATE_COLUMNS)
+    all_values = max(MATRIX_UNIT, power_of_two(spec.extents["VALUES"]))
+    values = all_values if "VALUES" in program.bounds else min(all_values, STATE_COLUMNS)
     qk = max(MATRIX_UNIT, power_of_two(spec.extents["QK"]))
     if SOFTMAX in program.does and TOKEN not in program.does:
         return _warpgroup(program, qk, values, wide)
@@ -229,7 +229,7 @@ def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
         "VALUES": values,
         "FEATURES": 32,
         "CHUNK": chunk,
-        "KEYS": 32 if gradients else chunk,
+        "KEYS": 32 if gradients or spec.mixer == "hybrid" else chunk,  # weights of two kinds at once
         "QUERIES": 32,
         "SEGMENT": _grain("triton", dtype),
         "ROWS": SEARCHED,
@@ -247,6 +247,11 @@ def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
         return Setting(pick(program, sizes | {"FEATURES": max(1, 128 // values)}), warps=1, stages=8)
     if TOKEN in program.does:
         return _step(spec, program, sizes)
+    alone = {"FEATURES", "WINDOW_QK"}.isdisjoint(program.constants)
+    if alone and not wide and not gradients and min(qk, all_values) == 2 * STATE_COLUMNS:
+        # A warpgroup, whose products all have as many columns as are compiled right.
+        sizes |= {"CHUNK": WARPGROUP_ROWS, "KEYS": SAFE_COLUMNS, "VALUES": all_values}
+        return Setting(pick(program, sizes), WARPGROUP, stages=2)
     crowded = wide or 32 * max(widths) > TILE_OF_TWO_WARPS or 32 * held > TILE_OF_TWO_WARPS * 3 // 2
     # Triton 3.6 fails to compile gradients of more rows for two warps (LLVM's vectorizer aborts).
     crowded |= gradients and spec.extents.get("FEATURES", 1) > ROWS_OF_TWO_WARPS
@@ -276,6 +281,8 @@ def _step(spec: LayerSpec, program: Program, sizes: dict[str, int]) -> Setting:
     columns = qk if program.bounds.get("QK") and "KEYS" not in program.constants else 0
     of_sums = min(4, max(rows, columns) * values // 4096) * crowded
     warps = max(keys * width // 2048, of_sums, 1)
+    if "RING" in program.constants and not whole:  # its state is read, and seldom written: warps alone
+        return Setting(pick(program, sizes | {"FEATURES": 2 * MATRIX_UNIT}), warps=1, stages=2)
     return Setting(pick(program, sizes), warps if whole else min(2, warps), stages=2)
 
 
