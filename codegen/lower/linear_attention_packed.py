@@ -75,7 +75,7 @@ def forward(layer: Passes) -> Pass:
         *layer.user_states("final_", FINAL, "N"),
         *layer.segment_sums(BY_SEGMENT, None),
         *layer.segment_states("segment_", BY_SEGMENT, None),
-        launch("states", OVER_STATES | SEVERAL | {ALL: FINAL}),
+        *layer.either("states", OVER_STATES | SEVERAL | {ALL: FINAL}),
         launch(
             packed("prefix"),
             layer.state("", "segment_")
@@ -109,6 +109,7 @@ def backward(layer: Passes) -> Pass:
     dv, sum_dv = summed("dv", TOKENS, STATES, VALUES, layer.v)
     body: Steps = (
         *SIZES,
+        *layer.on_warpgroups(packed("backward")),
         COUNTED,
         plan_of("backward"),
         Bind({"has_initial": Present("initial_state")}),

@@ -59,17 +59,18 @@ TOKENS_AND_ROWS = (("T",), ("B", "H"))
 TOKENS_AND_STATES = (("T",), ("B", STATES))
 FORWARD_PLAN = ("LONGEST", "TOKENS", "LENGTH", "SHORTEST", "PROGRAMS", "FEWEST")
 BACKWARD_PLAN = ("SEGMENT", "LENGTH", "SHORTEST", "PROGRAMS")
-SEGMENT_PLAN = ("SHORTEST", "PROGRAMS", "FEWEST")
+SEGMENTS_OF_ALL = ("SHORTEST", "PROGRAMS", "FEWEST")
 
 
 def passes(spec: LinearAttention, faster: Mapping[str, ForeignKernel]) -> tuple[Pass, ...]:
     """forward, backward and step of a layer, and what these call; `faster` are kernels by their programs."""
     from . import linear_attention_packed as of_sequences
+    from . import linear_attention_recurrent_backward as recurrent
 
     layer = Passes(spec, faster)
-    called = (layer.backward_on_warpgroups(),) if "query_gradients" in faster else ()
+    called = [recurrent.backward(layer, several) for several in (True, False) if layer.recurs_back()]
     forward = of_sequences.forward(layer), layer.forward()
-    return *forward, of_sequences.backward(layer), *called, layer.backward(), layer.step()
+    return *forward, *called, of_sequences.backward(layer), layer.backward(), layer.step()
 
 
 class Passes(StateSteps):
@@ -113,7 +114,7 @@ class Passes(StateSteps):
             *self.user_states("final_", FINAL),
             *self.segment_sums(BY_SEGMENT, SUMMED),
             *self.segment_states("segment_", BY_SEGMENT, SUMMED),
-            *self.either("states", OVER_STATES, SUMMED, DENSE | {ALL: ON}, ALL=FINAL),
+            *self.either("states", OVER_STATES | ALONE, SUMMED, DENSE | {ALL: ON}, ALL=FINAL),
             launch(
                 "prefix",
                 self.state("", "segment_")
@@ -150,12 +151,6 @@ class Passes(StateSteps):
         by_span = ("B", STATES, "spans")
         has_initial, has_final = Present("initial_state"), Present("d_final_state")
         mirrored = "mirrored_" if self.fades else "segment_"
-        delegate: Steps = ()
-        if kernel := self.faster.get("query_gradients"):
-            rows = ("q", "k", "v", "do", "o") if self.normalize else ("q", "k", "v", "do")
-            stateless = ~(has_initial | has_final)
-            serves = Serves(kernel.name, rows) & (Name(STATES).equals("H") | stateless)
-            delegate = (Delegate(on_warpgroups("backward"), serves),)
         owed = {"r": of_each("r")} if self.fades else {}
         dq, sum_dq = summed("dq", TOKENS, "H", QUERIES, self.qk)
         dk, sum_dk = summed("dk", TOKENS, STATES, KEYS, self.qk)
@@ -163,7 +158,7 @@ class Passes(StateSteps):
         body: Steps = (
             Delegate(packed("backward"), Present(SEQUENCES.name)),
             *SIZES,
-            *delegate,
+            *self.on_warpgroups("backward"),
             Plan(
                 {"segments": INTEGER, "long": TRUTH, "spans": INTEGER},
                 LaunchPlan("backward", "backward", "backward_plan", TOKENS_AND_STATES, BACKWARD_PLAN),
@@ -233,77 +228,18 @@ class Passes(StateSteps):
         what = "Gradients of q, k, v and of the initial state"
         return self.backward_pass("backward", f"{what}; the states of the segments are computed again.", body)
 
-    def backward_on_warpgroups(self) -> Pass:
-        """Two recurrences, each over all segments at once.
+    def recurs_back(self) -> bool:
+        """Whether gradients have faster kernels, which are recurrences."""
+        return "query_gradients" in self.faster
 
-        Each query of a group has gradients of its own to keys and values, which are summed afterwards; those
-        of states are not, so a call with states has one for each head.
-        """
-        has_final = Present("d_final_state")
-        earlier, kernels = self.state("", "segment_"), self.faster
-        later = self.state("", "mirrored_")
-        name = on_warpgroups("backward")
-        decides = kernels["query_gradients"]
-        plan = LaunchPlan(name, "backward", "segment_plan", TOKENS_AND_ROWS, SEGMENT_PLAN, decides)
-        dq, sum_dq = summed("dq", TOKENS, "H", QUERIES, self.qk)
-        dk, sum_dk = summed("dk", TOKENS, "H", KEYS, self.qk)
-        dv, sum_dv = summed("dv", TOKENS, "H", VALUES, self.v)
-        sums = ("sums", "normalizer_sums")[: 1 + self.normalize]
-        of_queries = {name: f"mirrored_{name}" for name in sums}
-        body: Steps = (
-            *SIZES,
-            Plan({"segments": INTEGER}, plan),
-            Bind({"split": Name("segments") > 1, "has_initial": Present("initial_state")}),
-            *self.segment_sums(BY_SEGMENT, SPLIT),
-            *self.segment_states("segment_", BY_SEGMENT, SPLIT),
-            launch(kernels["states"].name, OVER_STATES | {"ALL": NEVER}, SPLIT),
-            launch(
-                "prefix",
-                earlier
-                | self.state("initial_", "initial_")
-                | self.state("total_", None)
-                | OVER_STATES
-                | {"INITIAL": HAS_INITIAL, "TOTAL": NEVER},
-                SPLIT,
-            ),
-            allocate(of_each("dq"), ("B", "T", "H", self.qk), IO),
-            dq,
-            *self.gradient_buffers(),
-            launch(
-                kernels["query_gradients"].name,
-                earlier | {"INITIAL": HAS_INITIAL & ~SPLIT, "SEGMENTED": SPLIT, "dq": of_each("dq")},
-            ),
-            sum_dq,
-            Comment("Backwards: the sum over the queries of later segments."),
-            allocate(of_each("dk"), ("B", "T", "H", self.qk), IO),
-            dk,
-            allocate(of_each("dv"), ("B", "T", "H", self.v), IO),
-            dv,
-            *self.user_states("d_initial_", HAS_INITIAL, heads="H"),
-            *self.mirrored(Name(STATES).equals("H"), ("B", "H", "segments"), SPLIT),
-            launch(kernels["query_states"].name, of_queries | {"ALL": HAS_INITIAL}, SPLIT),
-            launch(
-                "suffix",
-                later
-                | of_queries
-                | self.state("initial_", "d_final_")
-                | self.state("total_", "d_initial_")
-                | {"INITIAL": has_final, "TOTAL": HAS_INITIAL},
-                SPLIT,
-            ),
-            launch(
-                kernels["key_gradients"].name,
-                later
-                | self.state("initial_", "d_final_")
-                | self.state("total_", "d_initial_")
-                | {"INITIAL": has_final & ~SPLIT, "SEGMENTED": SPLIT, "TOTAL": HAS_INITIAL & ~SPLIT}
-                | {"dk": of_each("dk"), "dv": of_each("dv")},
-            ),
-            sum_dk,
-            sum_dv,
-        )
-        summary = "`backward` on Hopper's warpgroups: two recurrences, that keep no states."
-        return replace(self.backward_pass(name, summary, body), instead_of="backward")
+    def on_warpgroups(self, part: str) -> Steps:
+        """Hand over to those, where they serve a call and states have as many heads as outputs."""
+        if not self.recurs_back():
+            return ()
+        rows = ("q", "k", "v", "do", "o") if self.normalize else ("q", "k", "v", "do")
+        stateless = ~(Present("initial_state") | Present("d_final_state"))
+        serves = Serves(self.faster["query_gradients"].name, rows)
+        return (Delegate(on_warpgroups(part), serves & (Name(STATES).equals("H") | stateless)),)
 
     def backward_pass(self, name: str, summary: str, body: Steps) -> Pass:
         of_decays = ("d_log_decay",) if self.fades else ()
@@ -339,7 +275,7 @@ class Passes(StateSteps):
         self,
         program: str,
         arguments: Arguments,
-        when: Value,
+        when: Value | None = None,
         own: Mapping[str, Operand] = {},
         **more: Operand,
     ) -> tuple[Launch, ...]:
@@ -348,6 +284,6 @@ class Passes(StateSteps):
         if kernel is None:
             return (launch(program, plain, when),)
         return (
-            launch(kernel.name, {**arguments, **more}, when & FAST),
-            launch(program, plain, when & ~FAST),
+            launch(kernel.name, {**arguments, **more}, when & FAST if when else FAST),
+            launch(program, plain, when & ~FAST if when else ~FAST),
         )

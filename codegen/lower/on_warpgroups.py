@@ -25,9 +25,9 @@ from .exchanged import Exchanged
 from .feature_maps import feature_map
 from .groups import over_queries, over_states
 from .linear_attention import heads_of_states
-from .linear_attention_parts import TOKENS, Layer
+from .linear_attention_parts import Layer
 from .linear_attention_recurrence import recurrence
-from .ragged import ALL
+from .ragged import ALL, RAGGED, STOP, Segment, under
 
 
 def recurrence_of(spec: LinearAttention) -> Program:
@@ -46,41 +46,42 @@ def states_of(spec: LinearAttention, name: str, of_queries: bool) -> Program:
     assert isinstance(spec.feature_map, TaylorExp)
     features = Exchanged(spec.feature_map, spec.head_dims.qk)
     layer, b = Layer(spec, features), Builder()
-    segment = Var("segment")
+    number = Var("segment")
+    segment = Segment.of_sums(b, mirrored=of_queries)
     b.let("u", Span(Var("value_block") * "VALUES", "VALUES"))
     d = b.let("d", Span(wrap(0), WIDTH))
-    length = layer.segment_length(b)
-    first = b.let("start", segment * length)
-    idle = segment.equals(0 if of_queries else Var("segments") - 1)
-    last = TOKENS.until(first + length)
-    stop = b.let("stop", Chosen(ALL, last, Where(idle, first, last)))
-    memory = Sums(b, features, TOKENS, spec.eps if spec.normalize else None, apart=True)
+    layer.segment_length(b)
+    first = b.let("start", segment.first)
+    idle, last = number.equals(0 if of_queries else Var("segments") - 1), under(segment.end, False)
+    stop = b.let("stop", Chosen(RAGGED, STOP, Chosen(ALL, last, Where(idle, first, last))))
+    tokens = segment.sequence
+    memory = Sums(b, features, tokens, spec.eps if spec.normalize else None, apart=True)
     with memory.each() as f0:
         block = memory.block(f0)
         weight = b.let("weight", features.fixed_weight(block.f, block.selection))
         state = memory.zeros(block.f)
     quadratic = Quadratic.zeros(b, features, of_queries) if spec.normalize else None
     with b.loop("t0", first, stop, "CHUNK") as t0:
-        t = b.let("t", TOKENS.tile(t0, "CHUNK"))
+        t = b.let("t", tokens.tile(t0, "CHUNK"))
         factors, tensor = None, (B, t, H, d)
         if of_queries:
-            rows = features.load_scaled(b, "X", "q", tensor, TOKENS)
+            rows = features.load_scaled(b, "X", "q", tensor, tokens)
             gradients = memory.gradients(t)
             values, factors = gradients.g, gradients.read_e(b)
         else:
-            rows, values = features.load(b, "X", "k", tensor, TOKENS)[1], memory.values(t)
+            rows, values = features.load(b, "X", "k", tensor, tokens)[1], memory.values(t)
         with memory.each():
-            memory.enter(state, block, rows, values, TOKENS.past(t0, "CHUNK"))
+            memory.enter(state, block, rows, values, tokens.past(t0, "CHUNK"))
         if quadratic:
             quadratic.enter(rows, factors)
     sums = layer.segment_sums()
     with memory.each():
         if of_queries:
             memory.weigh(state, weight)
-        state.store(Kept(sums.tensors[:1]), segment)
+        state.store(Kept(sums.tensors[:1]), number)
     if quadratic:
         squares = 0.5 if of_queries else 1.0
-        quadratic.store(sums.tensors[1], segment, maximum(stop - first, 0), squares)
+        quadratic.store(sums.tensors[1], number, maximum(stop - first, 0), squares)
     inputs = (layer.queries("q"), layer.gradients(), *layer.row_sums("e")) if of_queries else layer.keys()
     axes = Axis("segment", Var("segments")), Axis("value_block", cdiv(layer.v, "VALUES"))
     what = "queries and their output gradients" if of_queries else "keys and values"
@@ -95,6 +96,7 @@ def states_of(spec: LinearAttention, name: str, of_queries: bool) -> Program:
         flags=(ALL,),
         scaled=of_queries,
         does=(SUMS_STATES,),
+        ragged=True,
     )
     return _finished(over_queries(program) if of_queries else over_states(program))
 

@@ -150,6 +150,8 @@ def _plan_on_warpgroups(spec: LayerSpec, plan: LaunchPlan, printer: str) -> Sett
         "SHORTEST": GRAIN,
         "PROGRAMS": RESIDENT_PROGRAMS,
         "FEWEST": FEWEST_BACKWARD,
+        "SEGMENT": GRAIN,
+        "LENGTH": PACKED_SEGMENT,
     }
     if printer == orders.WIDE:  # one program fills a multiprocessor
         sizes = _recurrent_plan(spec, RESIDENT_PROGRAMS // 2, _segment(spec))

@@ -174,6 +174,53 @@ def test_gradients_of_groups(spec: LinearAttention, segments: int, heads: tuple[
     gradients_are_right(call, segments, continued=call.of_states == call.every)
 
 
+@pytest.mark.parametrize("spec", [LAYERS[0], *NARROW], ids=lambda spec: spec.name)
+@given(data=st.data())
+@settings(max_examples=5)
+def test_gradients_of_packed_sequences(spec: LinearAttention, data: st.DataObject) -> None:
+    """Those of each sequence by itself, whatever else is there; tokens of none have gradients of 0."""
+    heads = data.draw(st.sampled_from([(2, 2, 2), (1, 2, 2), (4, 2, 1)]), "heads")
+    length = data.draw(st.integers(1, 400), "length")
+    cuts = sorted(data.draw(st.lists(st.integers(0, length), min_size=2, max_size=8), "cuts"))
+    edges = list(zip(cuts[::2], cuts[1::2], strict=False))
+    call = Call(spec, torch.bfloat16, length, heads, batch=1)
+    continued = call.of_states == call.every and data.draw(st.booleans(), "between states")
+    nobodys = torch.ones(length, dtype=torch.bool)
+    for start, stop in edges:
+        nobodys[start:stop] = False
+    spoilt = data.draw(st.sampled_from((None, *range(len(edges)))), "which holds what is not finite")
+    for x in call.qkv:
+        x[:, nobodys] = float("nan")
+        if spoilt is not None:
+            x[:, slice(*edges[spoilt])] = float("inf")
+    q, k, v = call.qkv
+    do = torch.randn(1, length, call.every, v.shape[3]).to(q.dtype)
+    several = Call(spec, q.dtype, 1, heads, batch=len(edges))
+    initial = several.earlier(100) if continued else None
+    d_final = LinearAttentionState(*map(noise_like, initial)) if initial else None
+    before, owed = initial or (None, None), d_final or (None, None)
+
+    forward, backward = passes(build(spec, "triton"), 1)
+    sequences = torch.tensor(edges)
+    o, n, *_ = forward(q, k, v, SCALE, *before, continued, sequences)
+    found = backward(do, *owed, q, k, v, o, n, SCALE, *before, sequences)
+    for name, got in zip("qkv", found, strict=False):
+        assert not got[:, nobodys].any(), f"d{name} of tokens of no sequence"
+    layer: Any = SimpleNamespace(spec=spec, call=SimpleNamespace(scale=SCALE), decays=tuple)
+    for i, (start, stop) in enumerate(edges):
+        if start == stop or i == spoilt:
+            continue
+        state, owes = (
+            None if x is None else LinearAttentionState(*(y if y is None else y[i : i + 1] for y in x))
+            for x in (initial, d_final)
+        )
+        parts = [x[:, start:stop] for x in (do, q, k, v)]
+        wanted = expected_gradients(layer, parts[0], owes, *parts[1:], state)
+        mine = [x[:, start:stop] for x in found[:3]] + [x[i : i + 1] for x in found[3:] if x.numel()]
+        for name, got, (want, part) in zip(("dq", "dk", "dv", "state", "z"), mine, wanted, strict=False):
+            assert_close(f"{name} of sequence {i}", got, want, BACKWARD[q.dtype], floor=part)
+
+
 def gradients_are_right(call: Call, segments: int, continued: bool) -> None:
     """The passes of a generated module, held against the reference in float64."""
     spec, dtype, (q, k, v) = call.spec, call.dtype, call.qkv

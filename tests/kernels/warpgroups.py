@@ -18,7 +18,7 @@ from based_ops import reference
 from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.names import RECURRENCE, on_warpgroups, second_look
 from based_ops.state import LinearAttentionState, feature_count
-from based_ops.support.host import cdiv
+from based_ops.support.host import cdiv, cleared, packed_plan
 from tests.kernels.gluon import run
 from tests.layers import build, import_text
 
@@ -152,6 +152,8 @@ def passes(module: ModuleType, segments: int) -> tuple[Any, Any]:
             contiguous = [None if x is None else x.contiguous() for x in tensors]
             assert all(x is y for x, y in zip(tensors, contiguous, strict=True))
             run(kernel, grid(settings)[0], contiguous, *numbers, *constants)
+        elif kernel.fn.__name__.endswith("_packed"):
+            running_sums_of_sequences(kernel.fn.__name__ == "suffix_packed", *tensors, *numbers[-2:])
         elif kernel.fn.__name__ == "group_sums":
             of_each, sums = tensors
             members = of_each.shape[2] // sums.shape[2]
@@ -165,8 +167,15 @@ def passes(module: ModuleType, segments: int) -> tuple[Any, Any]:
         "forward_plan": lambda *sizes, **plan: (segments, True),
         "window_plan": lambda *sizes, **plan: segments,
         "segment_plan": lambda *sizes, **plan: segments,
+        "packed_plan": lambda sequences, T, **plan: packed_plan(sequences, T, GRAIN, GRAIN),
+        "packed_forward_plan": lambda sequences, T, **plan: (
+            *packed_plan(sequences, T, GRAIN, GRAIN),
+            True,
+        ),
+        "cleared": cleared,
     }
-    for name in ("backward_warpgroups", "forward", "backward"):
+    part = ("packed_warpgroups", "warpgroups", "packed")
+    for name in ("forward_packed", *(f"backward_{x}" for x in part), "forward", "backward"):
         if name in names:
             found = names[name]
             names[name] = FunctionType(found.__code__, names, name, found.__defaults__)
@@ -187,6 +196,23 @@ def running_sums(mirrored: bool, *arguments: Any) -> None:
             running += sums[:, :, segment]
         if total:
             final.copy_(running)
+
+
+def running_sums_of_sequences(mirrored: bool, *arguments: Any) -> None:
+    """`prefix_packed` and `suffix_packed`: the same of the segments of each sequence, as a table says."""
+    *tensors, bounds, has_initial, total = arguments
+    half = len(tensors) // 4
+    for i in range(half):
+        initial, sums, before, final = tensors[i::half]
+        for n, (first, stop) in enumerate(bounds.tolist()):
+            running = initial[n].clone() if has_initial else torch.zeros_like(sums[0, :, 0])
+            order = range(first, stop)
+            for segment in reversed(order) if mirrored else order:
+                before[0, :, segment] = running
+                if total or segment != (first if mirrored else stop - 1):  # nobody has summed that up
+                    running += sums[0, :, segment]
+            if total:
+                final[n] = running
 
 
 WAITS = re.compile(

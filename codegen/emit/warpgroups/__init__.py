@@ -61,6 +61,8 @@ PROGRAMS: dict[str, Callable[[LinearAttention], Program]] = {
     "query_states": partial(states_of, name="query_states", of_queries=True),
 }
 """What is printed by a plan of places, by the same names."""
+OF_PACKED = (RECURRENCE, "states", "query_states")
+"""The programs whose kernels go through segments of packed sequences too; gradients say so themselves."""
 IMPORTS = {
     "warpgroups": (
         "afresh",
@@ -145,7 +147,7 @@ def _kernel(spec: LayerSpec, program: Program, printer: str) -> ForeignKernel:
 def _foreign(program: Program, printer: str) -> ForeignKernel:
     """How it is launched where its program is."""
     tiles = PRINTERS[printer].tiles
-    without = {*ragged.FLAGS} - ({ragged.RAGGED} if program.name == RECURRENCE else set())
+    without = {*ragged.FLAGS} - ({ragged.RAGGED} if program.name in OF_PACKED else set())
     return ForeignKernel(
         name=on_warpgroups(program.name),
         summary=f"{program.summary.removesuffix('.')}, on Hopper's warpgroups.",

@@ -18,6 +18,7 @@ from ...ir.nodes import IO, Var
 from ...ir.program import GROUPED, Axis, Tensor
 from ...lower.groups import SHARED
 from ...lower.linear_attention_parts import BATCH_AXES, ROWS, SIZES, Layer
+from ...lower.ragged import FLAGGED, RAGGED
 from ...spec.signature import OF_STATES
 from .kernel import Numbers, Stream
 from .state_kernel import FEATURE_TILES, KEYS, QUERIES, STATE_TILES, VALUES, StateKernel
@@ -77,7 +78,7 @@ def _over_segments(
     owners = dict(SHARED)
     if of_keys:
         owners |= dict.fromkeys((x.name for x in tensors if x.optional in flags), OF_STATES)
-    tensors = tuple(replace(tensor, heads=owners.get(tensor.name)) for tensor in tensors)
+    tensors = tuple(replace(tensor, heads=owners.get(tensor.name)) for tensor in (*tensors, FLAGGED))
     heads = dict.fromkeys(tensor.heads for tensor in tensors if tensor.heads)
     return replace(
         kernel,
@@ -85,7 +86,7 @@ def _over_segments(
         grid=(*BATCH_AXES, Axis("segment", Var("segments"))),
         tensors=tensors,
         sizes=(*SIZES, *heads),
-        flags=(*flags, GROUPED),
+        flags=(*flags, RAGGED, GROUPED),
     )
 
 

@@ -1,0 +1,114 @@
+"""The host side of gradients on Hopper's warpgroups: two recurrences, each over all segments at once.
+
+Each query of a group has gradients of its own to keys and values, which are summed afterwards; those of
+states are not, so a call with states has one for each head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..ir.host import Bind, Name, Operand, Pass, Plan, Present, Steps, Value, allocate, launch
+from ..ir.kernels import INTEGER, LaunchPlan
+from ..ir.nodes import IO, Comment
+from ..names import on_warpgroups, packed
+from ..spec.signature import SEQUENCES
+from .decay_passes import BY_SEGMENT, HAS_INITIAL
+from .groups import KEYS, OVER_STATES, QUERIES, SIZES, STATES, VALUES, of_each, summed
+from .linear_attention_packed import COUNTED, LAID_OUT, PACKED_TOKENS, SEGMENT_PLAN
+from .linear_attention_passes import SEGMENTS_OF_ALL, TOKENS, TOKENS_AND_ROWS, Passes
+from .parameters import over_sequences
+from .ragged import ALL, ALONE, SEVERAL
+from .state_steps import NEVER, ON, SPLIT
+
+
+def backward(layer: Passes, several: bool) -> Pass:
+    """Gradients of q, k, v and of the initial state, for `several` packed sequences or one a batch entry.
+
+    One has a state before its segments where there are several of them; packed sequences always have.
+    """
+    kernels, decides = layer.faster, layer.faster["query_gradients"]
+    part = packed("backward") if several else "backward"
+    name = on_warpgroups(part)
+    has_final = Present("d_final_state")
+    earlier, later = layer.state("", "segment_"), layer.state("", "mirrored_")
+    sums = {x: f"mirrored_{x}" for x in ("sums", "normalizer_sums")[: 1 + layer.normalize]}
+    when, segmented = (None, ON) if several else (SPLIT, SPLIT)
+    apart, batch = (SEQUENCES.name, "N") if several else (None, "B")
+    prefix, suffix = (packed(x) if several else x for x in ("prefix", "suffix"))
+    where = SEVERAL if several else ALONE
+    dq, sum_dq = summed("dq", TOKENS, "H", QUERIES, layer.qk)
+    dk, sum_dk = summed("dk", TOKENS, "H", KEYS, layer.qk)
+    dv, sum_dv = summed("dv", TOKENS, "H", VALUES, layer.v)
+
+    def begins(state: str, given: Value) -> dict[str, Operand]:
+        """A kernel goes on from a sequence's own state where there is none of a segment."""
+        own = layer.state("initial_", None if several else state)
+        return own | {"INITIAL": NEVER if several else given & ~SPLIT, "SEGMENTED": segmented}
+
+    total = layer.state("total_", None if several else "d_initial_")
+
+    laid_out: Steps
+    if several:
+        plan = LaunchPlan(name, "backward", "packed_plan", PACKED_TOKENS, SEGMENT_PLAN, decides)
+        laid_out = (COUNTED, Plan(LAID_OUT, plan), Bind({"has_initial": Present("initial_state")}))
+    else:
+        plan = LaunchPlan(name, "backward", "segment_plan", TOKENS_AND_ROWS, SEGMENTS_OF_ALL, decides)
+        flags = {"split": Name("segments") > 1, "has_initial": Present("initial_state")}
+        laid_out = (Plan({"segments": INTEGER}, plan), Bind(flags))
+    body: Steps = (
+        *SIZES,
+        *laid_out,
+        *layer.segment_sums(BY_SEGMENT, when),
+        *layer.segment_states("segment_", BY_SEGMENT, when),
+        launch(kernels["states"].name, OVER_STATES | where | {ALL: NEVER}, when),
+        launch(
+            prefix,
+            earlier
+            | layer.state("initial_", "initial_")
+            | layer.state("total_", None)
+            | OVER_STATES
+            | {"INITIAL": HAS_INITIAL, "TOTAL": NEVER},
+            when,
+        ),
+        allocate(of_each("dq"), ("B", "T", "H", layer.qk), IO, apart_from=apart),
+        dq,
+        *layer.gradient_buffers(),
+        launch(
+            kernels["query_gradients"].name,
+            earlier | where | begins("initial_", HAS_INITIAL) | {"dq": of_each("dq")},
+        ),
+        sum_dq,
+        Comment("Backwards: the sum over the queries of later segments."),
+        allocate(of_each("dk"), ("B", "T", "H", layer.qk), IO, apart_from=apart),
+        dk,
+        allocate(of_each("dv"), ("B", "T", "H", layer.v), IO, apart_from=apart),
+        dv,
+        *layer.user_states("d_initial_", HAS_INITIAL, batch, heads="H"),
+        *layer.mirrored(Name(STATES).equals("H"), ("B", "H", "segments"), when),
+        launch(kernels["query_states"].name, sums | where | {ALL: HAS_INITIAL}, when),
+        launch(
+            suffix,
+            later
+            | sums
+            | layer.state("initial_", "d_final_")
+            | layer.state("total_", "d_initial_")
+            | {"INITIAL": has_final, "TOTAL": HAS_INITIAL},
+            when,
+        ),
+        launch(
+            kernels["key_gradients"].name,
+            later
+            | where
+            | begins("d_final_", has_final)
+            | total
+            | {"TOTAL": NEVER if several else HAS_INITIAL & ~SPLIT}
+            | {"dk": of_each("dk"), "dv": of_each("dv")},
+        ),
+        sum_dk,
+        sum_dv,
+    )
+    what = "of packed sequences, on" if several else "on"
+    summary = f"`backward` {what} Hopper's warpgroups: two recurrences, that keep no states."
+    made = layer.backward_pass(part, summary, body)
+    return replace(over_sequences(made) if several else made, name=name, instead_of="backward")
