@@ -96,7 +96,8 @@ class Engine:
     `decode` makes text of tokens, for stop strings and `Request.text`.  A prompt waits until a slot is free.
     What a request draws follows from its seed alone, so it has the same tokens whatever others there are, as
     far as the same row of another batch has the same bits.  `batch_invariant` sees to that: prompts are read
-    one by one, and a step always has as many rows as there are slots.  It is slower where few are taken.
+    one by one, and a step always has as many rows as there are slots.  It is slower where few are taken.  On
+    a CPU, where a row's bits may hang on its place among the others, requests take their steps one by one.
 
     With `compiled`, steps are of blocks that `torch.compile` made: they fuse what lies between the products.
     That takes some tens of seconds when steps of a size of batch (a power of two) are first wanted.
@@ -320,13 +321,19 @@ class Engine:
         over_tensors(write, self.pool, states)
 
     def _decode(self, slots: list[int]) -> list[Request]:
-        size = self.slots if self.batch_invariant else min(self.slots, 1 << (len(slots) - 1).bit_length())
+        if alone := self.batch_invariant and self.device.type == "cpu":
+            size = 1
+        elif self.batch_invariant:
+            size = self.slots
+        else:
+            size = min(self.slots, 1 << (len(slots) - 1).bit_length())
         requests = [self._running[slot] for slot in slots]
         try:
             key = size, any(request.sampling.temperature for request in requests)
             if key not in self._steps:
                 self._steps[key] = Step(self.model, self.pool, self._board, *key, self.compiled)
-            return self._append(slots, self._steps[key].run(slots, self._memory))
+            step, groups = self._steps[key], [[slot] for slot in slots] if alone else [slots]
+            return self._append(slots, [x for group in groups for x in step.run(group, self._memory)])
         except BaseException as error:
             self._end(requests, "error", error)
             raise

@@ -109,7 +109,7 @@ def backward(layer: Passes) -> Pass:
     dv, sum_dv = summed("dv", TOKENS, STATES, VALUES, layer.v)
     body: Steps = (
         *SIZES,
-        *layer.on_warpgroups(packed("backward")),
+        *layer.handed_over(packed("backward")),
         COUNTED,
         plan_of("backward"),
         Bind({"has_initial": Present("initial_state")}),

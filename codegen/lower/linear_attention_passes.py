@@ -158,7 +158,7 @@ class Passes(StateSteps):
         body: Steps = (
             Delegate(packed("backward"), Present(SEQUENCES.name)),
             *SIZES,
-            *self.on_warpgroups("backward"),
+            *self.handed_over("backward"),
             Plan(
                 {"segments": INTEGER, "long": TRUTH, "spans": INTEGER},
                 LaunchPlan("backward", "backward", "backward_plan", TOKENS_AND_STATES, BACKWARD_PLAN),
@@ -232,7 +232,7 @@ class Passes(StateSteps):
         """Whether gradients have faster kernels, which are recurrences."""
         return "query_gradients" in self.faster
 
-    def on_warpgroups(self, part: str) -> Steps:
+    def handed_over(self, part: str) -> Steps:
         """Hand over to those, where they serve a call and states have as many heads as outputs."""
         if not self.recurs_back():
             return ()

@@ -43,8 +43,9 @@ def backward(layer: Passes, several: bool) -> Pass:
 
     def begins(state: str, given: Value) -> dict[str, Operand]:
         """A kernel goes on from a sequence's own state where there is none of a segment."""
-        own = layer.state("initial_", None if several else state)
-        return own | {"INITIAL": NEVER if several else given & ~SPLIT, "SEGMENTED": segmented}
+        if several:
+            return {"INITIAL": NEVER, "SEGMENTED": segmented}
+        return layer.state("initial_", state) | {"INITIAL": given & ~SPLIT, "SEGMENTED": segmented}
 
     total = layer.state("total_", None if several else "d_initial_")
 

@@ -85,10 +85,12 @@ def test_sums_of_segments(
         "e": e,
         "sums": sums,
         "normalizer_sums": numbers,
+        "segment_tokens": None,
     }
     names = kernel.arg_names[: next(i for i, arg in enumerate(kernel.arg_names) if arg.endswith("_b"))]
     strides = [s for arg in names if f"{arg}_b" in kernel.arg_names for s in given_tensors[arg].stride()[:-1]]
-    scale = [SCALE] if of_queries else []
+    scale, heads = ([SCALE], [H]) if of_queries else ([], [H, H])
+    ragged = grouped = False
     constants = [value for key, value in settings.items() if key != "num_warps"]
     launched = [given_tensors[arg] for arg in names]
     run(
@@ -101,7 +103,10 @@ def test_sums_of_segments(
         H,
         segments,
         *scale,
+        *heads,
         every,
+        ragged,
+        grouped,
         *constants,
     )
 
