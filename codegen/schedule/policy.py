@@ -250,7 +250,7 @@ def _warps(spec: LayerSpec, program: Program, dtype: str) -> Setting:
     if TOKEN in program.does:
         return _step(spec, program, sizes)
     alone = {"FEATURES", "WINDOW_QK"}.isdisjoint(program.constants)
-    if alone and not wide and not gradients and min(qk, all_values) == 2 * STATE_COLUMNS:
+    if alone and not wide and not gradients and qk == all_values == 2 * STATE_COLUMNS:
         # A warpgroup, whose products all have as many columns as are compiled right.
         sizes |= {"CHUNK": WARPGROUP_ROWS, "KEYS": SAFE_COLUMNS, "VALUES": all_values}
         return Setting(pick(program, sizes), WARPGROUP, stages=2)

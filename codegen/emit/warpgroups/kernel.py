@@ -7,11 +7,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from textwrap import dedent
 
+from ...ir.nodes import Head
 from ...ir.program import GROUPED, HEADS, Program, head_sizes
 from ...lower.ragged import RAGGED, TABLE
 from ...schedule import orders
 from ...spec.signature import OF_KEYS, OF_QUERIES, OF_STATES, OF_VALUES
 from ..layer import ScheduledForeign
+from ..triton_expression import formula
 from ..writer import Writer
 from .second_look import call
 
@@ -165,7 +167,7 @@ class WarpgroupKernel:
             w.line("stop = gl.minimum(start + length, T)")
         groups = head_sizes(self.kernel.tensors)
         for size in (size for size in self.kernel.sizes if size in groups):
-            w.line(f"{self.head(size)} = h // ({HEADS} // {size}) if {GROUPED} else h")
+            w.line(f"{self.head(size)} = {formula(Head(size, None))}")
         if OF_STATES in self.kernel.sizes:
             w.line(f"{OF_STATES} = {OF_STATES} if {GROUPED} else {HEADS}")
         w.blank()
