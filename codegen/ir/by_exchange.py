@@ -27,6 +27,7 @@ def by_exchange(program: Program, size: Callable[[str], int]) -> Program:
     F = acc(XT_first) * acc(XT_second)
     F_operand = operand(F)                          F_operand = exchanged(X, wide_features).T
 
+    and so does what is gathered without turning it.
     A column of which an exchange makes nothing may be anything in the program, which stores it nowhere.
     Raises `NoExchange` unless all rows of a tensor are stored by the tiles that come of it, each once.
     """
@@ -40,7 +41,7 @@ def by_exchange(program: Program, size: Callable[[str], int]) -> Program:
                 exchange = _exchange(known, *pair)
                 if exchange is not None:
                     found.append(exchange)
-                    return replace(stmt, value=Exchanged(pair[0].x, exchange))
+                    return replace(stmt, value=Exchanged(pair[0].x, exchange, pair[0].transposed))
         return stmt
 
     body = each(program.body, lambda stmt: (changed(stmt) if isinstance(stmt, Let) else stmt,))
@@ -54,13 +55,14 @@ def _gathers(made: dict[str, Expr], product: str) -> tuple[Columns, Columns] | N
     match made.get(product):
         case Binary("mul", Cast(Var(a), dtype), Cast(Var(c), other)) if dtype == other == ACC:
             x, y = made.get(a), made.get(c)
-            if _gathers_coordinates(x) and _gathers_coordinates(y) and x.x == y.x:
-                return x, y
+            if _gathers_coordinates(x) and _gathers_coordinates(y):
+                if (x.x, x.transposed) == (y.x, y.transposed):
+                    return x, y
     return None
 
 
 def _gathers_coordinates(x: Expr | None) -> TypeGuard[Columns]:
-    return isinstance(x, Columns) and x.transposed and x.weight is None and (x.extent, x.fill) == (WIDTH, 1.0)
+    return isinstance(x, Columns) and x.weight is None and (x.extent, x.fill) == (WIDTH, 1.0)
 
 
 def _exchange(known: Known, first: Columns, second: Columns) -> Exchange | None:

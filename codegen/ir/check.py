@@ -184,11 +184,12 @@ class _Checker:
                 if len(self.infer(x).shape) != 1:
                     raise self.fail(f"running sum of {x.name}, which is no vector")
                 return self.infer(x)
-            case Exchanged(x, exchange):
+            case Exchanged(x, exchange, transposed):
                 tile = self.infer(x)
                 if tile.dtype != OPERAND or tile.shape[1:] != (WIDTH,):
                     raise self.fail(f"exchange of {tile}")
-                return replace(tile, shape=(exchange.columns, tile.shape[0]))
+                shape = (tile.shape[0], exchange.columns)
+                return replace(tile, shape=shape[::-1] if transposed else shape)
             case Columns(x, index, transposed=transposed, weight=weight):
                 tile = self.infer(x)
                 if weight is not None and self.infer(weight).shape != self.infer(index).shape:
@@ -343,7 +344,7 @@ def children(expr: Expr) -> tuple[Expr, ...]:
             return tuple(part for part in (start, first, stop) if part is not None)
         case Unary(_, x) | Cast(x, _) | Expand(x, _) | Transpose(x) | Resized(x):
             return (x,)
-        case Sum(x, _) | Max(x, _) | RunningSum(x) | Doubt(x) | Exchanged(x, _):
+        case Sum(x, _) | Max(x, _) | RunningSum(x) | Doubt(x) | Exchanged(x):
             return (x,)
         case Head(_, member):
             return () if member is None else (member,)

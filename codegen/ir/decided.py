@@ -2,6 +2,8 @@
 
 weight = where(f < 16, 0.5, 1.0)             S = S * weight[:, None]
 S = S * weight[:, None]            becomes   (nothing, where f is 16 or more in every element)
+
+and of one that chooses otherwise from some element on, by which that is.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ def decided(program: Program, size: Callable[[str], int]) -> Program:
 
     def change(stmt: Stmt) -> tuple[Stmt, ...]:
         if isinstance(stmt, Let):
-            value = known.decided(stmt.value)
+            value = known.stepped(known.decided(stmt.value))
             if isinstance(value, Const) and value != stmt.value:
                 numbers[stmt.name] = value
                 return ()

@@ -69,7 +69,8 @@ def pair_of(place: Expr) -> Pair:
 
 @dataclass(frozen=True)
 class Exchanged(Expr):
-    """The features that an exchange makes of the rows of x, transposed: ``out[f, i]``."""
+    """The features that an exchange makes of the rows of x; `transposed` makes them ``out[f, i]``."""
 
     x: Var
     exchange: Exchange
+    transposed: bool

@@ -192,7 +192,7 @@ def text(expr: Expr, outer: int = 0) -> str:
             factor = f" * {weight.name}[None, :]" if weight else ""
             gathered = f"columns({x.name}, {index.name} < {extent}, fill={fill!r}){factor}"
             return f"({gathered}).T" if transposed else gathered
-        case Exchanged(x, exchange):
-            return f"exchanged({x.name}, {exchange.name}).T"
+        case Exchanged(x, exchange, transposed):
+            return f"exchanged({x.name}, {exchange.name}){'.T' if transposed else ''}"
         case _:
             raise TypeError(f"no text for {type(expr).__name__}")

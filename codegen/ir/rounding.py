@@ -5,11 +5,13 @@ Neither rewrite changes a number that a program stores.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
 
 from .check import Types, walk
-from .fuse import expressions, mapped, statements, substitute
-from .nodes import ACC, OPERAND, Cast, Expr, Let, Load, Var
+from .fuse import each, expressions, mapped, statements, substitute
+from .nodes import ACC, OPERAND, Cast, Const, Expr, Let, Load, Stmt, Var, Where
 from .program import Program
 from .rewrite import drop_unused
 
@@ -53,3 +55,30 @@ def loads_once(program: Program) -> Program:
         return value
 
     return drop_unused(replace(program, body=mapped(program.body, loaded)))
+
+
+def masked_late(program: Program, masks: Collection[str]) -> Program:
+    """The program in which what these masks leave out is left out of what is rounded.
+
+    A = where(seen, x, 0.0)                    A = x
+    A_operand = operand(A)         becomes     A_operand = where(seen, operand(A), 0.0)
+    """
+    every = list(statements(program.body))
+    nodes = (node for stmt in every for expr in expressions(stmt) for node in walk(expr))
+    read = Counter(node.name for node in nodes if isinstance(node, Var))
+    masked: dict[str, Where] = {}
+    for stmt in every:
+        match stmt:
+            case Let(name, Where(Var(mask), _, Const(0.0)) as value) if mask in masks and read[name] == 1:
+                masked[name] = value
+
+    def late(stmt: Stmt) -> tuple[Stmt, ...]:
+        match stmt:
+            case Let(name, _) if name in masked:
+                return (Let(name, masked[name].x),)
+            case Let(_, Cast(Var(name), dtype) as value) if name in masked and dtype == OPERAND:
+                zero = Cast(Const(0.0), dtype)
+                return (replace(stmt, value=Where(masked[name].condition, value, zero)),)
+        return (stmt,)
+
+    return replace(program, body=each(program.body, late))

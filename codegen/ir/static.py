@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from .check import walk
 from .fuse import rebuilt
 from .nodes import INDEX, Binary, Cast, Const, Expand, Expr, Let, Span, Sum, Var, Where
 from .program import Program
@@ -78,6 +80,26 @@ class Known:
             choice = set(self.elements(expr.condition) or (0, 1))
             return expr if len(choice) > 1 else expr.x if choice.pop() else expr.y
         return expr
+
+    def stepped(self, expr: Expr) -> Expr:
+        """A choice of two numbers that turns over once, made by the index tile that it comes of."""
+        if not (isinstance(expr, Where) and isinstance(expr.x, Const) and isinstance(expr.y, Const)):
+            return expr
+        choice = [bool(x) for x in self.elements(expr.condition) or ()]
+        first = choice.count(True)
+        of = {name for name in self._names(expr.condition) if isinstance(self._values.get(name), Span)}
+        if len(of) != 1 or choice != [True] * first + [False] * (len(choice) - first):
+            return expr
+        (name,) = of
+        span = self._values[name]
+        assert isinstance(span, Span)
+        place = Var(name) if span.start == Const(0) else Var(name) - span.start
+        return replace(expr, condition=place < first)
+
+    def _names(self, expr: Expr) -> set[str]:
+        """The names of what an expression is made of, and of what that is."""
+        found = {node.name for node in walk(expr) if isinstance(node, Var)}
+        return found.union(*(self._names(x) for name in found if (x := self._values.get(name)) is not None))
 
     def _rows(self, expr: Expr) -> list[list[float]] | None:
         """The same of a matrix: its rows."""

@@ -19,6 +19,7 @@ class Exchanged(Rotations):
 
     sizes = tuple(exchange.columns for exchange in EXCHANGES)
     """Columns of each block."""
+    weighs_states = True
 
     def __init__(self, spec: TaylorExp, qk: int) -> None:
         super().__init__(spec, qk)
@@ -30,6 +31,13 @@ class Exchanged(Rotations):
         of_one = Where(first.equals(ONE), wrap(self.rows - 1), self.row_of_single(first))
         of_two = self.row_of_coordinates(first, second)
         return b.let("f", Where(second.equals(ONE), of_one, of_two)), (first, second)
+
+    def fixed_weight(self, f: Var, selection: Selection) -> Expr:
+        first, second = selection
+        return Where(first.equals(second) & (first < self.qk), wrap(0.5), wrap(1.0))
+
+    def fixed_weights(self, b: Builder, f: Var, selection: Selection) -> Var:
+        return b.let("weight", self.fixed_weight(f, selection))
 
     def row_of_single(self, component: Expr) -> Expr:
         """The state's row of a component alone."""

@@ -66,6 +66,9 @@ class FeatureMap(Protocol):
     sizes: tuple[int, ...] = ()
     """How many features each block has, if not all as many."""
 
+    weighs_states: bool = False
+    """Whether weights meet the state in registers, since features are operands as they are made."""
+
     selected: tuple[str, ...]
     """The names of the tiles that `select` introduces."""
 

@@ -34,6 +34,9 @@ class Layer:
     sizes: tuple[str, ...] = SIZES
     """Runtime sizes of its programs over chunks and segments."""
 
+    width: Dim = "QK"
+    """Columns of a tile of queries or keys."""
+
     def __init__(self, spec: Meaning, features: FeatureMap) -> None:
         self.spec, self.features = spec, features
         self.qk, self.v = spec.head_dims.qk, spec.head_dims.v
@@ -201,7 +204,7 @@ class Layer:
         return Walk(memory, first, stop, {"INITIAL": (initial, ()), "SEGMENTED": (before, (segment.number,))})
 
     def _columns(self, b: Builder, first_value: Expr) -> None:
-        b.let("d", Span(wrap(0), "QK"))
+        b.let("d", Span(wrap(0), self.width))
         b.let("u", Span(first_value, "VALUES"))
 
     def since_segment(self, memory: Sums, t: Var, segment: Segment) -> Var | None:

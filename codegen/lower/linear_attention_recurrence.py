@@ -7,12 +7,16 @@ segments, each of which starts from the sum of those before it.  So are packed s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..ir.build import Builder
-from ..ir.nodes import IO, Cast, Full, Span, Var, cdiv, column, row, wrap
+from ..ir.nodes import ACC, IO, Cast, Full, Span, Var, cdiv, column, row, wrap
 from ..ir.program import Axis, Program
 from ..ir.traits import RECURS
 from ..memory.normalizer import Matrix
-from ..memory.states import B, H
+from ..memory.quadratic import Quadratic
+from ..memory.states import B, H, State
+from ..memory.sums import Sums
 from .linear_attention_parts import Layer
 from .ragged import Segment
 from .second_look import doubt_of, second_look
@@ -20,12 +24,21 @@ from .second_look import doubt_of, second_look
 FLAGS = ("INITIAL", "SEGMENTED", "FINAL")
 
 
-def recurrence(layer: Layer, products: type[Matrix] = Matrix) -> Program:
-    """o and n of one segment, chunk after chunk; `products` are how small states normalise."""
+def recurrence(
+    layer: Layer,
+    products: type[Matrix] = Matrix,
+    quadratic: Callable[[Builder], Quadratic] | None = None,
+    again: Layer | None = None,
+) -> Program:
+    """o and n of one segment, chunk after chunk; `products` are how small states normalise.
+
+    With a `quadratic` form that has what older keys add to n, they have no part in that.  `again` has the
+    features of the second look, if not the layer's own.
+    """
     b = Builder()
     segment = Segment.of_program(b)
     tokens, features = segment.sequence, layer.features
-    b.let("d", Span(wrap(0), "QK"))
+    b.let("d", Span(wrap(0), layer.width))
     u = b.let("u", Span(Var("value_block") * "VALUES", "VALUES"))
     memory = layer.memory(b, products=products, sequence=tokens)
     initial, final = layer.user_states("initial_", "INITIAL"), layer.user_states("final_", "FINAL")
@@ -35,11 +48,15 @@ def recurrence(layer: Layer, products: type[Matrix] = Matrix) -> Program:
         weight = features.fixed_weights(b, block.f, block.selection)
         state = memory.zeros(block.f)
         with b.when("INITIAL"):
-            state.restore(initial, "_initial")
+            state.restore(memory.of_blocks(initial), "_initial")
         with b.when("SEGMENTED"):
-            state.restore(before, "_before", segment.number)
+            state.restore(memory.of_blocks(before), "_before", segment.number)
+    form = quadratic(b) if quadratic else None
+    if form:
+        form.restore({"INITIAL": (initial, ()), "SEGMENTED": (before, (segment.number,))})
     layer.segment_length(b)
-    with b.loop("t0", segment.first, segment.end, "CHUNK") as t0:
+    first, end = segment.first, segment.end
+    with b.loop("t0", first, end, "CHUNK") as t0:
         t = b.let("t", tokens.tile(t0, "CHUNK"))
         queries = memory.scaled_queries(t)
         keys, values = memory.keys(t)
@@ -53,24 +70,27 @@ def recurrence(layer: Layer, products: type[Matrix] = Matrix) -> Program:
             answer = memory.pair(queries, keys, values, seen, scale=one)
         b.comment("Older keys, through the state; then the chunk's keys enter it.")
         with memory.each():
-            plain = features.features(b, "P", queries, block.selection, weight)
-            memory.read(answer, plain, state)
+            of_queries, of_state = (None, weight) if features.weighs_states else (weight, None)
+            plain = features.features(b, "P", queries, block.selection, of_queries)
+            memory.read(answer, plain, state, of_state)
             state.fade(total)
             memory.enter(state, block, keys, values, tokens.past(t0, "CHUNK"), kept=kept)
         if memory.fade:
             memory.fade_answer(answer, log)
             b.comment("The chunk's own keys, directly: what they leave differs from pair to pair.")
             memory.pair(queries, keys, values, seen, answer, one, (log, log))
-        memory.finish(answer, t)
+        older = form.read(queries, t0 - first) if form else None
+        if form:
+            form.enter(keys, None)
+        memory.finish(answer, t, older)
         b.store("o", (B, t, H, u), Cast(answer.out, IO))
-    with b.when("FINAL"), memory.each():
-        state.store(final)
-    # Every value enters the state, so this is finite only if all of them are.
-    all_rows = b.let("S_all", Full((memory.size, "VALUES"), 0.0))
-    with memory.each():
-        b.add(all_rows, state.sums)
-    with second_look(b, doubt_of(b, all_rows)):
-        layer.walk(b, Var("value_block") * "VALUES").outputs()
+    with b.when("FINAL"):
+        with memory.each():
+            state.store(memory.of_blocks(final))
+        if form:
+            form.store(final, (), form.count + Cast(end - first, ACC))
+    with second_look(b, _doubt(b, memory, state)):
+        (again or layer).walk(b, Var("value_block") * "VALUES").outputs()
     tensors = (
         layer.queries("q"),
         layer.queries("k"),
@@ -94,3 +114,16 @@ def recurrence(layer: Layer, products: type[Matrix] = Matrix) -> Program:
         does=(RECURS,),
         ragged=True,
     )
+
+
+def _doubt(b: Builder, memory: Sums, state: State) -> Var:
+    """Whether a value is not finite: each enters the state."""
+    if memory.features.sizes:  # no sum of blocks that differ
+        doubt = b.let("doubt", Full((), 0.0))
+        with memory.each():
+            doubt_of(b, state.sums, onto=doubt)
+        return doubt
+    all_rows = b.let("S_all", Full((memory.size, "VALUES"), 0.0))
+    with memory.each():
+        b.add(all_rows, state.sums)
+    return doubt_of(b, all_rows)

@@ -10,15 +10,14 @@ from ..ir.build import Builder
 from ..ir.check import check
 from ..ir.exchange import WIDTH
 from ..ir.flags import Chosen
-from ..ir.nodes import Span, Var, Where, cdiv, maximum, wrap
+from ..ir.nodes import ACC, Cast, Span, Var, Where, cdiv, maximum, wrap
 from ..ir.program import Axis, Program
 from ..ir.rewrite import drop_unused
 from ..ir.tidy import tidy
 from ..ir.traits import SUMS_STATES
-from ..memory.normalizer import Eighths
+from ..memory.normalizer import Eighths, OfPairs
 from ..memory.quadratic import Quadratic
-from ..memory.states import B, H, Kept
-from ..memory.sums import Sums
+from ..memory.states import B, H
 from ..mixers.linear_attention import LinearAttention
 from ..spec.model import TaylorExp
 from .exchanged import Exchanged
@@ -30,11 +29,23 @@ from .linear_attention_recurrence import recurrence
 from .ragged import ALL, RAGGED, STOP, Segment, under
 
 
+class OfExchange(Layer):
+    """A layer whose tiles of queries and keys are as wide as an exchange."""
+
+    width = WIDTH
+
+
 def recurrence_of(spec: LinearAttention) -> Program:
-    """The recurrence of a layer whose state is small."""
-    layer = Layer(spec, feature_map(spec))
+    """The recurrence of a layer whose state is small, or whose features are made by exchange."""
+    layer, features = Layer(spec, feature_map(spec)), spec.feature_map
+    if isinstance(features, TaylorExp):
+        exchanged = Exchanged(features, spec.head_dims.qk)
+        form = (lambda b: Quadratic.zeros(b, exchanged, False)) if spec.normalize else None
+        program = recurrence(OfExchange(spec, exchanged), OfPairs, form, OfExchange(spec, layer.features))
+    else:
+        program = recurrence(layer, Eighths)
     of_states, user_states = heads_of_states(layer)
-    return _finished(over_queries(recurrence(layer, Eighths), *of_states, *user_states))
+    return _finished(over_queries(program, *of_states, *user_states))
 
 
 def states_of(spec: LinearAttention, name: str, of_queries: bool) -> Program:
@@ -45,17 +56,17 @@ def states_of(spec: LinearAttention, name: str, of_queries: bool) -> Program:
     """
     assert isinstance(spec.feature_map, TaylorExp)
     features = Exchanged(spec.feature_map, spec.head_dims.qk)
-    layer, b = Layer(spec, features), Builder()
+    layer, b = OfExchange(spec, features), Builder()
     number = Var("segment")
     segment = Segment.of_sums(b, mirrored=of_queries)
     b.let("u", Span(Var("value_block") * "VALUES", "VALUES"))
-    d = b.let("d", Span(wrap(0), WIDTH))
+    d = b.let("d", Span(wrap(0), layer.width))
     layer.segment_length(b)
     first = b.let("start", segment.first)
     idle, last = number.equals(0 if of_queries else Var("segments") - 1), under(segment.end, False)
     stop = b.let("stop", Chosen(RAGGED, STOP, Chosen(ALL, last, Where(idle, first, last))))
     tokens = segment.sequence
-    memory = Sums(b, features, tokens, spec.eps if spec.normalize else None, apart=True)
+    memory = layer.memory(b, products=OfPairs, sequence=tokens)
     with memory.each() as f0:
         block = memory.block(f0)
         weight = b.let("weight", features.fixed_weight(block.f, block.selection))
@@ -78,10 +89,10 @@ def states_of(spec: LinearAttention, name: str, of_queries: bool) -> Program:
     with memory.each():
         if of_queries:
             memory.weigh(state, weight)
-        state.store(Kept(sums.tensors[:1]), number)
+        state.store(memory.of_blocks(sums), number)
     if quadratic:
-        squares = 0.5 if of_queries else 1.0
-        quadratic.store(sums.tensors[1], number, maximum(stop - first, 0), squares)
+        count = Cast(maximum(stop - first, 0), ACC)
+        quadratic.store(sums, (number,), count, 0.5 if of_queries else 1.0)
     inputs = (layer.queries("q"), layer.gradients(), *layer.row_sums("e")) if of_queries else layer.keys()
     axes = Axis("segment", Var("segments")), Axis("value_block", cdiv(layer.v, "VALUES"))
     what = "queries and their output gradients" if of_queries else "keys and values"

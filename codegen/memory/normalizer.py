@@ -28,6 +28,9 @@ from .states import Part
 class Vector:
     """The normaliser as it is: z has a number for each feature, n one for each row."""
 
+    of_states = True
+    """Whether a block of features has its part of z."""
+
     def __init__(self, b: Builder, block: str, eps: float) -> None:
         self.b, self.block, self.eps = b, block, eps
 
@@ -154,6 +157,14 @@ class Eighths(Matrix):
 
     def divisor(self, n: Var) -> Expr:
         return column(Var("n_rows") + self.eps)
+
+
+class OfPairs(Eighths):
+    """Eighths of the weights of pairs alone: what older keys add is summed for all features at once, beside
+    the state (`quadratic.py`).
+    """
+
+    of_states = False
 
 
 class _Shared(_Wide):

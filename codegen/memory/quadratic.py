@@ -6,6 +6,7 @@ keys, Σ e q qᵀ, Σ e q and Σ e.  That is far less than a sum over all featur
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..ir.build import Builder
@@ -13,9 +14,11 @@ from ..ir.nodes import (
     ACC,
     OPERAND,
     Cast,
+    Dim,
     Dot,
     Expr,
     Full,
+    Load,
     Span,
     Sum,
     Transpose,
@@ -25,9 +28,8 @@ from ..ir.nodes import (
     row,
     wrap,
 )
-from ..ir.program import Tensor
 from ..lower.exchanged import Exchanged
-from .states import B, H
+from .states import H, Kept
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Quadratic:
     features: Exchanged
     Z: Var
     z: Var
+    count: Var
+    """Of tokens before the program's own."""
     ones: Var
     terms: Var | None
     """What the count sums: None for the number of keys."""
@@ -46,9 +50,34 @@ class Quadratic:
     def zeros(b: Builder, features: Exchanged, factors: bool) -> Quadratic:
         """No tokens yet; they will have `factors`, or all count as 1."""
         width = features.extent
-        ones = b.let("ones", Cast(Full(("CHUNK", "CHUNK"), 1.0), OPERAND))
+        ones = b.let("all_ones", Cast(Full(("CHUNK", "CHUNK"), 1.0), OPERAND))
         Z, z = b.let("Z", Full((width, width), 0.0)), b.let("z", Full(("CHUNK", width), 0.0))
-        return Quadratic(b, features, Z, z, ones, b.let("terms", Full(("CHUNK",), 0.0)) if factors else None)
+        terms = b.let("terms", Full(("CHUNK",), 0.0)) if factors else None
+        return Quadratic(b, features, Z, z, b.let("count", Full((), 0.0)), ones, terms)
+
+    def restore(self, kept: Mapping[str, tuple[Kept, tuple[Expr, ...]]]) -> None:
+        """Go on from a state that was kept, and where, by the flag that says so."""
+        b, features = self.b, self.features
+        a, c, i = self._indices("_kept")
+        pairs = b.let("Z_kept_place", features.row_of_coordinates(column(a), row(c)))
+        singles = b.let("z_kept_place", row(features.row_of_single(c)) + column(i * 0))
+        for flag, (state, index) in kept.items():
+            name, place = state.tensors[1].name, (state.first, H, *index)
+            with b.when(flag):
+                b.set(self.Z, b.let(f"Z_{name}", Load(name, (*place, pairs), ACC)))
+                b.set(self.z, b.let(f"z_{name}", Load(name, (*place, singles), ACC)))
+                last = wrap(features.rows - 1)
+                b.set(self.count, b.let(f"count_{name}", Load(name, (*place, last), ACC)))
+
+    def read(self, queries: Var, tokens: Expr) -> Var:
+        """What the form gives of each row of a tile, the program's own first `tokens` among its keys."""
+        b = self.b
+        # Z is its own transpose, and that lies in registers as the right side of a product does.
+        products = b.let("QZ", Dot(queries, Transpose(b.let("Z_operand", Cast(self.Z, OPERAND)))))
+        terms = b.let("QZQ", Cast(queries, ACC) * (products * 0.5 + self.z))
+        older = b.let("n_older", Sum(terms, 1))
+        b.set(older, older + (self.count + Cast(tokens, ACC)))
+        return older
 
     def enter(self, rows: Var, factors: Var | None) -> None:
         """Add a tile's rows, each times its factor if it has one."""
@@ -59,19 +88,27 @@ class Quadratic:
         self.b.add(self.Z, Dot(Transpose(rows), weighted))
         self.b.add(self.z, Dot(self.ones, weighted))
 
-    def store(self, tensor: Tensor, segment: Expr, count: Expr, squares: float) -> None:
+    def store(self, state: Kept, index: tuple[Expr, ...], count: Expr, squares: float = 1.0) -> None:
         """As the normaliser of a stored state, in which squares weigh `squares`; `count` is of what is 1."""
-        b, features, place = self.b, self.features, (B, H, segment)
-        outside, width = wrap(features.rows), features.extent
-        a, c = (b.let(name, Span(wrap(0), width)) for name in "ac")
-        i = b.let("i", Span(wrap(0), "CHUNK"))
+        b, features, name, place = self.b, self.features, state.tensors[1].name, (state.first, H, *index)
+        outside = wrap(features.rows)
+        a, c, i = self._indices()
         pairs = features.row_of_coordinates(column(a), row(c))
         once = b.let("Z_place", Where(column(a) <= row(c), pairs, outside))
         value: Expr = self.Z
         if squares != 1.0:
             value = b.let("Z_weighted", Where(column(a).equals(row(c)), value * squares, value))
-        b.store(tensor.name, (*place, once), value)
+        b.store(name, (*place, once), value)
         first = b.let("z_place", Where(column(i) < 1, features.row_of_single(row(c)), outside))
-        b.store(tensor.name, (*place, first), self.z)
-        number = b.let("count", Sum(self.terms, 0) if self.terms else Cast(count, ACC))
-        b.store(tensor.name, (*place, wrap(features.rows - 1)), number)
+        b.store(name, (*place, first), self.z)
+        number = b.let("count_after", Sum(self.terms, 0) if self.terms else count)
+        b.store(name, (*place, wrap(features.rows - 1)), number)
+
+    def _indices(self, suffix: str = "") -> tuple[Var, Var, Var]:
+        """Index tiles of both coordinates of a pair, and of the rows of `z`."""
+        width: Dim = self.features.extent
+        a, c, i = (
+            self.b.let(f"{name}{suffix}", Span(wrap(0), size))
+            for name, size in zip("aci", (width, width, "CHUNK"), strict=True)
+        )
+        return a, c, i

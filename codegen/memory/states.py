@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ..ir.build import Builder
-from ..ir.nodes import ACC, OPERAND, Cast, Expr, Load, Unary, Var
+from ..ir.nodes import ACC, OPERAND, Cast, Expr, Load, Unary, Var, column
 from ..ir.program import Tensor
 
 B, H = Var("b"), Var("h")
@@ -74,9 +74,10 @@ class Part:
     def value(self) -> Var:
         return self.tile
 
-    def operand(self) -> Var:
-        """As an operand of a product."""
-        return self.b.let(f"{self.tile.name}_operand", Cast(self.tile, OPERAND))
+    def operand(self, weight: Var | None = None) -> Var:
+        """As an operand of a product; each feature times its `weight`."""
+        value = self.tile * column(weight) if weight else self.tile
+        return self.b.let(f"{self.tile.name}_operand", Cast(value, OPERAND))
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,9 @@ class State:
     def sums(self) -> Var:
         return self.parts[0].tile
 
-    def operand(self) -> Var:
-        """S as an operand of a product."""
-        return self.parts[0].operand()
+    def operand(self, weight: Var | None = None) -> Var:
+        """S as an operand of a product; each feature times its `weight`."""
+        return self.parts[0].operand(weight)
 
     def normalizer(self) -> Var:
         """z, of a layer that normalises."""
@@ -138,7 +139,8 @@ class Stored:
     """Its last indices in S: of features, and of values."""
     index: tuple[Expr, ...]
 
-    def operand(self) -> Var:
+    def operand(self, weight: Var | None = None) -> Var:
+        assert weight is None
         return Part(self.b, Var("S"), self.place).load(self.kept.tensors[0], self.index, "", OPERAND)
 
     def normalizer(self) -> Var:

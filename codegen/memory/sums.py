@@ -71,8 +71,8 @@ class Sums(Fading):
     """The memory of one program, whose index tiles `d` and `u` are its columns of queries and of values.
 
     `size` is the constant that says how many features it handles at a time, if not the feature map's own.
-    `products`: how it normalises where the state is small, by products instead of sums over rows and columns.
-    `apart`: states have S alone, and the program normalises by itself.
+    `products`: how it normalises by products, instead of sums over rows and columns, where the state is small
+    or has no part in that.
     """
 
     d, u = Var("d"), Var("u")
@@ -86,14 +86,15 @@ class Sums(Fading):
         size: str | None = None,
         products: type[Matrix] | None = None,
         fade: Fade | None = None,
-        apart: bool = False,
     ) -> None:
         super().__init__(b, sequence, fade)
         self.features = features
         self.size = size or features.block
-        form = products if products and self.size == "QK" else Vector
+        form = products if products and (self.size == "QK" or not products.of_states) else Vector
         self.normalizes = eps is not None
-        self.normalizer = None if eps is None or apart else form(b, self.size, eps)
+        self.normalizer = None if eps is None else form(b, self.size, eps)
+        self.of_states = self.normalizer if self.normalizer and self.normalizer.of_states else None
+        """The same where states have a part in it."""
 
     # Tokens
 
@@ -138,13 +139,17 @@ class Sums(Fading):
     def tiles(self) -> tuple[str, ...]:
         """What a block of features has of its own, where a state is kept in several."""
         names = ("f", *self.features.selected, "weight", "S")
-        return (*names, "z") if self.normalizer else names
+        return (*names, "z") if self.of_states else names
 
     def zeros(self, f: Var, suffix: str = "") -> State:
         """S and z before any token; the names of the tiles end in `suffix`."""
         sums = self.b.let(f"S{suffix}", Full((self.size, "VALUES"), 0.0))
         parts = (Part(self.b, sums, (f, self.u)),)
-        return State((*parts, self.normalizer.zeros(f, suffix)) if self.normalizer else parts)
+        return State((*parts, self.of_states.zeros(f, suffix)) if self.of_states else parts)
+
+    def of_blocks(self, kept: Kept) -> Kept:
+        """Those of the tensors that keep a state of which each block of features has a part."""
+        return kept if self.of_states else Kept(kept.tensors[:1], kept.first)
 
     def stored(self, kept: Kept, f: Var, *index: Expr) -> Stored:
         """A state to be read from tensors."""
@@ -176,9 +181,9 @@ class Sums(Fading):
             factors = kept if factors is None else self.b.let("E_given", factors) * kept
         across = self.features.across(self.b, operand, block.selection, weight)
         self.b.add(state.sums, Dot(across.matrix, values))
-        if self.normalizer:
+        if self.of_states:
             constant = self.features.constant(block.f)
-            self.normalizer.enter(state.normalizer(), across, constant, past, factors)
+            self.of_states.enter(state.normalizer(), across, constant, past, factors)
 
     def weigh(self, state: State, weight: Var) -> None:
         """Multiply sums of features by the query-side weights of these."""
@@ -198,13 +203,13 @@ class Sums(Fading):
         weight = self.features.weights(self.b, block.f, block.selection)
         return self.b.let("P", plain * row(weight))
 
-    def read(self, answer: Answer, features: Var, state: State | Stored) -> None:
-        """Add what a state gives to queries of these features."""
+    def read(self, answer: Answer, features: Var, state: State | Stored, weight: Var | None = None) -> None:
+        """Add what a state gives to queries of these features, which may lack their `weight`."""
         b = self.b
         matrix = b.let("P_operand", Cast(features, OPERAND))
-        b.add(answer.out, Dot(matrix, state.operand()))
-        if answer.n and self.normalizer:
-            b.add(answer.n, self.normalizer.of_features(features, matrix, state.normalizer()))
+        b.add(answer.out, Dot(matrix, state.operand(weight)))
+        if answer.n and self.of_states:
+            b.add(answer.n, self.of_states.of_features(features, matrix, state.normalizer()))
 
     def pair(
         self,
@@ -240,11 +245,15 @@ class Sums(Fading):
         if log and answer.n and self.normalizer:
             self.b.set(answer.n, answer.n * self.normalizer.by_row(left(log)))
 
-    def finish(self, answer: Answer, t: Var) -> None:
-        """Divide o by n, and store n, where the layer normalises."""
+    def finish(self, answer: Answer, t: Var, older: Var | None = None) -> None:
+        """Divide o by n, and store n, where the layer normalises; `older` is what n lacks of older keys."""
         if answer.n and self.normalizer:
-            self.b.store("n", (B, H, t), self.normalizer.rows(answer.n))
-            self.b.set(answer.out, answer.out / self.normalizer.divisor(answer.n))
+            n, divisor = self.normalizer.rows(answer.n), self.normalizer.divisor(answer.n)
+            if older:
+                self.b.add(older, n)
+                n, divisor = older, column(older + self.normalizer.eps)
+            self.b.store("n", (B, H, t), n)
+            self.b.set(answer.out, answer.out / divisor)
 
     def _weights(self, products: Var, seen: Expr, scale: Expr = SCALE, kept: Expr | None = None) -> Expr:
         """A of a tile of pairs, with a row a query or a row a key."""

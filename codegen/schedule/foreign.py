@@ -19,6 +19,8 @@ COPIED = 8
 """Columns that one asynchronous copy moves, of two bytes each."""
 WARPGROUP_TILES = {"CHUNK": 64, "VALUES": 64}
 """Tiles of a kernel whose text is laid out for one warpgroup."""
+EXCHANGED_TILES = WARPGROUP_TILES | {"QK": EXCHANGED, "FEATURES": 64}
+"""The same over columns that are exchanged; a second look keeps so many features in one tile."""
 WIDE_TILES = {"CHUNK": 128, "VALUES": 64}
 """The same for two, over two operands' worth of such columns."""
 SQUARE_TILES = WARPGROUP_TILES | {"QK": 64}
@@ -134,7 +136,7 @@ def walk_tiles(printer: str, qk: int, block: str) -> dict[str, int]:
 
 PRINTERS = {
     "states": Printer("states", WARPGROUP_TILES, exchanges),
-    RECURRENCE: Printer(RECURRENCE, WARPGROUP_TILES, exchanges, decides=True),
+    RECURRENCE: Printer(RECURRENCE, EXCHANGED_TILES, exchanges, decides=True),
     WIDE: Printer(RECURRENCE, WIDE_TILES, halves_exchange, decides=True),
     SQUARE: Printer(RECURRENCE, SQUARE_TILES, maps_squares, decides=True),
     OBLONG: Printer(RECURRENCE, OBLONG_TILES, maps_oblongs, decides=True),

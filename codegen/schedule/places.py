@@ -8,7 +8,7 @@ to it, `>o` stores o.  A plan may name what only some programs have.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from ..ir.blocks import write_out
@@ -16,10 +16,12 @@ from ..ir.by_exchange import by_exchange
 from ..ir.check import check
 from ..ir.decided import decided
 from ..ir.guards import guards_where_shown
+from ..ir.kernels import ForeignKernel
 from ..ir.nodes import For, Let, Load, Stmt
 from ..ir.program import Program
-from ..ir.rounding import loads_once, operands_once
+from ..ir.rounding import loads_once, masked_late, operands_once
 from ..ir.steps import begun, names, reordered
+from ..names import RECURRENCE
 from .orders import OBLONG, SQUARE
 
 
@@ -45,10 +47,20 @@ class Plan:
     """Shared tiles whose addresses the compiler shall not keep, of which there are too many."""
     anew: tuple[str, ...] = ()
     """Index tiles of which the compiler shall not calculate beforehand what is needed after the loop."""
+    bits: tuple[str, ...] = ()
+    """Masks of pairs that lie in shared memory as bits, and leave out what is rounded already."""
+    converted: tuple[str, ...] = ()
+    """Loads that are widened by conversion, and not by shifts that ptxas does not see through."""
 
     def lines(self) -> list[str]:
         """The plan for people."""
         return [f"{word}: {', '.join(found)}" for word, found in vars(self).items() if found]
+
+    def moved(self, steps: tuple[str, ...], before: str) -> Plan:
+        """The plan with some steps in front of another."""
+        rest = [step for step in self.order if step not in steps]
+        place = rest.index(before)
+        return replace(self, order=(*rest[:place], *steps, *rest[place:]))
 
     def of(self, program: Program) -> Plan:
         """The plan without what a program lacks."""
@@ -106,21 +118,53 @@ STATES = Plan(
         *("t", "Y", "G", "X", "X_scaled", "F_operand_0", "F_operand_1"),
         *("S_0+F_operand_0", "S_1+F_operand_1"),
         # Single warps sum for the normaliser while those products are under way.
-        *("E", "X_scaled_e", "Z+X", "Z+X_scaled", "z+ones", "terms+"),
+        *("E", "X_scaled_e", "Z+X", "Z+X_scaled", "z+all_ones", "terms+"),
     ),
 )
 """What segments add to the state of a map whose features are made by exchange."""
+EXCHANGING = Plan(
+    ahead=("Q", "K", "Y"),
+    shared=("K", "Y", "F_operand_0", "F_operand_1", "S_operand_0", "S_operand_1", "ones"),
+    left=("K", "Q_scaled", "P_operand_0", "P_operand_1", "A_operand"),
+    turned=("S_0", "S_1", "F_operand_0", "F_operand_1", "S_operand_0", "S_operand_1"),
+    alone=("Z", "z", "QZ", "QZQ", "Z_place", "z_place", "Z_kept_place", "z_kept_place"),
+    right=("Z_operand",),
+    anew=("place_0", "place_1", "a", "c"),
+    order=(
+        *("t", "Y", "K", "F_operand_0", "F_operand_1", "S_operand_0", "S_operand_1"),
+        # Single warps read what the normaliser has of older keys before the chunk's own products.
+        *("Q", "Q_scaled", "Z_operand", "QZ", "QZQ", "n_older", "n_older=", "Z+K", "z+all_ones"),
+        *("R", "P_operand_0", "P_operand_1", "seen", "A", "A_operand"),
+        # All other products in a row, so that few tiles are alive at once.
+        *("O+P_operand_0", "O+P_operand_1", "O+A_operand", "N"),
+        *("S_0+F_operand_0", "S_1+F_operand_1"),
+        *("n_rows", "n_older+", ">n", "O=", ">o"),
+    ),
+)
+"""A recurrence of a map whose features are made by exchange."""
 PLANS: dict[str, tuple[Plan, Plan]] = {
     **dict.fromkeys((SQUARE, OBLONG), (ELEMENTWISE, FADING)),
     **dict.fromkeys(("states", "query_states"), (STATES, STATES)),
+    RECURRENCE: (EXCHANGING, EXCHANGING),
 }
 """By the names that `orders.py` has for printers: of a state that stays, and of one that fades."""
+ALTERNATIVES: dict[tuple[str, str], Callable[[Plan], Plan]] = {
+    ("state", "early"): lambda plan: plan.moved(("S_operand_0", "S_operand_1"), "Y"),
+    ("sums", "late"): lambda plan: plan.moved(("Z+K", "z+all_ones"), "seen"),
+    ("scaling", "converted"): lambda plan: replace(plan, converted=("Q",)),
+    ("mask", "bits"): lambda plan: replace(plan, bits=("seen",)),
+}
+"""What those of `orders.py` make of a plan, where they do something to it."""
 
 
-def plan_of(printer: str, program: Program) -> Plan:
-    """The plan of a program."""
-    stays, fades = PLANS[printer]
-    return fades if any(tensor.name == "log_decay" for tensor in program.tensors) else stays
+def plan_of(kernel: ForeignKernel, pieces: Mapping[str, str]) -> Plan:
+    """The plan of a kernel's program, with the alternatives that are chosen of its pieces."""
+    assert kernel.program is not None
+    stays, fades = PLANS[kernel.printer]
+    plan = fades if any(tensor.name == "log_decay" for tensor in kernel.program.tensors) else stays
+    for choice in pieces.items():
+        plan = ALTERNATIVES.get(choice, lambda same: same)(plan)
+    return plan
 
 
 def placed(program: Program, plan: Plan, size: Callable[[str], int]) -> Program:
@@ -129,7 +173,7 @@ def placed(program: Program, plan: Plan, size: Callable[[str], int]) -> Program:
     Raises `OutOfOrder` if the plan's order names other steps than there are, or lets one read something else.
     """
     program = decided(by_exchange(write_out(program, size), size), size)
-    program = loads_once(operands_once(program, check(program)))
+    program = masked_late(loads_once(operands_once(program, check(program))), plan.bits)
     types = check(program)
     body: list[Stmt] = []
     for stmt in program.body:

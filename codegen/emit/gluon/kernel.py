@@ -34,7 +34,8 @@ class GluonKernel:
         self.sizes = {name: max(schedule.values(name)) for name in self.kernel.constants}
         assert self.kernel.program is not None
         self.machine = MACHINES[scheduled.architecture]
-        plan = plan_of(self.kernel.printer, self.kernel.program)
+        pieces = orders.chosen(self.kernel, schedule.rewrites)
+        plan, self.copies = plan_of(self.kernel, pieces), pieces["copies"]
         program = _of_one_block(self.kernel.program, self.sizes)
         self.program, self.look = apart(placed(program, plan, self.sizes.__getitem__))
         self.types = check(self.program)
@@ -42,7 +43,6 @@ class GluonKernel:
         warps = max(setting.warps for setting in schedule.settings.values())
         self.layouts = Layouts(warps)
         self.spelling = Spelling(self.types, self.size, self.layouts, Bounds(self.program, schedule))
-        self.copies = orders.chosen(self.kernel, schedule.rewrites)["copies"]
 
     def size(self, dim: Dim) -> int:
         """A static size as a number."""
@@ -94,13 +94,16 @@ class GluonKernel:
         for stmt in before:
             steps.outside(self._section(stmt, first, constants, state), stmt)
         rounds = Rounds(self, loop, steps)
+        bounds = rounds.bounds()
         inside = rounds.text()
+        steps.leave()
         for stmt in after:
             steps.outside(end, stmt)
         memory, copies, sums = rounds.memory(), rounds.first_copies(), rounds.machine.memory()
+        masks = rounds.masks()
         return [
             *_lines(first),
-            *rounds.bounds(),
+            *bounds,
             "",
             *(f"{name}: gl.constexpr = {value}" for name, value in self.layouts.found.items()),
             *memory,
@@ -108,6 +111,7 @@ class GluonKernel:
             "",
             *copies,
             *(f"{name} = {self.spelling.runs[name]}" for name in self._runs(loop)),
+            *masks,
             *sums,
             *_lines(state),
             *rounds.machine.enter(),

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 VECTOR = 8
 """Elements of two bytes that one thread copies at once."""
 LANES = 32
+ALONE = "ALONE"
+"""The layout of what single warps calculate with."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Layouts:
 
     def alone(self) -> str:
         """Results of products that single warps make; those of which they have few rows are in each warp."""
-        return self._named("ALONE", f"gl.NVMMADistributedLayout([2, 0], [{self._warps}, 1], [16, 8])")
+        return self._named(ALONE, f"gl.NVMMADistributedLayout([2, 0], [{self._warps}, 1], [16, 8])")
 
     def side(self, right: bool) -> str:
         """What these read from registers, on their left or right."""

@@ -5,12 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...ir.check import walk
+from ...ir.exchange import Exchanged
 from ...ir.fuse import expressions, rebuilt
-from ...ir.nodes import ACC, IO, Add, Binary, Cast, Dim, Expr, For, Let, Load, Span, Stmt, Store, Var
+from ...ir.nodes import (
+    ACC,
+    IO,
+    Add,
+    Binary,
+    Cast,
+    Dim,
+    Expr,
+    For,
+    Let,
+    Load,
+    Span,
+    Stmt,
+    Store,
+    Var,
+    Where,
+)
 from ...lower.ragged import under
 from ..writer import Writer
 from .flight import shown_after
-from .steps import Steps, stored
+from .steps import Steps
+from .transfers import stored
 
 if TYPE_CHECKING:
     from .kernel import GluonKernel
@@ -51,7 +69,9 @@ class Rounds:
         """The first token of the loop and one past its last."""
         start, stop = self.loop.start, _put(self.loop.stop, self.loop.start, Var("start"))
         ends = {"start": start, "stop": stop}
-        return [f"{name} = {self.spelling.scalar(end)}" for name, end in ends.items() if end != Var(name)]
+        lines = [f"{name} = {self.spelling.scalar(end)}" for name, end in ends.items() if end != Var(name)]
+        self.spelling.names |= {self.loop.start: Var("start"), self.loop.stop: Var("stop")}
+        return lines
 
     def memory(self) -> list[str]:
         """Shared tiles: rings of what is copied ahead, operands that rounds store, results on their way."""
@@ -84,6 +104,18 @@ class Rounds:
             w.line(f"t = start + i * {self._step()}")
             self._fetch(w, "i", "t")
         return w.text().splitlines()
+
+    def masks(self) -> list[str]:
+        """Shared tiles of masks of pairs, which are the same in each round."""
+        lines = []
+        for stmt in self.body:
+            if isinstance(stmt, Let) and stmt.name in self.plan.bits:
+                name, columns = stmt.name, self.kernel.size(self.kernel.types[stmt.name].shape[1])
+                seen = self.spelling.matrix(stmt.value, self.layouts.sums(columns), False)
+                tile = self._allocate("gl.int16", self.kernel.types[name].shape).removesuffix(")")
+                lines.append(f"{name} = gl.where({seen}, -1, 0).to(gl.int16)")
+                lines.append(f"{name}_bits = {tile}, {name})")
+        return lines
 
     def _allocate(self, dtype: str, shape: tuple[Dim, ...], *times: str) -> str:
         numbers = len(shape) == 1
@@ -147,9 +179,18 @@ class Rounds:
                 w.line(f"gl.store({pointer}, {stored(value)}, mask={mask})")
             case Let() | Add() if self.steps.issues(stmt):
                 w.line(self.machine.product(stmt, *self.steps.sides(stmt)))
-            case Let(name, Cast()) if name in self.plan.left:
-                for line in self.machine.left(name, self.steps.rounded(stmt)):
+            case Let(name, _) if name in self.plan.bits:
+                pass
+            case Let(name, Cast() as value) if name in self.plan.left:
+                for line in self.machine.left(name, self.steps.rounded(value, name)):
                     w.line(line)
+            case Let(name, Where(Var(mask), Cast() as value, _)) if name in self.plan.left:
+                for line in self.machine.left(name, self.steps.rounded(value, name)):
+                    w.line(line)
+                layout = self.layouts.left(self.steps.columns(name))
+                w.line(f"{name} = where_bits({name}, {mask}_bits.load({layout}))")
+            case Let(name, Exchanged() as value) if name in self.plan.left:
+                w.line(f"{name} = {self.steps.exchanged(value)}")
             case _:
                 self.steps.inside(w, stmt)
 
@@ -164,7 +205,9 @@ class Rounds:
             return
         columns = self.kernel.size(shape[1])
         if load.dtype == ACC:
-            w.line(f"{name} = in_float32({tile}.load({self.layouts.sums(columns)}))")
+            loaded = f"{tile}.load({self.layouts.sums(columns)})"
+            converted = name in self.plan.converted
+            w.line(f"{name} = {f'{loaded}.to(gl.float32)' if converted else f'in_float32({loaded})'}")
             return
         w.line(f"{name} = {tile}")
         if not self._converted(name):

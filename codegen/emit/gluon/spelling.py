@@ -24,7 +24,7 @@ from ...ir.nodes import (
 from ...lower.ragged import under
 from ..bounds import Bounds
 from ..triton_expression import formula
-from .layouts import Layouts, Slice
+from .layouts import ALONE, Layouts, Slice
 
 COMPARISONS = ("lt", "le", "gt", "ge", "eq")
 TRUE = Const(True)
@@ -38,6 +38,8 @@ class Spelling:
         self.spans: dict[str, Span] = {}
         self.ends: dict[Expr, tuple[Expr, Expr]] = {}
         """By where index tiles start: the end of their tensor, and the loop's own, which comes first."""
+        self.names: dict[Expr, Var] = {}
+        """Plain numbers that have been calculated, by what they are."""
         self.vectors: dict[str, Slice | str] = {}
         """Layouts of vectors."""
         self.everywhere: dict[str, Expr] = {}
@@ -68,7 +70,11 @@ class Spelling:
 
     def scalar(self, expr: Expr, outer: int = 0) -> str:
         """An expression of plain numbers."""
-        return formula(expr, outer, "gl")
+        return formula(self._called(expr), outer, "gl")
+
+    def _called(self, expr: Expr) -> Expr:
+        """An expression with the names that parts of it have got."""
+        return self.names.get(expr) or rebuilt(expr, self._called)
 
     def is_turned(self, expr: Expr) -> bool:
         """Whether an expression's tiles are kept transposed."""
@@ -111,7 +117,7 @@ class Spelling:
             case Cast(Var(name), dtype) if dtype == ACC and name in self.constants:
                 return Var(self.full(*self.constants[name], tile, turned))
             case Cast(Var(name), dtype) if dtype == ACC and self.types[name].dtype == OPERAND:
-                return Var(f"in_float32({self.operand(name, tile)})")
+                return Var(self.widened(name, tile))
             case Full(shape, value):
                 return Var(self.full(shape, value, tile, turned))
         return rebuilt(expr, part)
@@ -133,8 +139,9 @@ class Spelling:
                 return Var(f"{self.rings[name]}.load({self.text(layout)})")
             case Var(name) if name in self.vectors and self.vectors[name] != layout:
                 return Var(f"gl.convert_layout({name}, {self.text(layout)})")
-            case Binary("sub", Var(name), start) if name in self.spans and self.spans[name].start == start:
-                return Var(self.run(name, layout))
+            case Binary("sub", Var(name), start) if self._start(name) == start:
+                if (name, self.text(layout)) not in self.given:
+                    return Var(self.run(name, layout))
             case Binary("and", x, y):
                 return _both(part(x), part(y))
             case Binary("lt", Var(name), y) if name in self.spans:
@@ -155,8 +162,9 @@ class Spelling:
         return part(Binary("lt", Binary("sub", Var(name), span.start), rest))
 
     def _offsets(self, name: str, axis: int, tile: str, turned: bool) -> Expr:
-        axis = 1 - axis if turned else axis
-        return Expand(Var(self.run(name, Slice(axis, tile))), axis)
+        layout = Slice(1 - axis if turned else axis, tile)
+        given = self.given.get((name, self.text(layout)))
+        return Expand(Var(given or self.run(name, layout)), layout.axis)
 
     def _start(self, name: str) -> Expr | None:
         return self.spans[name].start if name in self.spans else None
@@ -196,6 +204,12 @@ class Spelling:
             return name
         held, where = self.operands[name]
         return held if layout in where else f"{name}.load({layout})"
+
+    def widened(self, name: str, layout: str) -> str:
+        """The same in float32; single warps have elements of a left operand where a warpgroup has them."""
+        text = f"in_float32({self.operand(name, layout)})"
+        of_warps = layout == ALONE and name not in self.operands
+        return f"gl.convert_layout({text}, {layout}, assert_trivial=True)" if of_warps else text
 
 
 def _both(x: Expr, y: Expr) -> Expr:

@@ -9,11 +9,9 @@ from ...ir.exchange import WIDTH, Exchanged
 from ...ir.flags import Only
 from ...ir.fuse import expressions
 from ...ir.nodes import (
-    ACC,
     OPERAND,
     Add,
     Cast,
-    Dim,
     Dot,
     Doubt,
     Expand,
@@ -34,26 +32,20 @@ from ...ir.nodes import (
     When,
 )
 from ..writer import Writer
-from .addresses import Addresses
 from .layouts import Slice
+from .transfers import Transfers
 
 if TYPE_CHECKING:
     from .kernel import GluonKernel
 
 
-class Steps:
+class Steps(Transfers):
     """Prints the statements of one kernel."""
 
     def __init__(self, kernel: GluonKernel, loop: For) -> None:
-        self.kernel, self.loop = kernel, loop
-        self.plan, self.types, self.size = kernel.plan, kernel.types, kernel.size
-        self.spelling, self.layouts = kernel.spelling, kernel.layouts
-        self.addresses = Addresses(kernel.program, self.spelling, loop.var)
+        super().__init__(kernel, loop)
         self.loaded: set[str] = set()
         """Shared tiles that products of single warps have read on their right."""
-        self.rows: dict[str, str] = {}
-        """Where the rows of a program begin, by their tensors."""
-        self.spelling.turned = {name for name in self.plan.turned if name not in self.plan.shared}
 
     # What a step does to memory
 
@@ -86,20 +78,28 @@ class Steps:
 
     # Statements
 
+    def leave(self) -> None:
+        """The loop is over: what it has of index tiles that are calculated anew is not used again."""
+        self.anew = frozenset(self.plan.anew)
+        if self.anew:
+            self.spelling.given.clear()
+
     def outside(self, w: Writer, stmt: Stmt) -> None:
         """A statement before the loop or after it."""
         match stmt:
+            case Let(name, Full((), value)):
+                w.line(f"{name} = {value!r}")
             case Let(name, Span() as span):
                 self.spelling.spans[name] = span
             case Let(name, Head(heads, _)):
                 w.line(f"{name} = {self.spelling.scalar(Head(heads))}")
             case Let(name, Cast(Full(shape, value), dtype)) if dtype == OPERAND:
-                self._constant(w, name, shape, value)
+                self.constant(w, name, shape, value)
             case Let(name, Full((_,), value) as numbers):
                 self.spelling.vectors[name] = layout = self.layouts.tokens(self.size(numbers.shape[0]))
                 w.line(f"{name} = {self.spelling.full(numbers.shape, value, layout)}")
             case Let(name, Load() as load) | Set(name, Load() as load):
-                self._load(w, name, load)
+                self.load(w, name, load)
             case Let(_, Sum()) if self.summed_up(stmt.name):
                 pass
             case Let(name, value) | Set(name, value) | Add(name, value):
@@ -109,6 +109,9 @@ class Steps:
             case Store(tensor, index, value):
                 self.store(w, tensor, index, value)
             case When(Var(flag), body):
+                for inner in body:  # what several flags need stands before them
+                    if isinstance(inner, Let | Set) and isinstance(inner.value, Load):
+                        self.introduce_index(w, inner.name, inner.value.index)
                 w.line(f"if {flag}:")
                 with w.indented():
                     for inner in body:
@@ -127,9 +130,10 @@ class Steps:
     def inside(self, w: Writer, stmt: Stmt) -> None:
         """A step of a round, but for what the loop copies ahead or back, and what a machine does."""
         match stmt:
-            case Add(name, Dot(x, y)) if name in self.plan.alone:
+            case Let(name, Dot(x, y)) | Add(name, Dot(x, y)) if name in self.plan.alone:
                 sides = self._alone(w, x, False), self._alone(w, y, True)
-                w.line(f"{name} = multiplied_alone({', '.join(sides)}, {name})")
+                onto = name if isinstance(stmt, Add) else self.nothing(name)
+                w.line(f"{name} = multiplied_alone({', '.join(sides)}, {onto})")
             case Let(name, Sum(x, axis)):
                 w.line(f"{name} = {self._sum(name, x, axis)}")
             case Add(name, Sum(x, axis)):
@@ -139,8 +143,12 @@ class Steps:
                 w.line(f"{name} = running_sum({x.name})")
             case Let(name, value) if name in self.plan.shared:
                 self._operand(w, name, value)
-            case Let(name, Cast(_, dtype)) if dtype == OPERAND and name in self.plan.right:
-                w.line(f"{name} = {self.rounded(stmt)}")
+            case Let(name, Cast(Var(x), dtype)) if name in self.plan.right and x in self.plan.alone:
+                # Turned, a sum of single warps lies in registers as what their products read on the right.
+                turned = f"gl.permute(rounded({x}), (1, 0))"
+                w.line(f"{name} = gl.convert_layout({turned}, {self.layouts.side(right=True)})")
+            case Let(name, Cast(_, dtype) as value) if dtype == OPERAND and name in self.plan.right:
+                w.line(f"{name} = {self.rounded(value, name)}")
             case Add(name, value) if len(self.types[name].shape) == 1:
                 w.line(f"{name} += {self.spelling.vector(value, self.spelling.vectors[name])}")
             case Let(name, value) | Set(name, value):
@@ -148,20 +156,14 @@ class Steps:
             case _:
                 raise TypeError(f"no place for {stmt!r}")
 
-    def rounded(self, stmt: Let) -> str:
+    def rounded(self, value: Cast, name: str) -> str:
         """A tile for products, in registers."""
-        assert isinstance(stmt.value, Cast)
-        return f"rounded({self.spelling.matrix(stmt.value.x, self.home(stmt.name), False)})"
+        return f"rounded({self.spelling.matrix(value.x, self.home(name), False)})"
 
-    def columns(self, name: str) -> int:
-        """The columns of a tile in registers."""
-        return self.size(self.shape(name)[1])
-
-    def home(self, name: str) -> str:
-        """The layout of a tile in registers."""
-        if name in self.plan.right:
-            return self.layouts.side(right=True)
-        return self.layouts.alone() if name in self.plan.alone else self.layouts.sums(self.columns(name))
+    def exchanged(self, value: Exchanged) -> str:
+        """Features in registers, in pairs."""
+        left = self.layouts.left(WIDTH)
+        return f"{value.exchange.name}({self.spelling.operand(value.x.name, left)}, {left})"
 
     def summed_up(self, name: str) -> bool:
         """Whether a sum of rows is only summed up further, and so printed with that."""
@@ -187,8 +189,7 @@ class Steps:
     def _operand(self, w: Writer, name: str, value: Expr) -> None:
         """A tile that products read from shared memory, stored there."""
         if isinstance(value, Exchanged):
-            turned, left = True, self.layouts.left(WIDTH)
-            text = f"{value.exchange.name}({self.spelling.operand(value.x.name, left)}, {left})"
+            turned, text = value.transposed, self.exchanged(value)
         else:
             turned, shape = self.spelling.is_turned(value), self.types[name].shape
             layout = self.layouts.sums(self.size(shape[0 if turned else 1]))
@@ -210,11 +211,6 @@ class Steps:
         shape, turned = self.types[name].shape, name in self.spelling.turned
         return self.spelling.full(shape, 0.0, self.home(name), turned)
 
-    def shape(self, name: str) -> tuple[Dim, ...]:
-        """The rows and columns of a tile in registers."""
-        shape = self.types[name].shape
-        return shape[::-1] if name in self.spelling.turned else shape
-
     def _side(self, side: Var | Transpose, across: bool = False) -> str:
         name = _name(side)
         across ^= isinstance(side, Transpose) ^ (name in self.plan.turned)
@@ -224,6 +220,8 @@ class Steps:
         """A side of a product of single warps, in registers; right ones may be read again."""
         name, layout = _name(side), self.layouts.side(right)
         if name not in self.plan.shared:
+            if name in self.plan.left:
+                return f"gl.convert_layout({name}, {layout}, assert_trivial=True)"
             return name
         across = ".permute((1, 0))" if isinstance(side, Transpose) else ""
         if not right:
@@ -243,22 +241,6 @@ class Steps:
                     if isinstance(part, Var):
                         self.vector_of(w, part.name, Slice(axis, self.home(name)))
 
-    def vector_of(self, w: Writer, name: str, layout: Slice) -> None:
-        """A variable with a vector of indices, and those with what it is made of."""
-        anew = name in self.plan.anew
-        value = self.spelling.everywhere.get(name, Var(name) if anew else None)
-        text = self.layouts.slice(layout)
-        if value is None or (name, text) in self.spelling.given:
-            return
-        for part in walk(value):
-            if isinstance(part, Var) and part.name != name:
-                self.vector_of(w, part.name, layout)
-        given = self.spelling.given
-        variable = self.spelling.apart(name, layout) if name in given.values() else name
-        vector = self.spelling.vector(value, layout)
-        w.line(f"{variable} = {f'afresh({vector})' if anew else vector}")
-        given[name, text] = variable
-
     def _sum(self, name: str, x: Var, axis: int) -> str:
         if axis == 0 and self.summed_up(x.name):
             (value,) = (s.value for s in self.kernel.program.body if isinstance(s, Let) and s.name == x.name)
@@ -269,96 +251,6 @@ class Steps:
             self.spelling.vectors[name] = Slice(axis, self.home(x.name))
         return f"gl.sum({x.name}, {axis})"
 
-    # Memory
-
-    def _constant(self, w: Writer, name: str, shape: tuple[int | str, ...], value: float) -> None:
-        self.spelling.constants[name] = shape, value
-        sizes = f"[{', '.join(map(str, shape))}]"
-        if name not in self.plan.shared:
-            w.line(f"{name} = gl.full({sizes}, {value!r}, gl.bfloat16, {self.layouts.side(right=False)})")
-            return
-        rows, columns = self.layouts.rows(self.size(shape[1])), self.layouts.shared(self.size(shape[1]))
-        tile = f"gl.full({sizes}, {value!r}, gl.bfloat16, {rows})"
-        w.line(f"{name} = gl.allocate_shared_memory(gl.bfloat16, {sizes}, {columns}, {tile})")
-
-    def _load(self, w: Writer, name: str, load: Load) -> None:
-        """A tile from memory, into registers."""
-        dtype = ".to(gl.float32)" if load.dtype == ACC else ""
-        match len(self.addresses.tiles(load.index)):
-            case 2:
-                w.line(f"{name} = load_state({self._state(name, load.tensor, load.index)})")
-            case 1:
-                pointer, mask = self.vector_at(name, load.tensor, load.index)
-                guard = f", mask={mask}, other={load.fill!r}" if mask else ""
-                w.line(f"{name} = gl.load({pointer}{guard}){dtype}")
-            case 0:
-                w.line(f"{name} = gl.load({self.addresses.first(load.tensor, load.index)}){dtype}")
-
-    def store(self, w: Writer, tensor: str, index: tuple[Expr, ...], value: Expr) -> None:
-        """A tile in registers to memory."""
-        name, last = stored(value), index[-1]
-        if isinstance(last, Var) and len(self.types[last.name].shape) == 2:
-            inside = f"{last.name} < {self.kernel.program.tensor(tensor).dims[-1]}"
-            w.line(
-                f"gl.store({self.addresses.first(tensor, index[:-1])} + {last.name}, {name}, mask={inside})"
-            )
-        elif not self.addresses.tiles(index):
-            w.line(f"gl.store({self.addresses.first(tensor, index)}, {name})")
-        elif len(self.addresses.tiles(index)) == 2:
-            for axis, entry in enumerate(index[-2:]):
-                if isinstance(entry, Var):
-                    self.vector_of(w, entry.name, Slice(axis, self.home(name)))
-            w.line(f"store_state({self._state(name, tensor, index)}, {name})")
-        else:
-            pointer, mask = self.vector_at(name, tensor, index)
-            w.line(f"gl.store({pointer}, {name}{f', mask={mask}' if mask else ''})")
-
-    def _state(self, name: str, tensor: str, index: tuple[Expr, ...]) -> str:
-        """Where a state is: the first of its elements, its rows and values, and how many there are."""
-        if name not in self.spelling.turned:
-            raise TypeError(f"{name} is a matrix in memory, and not kept as a state is")
-        home, dims = self.home(name), self.kernel.program.tensor(tensor).dims[-2:]
-        rows, values = (
-            self.spelling.vector(entry, Slice(axis, home)) for axis, entry in enumerate(index[-2:])
-        )
-        return f"{self.addresses.first(tensor, index[:-2])}, {rows}, {values}, {dims[0]}, {dims[1]}"
-
-    def vector_at(self, name: str, tensor: str, index: tuple[Expr, ...]) -> tuple[str, str]:
-        """The pointers of a vector, and the mask of what lies inside ("" if everything does)."""
-        (dimension,) = self.addresses.tiles(index)
-        entry, layout = index[dimension], self._layout_of(name)
-        assert isinstance(entry, Var)
-        place = self.addresses.place(entry, self.spelling.run(entry.name, layout))
-        test = self.spelling.vector(entry < self.kernel.program.tensor(tensor).dims[dimension], layout)
-        return f"{self.addresses.first(tensor, index)} + {place}", "" if test == "True" else test
-
-    def _layout_of(self, name: str) -> Slice | str:
-        """The layout of a vector: where it is used, it meets the rows or columns of a tile."""
-        if name not in self.spelling.vectors:
-            self.spelling.vectors[name] = self._wanted(name, self.kernel.program.body)
-        return self.spelling.vectors[name]
-
-    def _wanted(self, name: str, body: tuple[Stmt, ...]) -> Slice | str:
-        for stmt in body:
-            for expr in expressions(stmt):
-                for node in walk(expr):
-                    if isinstance(node, Expand) and Var(name) in walk(node.x) and isinstance(stmt, Let | Set):
-                        turned = stmt.name in self.spelling.turned
-                        return Slice(1 - node.axis if turned else node.axis, self.home(stmt.name))
-            if isinstance(stmt, For | When):
-                try:
-                    return self._wanted(name, stmt.body)
-                except TypeError:
-                    pass
-        raise TypeError(f"nothing says in which layout {name} is")
-
 
 def _name(side: Var | Transpose) -> str:
     return side.x.name if isinstance(side, Transpose) else side.name
-
-
-def stored(value: Expr) -> str:
-    """The tile that a store stores, rounded by that to the tensor's own dtype."""
-    value = value.x if isinstance(value, Cast) else value
-    assert isinstance(value, Var)
-    return value.name

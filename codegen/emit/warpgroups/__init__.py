@@ -1,4 +1,4 @@
-"""Linear attention with second-order Taylor maps, and sliding windows, by hand for Hopper's warpgroups.
+"""Gradients and wide recurrences of second-order Taylor maps, and sliding windows, by hand for Hopper.
 
 The language is Gluon; kernels that are printed from tile programs are `../gluon/`'s.
 
@@ -40,13 +40,11 @@ from ..triton_parameters import parameters
 from ..writer import Writer
 from .gradients import KeyGradients, QueryGradients, key_gradients, query_gradients
 from .kernel import WarpgroupKernel
-from .recurrence import Recurrence
 from .second_look import emit_second_look, with_second_look
 from .wide import WideRecurrence
 from .window import WindowGradients, WindowOutputs, window
 
 KERNELS: dict[str, Callable[[Any, ScheduledForeign], WarpgroupKernel]] = {
-    RECURRENCE: Recurrence,
     WIDE: WideRecurrence,
     "query_gradients": QueryGradients,
     "key_gradients": KeyGradients,
@@ -55,8 +53,7 @@ KERNELS: dict[str, Callable[[Any, ScheduledForeign], WarpgroupKernel]] = {
 }
 """The printers, by the names that the schedule has for them."""
 PROGRAMS: dict[str, Callable[[LinearAttention], Program]] = {
-    SQUARE: recurrence_of,
-    OBLONG: recurrence_of,
+    **dict.fromkeys((RECURRENCE, SQUARE, OBLONG), recurrence_of),
     "states": partial(states_of, name="states", of_queries=False),
     "query_states": partial(states_of, name="query_states", of_queries=True),
 }
@@ -177,7 +174,7 @@ def _printed(spec: LinearAttention, printer: str) -> ForeignKernel:
 def printed_for(scheduled: ScheduledForeign, architecture: str) -> ScheduledForeign | None:
     """A kernel for such GPUs, if it can be printed for them: those by hand are Hopper's alone."""
     kernel, suits = scheduled.kernel, MACHINES[architecture].suits
-    by_plan = kernel.program is not None and suits(plan_of(kernel.printer, kernel.program))
+    by_plan = kernel.program is not None and suits(plan_of(kernel, {}))
     return replace(scheduled, architecture=architecture) if by_plan or architecture == HOPPER else None
 
 

@@ -90,8 +90,6 @@ class WarpgroupKernel:
     streams: tuple[Stream | Numbers, ...] = ()
     backwards = False
     """Whether it goes from the last chunk to the first."""
-    hidden = True
-    """Whether the addresses of its tiles are hidden from the compiler: see `hide_addresses`."""
     blocks = False
     """Whether each program has a block of the values."""
     grain = "SEGMENT"
@@ -195,8 +193,8 @@ class WarpgroupKernel:
         self.once = tuple(tiles)
         for name, (shape, layout) in tiles.items():
             dtype = "IO" if name == "out" else self.operand
-            if self.hidden:
-                name, shape = f"{name}_memory", f"[1, {shape[1:]}"
+            # Their addresses are hidden from the compiler: see `hide_addresses`.
+            name, shape = f"{name}_memory", f"[1, {shape[1:]}"
             self.print(f"{name} = gl.allocate_shared_memory({dtype}, {shape}, {layout})")
 
     def fetch_first(self) -> None:
