@@ -164,7 +164,7 @@ class _Kernel(Elements):
                 self._add(name, value)
             case Store(tensor, index, value):
                 self._store(tensor, index, value)
-            case For(var, start, stop, step, body, ahead, several):
+            case For(var, start, stop, step, body, ahead, several, False):
                 end = f"{self.expr(stop)} if {several} else 1" if several else self.expr(stop)
                 plain = (start, step) == (Const(0), Const(1))
                 bounds = [end] if plain else [self.expr(start), end, self.expr(step)]

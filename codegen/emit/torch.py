@@ -231,7 +231,7 @@ class _Function:
             case Store(tensor, index, value):
                 heads = self._heads(tensor, index)
                 w.call("store(", [tensor, self._index(tensor, index), self.expr(value), *heads])
-            case For(var, start, stop, step, body, several=several):
+            case For(var, start, stop, step, body, several=several, backwards=False):
                 end = f"{self.expr(stop)} if {several} else 1" if several else self.expr(stop)
                 w.line(f"for {var} in range({self.expr(start)}, {end}, {self.expr(step)}):")
                 with w.indented():

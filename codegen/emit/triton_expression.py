@@ -55,6 +55,8 @@ def formula(expr: Expr, outer: int = 0, language: str = "tl") -> str:
         case Span(start, size):
             offset = "" if start == Const(0) else f"{part(start, PRECEDENCE['add'])} + "
             return f"{offset}{language}.arange(0, {size})"
+        case Unary("neg", Unary("neg", x)):
+            return part(x, outer)
         case Unary("neg", x):
             return f"-{part(x, TIGHT)}"
         case Unary("nothing", x):

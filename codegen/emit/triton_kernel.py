@@ -245,7 +245,7 @@ class TritonKernel:
                 mask = " & ".join(part for part in (mask, self.condition) if part)
                 arguments = [pointer, self.text(value), *([f"mask={mask}"] if mask else [])]
                 w.call(f"{self.language}.store(", arguments)
-            case For(var, start, stop, step, body, ahead, several):
+            case For(var, start, stop, step, body, ahead, several, False):
                 end = f"{self.text(stop)} if {several} else 1" if several else self.text(stop)
                 bounds = f"{self.text(start)}, {end}, {self.text(step)}"
                 # By itself Triton loads ahead only for products.

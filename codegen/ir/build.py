@@ -53,11 +53,13 @@ class Builder:
         step: Operand = 1,
         ahead: bool = False,
         several: str | None = None,
+        backwards: bool = False,
     ) -> Iterator[Var]:
         self._blocks.append([])
         yield Var(var)
         body = tuple(self._blocks.pop())
-        self._blocks[-1].append(For(var, wrap(start), wrap(stop), wrap(step), body, ahead, several))
+        bounds = (wrap(start), wrap(stop), wrap(step))
+        self._blocks[-1].append(For(var, *bounds, body, ahead, several, backwards))
 
     @contextmanager
     def blocks(

@@ -323,7 +323,7 @@ class For(Stmt):
 
     `ahead`: no round reads what another writes, so later ones may load before it stores.  `several`: a flag
     without which there is one round, that of 0.  With it a round reads what those before it have stored; in
-    any other loop they only read what is theirs.
+    any other loop they only read what is theirs.  `backwards`: the last round comes first.
     """
 
     var: str
@@ -333,6 +333,7 @@ class For(Stmt):
     body: tuple[Stmt, ...]
     ahead: bool = False
     several: str | None = None
+    backwards: bool = False
 
 
 @dataclass(frozen=True)

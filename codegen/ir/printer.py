@@ -117,6 +117,7 @@ def _block(body: tuple[Stmt, ...], depth: int) -> list[str]:
                 lines.append(f"{pad}store {tensor}[{', '.join(map(text, index))}] = {text(value)}")
             case For(var, start, stop, step, inner, ahead, several):
                 how = ", loading ahead" if ahead else f", one round unless {several}" if several else ""
+                how += ", last to first" if stmt.backwards else ""
                 lines.append(f"{pad}for {var} in {text(start)} .. {text(stop)} step {text(step)}{how}:")
                 lines += _block(inner, depth + 1)
             case Blocks(var, extent, step, inner, tiles):

@@ -1,6 +1,7 @@
-"""Operands that are rounded once: for printers that decide themselves where a tile lives.
+"""Operands that are rounded once, and products that are added at once: for printers that decide themselves
+where a tile lives.
 
-Neither rewrite changes a number that a program stores.
+No rewrite changes what a program stores, but for the order of sums in float32.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import replace
 
 from .check import Types, walk
 from .fuse import each, expressions, mapped, statements, substitute
-from .nodes import ACC, OPERAND, Cast, Const, Expr, Let, Load, Stmt, Var, Where
+from .nodes import ACC, OPERAND, Add, Cast, Const, Dot, Expr, Let, Load, Set, Stmt, Var, Where
 from .program import Program
 from .rewrite import drop_unused
 
@@ -82,3 +83,32 @@ def masked_late(program: Program, masks: Collection[str]) -> Program:
         return (stmt,)
 
     return replace(program, body=each(program.body, late))
+
+
+def added_at_once(program: Program) -> Program:
+    """The program in which products that are only added to a sum are added as they are made.
+
+    x = a @ y
+    S += x                         becomes     S += a @ y
+    """
+    every = list(statements(program.body))
+    nodes = (node for stmt in every for expr in expressions(stmt) for node in walk(expr))
+    read = Counter(node.name for node in nodes if isinstance(node, Var))
+    added = {stmt.value.name for stmt in every if isinstance(stmt, Add) and isinstance(stmt.value, Var)}
+    changed = {stmt.name for stmt in every if isinstance(stmt, Add | Set)}
+    products = {
+        stmt.name: stmt.value
+        for stmt in every
+        if isinstance(stmt, Let) and isinstance(stmt.value, Dot)
+        if stmt.name in added and stmt.name not in changed and read[stmt.name] == 1
+    }
+
+    def at_once(stmt: Stmt) -> tuple[Stmt, ...]:
+        match stmt:
+            case Let(name, _) if name in products:
+                return ()
+            case Add(_, Var(name)) if name in products:
+                return (replace(stmt, value=products[name]),)
+        return (stmt,)
+
+    return replace(program, body=each(program.body, at_once))

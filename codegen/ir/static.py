@@ -88,6 +88,9 @@ class Known:
         choice = [bool(x) for x in self.elements(expr.condition) or ()]
         first = choice.count(True)
         of = {name for name in self._names(expr.condition) if isinstance(self._values.get(name), Span)}
+        match expr.condition:
+            case Binary(_, Var(name), _) if name in of:
+                return expr  # as it does already
         if len(of) != 1 or choice != [True] * first + [False] * (len(choice) - first):
             return expr
         (name,) = of

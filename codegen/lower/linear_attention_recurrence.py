@@ -89,7 +89,7 @@ def recurrence(
             state.store(memory.of_blocks(final))
         if form:
             form.store(final, (), form.count + Cast(end - first, ACC))
-    with second_look(b, _doubt(b, memory, state)):
+    with second_look(b, doubt_of_state(b, memory, state)):
         (again or layer).walk(b, Var("value_block") * "VALUES").outputs()
     tensors = (
         layer.queries("q"),
@@ -116,7 +116,7 @@ def recurrence(
     )
 
 
-def _doubt(b: Builder, memory: Sums, state: State) -> Var:
+def doubt_of_state(b: Builder, memory: Sums, state: State) -> Var:
     """Whether a value is not finite: each enters the state."""
     if memory.features.sizes:  # no sum of blocks that differ
         doubt = b.let("doubt", Full((), 0.0))

@@ -6,19 +6,20 @@ states are not, so a call with states has one for each head.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from ..ir.host import Bind, Name, Operand, Pass, Plan, Present, Steps, Value, allocate, launch
+from ..ir.host import Bind, Launch, Name, Operand, Pass, Plan, Present, Steps, Value, allocate, launch
 from ..ir.kernels import INTEGER, LaunchPlan
 from ..ir.nodes import IO, Comment
 from ..names import on_warpgroups, packed
 from ..spec.signature import SEQUENCES
 from .decay_passes import BY_SEGMENT, HAS_INITIAL
-from .groups import KEYS, OVER_STATES, QUERIES, SIZES, STATES, VALUES, of_each, summed
+from .groups import EVERY, KEYS, OVER_STATES, QUERIES, SIZES, STATES, VALUES, of_each, summed
 from .linear_attention_packed import COUNTED, LAID_OUT, PACKED_TOKENS, SEGMENT_PLAN
 from .linear_attention_passes import SEGMENTS_OF_ALL, TOKENS, TOKENS_AND_ROWS, Passes
 from .parameters import over_sequences
-from .ragged import ALL, ALONE, SEVERAL
+from .ragged import ALL, ALONE, DENSE, SEVERAL
 from .state_steps import NEVER, ON, SPLIT
 
 
@@ -47,6 +48,13 @@ def backward(layer: Passes, several: bool) -> Pass:
             return {"INITIAL": NEVER, "SEGMENTED": segmented}
         return layer.state("initial_", state) | {"INITIAL": given & ~SPLIT, "SEGMENTED": segmented}
 
+    def sums_of(program: str, arguments: Mapping[str, Operand]) -> Launch:
+        """By a kernel for warpgroups where there is one; every head has sums of its own queries."""
+        if program in kernels:
+            return launch(kernels[program].name, {**arguments, **where}, when)
+        every: Mapping[str, Operand] = {EVERY: "H"} if program == "query_states" else {}
+        return launch(program, {**arguments, **every, **(SEVERAL if several else DENSE)}, when)
+
     total = layer.state("total_", None if several else "d_initial_")
 
     laid_out: Steps
@@ -62,7 +70,7 @@ def backward(layer: Passes, several: bool) -> Pass:
         *laid_out,
         *layer.segment_sums(BY_SEGMENT, when),
         *layer.segment_states("segment_", BY_SEGMENT, when),
-        launch(kernels["states"].name, OVER_STATES | where | {ALL: NEVER}, when),
+        sums_of("states", OVER_STATES | {ALL: NEVER}),
         launch(
             prefix,
             earlier
@@ -87,7 +95,7 @@ def backward(layer: Passes, several: bool) -> Pass:
         dv,
         *layer.user_states("d_initial_", HAS_INITIAL, batch, heads="H"),
         *layer.mirrored(Name(STATES).equals("H"), ("B", "H", "segments"), when),
-        launch(kernels["query_states"].name, sums | where | {ALL: HAS_INITIAL}, when),
+        sums_of("query_states", sums | {ALL: HAS_INITIAL}),
         launch(
             suffix,
             later

@@ -27,6 +27,7 @@ from .linear_attention import heads_of_states
 from .linear_attention_parts import Layer
 from .linear_attention_recurrence import recurrence
 from .ragged import ALL, RAGGED, STOP, Segment, under
+from .recurrent_gradients import key_gradients, query_gradients
 
 
 class OfExchange(Layer):
@@ -46,6 +47,18 @@ def recurrence_of(spec: LinearAttention) -> Program:
         program = recurrence(layer, Eighths)
     of_states, user_states = heads_of_states(layer)
     return _finished(over_queries(program, *of_states, *user_states))
+
+
+def query_gradients_of(spec: LinearAttention) -> Program:
+    """The gradients of queries of a layer whose state is small."""
+    layer = Layer(spec, feature_map(spec))
+    of_states, user_states = heads_of_states(layer)
+    return _finished(over_queries(query_gradients(layer), *of_states, *user_states))
+
+
+def key_gradients_of(spec: LinearAttention) -> Program:
+    """Those of its keys and values, of which each query of a group has its own, and a state too."""
+    return _finished(over_queries(key_gradients(Layer(spec, feature_map(spec)))))
 
 
 def states_of(spec: LinearAttention, name: str, of_queries: bool) -> Program:

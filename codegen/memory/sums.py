@@ -289,19 +289,23 @@ class Sums(Fading):
         queries: Var,
         gradients: Gradients,
         block: Block,
-        state: Stored,
+        state: State | Stored,
         owed: Var | None = None,
+        scaled: bool = False,
     ) -> None:
         """The adjoint of `read`: add to dq, of queries as operands, what they owe to a state.
 
-        Here and below `owed` gets the sums of dA A over a token's pairs, which its weights owe to G.
+        Here and below `owed` gets the sums of dA A over a token's pairs, which its weights owe to G, and
+        `scaled` says that the scale is in the queries.
         """
         b = self.b
-        weight = self.features.weights(b, block.f, block.selection)
+        weights = self.features.fixed_weights if scaled else self.features.weights
+        weight = weights(b, block.f, block.selection)
         by_feature = b.let("dP", Dot(gradients.g, Transpose(state.operand())))
         if e := gradients.read_e(b):
             b.add(by_feature, column(e) * row(state.normalizer()))
-        b.set(by_feature, by_feature * row(weight))
+        if weight:
+            b.set(by_feature, by_feature * row(weight))
         if owed:
             features = self.features.features(b, "P", queries, block.selection)
             b.add(owed, Sum(b.let("P_dP", features * by_feature), 1))
@@ -314,7 +318,7 @@ class Sums(Fading):
         keys: Var,
         values: Var,
         block: Block,
-        mirrored: Stored,
+        mirrored: State | Stored,
         owed: Var | None = None,
     ) -> None:
         """The adjoint of `enter`: add to dk and dv what keys and values owe to the sums of later queries.
@@ -344,6 +348,7 @@ class Sums(Fading):
         seen: Expr,
         logs: Logs = None,
         owed: Var | None = None,
+        scaled: bool = False,
     ) -> None:
         """An adjoint of `pair`: add to dq, from tiles with a row a query."""
         b = self.b
@@ -351,11 +356,11 @@ class Sums(Fading):
         by_kernel = b.let("dA", Dot(gradients.g, Transpose(values)))
         if e := gradients.read_e(b):
             b.add(by_kernel, column(e))
-        seen, kept = b.let("seen", seen), pairs(logs)
+        seen, kept, scale = b.let("seen", seen), pairs(logs), self._scale(scaled)
         if owed:
-            weights = b.let("A", self._weights(products, seen, kept=kept))
+            weights = b.let("A", self._weights(products, seen, scale, kept))
             b.add(owed, Sum(b.let("A_dA", Where(seen, weights * by_kernel, wrap(0.0))), 1))
-        by_product = b.let("dR", Cast(self._slopes(products, seen, by_kernel, kept), OPERAND))
+        by_product = b.let("dR", Cast(self._slopes(products, seen, by_kernel, scale, kept), OPERAND))
         b.add(dq, Dot(by_product, keys, among=seen))
 
     def pair_by_key(
@@ -369,13 +374,14 @@ class Sums(Fading):
         seen: Expr,
         logs: Logs = None,
         owed: Var | None = None,
+        scaled: bool = False,
     ) -> None:
         """An adjoint of `pair`: add to dk and dv, from tiles with a row a key."""
         b = self.b
         products = b.let("R", Dot(keys, Transpose(queries)))
         seen = b.let("seen", seen)
-        kept = pairs(logs, by_key=True)
-        exact = self._weights(products, seen, kept=kept)
+        kept, scale = pairs(logs, by_key=True), self._scale(scaled)
+        exact = self._weights(products, seen, scale, kept)
         if owed:
             exact = b.let("A_exact", exact)
         if dv:
@@ -386,10 +392,13 @@ class Sums(Fading):
             b.add(by_kernel, row(e))
         if owed:
             b.add(owed, Sum(b.let("A_dA", Where(seen, exact * by_kernel, wrap(0.0))), 1))
-        by_product = b.let("dR", Cast(self._slopes(products, seen, by_kernel, kept), OPERAND))
+        by_product = b.let("dR", Cast(self._slopes(products, seen, by_kernel, scale, kept), OPERAND))
         b.add(dk, Dot(by_product, queries, among=seen))
 
-    def _slopes(self, products: Var, seen: Expr, by_kernel: Var, kept: Expr | None) -> Expr:
+    def _scale(self, scaled: bool) -> Expr:
+        return wrap(1.0) if scaled else SCALE
+
+    def _slopes(self, products: Var, seen: Expr, by_kernel: Var, scale: Expr, kept: Expr | None) -> Expr:
         """The gradient by the products of a tile of pairs, given the one by their weights."""
-        slopes = by_kernel * self.features.slope(products)
+        slopes = by_kernel * self.features.slope(products, scale)
         return Where(seen, slopes * kept if kept else slopes, wrap(0.0))

@@ -11,7 +11,7 @@ from ..mixers.linear_attention import LinearAttention
 from ..mixers.sliding_window import SlidingWindow
 from ..names import RECURRENCE
 from ..spec.model import Elementwise, LayerSpec, TaylorExp
-from .orders import OBLONG, SQUARE, WIDE
+from .orders import KEYS_OF_MAPS, OBLONG, QUERIES_OF_MAPS, SQUARE, WIDE
 
 EXCHANGED = 16
 """Columns of a warpgroup's left operand that four neighbouring lanes hold, and can exchange."""
@@ -104,6 +104,17 @@ def gradients_exchange(spec: LayerSpec, dtype: str) -> bool:
     )
 
 
+def gradients_map(spec: LayerSpec, dtype: str) -> bool:
+    """Whether gradients of a layer that maps squares are recurrences: of all values in one tile."""
+    return (
+        isinstance(spec, LinearAttention)
+        and maps_squares(spec, dtype)
+        and spec.decay == "none"
+        and not spec.normalize
+        and spec.head_dims.v <= SQUARE_TILES["VALUES"]
+    )
+
+
 def window_streams(program: str, spec: LayerSpec, dtype: str) -> bool:
     """Whether a window's program has a version that keeps a whole window of keys in its multiprocessor."""
     return (
@@ -143,6 +154,8 @@ PRINTERS = {
     "query_states": Printer("query_states", WARPGROUP_TILES, gradients_exchange),
     "query_gradients": Printer("query_gradients", WARPGROUP_TILES, gradients_exchange, decides=True),
     "key_gradients": Printer("key_gradients", WARPGROUP_TILES, gradients_exchange),
+    QUERIES_OF_MAPS: Printer("query_gradients", SQUARE_TILES, gradients_map, decides=True),
+    KEYS_OF_MAPS: Printer("key_gradients", SQUARE_TILES, gradients_map),
     "window_outputs": Printer("outputs", SQUARE_TILES, partial(window_streams, "outputs"), decides=True),
     "window_gradients": Printer(
         "gradients", SQUARE_TILES, partial(window_streams, "gradients"), decides=True

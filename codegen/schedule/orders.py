@@ -29,11 +29,13 @@ MASK = ("compared", "bits")
 WIDE, SQUARE, OBLONG = "wide", "square", "oblong"
 """Printers of a recurrence over more columns than one operand has, and of those with elementwise maps, whose
 tiles of queries and keys are as wide as those of values or twice that."""
+QUERIES_OF_MAPS, KEYS_OF_MAPS = "map_query_gradients", "map_key_gradients"
+"""Those of gradients with such maps."""
 PIECES: dict[str, dict[str, tuple[str, ...]]] = {
     RECURRENCE: {"copies": COPIES, "state": STATE, "sums": SUMS, "scaling": SCALING, "mask": MASK},
     **dict.fromkeys(("states", "query_states"), {"copies": COPIES[1:2]}),
     WIDE: {"copies": COPIES[1:], "state": STATE, "queries": QUERIES},
-    SQUARE: {"copies": COPIES},
+    **dict.fromkeys((SQUARE, QUERIES_OF_MAPS, KEYS_OF_MAPS), {"copies": COPIES}),
     OBLONG: {"copies": COPIES},
 }
 """The alternatives of what each printer prints."""

@@ -19,10 +19,10 @@ from ..ir.guards import guards_where_shown
 from ..ir.kernels import ForeignKernel
 from ..ir.nodes import For, Let, Load, Stmt
 from ..ir.program import Program
-from ..ir.rounding import loads_once, masked_late, operands_once
+from ..ir.rounding import added_at_once, loads_once, masked_late, operands_once
 from ..ir.steps import begun, names, reordered
 from ..names import RECURRENCE
-from .orders import OBLONG, SQUARE
+from .orders import KEYS_OF_MAPS, OBLONG, QUERIES_OF_MAPS, SQUARE
 
 
 @dataclass(frozen=True)
@@ -142,10 +142,39 @@ EXCHANGING = Plan(
     ),
 )
 """A recurrence of a map whose features are made by exchange."""
+QUERY_GRADIENTS = Plan(
+    ahead=("Q", "K", "K_features", "Y", "G"),
+    shared=("K_features", "Y", "G", "S_operand"),
+    left=("dR",),
+    turned=("S", "S_all", "S_operand"),
+    order=(
+        *("t", "Y", "G", "K", "K_features", "S_operand"),
+        # The one that is waited for first, and all that need nothing of it.
+        *("dA", "dQ+G", "S+K_features"),
+        *("seen", "dR", "dQ+dR"),
+        *("Q", "dQ=", "dQ=2", ">dq"),
+    ),
+)
+"""Gradients of queries, of maps that act on single components."""
+KEY_GRADIENTS = Plan(
+    ahead=("Q", "K", "K_features", "Y", "G"),
+    shared=("Q_features", "K_features", "Y", "G", "S_operand"),
+    left=("A", "dR"),
+    turned=("S", "S_all", "S_operand"),
+    order=(
+        *("t", "Y", "G", "K", "K_features", "Q", "Q_features", "S_operand"),
+        *("R", "dA", "dV+K_features", "dK+Y", "S+Q_features"),
+        *("seen", "A", "dV+A", "dR", "dK+dR"),
+        *("dK=", ">dk", ">dv"),
+    ),
+)
+"""Those of keys and values."""
 PLANS: dict[str, tuple[Plan, Plan]] = {
     **dict.fromkeys((SQUARE, OBLONG), (ELEMENTWISE, FADING)),
     **dict.fromkeys(("states", "query_states"), (STATES, STATES)),
     RECURRENCE: (EXCHANGING, EXCHANGING),
+    QUERIES_OF_MAPS: (QUERY_GRADIENTS, QUERY_GRADIENTS),
+    KEYS_OF_MAPS: (KEY_GRADIENTS, KEY_GRADIENTS),
 }
 """By the names that `orders.py` has for printers: of a state that stays, and of one that fades."""
 ALTERNATIVES: dict[tuple[str, str], Callable[[Plan], Plan]] = {
@@ -173,12 +202,13 @@ def placed(program: Program, plan: Plan, size: Callable[[str], int]) -> Program:
     Raises `OutOfOrder` if the plan's order names other steps than there are, or lets one read something else.
     """
     program = decided(by_exchange(write_out(program, size), size), size)
-    program = masked_late(loads_once(operands_once(program, check(program))), plan.bits)
+    program = added_at_once(loads_once(operands_once(program, check(program))))
+    program = masked_late(program, plan.bits)
     types = check(program)
     body: list[Stmt] = []
     for stmt in program.body:
         if isinstance(stmt, For):
-            stmt = For(stmt.var, stmt.start, stmt.stop, stmt.step, reordered(stmt.body, plan.order, types))
+            stmt = replace(stmt, body=reordered(stmt.body, plan.order, types))
         body.append(stmt)
     return guards_where_shown(Program(**vars(program) | {"body": begun(body)}))
 

@@ -51,6 +51,19 @@ def test_a_choice_is_made_where_all_elements_choose_alike(first: int, edge: int)
         assert found == weighed(first, edge)
 
 
+@given(st.integers(0, 40), st.integers(1, 15), st.integers(0, 9))
+def test_a_choice_that_turns_over_once_is_made_by_the_index(first: int, edge: int, turn: int) -> None:
+    b = Builder()
+    place = b.let("place", Span(wrap(first), "FEATURES"))
+    f = b.let("f", 100 - (place - first) + turn)  # falls as the place grows
+    b.let("weight", Where(f > 100 - edge + turn, wrap(0.5), wrap(1.0)))
+    (weight,) = (s.value for s in decided(program(b), size).body if isinstance(s, Let) and s.name == "weight")
+    assert isinstance(weight, Where) and "f" not in text(weight.condition)
+    known = Known(program(b), [s for s in b.body if isinstance(s, Let)], size)
+    before, after = known.elements(Var("weight")), known.elements(weight)
+    assert before == after == [0.5] * edge + [1.0] * (16 - edge)
+
+
 def test_blocks_have_sizes_of_their_own() -> None:
     b = Builder()
     with b.blocks("f0", 40, "FEATURES", ("f", "S"), sizes=(24, 8, 8)) as f0:

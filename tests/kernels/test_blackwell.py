@@ -14,9 +14,9 @@ from torch import Tensor
 from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.names import RECURRENCE, on_warpgroups
 from based_ops.support.host import packed_plan
-from tests.kernels.test_warpgroups import DTYPES, FADING, MAPS, OBLONG
+from tests.kernels.test_warpgroups import DTYPES, FADING, MAPS, OBLONG, OF_MAPS, compute_gradients
 from tests.kernels.warpgroups import ALIKE, GRAIN, Call, fails_without_any_wait
-from tests.layers import for_blackwell, import_text
+from tests.layers import build, for_blackwell, import_text
 from tests.tolerance import FORWARD, assert_close
 
 SPECS = MAPS + FADING + OBLONG
@@ -95,6 +95,15 @@ def test_no_wait_is_forgotten(spec: LinearAttention, least: int) -> None:
     module = for_blackwell(spec)
     compute(spec, module)
     fails_without_any_wait(module, KERNEL, least, lambda mutant: compute(spec, mutant))
+
+
+@pytest.mark.parametrize("program", ["query_gradients", "key_gradients"])
+def test_gradients(program: str) -> None:
+    """The same bits as on Hopper, and no wait is forgotten."""
+    spec, kernel = OF_MAPS[0], on_warpgroups(program)
+    module, wanted = for_blackwell(spec), compute_gradients(spec, build(spec, "triton"), torch.float16)
+    assert equal(compute_gradients(spec, module, torch.float16), wanted)
+    fails_without_any_wait(module, kernel, 9, lambda mutant: compute_gradients(spec, mutant, torch.float16))
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,13 @@ OBLONG = (
     LinearAttention("identity128", Elementwise("x"), HeadDims(128, 128), normalize=False),
     LinearAttention("identity72", Elementwise("x"), HeadDims(72, 40), normalize=False),
 )
+OF_MAPS = (
+    MAPS[3],
+    LinearAttention(
+        "silu", Elementwise("silu(x)"), HeadDims(32, 40), normalize=False, state_dtype="bfloat16"
+    ),
+)
+"""Those whose gradients are recurrences."""
 LENGTHS = (1, 64, 65, 333, 640)
 DTYPES = (torch.bfloat16, torch.float16)
 
@@ -159,7 +166,7 @@ def test_heads_in_groups(spec: LinearAttention, segments: int, heads: tuple[int,
 @pytest.mark.parametrize("length", [1, 64, 333])
 @pytest.mark.parametrize("segments", [1, 2, 3])
 @pytest.mark.parametrize("continued", [False, True], ids=["from nothing", "between states"])
-@pytest.mark.parametrize("spec", [LAYERS[0], *NARROW], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [LAYERS[0], *NARROW, *OF_MAPS], ids=lambda spec: spec.name)
 def test_gradients(
     spec: LinearAttention, continued: bool, segments: int, length: int, dtype: torch.dtype
 ) -> None:
@@ -168,13 +175,13 @@ def test_gradients(
 
 @pytest.mark.parametrize("heads", [(4, 2, 2), (2, 2, 4), (6, 3, 2), (1, 2, 2)], ids=str)
 @pytest.mark.parametrize("segments", [1, 2])
-@pytest.mark.parametrize("spec", [LAYERS[0], *NARROW], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [LAYERS[0], *NARROW, *OF_MAPS], ids=lambda spec: spec.name)
 def test_gradients_of_groups(spec: LinearAttention, segments: int, heads: tuple[int, int, int]) -> None:
     call = Call(spec, torch.bfloat16, 200, heads)
     gradients_are_right(call, segments, continued=call.of_states == call.every)
 
 
-@pytest.mark.parametrize("spec", [LAYERS[0], *NARROW], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [LAYERS[0], *NARROW, *OF_MAPS], ids=lambda spec: spec.name)
 @given(data=st.data())
 @settings(max_examples=5)
 def test_gradients_of_packed_sequences(spec: LinearAttention, data: st.DataObject) -> None:
@@ -200,7 +207,7 @@ def test_gradients_of_packed_sequences(spec: LinearAttention, data: st.DataObjec
     d_final = LinearAttentionState(*map(noise_like, initial)) if initial else None
     before, owed = initial or (None, None), d_final or (None, None)
 
-    forward, backward = passes(build(spec, "triton"), 1)
+    forward, backward = passes(build(spec, "triton"), 1, spec)
     sequences = torch.tensor(edges)
     o, n, *_ = forward(q, k, v, SCALE, *before, continued, sequences)
     found = backward(do, *owed, q, k, v, o, n, SCALE, *before, sequences)
@@ -230,7 +237,7 @@ def gradients_are_right(call: Call, segments: int, continued: bool) -> None:
     layer: Any = SimpleNamespace(spec=spec, call=SimpleNamespace(scale=SCALE), decays=tuple)
     wanted = expected_gradients(layer, do, d_final, q, k, v, initial)
 
-    forward, backward = passes(build(spec, "triton"), segments)
+    forward, backward = passes(build(spec, "triton"), segments, spec)
     before = initial or (None, None)
     o, n, *after = forward(q, k, v, SCALE, *before, continued)
     if initial:
@@ -256,6 +263,14 @@ def test_no_wait_is_forgotten_and_none_too_many(program: str) -> None:
     )
 
 
+@pytest.mark.parametrize("program", ["query_gradients", "key_gradients"])
+def test_no_wait_of_gradients_of_maps_is_forgotten(program: str) -> None:
+    spec, kernel = OF_MAPS[0], on_warpgroups(program)
+    module = build(spec, "triton")
+    compute_gradients(spec, module, torch.float16)
+    fails_without_any_wait(module, kernel, 7, lambda mutant: compute_gradients(spec, mutant, torch.float16))
+
+
 @pytest.mark.parametrize(
     ("spec", "least"),
     [
@@ -279,13 +294,16 @@ def test_no_wait_of_other_recurrences_is_forgotten(spec: LinearAttention, least:
     fails_without_any_wait(module, on_warpgroups(RECURRENCE), least, compute)
 
 
-def compute_gradients(spec: LinearAttention, module: ModuleType) -> None:
+def compute_gradients(
+    spec: LinearAttention, module: ModuleType, dtype: torch.dtype = torch.bfloat16
+) -> tuple[Tensor, ...]:
     """Forward and backward in two segments; fails unless all that is found is finite."""
-    call = Call(spec, torch.bfloat16, 200)
-    forward, backward = passes(module, 2)
+    call = Call(spec, dtype, 200)
+    forward, backward = passes(module, 2, spec)
     o, n, *_ = forward(*call.qkv, SCALE, None, None, False)
-    for tensor in (o, *backward(o, None, None, *call.qkv, o, n, SCALE, None, None)):
-        assert tensor.isfinite().all()
+    found = (o, *backward(o, None, None, *call.qkv, o, n, SCALE, None, None))
+    assert all(tensor.isfinite().all() for tensor in found)
+    return found
 
 
 def noise_like(x: Tensor | None) -> Tensor | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from based_ops import reference
 from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.names import RECURRENCE, on_warpgroups, second_look
+from based_ops.reference.linear_attention import entered
 from based_ops.state import LinearAttentionState, feature_count
 from based_ops.support.host import cdiv, cleared, packed_plan
 from tests.kernels.gluon import run
@@ -143,8 +144,8 @@ def kept_before(states: list[LinearAttentionState]) -> tuple[Tensor, ...]:
     return (state, torch.stack(normalizers, 2).float()) if normalizers else (state,)
 
 
-def passes(module: ModuleType, segments: int) -> tuple[Any, Any]:
-    """forward and backward of a generated module, with this many segments."""
+def passes(module: ModuleType, segments: int, spec: LinearAttention | None = None) -> tuple[Any, Any]:
+    """forward and backward of a generated module, with this many segments; layers of maps need their spec."""
 
     def launch(kernel: Any, grid: Any, tensors: Any, numbers: Any, settings: dict[str, int]) -> None:
         if kernel.is_gluon():
@@ -158,6 +159,9 @@ def passes(module: ModuleType, segments: int) -> tuple[Any, Any]:
             of_each, sums = tensors
             members = of_each.shape[2] // sums.shape[2]
             sums.copy_(of_each.float().unflatten(2, (-1, members)).sum(3))
+        elif spec and kernel.fn.__name__ in ("states", "query_states"):
+            given = dict(zip(kernel.arg_names[len(tensors) :], numbers, strict=False))
+            sums_of_segments(spec, *tensors, given.get("scale", 1.0))
         else:
             running_sums(kernel.fn.__name__ == "suffix", *tensors, *numbers[-2:])
 
@@ -180,6 +184,21 @@ def passes(module: ModuleType, segments: int) -> tuple[Any, Any]:
             found = names[name]
             names[name] = FunctionType(found.__code__, names, name, found.__defaults__)
     return names["forward"], names["backward"]
+
+
+def sums_of_segments(
+    spec: LinearAttention, x: Tensor, y: Tensor, sums: Tensor, table: Tensor | None, scale: float
+) -> None:
+    """`states` and `query_states` of elementwise maps, which are portable: all segments, the last as well."""
+    x, y = (z.repeat_interleave(sums.shape[1] // z.shape[2], 2) for z in (x, y))
+    length = cdiv(cdiv(x.shape[1], GRAIN), sums.shape[2]) * GRAIN
+    for segment in range(sums.shape[2]):
+        start, stop = (segment * length, (segment + 1) * length) if table is None else table[segment, :2]
+        before = LinearAttentionState(torch.zeros_like(sums[:, :, 0]), None)
+        tokens = slice(int(start), max(int(start), int(stop)))
+        there = torch.ones(x[:, tokens].shape[:3], dtype=torch.bool)
+        found = entered(spec, before, x[:, tokens].float(), y[:, tokens].float(), there)
+        sums[:, :, segment] = found.state * scale
 
 
 def running_sums(mirrored: bool, *arguments: Any) -> None:

@@ -70,6 +70,9 @@ class Rounds:
         start, stop = self.loop.start, _put(self.loop.stop, self.loop.start, Var("start"))
         ends = {"start": start, "stop": stop}
         lines = [f"{name} = {self.spelling.scalar(end)}" for name, end in ends.items() if end != Var(name)]
+        if self.loop.backwards:
+            step = self._step()
+            lines.append(f"last = start + (gl.cdiv(stop - start, {step}) - 1) * {step}")
         self.spelling.names |= {self.loop.start: Var("start"), self.loop.stop: Var("stop")}
         return lines
 
@@ -101,7 +104,8 @@ class Rounds:
                 w.line(f"{tensor.name}_from = {where}")
         w.line("for i in gl.static_range(STAGES - 1):")
         with w.indented():
-            w.line(f"t = start + i * {self._step()}")
+            first, further = ("last", "-") if self.loop.backwards else ("start", "+")
+            w.line(f"t = {first} {further} i * {self._step()}")
             self._fetch(w, "i", "t")
         return w.text().splitlines()
 
@@ -135,8 +139,11 @@ class Rounds:
         shown = shown_after(touched, {name for name in self.ahead if name in self.plan.shared})
         last = max(i for i, stmt in enumerate(self.body) if self.steps.issues(stmt))
         w.line(f"{SLOT} = 0")
-        w.line(f"for {self.loop.var} in range(start, stop, {self._step()}):")
+        var = "back" if self.loop.backwards else self.loop.var
+        w.line(f"for {var} in range(start, stop, {self._step()}):")
         with w.indented():
+            if self.loop.backwards:
+                w.line(f"{self.loop.var} = last - (back - start)")
             w.line("async_copy.wait_group(STAGES - 2)")
             w.line("barrier()  # this round has arrived, and all warps are done with the one before it")
             self._copy("arrived")
@@ -253,11 +260,16 @@ class Rounds:
         """Begin to copy a later round's tokens, if the order says that it is now."""
         if self.kernel.copies == place and here:
             w = self.w
-            w.line(f"ahead = {self.loop.var} + (STAGES - 1) * {self._step()}")
+            further = "-" if self.loop.backwards else "+"
+            w.line(f"ahead = {self.loop.var} {further} (STAGES - 1) * {self._step()}")
             w.line(f"free = gl.where({SLOT} == 0, STAGES - 1, {SLOT} - 1)")
             self._fetch(w, "free", "ahead")
 
     def _fetch(self, w: Writer, slot: str, t: str) -> None:
+        stop = "stop"
+        if self.loop.backwards:  # there is nothing before the first
+            w.line(f"end = gl.where({t} < start, {t}, stop)")
+            stop = "end"
         for name, load in self.ahead.items():
             tokens = self.steps.addresses.tiles(load.index)[0]
             where, stride = (
@@ -266,11 +278,11 @@ class Rounds:
             )
             if len(self.kernel.types[name].shape) == 1:
                 tile, layout = f"{name}_ahead.index({slot})", self.layouts.copied()
-                w.line(f"fetch_apart({tile}, {where}, {t}, {stride}, stop, {layout})")
+                w.line(f"fetch_apart({tile}, {where}, {t}, {stride}, {stop}, {layout})")
                 continue
             columns = self._columns(load.tensor, load.index[-1])
             w.line(
-                f"fetch({name}_ahead.index({slot}), {where}, {t}, {stride}, stop, {columns}, "
+                f"fetch({name}_ahead.index({slot}), {where}, {t}, {stride}, {stop}, {columns}, "
                 f"{self._copied_by(name)})"
             )
         w.line("async_copy.commit_group()")

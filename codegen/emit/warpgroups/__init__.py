@@ -25,12 +25,12 @@ from ...ir.rewrite import apart
 from ...lower import ragged
 from ...lower.feature_maps import feature_map
 from ...lower.linear_attention_parts import Layer
-from ...lower.on_warpgroups import recurrence_of, states_of
+from ...lower.on_warpgroups import key_gradients_of, query_gradients_of, recurrence_of, states_of
 from ...mixers.linear_attention import LinearAttention
 from ...mixers.sliding_window import SlidingWindow
 from ...names import RECURRENCE, on_warpgroups
 from ...schedule.foreign import PRINTERS, printers
-from ...schedule.orders import OBLONG, SQUARE, WIDE
+from ...schedule.orders import KEYS_OF_MAPS, OBLONG, QUERIES_OF_MAPS, SQUARE, WIDE
 from ...schedule.places import plan_of
 from ...spec.model import LayerSpec
 from ..gluon.kernel import GluonKernel
@@ -54,12 +54,14 @@ KERNELS: dict[str, Callable[[Any, ScheduledForeign], WarpgroupKernel]] = {
 """The printers, by the names that the schedule has for them."""
 PROGRAMS: dict[str, Callable[[LinearAttention], Program]] = {
     **dict.fromkeys((RECURRENCE, SQUARE, OBLONG), recurrence_of),
+    QUERIES_OF_MAPS: query_gradients_of,
+    KEYS_OF_MAPS: key_gradients_of,
     "states": partial(states_of, name="states", of_queries=False),
     "query_states": partial(states_of, name="query_states", of_queries=True),
 }
 """What is printed by a plan of places, by the same names."""
-OF_PACKED = (RECURRENCE, "states", "query_states")
-"""The programs whose kernels go through segments of packed sequences too; gradients say so themselves."""
+OF_PACKED = {*PROGRAMS, WIDE}
+"""Printers whose kernels go through segments of packed sequences too; gradients by hand say so themselves."""
 IMPORTS = {
     "warpgroups": (
         "afresh",
@@ -144,7 +146,7 @@ def _kernel(spec: LayerSpec, program: Program, printer: str) -> ForeignKernel:
 def _foreign(program: Program, printer: str) -> ForeignKernel:
     """How it is launched where its program is."""
     tiles = PRINTERS[printer].tiles
-    without = {*ragged.FLAGS} - ({ragged.RAGGED} if program.name in OF_PACKED else set())
+    without = {*ragged.FLAGS} - ({ragged.RAGGED} if printer in OF_PACKED else set())
     return ForeignKernel(
         name=on_warpgroups(program.name),
         summary=f"{program.summary.removesuffix('.')}, on Hopper's warpgroups.",
