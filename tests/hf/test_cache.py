@@ -83,6 +83,47 @@ def test_it_goes_back(name: str, data: st.DataObject) -> None:
     assert_close(got, want[:, -1:])
 
 
+@given(
+    st.sampled_from(["based-replay-tiny", "based-tiny"]),
+    st.integers(1, 40),
+    st.lists(st.integers(1, 20).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), max_size=6),
+)
+def test_rejected_drafts_leave_no_trace(name: str, prompt: int, rounds: list[tuple[int, int]]) -> None:
+    """After drafts of which some tokens are accepted, all is as if only these had come, one by one."""
+    net = model(name)
+    drafted, plain = DynamicCache(config=net.config), DynamicCache(config=net.config)
+    drafted.activate_past_recording()
+    ids = torch.randint(256, (2, prompt))
+    with torch.no_grad():
+        for cache in (drafted, plain):
+            net(ids, cache=cache)
+        drafted.crop(0)
+        for length, accepted in [*rounds, (1, 1)]:
+            draft = torch.randint(256, (2, length))
+            logits = net(draft, cache=drafted).logits
+            drafted.crop(accepted - length)
+            for i in range(accepted):
+                assert_close(logits[:, i : i + 1], net(draft[:, i : i + 1], cache=plain).logits)
+            assert drafted.get_seq_length() == plain.get_seq_length()
+
+
+@pytest.mark.parametrize("length", [5, 16, 17])
+def test_a_ring_takes_back_what_it_holds_without_a_copy(length: int) -> None:
+    """Its layer goes on with the state that there is, as long as no more than L tokens are recorded."""
+    net = model("based-replay-tiny")
+    cache = DynamicCache(config=net.config)
+    cache.activate_past_recording()
+    with torch.no_grad():
+        net(torch.randint(256, (1, 9)), cache=cache)
+        cache.crop(0)
+        for part in torch.randint(256, (1, length)).split(4, 1):
+            net(part, cache=cache)
+        before = [x.state for x in cache.layers]
+        cache.crop(-3)
+    same = [x.state is state for x, state in zip(cache.layers, before, strict=True)]
+    assert same == [i == 1 and length <= 16 for i in range(4)]
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_all_of_it_may_go(name: str) -> None:
     net, ids = model(name), torch.randint(256, (1, 7))
