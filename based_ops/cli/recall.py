@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from ..recall.sweep import Job
 
 SWEEP = PACKAGE / "benchmarks" / "recall" / "sweep.yaml"
-WIDTHS, WORDS, LONG_RANGE = (SWEEP.with_name(f"{name}.yaml") for name in ("widths", "words", "long_range"))
+WIDTHS, WORDS, LONG_RANGE, QUICK_WORDS, QUICK_LONG_RANGE = (
+    SWEEP.with_name(f"{name}.yaml")
+    for name in ("widths", "words", "long_range", "quick_words", "quick_long_range")
+)
 GROUPS = ("parity", "s3", "s5")
 TASKS = (*GROUPS, "delay", "copying", "selective-copying", "listops", "digits", "pathfinder")
 LENGTHS = ("zoology-64", "zoology-128", "zoology-256")
@@ -106,17 +109,20 @@ def mqar(
 @click.option("--sweep", type=LIST, help="Another list.")
 @POINTS
 @click.option("--csv", "path", type=click.Path(dir_okay=False, path_type=Path), help="[default: TASK.csv]")
+@click.option("--quick", is_flag=True, help="Narrow models, fewer and shorter examples: minutes on a CPU.")
 @training
 def synthetic(
-    task: str, sweep: Path | None, points: tuple[str, ...], path: Path | None, **options: Any
+    task: str, sweep: Path | None, points: tuple[str, ...], path: Path | None, quick: bool, **options: Any
 ) -> None:
     """Train models on a task besides recall, and write what they reach, as `recall mqar` does.
 
     parity, s3 and s5 ask for the product of all elements of a group so far; the others are of long range:
     docs/recall.md says what each asks.
     """
-    default = WORDS if task in GROUPS else LONG_RANGE
-    _train(task, sweep or default, points, path or Path(f"{task}.csv"), **options)
+    of_words, of_others = (QUICK_WORDS, QUICK_LONG_RANGE) if quick else (WORDS, LONG_RANGE)
+    default = of_words if task in GROUPS else of_others
+    recipe = f"{task}-quick" if quick else task
+    _train(recipe, sweep or default, points, path or Path(f"{task}.csv"), **options)
 
 
 def _train(

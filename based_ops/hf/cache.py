@@ -2,7 +2,8 @@
 
 A state of constant size cannot forget a token.  So a cache that records the past keeps, of each layer, the
 state before what is recorded and the inputs of the mixer since: to crop is to go back to that state, and the
-tokens that stay enter it again, all in one call, before the next ones come.
+tokens that stay enter it again, all in one call, before the next ones come.  A state with a ring forgets the
+tokens in it by itself: it is copied only where more are recorded than it can give back.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, Cache, CacheLaye
 from based_ops.codegen.spec.signature import MOST_TOKENS
 
 from ..errors import StateError, fail
+from ..mixers.linear_attention import ReplayState
 from ..models.attention import FullAttention, KeyValueCache
 from ..models.blocks import over_tensors
 
@@ -44,6 +46,11 @@ class _Inputs:
         """With `function` of its tensors, which changes sequences."""
         return _Inputs(function(self.x), None if self.mask is None else function(self.mask))
 
+    @property
+    def stepped(self) -> bool:
+        """Whether a mixer that has a state takes them in one step."""
+        return len(self) <= MOST_TOKENS and self.mask is None and not torch.is_grad_enabled()
+
     def __len__(self) -> int:
         return self.x.shape[1]
 
@@ -67,11 +74,17 @@ class StateLayer(CacheLayerMixin):
         self.record_past = False
         self.seen = 0
         self.state: Any = None
-        """After the tokens so far, but for those that are to enter again."""
-        self._again: _Inputs | None = None
-        self._before: Any = None
-        """The state before the tokens that were recorded."""
+        """After the tokens so far, or before those that were recorded and are to enter again."""
         self._since: list[_Inputs] = []
+        """What was recorded, until the first call after a crop."""
+        self._before: Any = None
+        """A copy of the state before it, once the state's own ring does not hold it all."""
+        self._ringed = False
+        """Whether it does."""
+        self._again = False
+        """Whether what was recorded, and stays, is to enter `state` again."""
+        self._cropped = False
+        """Whether the next call begins a new record."""
 
     def call(
         self,
@@ -83,14 +96,13 @@ class StateLayer(CacheLayerMixin):
     ) -> tuple[Tensor, None]:
         """y of x [B,T,d_model] after the tokens before; stands in for a mixer, and keeps its state."""
         self._check(x)
-        if self._again is not None:
-            again, self._again = self._again, None
-            self._enter(mixer, again)
+        if self._again and self._since:
+            self._enter(mixer, _Inputs.cat(self._since))
+        if self._cropped:
+            self._forget()
         inputs = _Inputs(x, attention_mask)
         if self.record_past and not isinstance(mixer, FullAttention):
-            if not self._since:
-                self._before = over_tensors(torch.clone, self.state)
-            self._since.append(inputs)
+            self._record(inputs)
         self.seen += len(inputs)
         return self._enter(mixer, inputs), None
 
@@ -104,12 +116,13 @@ class StateLayer(CacheLayerMixin):
         if count < 0 or count > self.seen:
             fail(StateError, "tokens_to_remove", tokens_to_remove, f"from {-self.seen} to 0")
         if count == self.seen > 0:
-            self.state = self._again = None
+            self.state = None
+            self._forget()
         elif count and isinstance(self.state, KeyValueCache):  # what is behind its length is nobody's
             self.state = self.state._replace(length=(self.state.length - count).clamp(min=0))
         elif count:
             self._go_back(count)
-        self._since, self._before = [], None
+        self._cropped = True
         self.seen -= count
 
     def activate_past_recording(self) -> None:
@@ -131,8 +144,8 @@ class StateLayer(CacheLayerMixin):
     def reset(self) -> None:
         """As before the first token."""
         self.seen = 0
-        self.state = self._before = self._again = None
-        self._since = []
+        self.state = None
+        self._forget()
 
     def get_seq_length(self) -> int:
         """Tokens so far, padding included."""
@@ -159,31 +172,47 @@ class StateLayer(CacheLayerMixin):
         x, mask = inputs.x, inputs.mask
         if self.state is not None and getattr(mixer, "grows", False):
             self.state = mixer.with_room(self.state, self.seen + x.shape[1], self.most)
-        few = x.shape[1] <= MOST_TOKENS and mask is None and not torch.is_grad_enabled()
         y: Tensor
-        if self.state is not None and few:
+        if self.state is not None and inputs.stepped:
             y = mixer.step(x, self.state)
         else:
             given = {} if mask is None else {"attention_mask": mask}
             y, self.state = mixer(x, self.state, True, **given)
         return y
 
+    def _record(self, inputs: _Inputs) -> None:
+        """Sees to it that these tokens can be taken back, with all that were recorded before them."""
+        recorded = sum(map(len, self._since))
+        held = self._ringed if recorded else isinstance(self.state, ReplayState)
+        # A ring has room for twice what it gives back at least; a call that is no step leaves it empty.
+        self._ringed = held and inputs.stepped and recorded + len(inputs) <= self.state.k.shape[2] // 2
+        if not self._ringed and (held or not recorded):
+            self._before = over_tensors(torch.clone, self.state)
+            if recorded:
+                self._before.rollback(recorded)
+        self._since.append(inputs)
+
     def _go_back(self, count: int) -> None:
-        since, before = self._since, self._before
-        if not since and self._again is not None:  # cropped twice in a row
-            since, before = [self._again], self.state
-        kept = sum(map(len, since)) - count
+        kept = sum(map(len, self._since)) - count
         if kept < 0:
             what = (
                 f"of the {kept + count} that were recorded: call `activate_past_recording` before they come"
             )
             fail(StateError, "tokens_to_remove", -count, what)
-        self.state, self._again = before, _Inputs.cat(since).first(kept) if kept else None
+        if self._ringed:
+            self.state.rollback(count)
+        elif not self._again:
+            self.state, self._before, self._again = self._before, None, True
+        self._since = [_Inputs.cat(self._since).first(kept)] if kept else []
+
+    def _forget(self) -> None:
+        """Nothing is recorded."""
+        self._since, self._before = [], None
+        self._ringed = self._again = self._cropped = False
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> None:
         self.state = over_tensors(function, self.state)
         self._before = over_tensors(function, self._before)
-        self._again = None if self._again is None else self._again.each(function)
         self._since = [part.each(function) for part in self._since]
 
     def _check(self, x: Tensor) -> None:

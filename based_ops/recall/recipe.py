@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import factorial
 
 from .examples import Task
@@ -113,7 +113,40 @@ LONG_RANGE = {
 
 SYNTHETIC = {**WORDS, **LONG_RANGE}
 """Tasks besides recall."""
-RECIPES = {"zoology": ZOOLOGY, "small": SMALL, **WIDTHS, **SYNTHETIC}
+
+
+def _brief(name: str, epochs: int, train: tuple[Task, ...], *tests: Task, batch: int = 64) -> Recipe:
+    return replace(SYNTHETIC[name], epochs=epochs, train=train, tests=tests, batch=batch, rates=(1e-2,))
+
+
+BRIEF = {
+    **{
+        group: _brief(
+            group,
+            4,
+            tuple(Words(length, group, 1000) for length in (8, 16)),
+            *(Words(length, group, 100) for length in (16, 32, 64, 128)),
+            batch=32,
+        )
+        for group in WORDS
+    },
+    "delay": _brief("delay", 4, (Delay(128, 64, 2000),), Delay(128, 64, 200)),
+    "copying": _brief("copying", 4, (Copying(64, 10, 2000),), Copying(64, 10, 200)),
+    "selective-copying": _brief(
+        "selective-copying", 4, (Copying(64, 10, 2000, True),), Copying(64, 10, 200, True)
+    ),
+    "listops": _brief("listops", 4, (ListOps(64, 2000),), ListOps(64, 500)),
+    "digits": _brief("digits", 8, (Digits(1437),), Digits(360, test=True)),
+    "pathfinder": _brief("pathfinder", 4, (Pathfinder(12, 0, 2000),), Pathfinder(12, 0, 500)),
+}
+"""The same tasks, shorter and with fewer examples: half a minute or so a model on one core of a CPU."""
+RECIPES = {
+    "zoology": ZOOLOGY,
+    "small": SMALL,
+    **WIDTHS,
+    **SYNTHETIC,
+    **{f"{name}-quick": recipe for name, recipe in BRIEF.items()},
+}
 """By name."""
 
 QUICK = ("based d=32 features=8", "attention d=32", "window d=32 window=8", "mamba2 d=32 state=8 head=32")

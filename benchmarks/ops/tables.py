@@ -1,10 +1,11 @@
-"""Tables of results in documents, each rewritten from the one file that its marker names.
+"""Tables of results in documents, each rewritten from the file that its marker names.
 
     <!-- from benchmarks/results/h200.json: based-ops bench tables -->
     ...
     <!-- end -->
 
-A `.json` is what one run of `bench ops`, `generate`, `prefill` or `train` wrote, a `.csv` what `recall` did.
+A `.json` is what one run of `bench ops`, `generate`, `prefill` or `train` wrote, a `.csv` what `recall` did;
+several of these, with commas between them, make one table of several tasks.
 `thunderkittens.yaml` holds times that no command here measures; it says how they were taken.
 """
 
@@ -20,12 +21,12 @@ from based_ops.recall.results import read as read_recall
 
 from ..models import results
 from ..models.tables import report_table
-from ..recall.tables import recall_table
+from ..recall.tables import recall_table, tasks_table
 from ..train import results as training
 from .report import described, dtype_of, label
 from .results import Line, Report, Time, read
 
-DOCUMENTS = ("README.md", "docs/models.md", "docs/recall.md", "docs/training.md")
+DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in ("models", "recall", "state-space", "training")))
 BLOCK = re.compile(r"(<!-- from (\S+): based-ops bench tables -->\n).*?(<!-- end -->)", re.DOTALL)
 GROUPS = (
     *("taylor", "training", "window", "maps", "widths", "decay", "wide", "convolution", "step"),
@@ -36,10 +37,13 @@ GROUPS = (
 
 def rewritten(text: str, root: Path) -> str:
     """The document with every block as its file below `root` says; `ValueError` names a bad file."""
-    return BLOCK.sub(lambda block: block[1] + _block(root / block[2]) + block[3], text)
+    return BLOCK.sub(lambda block: block[1] + _block(block[2], root) + block[3], text)
 
 
-def _block(path: Path) -> str:
+def _block(names: str, root: Path) -> str:
+    path, *others = (root / name for name in names.split(","))
+    if others:
+        return tasks_table([read_recall(x) for x in (path, *others)])
     if path.suffix == ".json":
         if training.is_one(path):
             return training.report_table(training.read(path))

@@ -10,7 +10,7 @@ from based_ops.benchmarks.ops.results import read as read_records
 from based_ops.benchmarks.recall import widths
 from based_ops.benchmarks.recall.claims import claims, visible, winners
 from based_ops.benchmarks.recall.plots import bound, draw, frontier
-from based_ops.benchmarks.recall.tables import COLUMNS, recall_table
+from based_ops.benchmarks.recall.tables import recall_table, tasks_table
 from based_ops.cli.places import RECALL, RECORDS
 from based_ops.errors import ResultsError
 from based_ops.recall.model import information_bytes
@@ -60,10 +60,32 @@ def test_equal_bytes_are_those_of_a_normaliser_more() -> None:
 
 def test_a_table_has_every_point_and_the_range_of_its_seeds() -> None:
     _, _, columns, _, *rows = recall_table(LINES).splitlines()
-    assert columns.count("|") == len(COLUMNS) + 1
+    assert columns.endswith("| mean of the tests | 256 pairs | epochs | seeds |")
     assert len(rows) == len(points(LINES)) and rows[0].startswith("| attention |")
     seeds = next(row for row in rows if "`based d=64`" in row)
     assert "| 40.0 | 0.900 – 0.920 |" in seeds and seeds.endswith("| 2 |")
+
+
+def test_a_table_of_words_has_every_length() -> None:
+    words = {"recipe": "parity-quick", "tests": "16/16=1.0 128/128=0.6"}
+    turns = [line("delta d=32 negative=True", 0.8, seed=seed, **words) for seed in (0, 1)]
+    _, _, columns, _, *rows = recall_table([line("based d=32", 0.7, **words), *turns]).splitlines()
+    assert columns.endswith("| mean of the tests | 16 tokens | 128 tokens | epochs | seeds |")
+    assert rows[0].endswith("| 0.800 | 1.000 | 0.600 | 8 of 8 | 2 |") and "| Based |" in rows[1]
+
+
+def test_a_table_of_tasks_has_a_column_for_each() -> None:
+    digits = [
+        line("s4d d=32", x, seed=seed, recipe="digits-quick", tests=f"64/1={x}")
+        for seed, x in enumerate((0.95, 0.9))
+    ]
+    delay = [
+        line(name, x, recipe="delay-quick", tests=f"128/64={x}")
+        for name, x in (("s4d d=32", 0.5), ("s4d d=32 basis=inv", 0.25))
+    ]
+    _, _, columns, _, *rows = tasks_table([digits, delay]).splitlines()
+    assert columns == "| layer | digits-quick | delay-quick |"
+    assert rows == ["| `s4d d=32` | 0.900 – 0.950 | 0.500 |", "| `s4d d=32 basis=inv` |  | 0.250 |"]
 
 
 def test_a_panel_for_every_length(tmp_path: Path) -> None:

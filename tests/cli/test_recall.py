@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from based_ops.cli import main
-from based_ops.recall import recipe
+from based_ops.cli.recall import QUICK_LONG_RANGE, QUICK_WORDS, TASKS
+from based_ops.recall import recipe, sweep
 from based_ops.recall.mqar import Segment
 from based_ops.recall.results import read, write
 from based_ops.recall.words import Words
@@ -49,6 +51,29 @@ def test_words_are_trained_on_like_pairs(tmp_path: Path, monkeypatch: pytest.Mon
     assert run("synthetic", "s4", "--csv", path)[0] == 2
     code, _, err = run("synthetic", "parity", "--device", "cpu", "--csv", path, *points)
     assert code == 2 and "holds results of the recipe s3, not parity" in err
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_has_a_quick_form(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same tokens, on a list of its own."""
+    name = f"{task}-quick"
+    full, quick = recipe.RECIPES[task], recipe.RECIPES[name]
+    assert quick.vocabulary == full.vocabulary and type(quick.train[0]) is type(full.train[0])
+    few = {"train": tuple(x.of(4) for x in quick.train), "tests": tuple(x.of(2) for x in quick.tests)}
+    monkeypatch.setitem(recipe.RECIPES, name, replace(quick, **few))
+    path = tmp_path / "found.csv"
+    only = ["--models", "attention", "--seeds", "0", "--epochs", "1"]
+    code, _, err = run("synthetic", task, "--quick", "--device", "cpu", "--csv", path, *only)
+    assert code == 0, err
+    assert [(x.recipe, x.parsed.d_model) for x in read(path)] == [(name, 32)]
+
+
+@pytest.mark.parametrize("path", [QUICK_WORDS, QUICK_LONG_RANGE])
+def test_lists_of_quick_points_can_be_made(path: Path) -> None:
+    jobs = sweep.read(path)
+    assert len({job.design for job in jobs}) == len(jobs)
+    for job in jobs:
+        job.design.layers()
 
 
 def test_a_study_of_widths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

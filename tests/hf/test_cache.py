@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 from transformers import DynamicCache, StaticCache
@@ -81,6 +81,51 @@ def test_it_goes_back(name: str, data: st.DataObject) -> None:
         got = net(last, attention_mask=torch.cat([mask, torch.ones_like(last)], 1), cache=cache).logits
         want = whole(net, torch.cat([ids, last], 1), torch.cat([mask, torch.ones_like(last)], 1))
     assert_close(got, want[:, -1:])
+
+
+@given(
+    st.sampled_from(["based-replay-tiny", "based-tiny"]),
+    st.integers(1, 40),
+    st.lists(st.integers(1, 24).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), max_size=6),
+    st.integers(1, 24),
+)
+@example("based-replay-tiny", 9, [(20, 6), (12, 5)], 7)  # a draft that outgrows the ring on its way
+def test_rejected_drafts_leave_no_trace(
+    name: str, prompt: int, rounds: list[tuple[int, int]], piece: int
+) -> None:
+    """After drafts, in pieces, of which some tokens are accepted, all is as if these alone had come."""
+    net = model(name)
+    drafted, plain = DynamicCache(config=net.config), DynamicCache(config=net.config)
+    drafted.activate_past_recording()
+    ids = torch.randint(256, (2, prompt))
+    with torch.no_grad():
+        for cache in (drafted, plain):
+            net(ids, cache=cache)
+        drafted.crop(0)
+        for length, accepted in [*rounds, (1, 1)]:
+            draft = torch.randint(256, (2, length))
+            logits = torch.cat([net(x, cache=drafted).logits for x in draft.split(piece, 1)], 1)
+            drafted.crop(accepted - length)
+            for i in range(accepted):
+                assert_close(logits[:, i : i + 1], net(draft[:, i : i + 1], cache=plain).logits)
+            assert drafted.get_seq_length() == plain.get_seq_length()
+
+
+@pytest.mark.parametrize("length", [5, 16, 17])
+def test_a_ring_takes_back_what_it_holds_without_a_copy(length: int) -> None:
+    """Its layer goes on with the state that there is, as long as no more than L tokens are recorded."""
+    net = model("based-replay-tiny")
+    cache = DynamicCache(config=net.config)
+    cache.activate_past_recording()
+    with torch.no_grad():
+        net(torch.randint(256, (1, 9)), cache=cache)
+        cache.crop(0)
+        for part in torch.randint(256, (1, length)).split(4, 1):
+            net(part, cache=cache)
+        before = [x.state for x in cache.layers]
+        cache.crop(-3)
+    same = [x.state is state for x, state in zip(cache.layers, before, strict=True)]
+    assert same == [i == 1 and length <= 16 for i in range(4)]
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -14,7 +14,7 @@ from based_ops.errors import ArgumentValueError
 from based_ops.recall.examples import Task
 from based_ops.recall.long_range import TOKENS, Copying, Delay, Digits, ListOps
 from based_ops.recall.pathfinder import DISC, EMPTY, Pathfinder
-from based_ops.recall.recipe import LONG_RANGE
+from based_ops.recall.recipe import BRIEF, LONG_RANGE, RECIPES
 
 SEEDS = st.integers(0, 1 << 30)
 
@@ -113,9 +113,9 @@ def test_digits_are_those_of_two_sets() -> None:
     assert not torch.equal(again.ids, train.ids) and again.ids.sum() == train.ids.sum()
 
 
-@pytest.mark.parametrize("name", LONG_RANGE)
+@pytest.mark.parametrize("name", [*LONG_RANGE, *(f"{task}-quick" for task in BRIEF)])
 def test_recipes_have_room_for_their_tokens(name: str) -> None:
-    recipe = LONG_RANGE[name]
+    recipe = RECIPES[name]
     for task in (*recipe.train, *recipe.tests):
         ids, places, targets = task.of(5).draw(recipe.vocabulary, 0)
         assert ids.shape == (5, task.length) and places.shape == targets.shape == (5, task.asked)
