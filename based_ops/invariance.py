@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from based_ops.codegen.spec.signature import BATCH_INVARIANT
+
 from . import dispatch, packed, slots
 from .errors import ArgumentValueError, PlacementError, fail
 from .ops import is_any_autocast_enabled
@@ -26,7 +28,7 @@ from .tracing import is_traced
 if TYPE_CHECKING:
     from .variant import Tensors, Variant
 
-NAME = "batch_invariant"
+NAME = BATCH_INVARIANT.name
 
 
 def call(
@@ -54,7 +56,7 @@ def call(
     if alike or batch == 0 or length == 0 or units == 0:
         if dense:
             return variant._call(tensors, factor, *given)
-        return packed.call(variant, tensors, factor, *given, offsets, mask)
+        return packed.call(variant, tensors, factor, *given, offsets, mask, True)
     recorded = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (*tensors, *(initial_state or ()))
     )
@@ -65,7 +67,7 @@ def call(
         return _one_by_one(variant, tensors, factor, *given, offsets, mask, recorded)
     if not dense:
         singly = None if recorded else _begin(variant, tensors, initial_state, indices, offsets, mask)
-        output, final = packed.call(variant, tensors, factor, *given, offsets, mask)
+        output, final = packed.call(variant, tensors, factor, *given, offsets, mask, True)
         if singly is None:
             return output, final
         return _stepped(variant, tensors, factor, backend, singly, output, final, indices)
@@ -76,7 +78,7 @@ def call(
         names = variant._step_names
         return slots.call(variant._form, names, tensors, initial_state, indices, run, is_traced())
     every = torch.ones(batch, length, dtype=torch.bool, device=lead.device)
-    return packed.call(variant, tensors, factor, *given, None, every)
+    return packed.call(variant, tensors, factor, *given, None, every, True)
 
 
 def _step(

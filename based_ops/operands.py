@@ -47,10 +47,16 @@ class Operands:
         """Where the name of the kernel stands."""
         return self.entries.index(KERNEL)
 
+    @functools.cached_property
+    def defaults(self) -> tuple[Any, ...]:
+        """What those behind the kernel are, unless a call says it."""
+        behind = self.entries[self.kernel + 1 :]
+        return tuple(None if isinstance(entry, Operand) else False for entry in behind)
+
     def filled(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments with those that were left out, which PyTorch does where they are the defaults."""
         missing = len(self.entries) - len(arguments)
-        return (*arguments, *[None] * missing) if missing else arguments
+        return (*arguments, *self.defaults[-missing:]) if missing else arguments
 
     @functools.cached_property
     def places(self) -> tuple[int, ...]:

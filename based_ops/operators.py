@@ -106,10 +106,11 @@ class _Forward(torch.autograd.Function):
         output, *others = results if isinstance(results, tuple) else (results,)
         kept, final = others[: len(signature.kept)], others[len(signature.kept) :]
         inputs, numbers, carried = _apart(ops, arguments)
-        places = arguments[taken.kernel + 1 :]
+        behind = arguments[taken.kernel + 1 :]
+        places, promised = behind[: signature.packs], behind[signature.packs :]
         read = [output, *kept] if signature.keeps_output else kept
         ctx.save_for_backward(*inputs, *read, *carried, *places)
-        ctx.ops, ctx.numbers, ctx.kernel = ops, numbers, arguments[taken.kernel]
+        ctx.ops, ctx.numbers, ctx.kernel, ctx.promised = ops, numbers, arguments[taken.kernel], promised
         asked = bool(final) and arguments[taken.kernel - 1]
         ctx.output_shape, ctx.final_shapes = output.shape, [x.shape for x in final] if asked else None
         ctx.mark_non_differentiable(*kept, *(() if asked else final))
@@ -125,8 +126,9 @@ class _Forward(torch.autograd.Function):
         read = rest[: len(rest) - len(signature.carried) - len(places)]
         carried = rest[len(read) : len(rest) - len(places)]
         d_final = list(others[len(signature.kept) :])
+        of_others = (None,) * (bool(d_final) + 1 + len(places) + len(ctx.promised))
         if d_output is None and all(x is None for x in d_final):
-            return (None,) * (3 + len(inputs) + len(ctx.numbers) + len(carried) + bool(d_final) + len(places))
+            return (None,) * (2 + len(inputs) + len(ctx.numbers) + len(carried)) + of_others
         if d_output is None:
             dtype = dtype_of(layer, signature.output.dtype, inputs[0].dtype)
             d_output = inputs[0].new_zeros(ctx.output_shape, dtype=dtype)
@@ -139,7 +141,8 @@ class _Forward(torch.autograd.Function):
                     dtype = dtype_of(layer, part.dtype, inputs[0].dtype)
                     d_final[place] = inputs[0].new_zeros(shape, dtype=dtype)
         ready = ctx.kernel in ops.kernels and not is_traced()
-        arguments = (d_output, *d_final, *inputs, *read, *ctx.numbers, *carried, ctx.kernel, *places)
+        behind = (*places, *ctx.promised)
+        arguments = (d_output, *d_final, *inputs, *read, *ctx.numbers, *carried, ctx.kernel, *behind)
         results = call(ops.backward, ready, arguments)
         gradients = iter(results if isinstance(results, tuple) else (results,))
 
@@ -149,7 +152,7 @@ class _Forward(torch.autograd.Function):
 
         of_inputs = of(signature.inputs, inputs)
         of_carried = of(signature.carried, carried)
-        of_numbers, of_others = (None,) * len(ctx.numbers), (None,) * (bool(d_final) + 1 + len(places))
+        of_numbers = (None,) * len(ctx.numbers)
         return None, None, *of_inputs, *of_numbers, *of_carried, *of_others
 
 

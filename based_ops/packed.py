@@ -53,8 +53,10 @@ def call(
     indices: Tensor | None,
     offsets: Any,
     mask: Any,
+    invariant: bool = False,
 ) -> tuple[Tensor, Any]:
-    """A call of sequences that `offsets` or a `mask` tell apart, one of which is given."""
+    """A call of sequences that `offsets` or a `mask` tell apart, one of which is given; `invariant`: each cut
+    as if it were alone."""
     lead: Any = tensors[0]
     name = OFFSETS if mask is None else MASK
     traced = is_traced()
@@ -62,7 +64,8 @@ def call(
     if initial_state is not None or output_final_state:
         taken = variant._states_are_taken and (initial_state is None or len(parts) > 0)
         rows = rows if taken else None
-    which: Any = ("packed", initial_state is None, output_final_state)
+    promised = (invariant,) if variant._adapts else ()
+    which: Any = ("packed", initial_state is None, output_final_state, *promised)
     if rows is not None and variant._replays.known:
         key = variant._key(which, factor, backend, tensors)
         results = variant._replays.results(key, *variant._given(tensors), rows, *parts)
@@ -100,7 +103,7 @@ def call(
         )
     elif rows is not None and variant._may_record(kernel, tensors, (rows,), parts, output_final_state):
         key = variant._key(which, factor, backend, tensors)
-        results = variant._first(key, kernel, numbers, tensors, parts, output_final_state, (rows,))
+        results = variant._first(key, kernel, numbers, tensors, parts, output_final_state, (rows,), promised)
         return results[0], variant._final(results, output_final_state)
     else:
         given = tensors if mask is None else end_to_end(variant, tensors)
@@ -108,7 +111,7 @@ def call(
             initial_state = variant._settle(initial_state, kernel)
         laid = variant._lay(given, initial_state, sequences)
         asked = (output_final_state,) if variant._asked else ()
-        arguments = (*laid.tensors, *numbers, *laid.carried, *asked, kernel, *laid.places)
+        arguments = (*laid.tensors, *numbers, *laid.carried, *asked, kernel, *laid.places, *promised)
         results = call_operator(variant._ops.forward, not traced, arguments)
         output, *others = results if isinstance(results, tuple) else (results,)
         if laid.tokens is not None:

@@ -93,10 +93,12 @@ class ReplayedCalls:
         parts: Sequence[Tensor],
         final: bool,
         places: Sequence[Tensor] = (),
+        promised: tuple[bool, ...] = (),
     ) -> Sequence[Tensor]:
         """The output of a call, and the parts of its final state; calls like it will be replayed.
 
         `places` say where packed sequences lie, on the device: what they hold may differ from call to call.
+        `promised` is how they are cut, of a layer that asks.
         """
         given = self._given(tensors)
         forward, trained = self._ops.kernels[kernel].forward, ops.needs_gradient(*given)
@@ -106,12 +108,12 @@ class ReplayedCalls:
 
         def run(*given: Tensor) -> Sequence[Tensor]:
             inputs, where = _filled(there, given[:count]), given[count : count + laid]
-            results = forward(*inputs, *numbers, *given[count + laid :], *rest, *where)
+            results = forward(*inputs, *numbers, *given[count + laid :], *rest, *where, *promised)
             if not isinstance(results, tuple):
                 return (results,)
             return (results[0], *results[1 + self._kept :]) if final else results[:wanted]
 
-        backward = "backward", kernel, numbers, there, laid
+        backward = "backward", kernel, numbers, there, laid, promised
         derive = partial(self._gradients, backward) if trained else None
         return self._replays.first(key, run, (*given, *places, *parts), derive)
 
@@ -138,17 +140,17 @@ class ReplayedCalls:
 
     def _gradients(
         self,
-        key: tuple[str, str, tuple[float, ...], tuple[bool, ...], int],
+        key: tuple[str, str, tuple[float, ...], tuple[bool, ...], int, tuple[bool, ...]],
         d_output: Tensor,
         *tensors: Tensor,
     ) -> Sequence[Tensor | None]:
         """Gradients of what a call gave, given that of the output.
 
-        The `key` says besides which kernels have served it, with which factors, which inputs were there, and
-        how many tensors said where they lie.  `tensors` are all of these, the output, and what else the
-        forward pass kept.
+        The `key` says besides which kernels have served it, with which factors, which inputs were there, how
+        many tensors said where they lie, and how these are cut.  `tensors` are all of these, the output, and
+        what else the forward pass kept.
         """
-        _, kernel, numbers, there, laid = key
+        _, kernel, numbers, there, laid, promised = key
         of_places = (None,) * laid
         ready = not is_traced()
         if ready and not ops.needs_gradient(d_output, *tensors):
@@ -159,11 +161,11 @@ class ReplayedCalls:
 
                 def run(*tensors: Tensor) -> Sequence[Tensor]:
                     arguments, places = self._of_backward(numbers, there, laid, *tensors)
-                    return tuple(compress(backward(*arguments, *places), there))
+                    return tuple(compress(backward(*arguments, *places, *promised), there))
 
                 return (*self._replays.first(key, run, (d_output, *tensors)), *of_places)
         arguments, places = self._of_backward(numbers, there, laid, d_output, *tensors)
-        gradients = call(self._ops.backward, ready, (*arguments, kernel, *places))
+        gradients = call(self._ops.backward, ready, (*arguments, kernel, *places, *promised))
         return (*compress(gradients, there), *of_places)
 
     def _of_backward(

@@ -257,7 +257,7 @@ def _register(ops: Ops) -> None:
 
 def _rule(ops: Ops, which: str) -> Callable[..., Any]:
     def rule(_: Any, op: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
-        given: dict[str, Any] = {x.name: None for x in op._schema.arguments}
+        given: dict[str, Any] = {x.name: x.default_value for x in op._schema.arguments}
         given |= dict(zip(given, arguments, strict=False)) | (named or {})
         values, signature = list(given.values()), ops.signature
         taken = ops.admission.operands[which]

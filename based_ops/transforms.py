@@ -52,7 +52,8 @@ def mapped(ops: Ops, which: str) -> Callable[..., Any]:
 
     def rule(info: Any, dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         op, taken, size = getattr(ops, which), ops.admission.operands[which], info.batch_size
-        args, dims = taken.filled(args), taken.filled(dims)
+        args = taken.filled(args)
+        dims = (*dims, *[None] * (len(args) - len(dims)))
         given = {place: entry for place, entry in taken.tensors.items() if args[place] is not None}
         written = {place: entry.name for place, entry in given.items() if entry.written}
         if taken.indices in given:

@@ -95,6 +95,7 @@ class Variant(ReplayedCalls, ABC, Generic[StateT]):
         self._no_carry: Tensors = (None,) * len(signature.carried)
         self._no_final: Tensors = (None,) * len(signature.final)
         self._asked = bool(signature.final)
+        self._adapts = signature.adapts
         self._keeps_output = signature.keeps_output
         kind = type(self)
         self._states_are_taken = (kind._enter, kind._leave) == (Variant._enter, Variant._leave)

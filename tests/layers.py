@@ -40,6 +40,11 @@ FORMS: dict[str, Sizes] = {
         ("forward.FEWEST", 1),
         ("forward_warpgroups.PROGRAMS", 10),
         ("forward_warpgroups.FEWEST", 1),
+        *(
+            (f"{plan}.{name}", size)
+            for plan in ("forward_packed", "backward_packed_warpgroups")
+            for name, size in (("SHORTEST", 1), ("PROGRAMS", 2), ("FEWEST", 1))
+        ),
         ("backward.SHORTEST", 1),
         ("backward.PROGRAMS", 10),
     ),

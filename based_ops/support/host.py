@@ -77,15 +77,43 @@ def packed_plan(sequences: Tensor, T: int, SEGMENT: int, LENGTH: int) -> tuple[i
     return count, count * LENGTH, table, torch.stack((before, last), 1).clamp(max=count)
 
 
-def packed_forward_plan(
-    sequences: Tensor, T: int, SEGMENT: int, LENGTH: int, LONGEST: int
-) -> tuple[int, int, Tensor, Tensor, bool]:
-    """The same of a forward pass, and whether it is a recurrence over each segment: where these have more
-    than LONGEST tokens, up to which scores are computed directly.
+@functools.lru_cache(maxsize=4096)
+def packed_length(
+    T: int,
+    N: int,
+    rows: int,
+    batch_invariant: bool,
+    SEGMENT: int,
+    LENGTH: int,
+    SHORTEST: int,
+    PROGRAMS: int,
+    FEWEST: int,
+) -> int:
+    """The tokens of a segment, whole SEGMENTs, where programs go side by side through those of N packed
+    sequences, which have T tokens in all in each of `rows` (heads).
 
-    Nothing of that depends on how many tokens or sequences there are: a sequence is cut as if it were alone.
+    If a call is `batch_invariant`, LENGTH: a sequence is cut as if it were alone.  Else one of average length
+    is cut as `segment_plan` cuts so many of them.  However uneven lengths are, there are as many segments or
+    more then: longer sequences have those that shorter ones lack.  Where sequences are short, segments have
+    LENGTH or what fills the GPU, since states before shorter ones would cost more than is gained.
     """
-    return *packed_plan(sequences, T, SEGMENT, LENGTH), LENGTH > LONGEST
+    if batch_invariant:
+        return LENGTH
+    average = cdiv(T, max(1, N))
+    length = cdiv(average, segment_plan(average, max(1, N) * rows, SHORTEST, PROGRAMS, FEWEST))
+    filling = min(LENGTH, cdiv(T * rows, PROGRAMS))
+    return max(1, cdiv(max(length, filling), SEGMENT)) * SEGMENT
+
+
+def packed_forward_plan(
+    T: int, N: int, rows: int, batch_invariant: bool, LENGTH: int, LONGEST: int, **others: int
+) -> tuple[int, bool]:
+    """The same of a forward pass, and whether it is a recurrence over each segment: where LENGTH is more than
+    LONGEST tokens, up to which scores are computed directly, in segments of LENGTH.
+    """
+    recurrent = LENGTH > LONGEST
+    fixed = batch_invariant or not recurrent
+    return packed_length(T, N, rows, fixed, LENGTH=LENGTH, **others), recurrent
 
 
 def cleared(x: Tensor, sequences: Tensor, axis: int) -> Tensor:

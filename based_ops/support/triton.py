@@ -63,13 +63,6 @@ def packed_plan(sequences: Tensor, T: int, SEGMENT: int, LENGTH: int) -> tuple[i
     return count, count * LENGTH, table, bounds
 
 
-def packed_forward_plan(
-    sequences: Tensor, T: int, SEGMENT: int, LENGTH: int, LONGEST: int
-) -> tuple[int, int, Tensor, Tensor, bool]:
-    """That of `based_ops.support.host` with that kernel."""
-    return *packed_plan(sequences, T, SEGMENT, LENGTH), LENGTH > LONGEST
-
-
 def packed_stream_plan(
     sequences: Tensor, T: int, lanes: int, TILED: int, SHORTEST: int, LANES: int
 ) -> tuple[int, bool, Tensor]:

@@ -36,7 +36,7 @@ from ..ir.host import (
     Times,
     Value,
 )
-from ..ir.kernels import parameters
+from ..ir.kernels import TENSOR, TRUTH, parameters
 from ..ir.nodes import ACC, IO, OPERAND, STATE, WIDE, Comment
 from ..schedule.model import HOST_C
 from .layer import ScheduledKernel, ScheduledLayer
@@ -46,6 +46,8 @@ HELPERS = ("cdiv", "cleared", "lcm", "operand_dtype", "packed_plan")
 """What host functions may call of `based_ops.support.host`, besides the functions of launch plans."""
 SERVES = "on_warpgroups"
 """Of `based_ops.support.warpgroups`: whether tensors suit kernels for warpgroups."""
+LEFT_OUT = {TENSOR: "None", TRUTH: "False"}
+"""What a parameter is that a caller leaves out."""
 EITHER, OR, AND, NOT, COMPARED, TIMES, ATOM = range(7)
 """How tightly the operators of Python bind."""
 
@@ -108,7 +110,7 @@ class _Function:
     def __init__(self, w: Writer, layer: ScheduledLayer, function: Pass, launch: EmitLaunch) -> None:
         self.w, self.layer, self.function, self.launch = w, layer, function, launch
         self.names = [parameter.name for parameter in function.parameters]
-        self.head = [f"{x.name}=None" if x.left_out else x.name for x in function.parameters]
+        self.head = [f"{x.name}={LEFT_OUT[x.kind]}" if x.left_out else x.name for x in function.parameters]
 
     def emit(self) -> None:
         w, function = self.w, self.function

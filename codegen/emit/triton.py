@@ -14,15 +14,7 @@ from .triton_kernel import emit_kernel
 from .triton_parameters import sizes_and_scalars
 from .writer import Writer, header
 
-HELPERS = (
-    "cleared",
-    "dithered",
-    "launch",
-    "operand",
-    "packed_forward_plan",
-    "packed_plan",
-    "packed_stream_plan",
-)
+HELPERS = ("cleared", "dithered", "launch", "operand", "packed_plan", "packed_stream_plan")
 """What kernels and host functions may call of `based_ops.support.triton`."""
 
 

@@ -154,8 +154,8 @@ class _Checker:
     def _plan(self, step: Plan) -> None:
         for size in step.plan.sizes:
             kinds = {self.kind(Name(name)) for name in size}
-            if kinds != {INTEGER} and (kinds != {TENSOR} or len(size) > 1):
-                raise self.fail(f"is planned by {' * '.join(size)}, which is neither an integer nor a tensor")
+            if kinds != {INTEGER} and (kinds not in ({TENSOR}, {TRUTH}) or len(size) > 1):
+                raise self.fail(f"is planned by {' * '.join(size)}, which is no integer, tensor or truth")
         plans = [step.plan]
         if step.when is not None:
             self.want(TRUTH, step.when)

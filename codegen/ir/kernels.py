@@ -45,7 +45,7 @@ class LaunchPlan:
     function: str
     """What chooses, of `based_ops.support.host`: it takes the sizes and the constants."""
     sizes: tuple[tuple[str, ...], ...]
-    """Products of extents of a call, such as its tokens and its rows; or a tensor by its name."""
+    """Products of extents of a call, such as its tokens and its rows; or a tensor or a truth by its name."""
     constants: tuple[str, ...]
     kernel: ForeignKernel | None = None
     """The kernel with which the plan is in force, if not with the layer's own programs."""

@@ -3,12 +3,18 @@
 Every sequence begins a segment of its own (`ragged.py`), so a pass is that of one sequence in segments, whose
 running sums begin anew at each sequence.  How many segments there are follows from how many sequences and
 tokens, not from how long any of them is, which only the device knows.
+
+Where programs go through segments side by side, as a recurrence does, segments are as long as the call needs
+to fill a device, or, if it is to be `batch_invariant`, always the same.  Where scores are computed directly,
+what a token costs follows from the length of its segment, and that is always the same.
 """
 
 from __future__ import annotations
 
 from ..ir.host import (
     Bind,
+    LayOut,
+    Name,
     Pass,
     Plan,
     Present,
@@ -20,7 +26,7 @@ from ..ir.host import (
 from ..ir.kernels import INTEGER, TENSOR, TRUTH, LaunchPlan
 from ..ir.nodes import ACC, IO, Comment
 from ..names import RECURRENCE, packed
-from ..spec.signature import SEQUENCES
+from ..spec.signature import BATCH_INVARIANT, SEQUENCES
 from .groups import (
     KEYS,
     OVER_GROUPS,
@@ -37,6 +43,7 @@ from .linear_attention_passes import (
     FINAL,
     HAS_INITIAL,
     RECURRENT,
+    SEGMENTS_OF_ALL,
     TOKENS,
     Passes,
 )
@@ -46,9 +53,13 @@ from .state_steps import NEVER, ON
 
 SEGMENT_PLAN = ("SEGMENT", "LENGTH")
 PACKED_TOKENS = (SEQUENCES.name,), ("T",)
+LENGTH_PLAN = (*SEGMENT_PLAN, *SEGMENTS_OF_ALL)
+ALL_THERE_IS = ("T",), ("N",), ("H",), (BATCH_INVARIANT.name,)
+"""By what the length of segments is chosen through which programs go side by side."""
 LAID_OUT = {"segments": INTEGER, "places": INTEGER, TABLE.name: TENSOR, BOUNDS.name: TENSOR}
 """The segments, and where they lie, as plans of packed sequences make them."""
 COUNTED = ReadSizes(SEQUENCES.name, ("N", None))
+LAY_OUT = LayOut(SEQUENCES.name, Name("T"), Name("length"), ("segments", "places", TABLE.name, BOUNDS.name))
 
 
 def forward(layer: Passes) -> Pass:
@@ -58,9 +69,10 @@ def forward(layer: Passes) -> Pass:
         *SIZES,
         COUNTED,
         Plan(
-            LAID_OUT | {"recurrent": TRUTH},
-            LaunchPlan(name, "forward", "packed_forward_plan", PACKED_TOKENS, (*SEGMENT_PLAN, "LONGEST")),
+            {"length": INTEGER, "recurrent": TRUTH},
+            LaunchPlan(name, "forward", "packed_forward_plan", ALL_THERE_IS, (*LENGTH_PLAN, "LONGEST")),
         ),
+        LAY_OUT,
         *((Bind({"fast": serves}),) if serves else ()),
         *layer.decays.running(given=SEVERAL),
         Comment("Tokens of no sequence have outputs of 0."),

@@ -16,7 +16,7 @@ from ..names import on_warpgroups, packed
 from ..spec.signature import SEQUENCES
 from .decay_passes import BY_SEGMENT, HAS_INITIAL
 from .groups import EVERY, KEYS, OVER_STATES, QUERIES, SIZES, STATES, VALUES, of_each, summed
-from .linear_attention_packed import COUNTED, LAID_OUT, PACKED_TOKENS, SEGMENT_PLAN
+from .linear_attention_packed import ALL_THERE_IS, COUNTED, LAY_OUT, LENGTH_PLAN
 from .linear_attention_passes import SEGMENTS_OF_ALL, TOKENS, TOKENS_AND_ROWS, Passes
 from .parameters import over_sequences
 from .ragged import ALL, ALONE, DENSE, SEVERAL
@@ -59,12 +59,13 @@ def backward(layer: Passes, several: bool) -> Pass:
 
     laid_out: Steps
     if several:
-        plan = LaunchPlan(name, "backward", "packed_plan", PACKED_TOKENS, SEGMENT_PLAN, decides)
-        laid_out = (COUNTED, Plan(LAID_OUT, plan), Bind({"has_initial": Present("initial_state")}))
+        plan = LaunchPlan(name, "backward", "packed_length", ALL_THERE_IS, LENGTH_PLAN, decides)
+        flags = Bind({"has_initial": Present("initial_state")})
+        laid_out = (COUNTED, Plan({"length": INTEGER}, plan), LAY_OUT, flags)
     else:
         plan = LaunchPlan(name, "backward", "segment_plan", TOKENS_AND_ROWS, SEGMENTS_OF_ALL, decides)
-        flags = {"split": Name("segments") > 1, "has_initial": Present("initial_state")}
-        laid_out = (Plan({"segments": INTEGER}, plan), Bind(flags))
+        flags = Bind({"split": Name("segments") > 1, "has_initial": Present("initial_state")})
+        laid_out = (Plan({"segments": INTEGER}, plan), flags)
     body: Steps = (
         *SIZES,
         *laid_out,

@@ -40,6 +40,7 @@ def _parameter(x: Operand | Setting, taken: tuple[Operand | Setting, ...]) -> Pa
 
 def over_sequences(function: Pass) -> Pass:
     """A pass that the one of its part calls where there are packed sequences: they are there."""
-    given = tuple(Parameter(x.name) if x.name == SEQUENCES.name else x for x in function.parameters)
+    given = (replace(x, left_out=False) for x in function.parameters)
+    taken = tuple(Parameter(x.name) if x.name == SEQUENCES.name else x for x in given)
     part = function.name.removesuffix(packed(""))
-    return replace(function, name=packed(part), parameters=given, instead_of=part)
+    return replace(function, name=packed(part), parameters=taken, instead_of=part)

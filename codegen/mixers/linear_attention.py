@@ -248,6 +248,7 @@ class LinearAttention(Featured):
             numbers={"scale": self.default_scale()},
             carried=state("initial_", optional=True),
             packs=True,
+            adapts=not self.corrects,
             kept=(Argument("n", ("B", "H", "T"), "sums of weights", ACC, present=normalize),)
             if not self.corrects
             else (),

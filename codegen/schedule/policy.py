@@ -54,7 +54,10 @@ FEW = {"LONGEST": 1 << 11, "TOKENS": 1 << 16}
 FEWER = {"LONGEST": 1 << 10, "TOKENS": 1 << 14}
 """The same where it exchanges columns, and its steps are short: tokens of one round of programs."""
 PACKED_SEGMENT = 2048
-"""Tokens of a segment of packed sequences that recur: a shorter sequence needs no state before a segment."""
+"""Tokens of a segment of packed sequences that recur, always where a call is to be `batch_invariant`.
+
+A shorter sequence needs no state before a segment; and states before longer segments cost little beside them.
+"""
 FEWEST_SEGMENTS = 4
 """Segments below which the launches that find their states cost more than a fuller GPU gains."""
 FEWEST_BACKWARD = 3

@@ -119,6 +119,8 @@ class Operand:
 KERNEL = Setting("kernel", "str")
 """The name of the generated module that serves, and of its build."""
 ASKED = Setting("output_final_state", "bool")
+BATCH_INVARIANT = Setting("batch_invariant", "bool")
+"""Whether a sequence is to have the same bits whatever lies beside it, and so is cut as if it were alone."""
 INITIAL_STATE, FINAL_GRADIENT = "initial state", "gradient of the final state"
 
 
@@ -126,16 +128,16 @@ INITIAL_STATE, FINAL_GRADIENT = "initial state", "gradient of the final state"
 class Signature:
     """The operators of a layer.
 
-    forward   (inputs, numbers, carried, output_final_state if there is a final state, kernel, sequences)
-              -> output, kept, final
-    backward  (d output, d final, inputs, output and kept, numbers, carried, kernel, sequences)
-              -> d inputs, d carried
+    forward   (inputs, numbers, carried, output_final_state if there is a final state, kernel, sequences,
+              batch_invariant) -> output, kept, final
+    backward  (d output, d final, inputs, output and kept, numbers, carried, kernel, sequences,
+              batch_invariant) -> d inputs, d carried
     step      (inputs, numbers, state, kernel, indices) -> output, for T up to MOST_TOKENS; the state is
               updated in place.  With indices it is a pool of states, of which the batch has the slots that
               they name.
 
-    What stands behind the kernel says where things lie, and may be left out.  In a step all inputs have the
-    same tokens, where those of a forward pass may have more keys.
+    What stands behind the kernel says where things lie and how they are cut, and may be left out.  In a step
+    all inputs have the same tokens, where those of a forward pass may have more keys.
     """
 
     inputs: tuple[Argument, ...]
@@ -150,6 +152,8 @@ class Signature:
     are N, which otherwise is the batch."""
     packs: bool = False
     """Whether one batch entry may have several sequences: SEQUENCES."""
+    adapts: bool = False
+    """Whether these are cut by how much there is to do in all, unless a call asks for BATCH_INVARIANT."""
     kept: tuple[Argument, ...] = ()
     """What forward keeps for backward."""
     final: tuple[Argument, ...] = ()
@@ -219,16 +223,17 @@ class Signature:
             state = (Operand(x.name, x, written=True) for x in self.pools)
             return *inputs, *numbers, *state, KERNEL, Operand(INDICES.name, INDICES)
         carried = [Operand(x.name, x, part_of=INITIAL_STATE) for x in self.carried]
-        places = [Operand(SEQUENCES.name, SEQUENCES)] if self.packs else []
+        places = (Operand(SEQUENCES.name, SEQUENCES),) if self.packs else ()
+        laid = (*places, *((BATCH_INVARIANT,) if self.adapts else ()))
         if which == "forward":
             asked = [ASKED] if self.final else []
-            return *inputs, *numbers, *carried, *asked, KERNEL, *places
+            return *inputs, *numbers, *carried, *asked, KERNEL, *laid
         output = self.output
         given = [Operand(f"d_{output.name}", output)]
         given += [Operand(f"d_{x.name}", x, part_of=FINAL_GRADIENT) for x in self.final]
         read = [Operand(output.name, output)] if self.keeps_output else []
         read += [Operand(x.name, x, returned=True) for x in self.kept]
-        return *given, *inputs, *read, *numbers, *carried, KERNEL, *places
+        return *given, *inputs, *read, *numbers, *carried, KERNEL, *laid
 
     def schemas(self) -> dict[str, str]:
         """The schema of each operator, as `torch.library` reads it."""
@@ -242,14 +247,13 @@ class Signature:
 
 def _schema(operands: tuple[Operand | Setting, ...], results: int) -> str:
     """Behind the kernel's name all have a default: calls of older operators, without them, stay valid."""
-    letters, found, default = iter("abcdefgh"), [], ""
+    letters, found, behind = iter("abcdefgh"), [], False
     for x in operands:
         if isinstance(x, Operand):
             written = f"({next(letters)}!)" if x.written else ""
-            found.append(f"Tensor{written}{'?' if x.optional else ''} {x.name}{default}")
+            found.append(f"Tensor{written}{'?' if x.optional else ''} {x.name}{'=None' if behind else ''}")
         else:
-            found.append(f"{x.type} {x.name}")
-        if x is KERNEL:
-            default = "=None"
+            found.append(f"{x.type} {x.name}{'=False' if behind else ''}")
+        behind = behind or x is KERNEL
     result = "Tensor" if results == 1 else f"({', '.join(['Tensor'] * results)})"
     return f"({', '.join(found)}) -> {result}"

@@ -230,7 +230,7 @@ BAD = (
     ),
     (
         planned(Plan({"z": INTEGER}, replace(PLAN, sizes=(("x", "T"),)))),
-        "is planned by .*, which is neither an integer nor a tensor",
+        "is planned by .*, which is no integer, tensor or truth",
     ),
     (
         planned(Plan({"z": INTEGER}, PLAN, when=Name("T"))),

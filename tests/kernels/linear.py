@@ -44,10 +44,17 @@ class Layer:
     call: Call
     sequences: Tensor | None = None
     """Where packed sequences begin and end in the tokens."""
+    invariant: bool = False
+    """Whether each of them is cut as if it were alone."""
 
     @property
     def state_dtype(self) -> torch.dtype:
         return torch.float64 if self.call.dtype == torch.float64 else getattr(torch, self.spec.state_dtype)
+
+    @property
+    def laid(self) -> tuple[Tensor | bool | None, ...]:
+        """What a pass is given last."""
+        return (self.sequences, self.invariant) if self.spec.signature().adapts else (self.sequences,)
 
     def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
         widths = (self.spec.head_dims.qk, self.spec.head_dims.qk, self.spec.head_dims.v)
@@ -106,7 +113,7 @@ class Layer:
     ) -> Forward:
         g = self.decays() if decays is None else decays
         given = initial or (None, None)
-        return Forward(*self.module.forward(q, k, v, *g, self.call.scale, *given, final, self.sequences))
+        return Forward(*self.module.forward(q, k, v, *g, self.call.scale, *given, final, *self.laid))
 
     def backward(
         self,
@@ -130,7 +137,7 @@ class Layer:
             forward.n,
             self.call.scale,
             *(initial or (None, None)),
-            self.sequences,
+            *self.laid,
         )
         return Gradients(*found[:3], *found[-2:], *(found[3:-2] or (q.new_empty(0),)))
 

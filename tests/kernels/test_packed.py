@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,59 +15,97 @@ from torch import Tensor
 from based_ops.state import LinearAttentionState
 from based_ops.support import host
 from tests.kernels import hybrid, window
-from tests.kernels.inputs import calls
+from tests.kernels.inputs import Call, calls
 from tests.kernels.linear import Forward, Gradients, Layer, expected, expected_gradients
 from tests.kernels.runners import Runner
 from tests.kernels.test_linear_attention import of_state
+from tests.layers import FORMS, LINEAR, build
 from tests.tolerance import BACKWARD, FORWARD, Tolerance, assert_close, assert_same
 
 SPOILT = (float("nan"), float("inf"))
+LONGEST = {"cpu": 300, "cuda": 1111}
 
 
 def places(edges: list[tuple[int, int]], device: str) -> Tensor:
     return torch.tensor(edges, dtype=torch.int32, device=device).view(-1, 2)
 
 
-def draw_call(data: st.DataObject, runner: Runner, most: int) -> Layer:
-    """A layer with a call of one batch entry."""
+def draw_call(data: st.DataObject, runner: Runner) -> Layer:
+    """A layer with a call of one batch entry, of so many tokens that they may be several segments."""
     dtype = data.draw(st.sampled_from(runner.dtypes), "dtype")
     spec = data.draw(runner.linear_attentions(dtype), "spec")
-    call = data.draw(calls(runner, spec, dtype, most), "call")
+    call = data.draw(calls(runner, spec, dtype, LONGEST[runner.device]), "call")
     form = data.draw(st.sampled_from(runner.forms(dtype)), "form")
     return Layer(spec, runner.module(spec, form), replace(call, batch=1))
 
 
 @given(data=st.data())
-def test_one_sequence_is_a_call(runner: Runner, data: st.DataObject) -> None:
-    """Alone in its tokens, against naive mathematics."""
-    layer = draw_call(data, runner, most=300)
-    layer = replace(layer, sequences=places([(0, layer.call.length)], runner.device))
+def test_sequences_equal_naive_mathematics(runner: Runner, data: st.DataObject) -> None:
+    """In float64, each by itself; one may be all there is, or have nearly all tokens beside short ones."""
+    layer = draw_call(data, runner)
+    tokens, dtype = layer.call.length, layer.call.dtype
+    short = data.draw(st.lists(st.sampled_from((0, 0, 1, 2, 17)), max_size=4), "short ones")
+    lengths = [n for i, n in enumerate(short) if sum(short[: i + 1]) <= tokens]
+    lengths.insert(data.draw(st.integers(0, len(lengths)), "where the long one is"), tokens - sum(lengths))
+    edges = [(sum(lengths[:n]), sum(lengths[: n + 1])) for n in range(len(lengths))]
+    layer = replace(
+        layer, sequences=places(edges, runner.device), invariant=data.draw(st.booleans(), "batch invariant")
+    )
     q, k, v = layer.qkv()
     do = layer.output_gradient()
-    initial = layer.earlier() if data.draw(st.booleans(), "initial state") else None
+    several = replace(layer, call=replace(layer.call, batch=len(edges), layout="dense"))
+    initial = several.earlier() if data.draw(st.booleans(), "initial states") else None
     found = layer.forward(q, k, v, initial)
-    o, state = expected(layer, q, k, v, initial)
-    assert_close("o", found.o, o, FORWARD[layer.call.dtype])
-    assert_close("final state", found.state, state.state, of_state(FORWARD, layer))
-    if layer.spec.normalize:
-        assert_close("final normalizer", found.normalizer, state.normalizer, of_state(FORWARD, layer))
     like = LinearAttentionState(found.state, found.normalizer if layer.spec.normalize else None)
-    d_final = layer.random_like(like, 6) if data.draw(st.booleans(), "gradient of the final state") else None
+    d_final = layer.random_like(like, 6) if data.draw(st.booleans(), "gradients of final states") else None
     gradients = layer.backward(do, d_final, q, k, v, found, initial)
     parts = ("state", "normalizer")[: 1 + layer.spec.normalize] if initial else ()
-    names = ("q", "k", "v", *parts, *("g" for _ in layer.decays()))
-    wanted = expected_gradients(layer, do, d_final, q, k, v, initial)
-    for name, (gradient, part) in zip(names, wanted, strict=True):
-        tolerance = of_state(BACKWARD, layer) if name in parts else BACKWARD[layer.call.dtype]
-        if name == "g":  # a sum over all later tokens, of differences
-            tolerance = tolerance.loosened(4)
-        assert_close(f"gradient of {name}", getattr(gradients, name), gradient, tolerance, floor=part)
+    of_head = layer.spec.decay == "head"
+    owed = torch.zeros(2, layer.call.heads, dtype=torch.float64, device=runner.device)
+    for n, (start, stop) in enumerate(edges):
+        own, tile = slice(n, n + 1), slice(start, stop)
+        one: Any = SimpleNamespace(
+            spec=layer.spec, call=layer.call, decays=lambda *_, a=start, z=stop: layer.decays(a, z)
+        )
+        before, owes = (
+            None if x is None else LinearAttentionState(*(y if y is None else y[own] for y in x))
+            for x in (initial, d_final)
+        )
+        inputs = q[:, tile], k[:, tile], v[:, tile]
+        o, state = expected(one, *inputs, before)
+        assert_close("o", found.o[:, tile], o, FORWARD[dtype])
+        assert_close("final state", found.state[own], state.state, of_state(FORWARD, layer))
+        if layer.spec.normalize:
+            assert_close(
+                "final normalizer", found.normalizer[own], state.normalizer, of_state(FORWARD, layer)
+            )
+        names = ("q", "k", "v", *parts, *("g" for _ in layer.decays()))
+        wanted = expected_gradients(one, do[:, tile], owes, *inputs, before)
+        for name, (gradient, part) in zip(names, wanted, strict=True):
+            if name == "g" and of_head:
+                owed += torch.stack((gradient, part))
+                continue
+            got = getattr(gradients, name)
+            tolerance = of_state(BACKWARD, layer) if name in parts else BACKWARD[dtype]
+            if name == "g":  # a sum over all later tokens, of differences
+                tolerance = tolerance.loosened(4)
+            assert_close(
+                f"gradient of {name}",
+                got[own] if name in parts else got[:, tile],
+                gradient,
+                tolerance,
+                floor=part,
+            )
+    if of_head:
+        assert_close("gradient of g", gradients.g, owed[0], BACKWARD[dtype].loosened(4), floor=owed[1])
 
 
 @given(data=st.data())
 def test_sequences_do_not_know_each_other(runner: Runner, data: st.DataObject) -> None:
-    """Bit for bit: a sequence among others, which may hold what is not finite, and alone."""
-    layer = draw_call(data, runner, most=runner.steps(24) * 8)
+    """Bit for bit: a sequence among others, which may hold what is not finite, and alone, if that is asked
+    for.
+    """
+    layer = replace(draw_call(data, runner), invariant=True)
     length, device = layer.call.length, runner.device
     cuts = sorted(data.draw(st.lists(st.integers(0, length), min_size=2, max_size=8), "cuts"))
     edges = list(zip(cuts[::2], cuts[1::2], strict=False))
@@ -128,6 +167,42 @@ def test_sequences_do_not_know_each_other(runner: Runner, data: st.DataObject) -
             assert_same("gradient of g", gradients.g[:, start:stop], of_alone.g)
         if begun:
             assert_same("gradient of the initial state", gradients.state[own], of_alone.state)
+
+
+@given(data=st.data())
+def test_what_others_hold_changes_no_bit(runner: Runner, data: st.DataObject) -> None:
+    """However sequences are cut: that follows from their lengths, and from nothing that they hold."""
+    layer = draw_call(data, runner)
+    length = layer.call.length
+    cuts = sorted(data.draw(st.lists(st.integers(0, length), min_size=1, max_size=5), "cuts"))
+    edges = list(zip([0, *cuts], [*cuts, length], strict=True))
+    layer = replace(layer, sequences=places(edges, runner.device))
+    start, stop = data.draw(st.sampled_from(edges), "one of them")
+    inputs = [x.clone() for x in (*layer.qkv(), layer.output_gradient())]
+
+    def run() -> list[Tensor]:
+        found = layer.forward(*inputs[:3])
+        return [found.o, *layer.backward(inputs[3], None, *inputs[:3], found)[:3]]
+
+    before = run()
+    for x in inputs:
+        x[:, :start] = x[:, stop:] = data.draw(st.sampled_from(SPOILT), "elsewhere")
+    for name, x, y in zip(("o", "dq", "dk", "dv"), before, run(), strict=True):
+        assert_same(name, x[:, start:stop], y[:, start:stop])
+
+
+@pytest.mark.parametrize("invariant", [True, False])
+def test_a_long_sequence_is_cut_as_if_it_were_alone_or_as_is_best(invariant: bool) -> None:
+    """In its bits that shows: sums of segments are added up in another order than tokens."""
+    spec = LINEAR[0]
+    call = Call(1, 1, 3000, torch.float32, "cpu", "dense", seed=0, scale=0.25)
+    layer = Layer(spec, build(spec, "torch", FORMS["recurrent"]), call, invariant=invariant)
+    edges = [(0, 1024), (1024, 1030), (1030, 3000)]
+    q, k, v = layer.qkv()
+    found = replace(layer, sequences=places(edges, "cpu")).forward(q, k, v)
+    alone = replace(layer, sequences=places(edges[:1], "cpu")).forward(q[:, :1024], k[:, :1024], v[:, :1024])
+    assert torch.equal(found.state[:1], alone.state) == invariant
+    assert torch.equal(found.o[:, :1024], alone.o) >= invariant
 
 
 @given(data=st.data())

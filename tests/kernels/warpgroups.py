@@ -19,7 +19,7 @@ from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.names import RECURRENCE, on_warpgroups, second_look
 from based_ops.reference.linear_attention import entered
 from based_ops.state import LinearAttentionState, feature_count
-from based_ops.support.host import cdiv, cleared, packed_plan
+from based_ops.support.host import cdiv, cleared, packed_length, packed_plan
 from tests.kernels.gluon import run
 from tests.layers import build, import_text
 
@@ -28,6 +28,8 @@ ALIKE = (H, H, H)
 SCALE = 0.3
 GRAIN = 128
 """Of what the tokens of a segment are a multiple."""
+FEW_PROGRAMS = {"SEGMENT": GRAIN, "LENGTH": GRAIN, "SHORTEST": 1, "PROGRAMS": 4, "FEWEST": 1}
+"""With which packed sequences of some hundreds of tokens are cut into segments of one grain, or of more."""
 
 
 class Call:
@@ -171,11 +173,9 @@ def passes(module: ModuleType, segments: int, spec: LinearAttention | None = Non
         "forward_plan": lambda *sizes, **plan: (segments, True),
         "window_plan": lambda *sizes, **plan: segments,
         "segment_plan": lambda *sizes, **plan: segments,
-        "packed_plan": lambda sequences, T, **plan: packed_plan(sequences, T, GRAIN, GRAIN),
-        "packed_forward_plan": lambda sequences, T, **plan: (
-            *packed_plan(sequences, T, GRAIN, GRAIN),
-            True,
-        ),
+        "packed_length": lambda *sizes, **plan: packed_length(*sizes, **FEW_PROGRAMS),
+        "packed_forward_plan": lambda *sizes, **plan: (packed_length(*sizes, **FEW_PROGRAMS), True),
+        "packed_plan": packed_plan,
         "cleared": cleared,
     }
     part = ("packed_warpgroups", "warpgroups", "packed")

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 import based_ops
 from based_ops import errors, ops
-from based_ops.codegen.spec.signature import INDICES, SEQUENCES, Setting
+from based_ops.codegen.spec.signature import INDICES, SEQUENCES, Operand, Setting
 from based_ops.overlap import extent, overlapping, period
 from based_ops.variant import Variant
 
@@ -64,17 +64,20 @@ def test_what_says_where_things_lie_may_be_left_out(any_layer: Variant, which: s
     taken, op = ops.of(any_layer.name).admission.operands[which], operator(any_layer, which)
     behind = op._schema.arguments[taken.kernel + 1 :]
     assert op._schema.arguments[taken.kernel].name == "kernel"
-    assert all(x.has_default_value() and x.default_value is None for x in behind)
+    defaults = [None if isinstance(x, Operand) else False for x in taken.entries[taken.kernel + 1 :]]
+    assert all(x.has_default_value() for x in behind)
+    assert [x.default_value for x in behind] == defaults
     assert [x.name for x in behind] == [x.name for x in taken.entries[taken.kernel + 1 :]]
     function = inspect.signature(getattr(any_layer._record.module("torch"), which)).parameters.values()
     names = [x.name for x in op._schema.arguments if x.name != "kernel"]
     assert [x.name for x in function][which == "backward" :] == names[which == "backward" :]
-    assert [x.name for x in function if x.default is None] == [x.name for x in behind]
+    left_out = {x.name: x.default for x in function if x.default is not x.empty}
+    assert left_out == dict(zip([x.name for x in behind], defaults, strict=True))
     given = arguments(any_layer, which, optional=False)
     copies = [[x.clone() if isinstance(x, torch.Tensor) else x for x in given] for _ in range(2)]
     results = (
         op(*copies[0][: taken.kernel + 1]),
-        op(*copies[1][: len(copies[1]) - len(behind)], *[None for _ in behind]),
+        op(*copies[1][: len(copies[1]) - len(behind)], *defaults),
     )
     assert_close(*results, rtol=0, atol=0)
     with pytest.raises(errors.BackendUnavailable, match="^kernel: got 'nothing'"):

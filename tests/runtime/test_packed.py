@@ -259,11 +259,42 @@ def test_operators_pass_the_checks_of_pytorch(op: Variant) -> None:
     places = torch.tensor([[0, 5], [6, 12]], dtype=torch.int32)
     numbers, carried = tuple(op.signature.numbers.values()), (None,) * len(op.signature.carried)
     asked = (True,) if op.signature.final else ()
-    arguments = (*(x.requires_grad_() for x in tensors), *numbers, *carried, *asked, "torch", places)
+    promised = (True,) if op.signature.adapts else ()
+    given = (*(x.requires_grad_() for x in tensors), *numbers, *carried)
+    arguments = (*given, *asked, "torch", places, *promised)
     torch.library.opcheck(op.operators.forward, arguments)
     results = op.operators.forward(*arguments)
     for x in results if isinstance(results, tuple) else ():  # whatever memory held of nobody's tokens
         assert 12 not in x.shape or not x.select(x.shape.index(12), 5).any()
+
+
+@pytest.mark.parametrize("promised", [False, True])
+def test_gradients_are_cut_as_outputs_were(
+    op: Variant, promised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an operator was promised, its backward operator is, under `vmap` too."""
+    if not op.signature.adapts:
+        return
+    module, seen = op._ops.kernels["torch"], []
+
+    def watched(which: str, function: Any, *arguments: Any) -> Any:
+        seen.append((which, arguments[-1]))
+        return function(*arguments)
+
+    for which in ("forward", "backward"):
+        monkeypatch.setattr(module, which, partial(watched, which, getattr(module, which)))
+    tensors, places = drawn(op, 1, 12), torch.tensor([[0, 5], [6, 12]], dtype=torch.int32)
+    numbers, carried = op.signature.numbers.values(), (None,) * len(op.signature.carried)
+
+    def run(x: Tensor) -> Tensor:
+        rest = (*tensors[1:], *numbers, *carried, False, "torch", places, promised)
+        return op.operators.forward(x, *rest)[0].sum()
+
+    for function, x in ((run, tensors[0]), (torch.vmap(run), torch.stack((tensors[0], tensors[0])))):
+        seen.clear()
+        given = x.detach().requires_grad_()
+        torch.autograd.grad(function(given).sum(), given)
+        assert {*seen} == {("forward", promised), ("backward", promised)}
 
 
 def test_vmap_is_a_call_for_each(op: Variant) -> None:

@@ -225,17 +225,20 @@ def test_states_that_kernels_take_are_replayed(
 PACKED = ("taylor2_qk16_v64", "simple_gla_qk64_v64", "window64_d64", "hybrid_taylor2_qk16_v64_w64")
 
 
-def packed_call(variant: Variant, cuts: list[int], trained: bool) -> Callable[[], list[Tensor]]:
+def packed_call(
+    variant: Variant, cuts: list[int], trained: bool, dtype: torch.dtype = torch.float32, **more: Any
+) -> Callable[[], list[Tensor]]:
     """A call of sequences that end at `cuts`, which returns all that it makes."""
     q, k, v = (
-        x.flatten(0, 1).unsqueeze(0).requires_grad_(trained) for x in qkv(variant, length=cuts[-1] // 2)
+        x.flatten(0, 1).unsqueeze(0).requires_grad_(trained)
+        for x in qkv(variant, length=cuts[-1] // 2, dtype=dtype)
     )
     options: dict[str, Any] = {"cu_seqlens": torch.tensor([0, *cuts], dtype=torch.int32)}
     if variant._decay_dims:
         options["g"] = -torch.rand(q.shape[:3])
 
     def function() -> list[Tensor]:
-        o, _ = variant(q, k, v, **options)
+        o, _ = variant(q, k, v, **options, **more)
         return [o, *(torch.autograd.grad(o, (q, k, v), torch.ones_like(o)) if trained else ())]
 
     return function
@@ -266,6 +269,34 @@ def test_packed_calls_are_replayed_whatever_their_lengths(
         packed_call(variant, other, trained)()
         assert long_ones
         long_ones.clear()
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_was_promised_is_another_kind_of_call(
+    long_ones: list[str], trained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segments are as long as fills a device, or always the same; neither kind is replayed for the other."""
+    variant = based_ops.get("taylor2_qk16_v64")
+    monkeypatch.setattr(variant._record.module("triton"), "on_warpgroups", lambda *_: True)
+
+    def programs(call: Callable[[], Any]) -> dict[str, int]:
+        """Of each kernel that goes through segments."""
+        launches = [(launch[0].src.fn.__name__, launch[1]) for launch in launched(call)]
+        return {name: count for name, count in launches if name.endswith("_warpgroups")}
+
+    calls = [
+        packed_call(variant, [100, 260, 600], trained, BF16, batch_invariant=promised)
+        for promised in (False, True)
+    ]
+    patch = the_long_way(variant)
+    plain, promised = map(programs, calls)
+    patch.undo()
+    assert len(plain) == (5 if trained else 2) and plain.keys() == promised.keys()
+    assert all(plain[name] * 4 == promised[name] * 6 for name in plain)  # 600 tokens by 256, and by 2048
+    for turn in range(3):
+        long_ones.clear()
+        assert [programs(call) for call in calls] == [plain, promised]
+        assert bool(long_ones) == (turn == 0)
 
 
 @pytest.mark.parametrize("begun, final", [(True, False), (False, True), (True, True)])
