@@ -7,7 +7,7 @@ declares, and none that may be absent unless the kernel leaves it alone then.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from .check import IllFormed
@@ -205,7 +205,7 @@ class _Checker:
         if known is None:
             return
         wanted = [Literal(d) if isinstance(d, int) else arguments[d] for d in tensor.stored]
-        shapes = [[self.facts.chosen(x, read) for x in shape] for shape in (known, wanted)]
+        shapes = [_factors(self.facts.chosen(x, read) for x in shape) for shape in (known, wanted)]
         if shapes[0] != shapes[1] or (made and made.dtype != tensor.dtype):
             raise self.fail(f"gives {kernel.name} as {tensor.name} {name}, of another shape or dtype")
 
@@ -280,3 +280,8 @@ def _truths(value: Not | And | Or) -> tuple[Value, ...]:
             return (x,)
         case And(parts) | Or(parts):
             return parts
+
+
+def _factors(shape: Iterable[Value]) -> list[Value]:
+    """A shape with each product as dimensions of their own: in memory they are the same."""
+    return [factor for x in shape for factor in (_factors((x.x, x.y)) if isinstance(x, Times) else (x,))]

@@ -16,13 +16,16 @@ from ..ir.host import (
     Either,
     Extent,
     Launch,
+    Literal,
     Multiple,
     Name,
     Operand,
     ReadSizes,
     Steps,
+    Times,
     allocate,
     launch,
+    wrap,
 )
 from ..ir.nodes import Cast, Full, Load, Span, Var, cdiv
 from ..ir.program import ALL_HEADS, Axis, Program, Tensor
@@ -110,11 +113,15 @@ def of_each(gradient: str) -> str:
 
 
 def summed(
-    gradient: str, rows: tuple[str, str], each: str, heads: str, width: int
+    gradient: str, rows: tuple[str, str], each: Operand, heads: str, width: int
 ) -> tuple[Allocate, Launch]:
-    """A gradient for `heads` heads, summed from those of `each` head; they are it where all are alike."""
-    made = allocate(
-        gradient, (*rows, heads, width), IO, instead=(Name(each).equals(heads), of_each(gradient))
-    )
+    """A gradient for `heads` heads, summed from those of `each` head; they are it where all are alike.
+
+    Each head may have several parts, which are heads then.
+    """
+    each = wrap(each)
+    made = allocate(gradient, (*rows, heads, width), IO, instead=(each.equals(heads), of_each(gradient)))
     arguments: dict[str, Operand] = {"parts": of_each(gradient), "sums": gradient, "T": rows[1], "W": width}
-    return made, launch(SUMS, arguments | {"H": heads, EVERY: each}, Name(each) > heads)
+    if isinstance(each, Times):
+        arguments["GROUPED"] = Literal(True)
+    return made, launch(SUMS, arguments | {"H": heads, EVERY: each}, each > heads)

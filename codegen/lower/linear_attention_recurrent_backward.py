@@ -9,7 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ..ir.host import Bind, Launch, Name, Operand, Pass, Plan, Present, Steps, Value, allocate, launch
+from ..ir.host import (
+    Bind,
+    Launch,
+    Name,
+    Operand,
+    Pass,
+    Plan,
+    Present,
+    Steps,
+    Value,
+    allocate,
+    launch,
+)
 from ..ir.kernels import INTEGER, LaunchPlan
 from ..ir.nodes import IO, Comment
 from ..names import on_warpgroups, packed
@@ -38,8 +50,10 @@ def backward(layer: Passes, several: bool) -> Pass:
     apart, batch = (SEQUENCES.name, "N") if several else (None, "B")
     prefix, suffix = (packed(x) if several else x for x in ("prefix", "suffix"))
     where = SEVERAL if several else ALONE
-    dq, sum_dq = summed("dq", TOKENS, "H", QUERIES, layer.qk)
-    dk, sum_dk = summed("dk", TOKENS, "H", KEYS, layer.qk)
+    blocks = -(-layer.v // decides.bounds["VALUES"])  # each of which has parts of dq and dk
+    each = Name("H") if blocks == 1 else Name("H") * blocks
+    dq, sum_dq = summed("dq", TOKENS, each, QUERIES, layer.qk)
+    dk, sum_dk = summed("dk", TOKENS, each, KEYS, layer.qk)
     dv, sum_dv = summed("dv", TOKENS, "H", VALUES, layer.v)
 
     def begins(state: str, given: Value) -> dict[str, Operand]:
@@ -81,7 +95,7 @@ def backward(layer: Passes, several: bool) -> Pass:
             | {"INITIAL": HAS_INITIAL, "TOTAL": NEVER},
             when,
         ),
-        allocate(of_each("dq"), ("B", "T", "H", layer.qk), IO, apart_from=apart),
+        allocate(of_each("dq"), ("B", "T", each, layer.qk), IO, apart_from=apart),
         dq,
         *layer.gradient_buffers(),
         launch(
@@ -90,7 +104,7 @@ def backward(layer: Passes, several: bool) -> Pass:
         ),
         sum_dq,
         Comment("Backwards: the sum over the queries of later segments."),
-        allocate(of_each("dk"), ("B", "T", "H", layer.qk), IO, apart_from=apart),
+        allocate(of_each("dk"), ("B", "T", each, layer.qk), IO, apart_from=apart),
         dk,
         allocate(of_each("dv"), ("B", "T", "H", layer.v), IO, apart_from=apart),
         dv,

@@ -49,16 +49,18 @@ def recurrence_of(spec: LinearAttention) -> Program:
     return _finished(over_queries(program, *of_states, *user_states))
 
 
-def query_gradients_of(spec: LinearAttention) -> Program:
-    """The gradients of queries of a layer whose state is small."""
+def query_gradients_of(spec: LinearAttention, values: int) -> Program:
+    """The gradients of queries of a layer whose state is small, so many `values` of it a program."""
     layer = Layer(spec, feature_map(spec))
     of_states, user_states = heads_of_states(layer)
-    return _finished(over_queries(query_gradients(layer), *of_states, *user_states))
+    program = query_gradients(layer, -(-layer.v // values))
+    return _finished(over_queries(program, *of_states, *user_states))
 
 
-def key_gradients_of(spec: LinearAttention) -> Program:
+def key_gradients_of(spec: LinearAttention, values: int) -> Program:
     """Those of its keys and values, of which each query of a group has its own, and a state too."""
-    return _finished(over_queries(key_gradients(Layer(spec, feature_map(spec)))))
+    layer = Layer(spec, feature_map(spec))
+    return _finished(over_queries(key_gradients(layer, -(-layer.v // values))))
 
 
 def states_of(spec: LinearAttention, name: str, of_queries: bool) -> Program:

@@ -182,8 +182,7 @@ class Sums(Fading):
         across = self.features.across(self.b, operand, block.selection, weight)
         self.b.add(state.sums, Dot(across.matrix, values))
         if self.of_states:
-            constant = self.features.constant(block.f)
-            self.of_states.enter(state.normalizer(), across, constant, past, factors)
+            self.of_states.enter(state.normalizer(), across, self.features.constant(block.f), past, factors)
 
     def weigh(self, state: State, weight: Var) -> None:
         """Multiply sums of features by the query-side weights of these."""
@@ -291,15 +290,15 @@ class Sums(Fading):
         block: Block,
         state: State | Stored,
         owed: Var | None = None,
-        scaled: bool = False,
+        scale: Expr = SCALE,
     ) -> None:
         """The adjoint of `read`: add to dq, of queries as operands, what they owe to a state.
 
         Here and below `owed` gets the sums of dA A over a token's pairs, which its weights owe to G, and
-        `scaled` says that the scale is in the queries.
+        `scale` is 1 if queries have it in them.
         """
         b = self.b
-        weights = self.features.fixed_weights if scaled else self.features.weights
+        weights = self.features.weights if scale == SCALE else self.features.fixed_weights
         weight = weights(b, block.f, block.selection)
         by_feature = b.let("dP", Dot(gradients.g, Transpose(state.operand())))
         if e := gradients.read_e(b):
@@ -348,7 +347,7 @@ class Sums(Fading):
         seen: Expr,
         logs: Logs = None,
         owed: Var | None = None,
-        scaled: bool = False,
+        scale: Expr = SCALE,
     ) -> None:
         """An adjoint of `pair`: add to dq, from tiles with a row a query."""
         b = self.b
@@ -356,7 +355,7 @@ class Sums(Fading):
         by_kernel = b.let("dA", Dot(gradients.g, Transpose(values)))
         if e := gradients.read_e(b):
             b.add(by_kernel, column(e))
-        seen, kept, scale = b.let("seen", seen), pairs(logs), self._scale(scaled)
+        seen, kept = b.let("seen", seen), pairs(logs)
         if owed:
             weights = b.let("A", self._weights(products, seen, scale, kept))
             b.add(owed, Sum(b.let("A_dA", Where(seen, weights * by_kernel, wrap(0.0))), 1))
@@ -374,13 +373,13 @@ class Sums(Fading):
         seen: Expr,
         logs: Logs = None,
         owed: Var | None = None,
-        scaled: bool = False,
+        scale: Expr = SCALE,
     ) -> None:
         """An adjoint of `pair`: add to dk and dv, from tiles with a row a key."""
         b = self.b
         products = b.let("R", Dot(keys, Transpose(queries)))
         seen = b.let("seen", seen)
-        kept, scale = pairs(logs, by_key=True), self._scale(scaled)
+        kept = pairs(logs, by_key=True)
         exact = self._weights(products, seen, scale, kept)
         if owed:
             exact = b.let("A_exact", exact)
@@ -394,9 +393,6 @@ class Sums(Fading):
             b.add(owed, Sum(b.let("A_dA", Where(seen, exact * by_kernel, wrap(0.0))), 1))
         by_product = b.let("dR", Cast(self._slopes(products, seen, by_kernel, scale, kept), OPERAND))
         b.add(dk, Dot(by_product, queries, among=seen))
-
-    def _scale(self, scaled: bool) -> Expr:
-        return wrap(1.0) if scaled else SCALE
 
     def _slopes(self, products: Var, seen: Expr, by_kernel: Var, scale: Expr, kept: Expr | None) -> Expr:
         """The gradient by the products of a tile of pairs, given the one by their weights."""

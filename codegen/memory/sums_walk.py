@@ -49,8 +49,8 @@ class Walk:
                 b.set(out, out / (n + self.memory.normalizer.eps))
             mend(b, "o", (B, t, H, u), out)
 
-    def query_gradients(self) -> None:
-        """dq of the queries, from the gradients that were stored."""
+    def query_gradients(self, part: tuple[Expr, ...] = ()) -> None:
+        """dq of the queries, from the gradients that were stored; of what has parts, this `part`."""
         b, d = self.b, self.memory.d
         with b.loop("t_row", self.first, self.stop) as t:
             value = b.let("v_row", Load("v", (B, t, H, self.memory.u), ACC))
@@ -64,10 +64,10 @@ class Walk:
                     b.add(by_feature, self.state.normalizer() * e)
                 b.set(by_feature, by_feature * self.features.weight(self.block.f, self.block.selection))
                 self._adjoint(by_feature, "q", t, dq)
-            mend(b, "dq", (B, t, H, d), self.features.leave(loaded, dq))
+            mend(b, "dq", (B, t, H, *part, d), self.features.leave(loaded, dq))
 
-    def key_gradients(self) -> None:
-        """dk and dv of the keys, last to first, with the mirrored state of the queries after."""
+    def key_gradients(self, part: tuple[Expr, ...] = ()) -> None:
+        """dk, or this `part` of it, and dv, last to first, with the mirrored state of the queries after."""
         b, d, u = self.b, self.memory.d, self.memory.u
         with b.loop("i_row", 0, self.stop - self.first) as i:
             t = b.let("t_row", self.stop - 1 - i)
@@ -86,7 +86,7 @@ class Walk:
                 key = self._row("key_row", "k", t)
                 b.add(dv, Sum(b.let("S_read", column(key) * self.state.sums), 0))
                 self._adjoint(by_feature, "k", t, dk)
-            mend(b, "dk", (B, t, H, d), self.features.leave(loaded, dk))
+            mend(b, "dk", (B, t, H, *part, d), self.features.leave(loaded, dk))
             mend(b, "dv", (B, t, H, u), dv)
 
     # Pieces

@@ -11,7 +11,15 @@ from ..mixers.linear_attention import LinearAttention
 from ..mixers.sliding_window import SlidingWindow
 from ..names import RECURRENCE
 from ..spec.model import Elementwise, LayerSpec, TaylorExp
-from .orders import KEYS_OF_MAPS, OBLONG, QUERIES_OF_MAPS, SQUARE, WIDE
+from .orders import (
+    KEYS_OF_OBLONGS,
+    KEYS_OF_SQUARES,
+    OBLONG,
+    QUERIES_OF_OBLONGS,
+    QUERIES_OF_SQUARES,
+    SQUARE,
+    WIDE,
+)
 
 EXCHANGED = 16
 """Columns of a warpgroup's left operand that four neighbouring lanes hold, and can exchange."""
@@ -104,14 +112,13 @@ def gradients_exchange(spec: LayerSpec, dtype: str) -> bool:
     )
 
 
-def gradients_map(spec: LayerSpec, dtype: str) -> bool:
-    """Whether gradients of a layer that maps squares are recurrences: of all values in one tile."""
+def gradients_map_squares(spec: LayerSpec, dtype: str) -> bool:
+    """Whether gradients of a layer that maps squares are recurrences: nothing fades or is divided."""
     return (
         isinstance(spec, LinearAttention)
         and maps_squares(spec, dtype)
         and spec.decay == "none"
         and not spec.normalize
-        and spec.head_dims.v <= SQUARE_TILES["VALUES"]
     )
 
 
@@ -154,8 +161,10 @@ PRINTERS = {
     "query_states": Printer("query_states", WARPGROUP_TILES, gradients_exchange),
     "query_gradients": Printer("query_gradients", WARPGROUP_TILES, gradients_exchange, decides=True),
     "key_gradients": Printer("key_gradients", WARPGROUP_TILES, gradients_exchange),
-    QUERIES_OF_MAPS: Printer("query_gradients", SQUARE_TILES, gradients_map, decides=True),
-    KEYS_OF_MAPS: Printer("key_gradients", SQUARE_TILES, gradients_map),
+    QUERIES_OF_SQUARES: Printer("query_gradients", SQUARE_TILES, gradients_map_squares, decides=True),
+    KEYS_OF_SQUARES: Printer("key_gradients", SQUARE_TILES, gradients_map_squares),
+    QUERIES_OF_OBLONGS: Printer("query_gradients", OBLONG_TILES, maps_oblongs, decides=True),
+    KEYS_OF_OBLONGS: Printer("key_gradients", OBLONG_TILES, maps_oblongs),
     "window_outputs": Printer("outputs", SQUARE_TILES, partial(window_streams, "outputs"), decides=True),
     "window_gradients": Printer(
         "gradients", SQUARE_TILES, partial(window_streams, "gradients"), decides=True

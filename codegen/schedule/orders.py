@@ -29,14 +29,15 @@ MASK = ("compared", "bits")
 WIDE, SQUARE, OBLONG = "wide", "square", "oblong"
 """Printers of a recurrence over more columns than one operand has, and of those with elementwise maps, whose
 tiles of queries and keys are as wide as those of values or twice that."""
-QUERIES_OF_MAPS, KEYS_OF_MAPS = "map_query_gradients", "map_key_gradients"
+QUERIES_OF_SQUARES, KEYS_OF_SQUARES = "square_query_gradients", "square_key_gradients"
+QUERIES_OF_OBLONGS, KEYS_OF_OBLONGS = "oblong_query_gradients", "oblong_key_gradients"
+GRADIENTS = (QUERIES_OF_SQUARES, KEYS_OF_SQUARES, QUERIES_OF_OBLONGS, KEYS_OF_OBLONGS)
 """Those of gradients with such maps."""
 PIECES: dict[str, dict[str, tuple[str, ...]]] = {
     RECURRENCE: {"copies": COPIES, "state": STATE, "sums": SUMS, "scaling": SCALING, "mask": MASK},
     **dict.fromkeys(("states", "query_states"), {"copies": COPIES[1:2]}),
     WIDE: {"copies": COPIES[1:], "state": STATE, "queries": QUERIES},
-    **dict.fromkeys((SQUARE, QUERIES_OF_MAPS, KEYS_OF_MAPS), {"copies": COPIES}),
-    OBLONG: {"copies": COPIES},
+    **dict.fromkeys((SQUARE, OBLONG, *GRADIENTS), {"copies": COPIES}),
 }
 """The alternatives of what each printer prints."""
 NAMES = frozenset(

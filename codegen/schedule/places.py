@@ -22,7 +22,14 @@ from ..ir.program import Program
 from ..ir.rounding import added_at_once, loads_once, masked_late, operands_once
 from ..ir.steps import begun, names, reordered
 from ..names import RECURRENCE
-from .orders import KEYS_OF_MAPS, OBLONG, QUERIES_OF_MAPS, SQUARE
+from .orders import (
+    KEYS_OF_OBLONGS,
+    KEYS_OF_SQUARES,
+    OBLONG,
+    QUERIES_OF_OBLONGS,
+    QUERIES_OF_SQUARES,
+    SQUARE,
+)
 
 
 @dataclass(frozen=True)
@@ -163,18 +170,30 @@ KEY_GRADIENTS = Plan(
     turned=("S", "S_all", "S_operand"),
     order=(
         *("t", "Y", "G", "K", "K_features", "Q", "Q_features", "S_operand"),
-        *("R", "dA", "dV+K_features", "dK+Y", "S+Q_features"),
-        *("seen", "A", "dV+A", "dR", "dK+dR"),
-        *("dK=", ">dk", ">dv"),
+        *("R", "dA", "dV+K_features", "S+Q_features"),
+        *("seen", "A", "dV+A", "dR", "dK+Y", "dK+dR"),
+        *(">dv", "dK=", ">dk"),
     ),
 )
 """Those of keys and values."""
+WIDE_KEY_GRADIENTS = replace(
+    KEY_GRADIENTS,
+    hidden=("Q_features", "S_operand"),
+    order=(
+        *("t", "Y", "G", "K", "K_features", "Q", "Q_features", "S_operand"),
+        # Beside a state twice as wide all sums do not fit the registers at once: values come first.
+        *("R", "seen", "A", "dV+K_features", "dV+A", "dA", "dR", ">dv"),
+        *("dK+Y", "dK+dR", "S+Q_features", "dK=", ">dk"),
+    ),
+)
+"""The same over twice as many columns."""
 PLANS: dict[str, tuple[Plan, Plan]] = {
     **dict.fromkeys((SQUARE, OBLONG), (ELEMENTWISE, FADING)),
     **dict.fromkeys(("states", "query_states"), (STATES, STATES)),
     RECURRENCE: (EXCHANGING, EXCHANGING),
-    QUERIES_OF_MAPS: (QUERY_GRADIENTS, QUERY_GRADIENTS),
-    KEYS_OF_MAPS: (KEY_GRADIENTS, KEY_GRADIENTS),
+    **dict.fromkeys((QUERIES_OF_SQUARES, QUERIES_OF_OBLONGS), (QUERY_GRADIENTS, QUERY_GRADIENTS)),
+    KEYS_OF_SQUARES: (KEY_GRADIENTS, KEY_GRADIENTS),
+    KEYS_OF_OBLONGS: (WIDE_KEY_GRADIENTS, WIDE_KEY_GRADIENTS),
 }
 """By the names that `orders.py` has for printers: of a state that stays, and of one that fades."""
 ALTERNATIVES: dict[tuple[str, str], Callable[[Plan], Plan]] = {

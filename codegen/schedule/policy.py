@@ -158,6 +158,8 @@ def _plan_on_warpgroups(spec: LayerSpec, plan: LaunchPlan, printer: str) -> Sett
     }
     if printer == orders.WIDE:  # one program fills a multiprocessor
         sizes = _recurrent_plan(spec, RESIDENT_PROGRAMS // 2, _segment(spec))
+    elif printer in orders.GRADIENTS:
+        sizes["PROGRAMS"] //= -(-spec.extents["VALUES"] // STATE_COLUMNS)
     elif printer in (orders.SQUARE, orders.OBLONG):
         sizes = _recurrent_plan(spec, RESIDENT_PROGRAMS, FEW["LONGEST"]) | {"LONGEST": ONE_TOKEN}
     return Setting(pick(plan, sizes))

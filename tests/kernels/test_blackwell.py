@@ -97,12 +97,17 @@ def test_no_wait_is_forgotten(spec: LinearAttention, least: int) -> None:
     fails_without_any_wait(module, KERNEL, least, lambda mutant: compute(spec, mutant))
 
 
+@pytest.mark.parametrize("spec", OF_MAPS, ids=lambda spec: spec.name)
+def test_gradients(spec: LinearAttention) -> None:
+    assert equal(compute_gradients(spec, for_blackwell(spec)), compute_gradients(spec, build(spec, "triton")))
+
+
 @pytest.mark.parametrize("program", ["query_gradients", "key_gradients"])
-def test_gradients(program: str) -> None:
-    """The same bits as on Hopper, and no wait is forgotten."""
+def test_no_wait_of_gradients_is_forgotten(program: str) -> None:
+    """Wide ones have a barrier too many here: outputs are stored between what it shows and its reader."""
     spec, kernel = OF_MAPS[0], on_warpgroups(program)
-    module, wanted = for_blackwell(spec), compute_gradients(spec, build(spec, "triton"), torch.float16)
-    assert equal(compute_gradients(spec, module, torch.float16), wanted)
+    module = for_blackwell(spec)
+    compute_gradients(spec, module, torch.float16)
     fails_without_any_wait(module, kernel, 9, lambda mutant: compute_gradients(spec, mutant, torch.float16))
 
 

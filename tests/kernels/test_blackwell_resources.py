@@ -57,9 +57,11 @@ def test_kernels_keep_to_their_budgets(kernel: tuple[str, str], request: pytest.
     kernels = pipeline.kernels(pipeline.lower(spec), "triton")
     there = {kernel.instead_of for kernel in kernels if isinstance(kernel, ForeignKernel)}
     found = {call: compiled(spec, dtype, *what) for call, what in CALLS.items() if what[0] in there}
-    for needs in found.values():  # two blocks share a multiprocessor, as on Hopper
-        assert needs["stack"] == 0
-        assert 2 * needs["shared"] <= SHARED_MEMORY["sm_100"] and 2 * needs["tensor memory"] <= TENSOR_MEMORY
+    for call, needs in found.items():
+        blocks = 2 if CALLS[call][0] == RECURRENCE else 1  # that share a multiprocessor, as on Hopper
+        assert needs["stack"] == 0 or blocks == 1
+        assert blocks * needs["shared"] <= SHARED_MEMORY["sm_100"]
+        assert blocks * needs["tensor memory"] <= TENSOR_MEMORY
     if request.config.getoption("--update-budgets"):
         record(name, dtype, found)
         return

@@ -72,8 +72,10 @@ OF_MAPS = (
     LinearAttention(
         "silu", Elementwise("silu(x)"), HeadDims(32, 40), normalize=False, state_dtype="bfloat16"
     ),
+    LinearAttention("three_blocks", Elementwise("x**2"), HeadDims(48, 136), normalize=False),
+    OBLONG[0],
 )
-"""Those whose gradients are recurrences."""
+"""Those whose gradients are recurrences: of one block of values, and of several."""
 LENGTHS = (1, 64, 65, 333, 640)
 DTYPES = (torch.bfloat16, torch.float16)
 
@@ -263,9 +265,10 @@ def test_no_wait_is_forgotten_and_none_too_many(program: str) -> None:
     )
 
 
+@pytest.mark.parametrize("spec", [OF_MAPS[0], OF_MAPS[3]], ids=lambda spec: spec.name)
 @pytest.mark.parametrize("program", ["query_gradients", "key_gradients"])
-def test_no_wait_of_gradients_of_maps_is_forgotten(program: str) -> None:
-    spec, kernel = OF_MAPS[0], on_warpgroups(program)
+def test_no_wait_of_gradients_of_maps_is_forgotten(spec: LinearAttention, program: str) -> None:
+    kernel = on_warpgroups(program)
     module = build(spec, "triton")
     compute_gradients(spec, module, torch.float16)
     fails_without_any_wait(module, kernel, 7, lambda mutant: compute_gradients(spec, mutant, torch.float16))

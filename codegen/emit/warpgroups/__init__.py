@@ -29,8 +29,16 @@ from ...lower.on_warpgroups import key_gradients_of, query_gradients_of, recurre
 from ...mixers.linear_attention import LinearAttention
 from ...mixers.sliding_window import SlidingWindow
 from ...names import RECURRENCE, on_warpgroups
-from ...schedule.foreign import PRINTERS, printers
-from ...schedule.orders import KEYS_OF_MAPS, OBLONG, QUERIES_OF_MAPS, SQUARE, WIDE
+from ...schedule.foreign import OBLONG_TILES, PRINTERS, SQUARE_TILES, printers
+from ...schedule.orders import (
+    KEYS_OF_OBLONGS,
+    KEYS_OF_SQUARES,
+    OBLONG,
+    QUERIES_OF_OBLONGS,
+    QUERIES_OF_SQUARES,
+    SQUARE,
+    WIDE,
+)
 from ...schedule.places import plan_of
 from ...spec.model import LayerSpec
 from ..gluon.kernel import GluonKernel
@@ -54,8 +62,10 @@ KERNELS: dict[str, Callable[[Any, ScheduledForeign], WarpgroupKernel]] = {
 """The printers, by the names that the schedule has for them."""
 PROGRAMS: dict[str, Callable[[LinearAttention], Program]] = {
     **dict.fromkeys((RECURRENCE, SQUARE, OBLONG), recurrence_of),
-    QUERIES_OF_MAPS: query_gradients_of,
-    KEYS_OF_MAPS: key_gradients_of,
+    QUERIES_OF_SQUARES: partial(query_gradients_of, values=SQUARE_TILES["VALUES"]),
+    KEYS_OF_SQUARES: partial(key_gradients_of, values=SQUARE_TILES["VALUES"]),
+    QUERIES_OF_OBLONGS: partial(query_gradients_of, values=OBLONG_TILES["VALUES"]),
+    KEYS_OF_OBLONGS: partial(key_gradients_of, values=OBLONG_TILES["VALUES"]),
     "states": partial(states_of, name="states", of_queries=False),
     "query_states": partial(states_of, name="query_states", of_queries=True),
 }
