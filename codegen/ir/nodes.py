@@ -1,9 +1,8 @@
 """The tile program: the one form in which every algorithm of this project is written.
 
 A program is a small imperative text over *tiles*, arrays of at most two static dimensions that one GPU block
-(or one batched PyTorch expression) holds at a time.  It says what is computed and in which order; it does not
-say how large a tile is, where it lives or how many threads share it.  Sizes are names (``"CHUNK"``) that a
-schedule binds.
+(or one batched PyTorch expression) holds at a time.  It says what is computed and in which order, not how
+large a tile is, where it lives or how many threads share it.  Sizes are names that a schedule binds.
 
 Three rules keep programs printable in every backend (`check.py` enforces them):
 
@@ -322,8 +321,8 @@ class For(Stmt):
     """Count ``var`` from ``start`` up to, not including, ``stop``.
 
     `ahead`: no round reads what another writes, so later ones may load before it stores.  `several`: a flag
-    without which there is one round, that of 0.  With it a round reads what those before it have stored; in
-    any other loop they only read what is theirs.  `backwards`: the last round comes first.
+    without which there is one round, that of 0; with it a round reads what those before it have stored, else
+    only what is theirs.  `backwards`: the last round comes first.
     """
 
     var: str

@@ -64,9 +64,7 @@ def masked_late(program: Program, masks: Collection[str]) -> Program:
     A = where(seen, x, 0.0)                    A = x
     A_operand = operand(A)         becomes     A_operand = where(seen, operand(A), 0.0)
     """
-    every = list(statements(program.body))
-    nodes = (node for stmt in every for expr in expressions(stmt) for node in walk(expr))
-    read = Counter(node.name for node in nodes if isinstance(node, Var))
+    every, read = _with_readings(program)
     masked: dict[str, Where] = {}
     for stmt in every:
         match stmt:
@@ -91,16 +89,16 @@ def added_at_once(program: Program) -> Program:
     x = a @ y
     S += x                         becomes     S += a @ y
     """
-    every = list(statements(program.body))
-    nodes = (node for stmt in every for expr in expressions(stmt) for node in walk(expr))
-    read = Counter(node.name for node in nodes if isinstance(node, Var))
+    every, read = _with_readings(program)
+    made = Counter(stmt.name for stmt in every if isinstance(stmt, Let | Add | Set))
     added = {stmt.value.name for stmt in every if isinstance(stmt, Add) and isinstance(stmt.value, Var)}
-    changed = {stmt.name for stmt in every if isinstance(stmt, Add | Set)}
     products = {
         stmt.name: stmt.value
         for stmt in every
         if isinstance(stmt, Let) and isinstance(stmt.value, Dot)
-        if stmt.name in added and stmt.name not in changed and read[stmt.name] == 1
+        if stmt.name in added and read[stmt.name] == 1
+        # What is introduced once and never changes is the same where the product is added.
+        if all(made[x.name] == 1 for x in (Var(stmt.name), *walk(stmt.value)) if isinstance(x, Var))
     }
 
     def at_once(stmt: Stmt) -> tuple[Stmt, ...]:
@@ -112,3 +110,10 @@ def added_at_once(program: Program) -> Program:
         return (stmt,)
 
     return replace(program, body=each(program.body, at_once))
+
+
+def _with_readings(program: Program) -> tuple[list[Stmt], Counter[str]]:
+    """All statements, and how often they read each variable."""
+    every = list(statements(program.body))
+    nodes = (node for stmt in every for expr in expressions(stmt) for node in walk(expr))
+    return every, Counter(node.name for node in nodes if isinstance(node, Var))

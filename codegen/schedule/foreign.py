@@ -27,8 +27,10 @@ COPIED = 8
 """Columns that one asynchronous copy moves, of two bytes each."""
 WARPGROUP_TILES = {"CHUNK": 64, "VALUES": 64}
 """Tiles of a kernel whose text is laid out for one warpgroup."""
-EXCHANGED_TILES = WARPGROUP_TILES | {"QK": EXCHANGED, "FEATURES": 64}
-"""The same over columns that are exchanged; a second look keeps so many features in one tile."""
+LOOKED_AT_AGAIN = 64
+"""Features of a state that a second look keeps in one tile."""
+EXCHANGED_TILES = WARPGROUP_TILES | {"QK": EXCHANGED, "FEATURES": LOOKED_AT_AGAIN}
+"""The same over columns that are exchanged, and of a second look."""
 WIDE_TILES = {"CHUNK": 128, "VALUES": 64}
 """The same for two, over two operands' worth of such columns."""
 SQUARE_TILES = WARPGROUP_TILES | {"QK": 64}
@@ -36,7 +38,7 @@ SQUARE_TILES = WARPGROUP_TILES | {"QK": 64}
 OBLONG_TILES = WARPGROUP_TILES | {"QK": 128}
 """The same where they are twice as wide."""
 STATE_BLOCK = {"query_gradients": 32}
-"""Features of a state that a second look keeps in one tile, of all values that a kernel has, if not 64.
+"""Features that it keeps of all values that a kernel has, if they are not so many.
 
 With these ptxas makes of the kernel's own loop what it makes of it without a second look, or nearly.
 """
@@ -149,7 +151,7 @@ class Printer:
 def walk_tiles(printer: str, qk: int, block: str) -> dict[str, int]:
     """Tiles of a second look that walks over tokens, beside those of its kernel."""
     tiles = {"QK": max(EXCHANGED, 1 << (qk - 1).bit_length())}
-    return tiles if block in tiles else tiles | {block: STATE_BLOCK.get(printer, 64)}
+    return tiles if block in tiles else tiles | {block: STATE_BLOCK.get(printer, LOOKED_AT_AGAIN)}
 
 
 PRINTERS = {

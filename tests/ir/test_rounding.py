@@ -59,6 +59,15 @@ def test_products_are_added_as_they_are_made() -> None:
     assert "let twice = X @ X" in text and "O += twice" in text
 
 
+def test_products_of_what_changes_before_they_are_added_stay() -> None:
+    b = Builder()
+    x = b.let("X", Cast(Full(SHAPE, 1.0), OPERAND))
+    product, total = b.let("product", Dot(x, x)), b.let("O", Full(SHAPE, 0.0))
+    b.set(x, Cast(Full(SHAPE, 2.0), OPERAND))
+    b.add(total, product)
+    assert added_at_once(program(b)) == program(b)
+
+
 def test_products_that_change_before_they_are_added_stay() -> None:
     b = Builder()
     x = b.let("X", Cast(Full(SHAPE, 1.0), OPERAND))

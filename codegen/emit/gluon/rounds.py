@@ -189,17 +189,20 @@ class Rounds:
             case Let(name, _) if name in self.plan.bits:
                 pass
             case Let(name, Cast() as value) if name in self.plan.left:
-                for line in self.machine.left(name, self.steps.rounded(value, name)):
-                    w.line(line)
+                self._left(name, value)
             case Let(name, Where(Var(mask), Cast() as value, _)) if name in self.plan.left:
-                for line in self.machine.left(name, self.steps.rounded(value, name)):
-                    w.line(line)
+                self._left(name, value)
                 layout = self.layouts.left(self.steps.columns(name))
                 w.line(f"{name} = where_bits({name}, {mask}_bits.load({layout}))")
             case Let(name, Exchanged() as value) if name in self.plan.left:
                 w.line(f"{name} = {self.steps.exchanged(value)}")
             case _:
                 self.steps.inside(w, stmt)
+
+    def _left(self, name: str, value: Cast) -> None:
+        """What a product reads on its left."""
+        for line in self.machine.left(name, self.steps.rounded(value, name)):
+            self.w.line(line)
 
     def _arrived(self, name: str, load: Load) -> None:
         """A tile of this round's tokens."""
