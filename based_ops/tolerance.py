@@ -31,7 +31,8 @@ class Tolerance:
 FORWARD = {
     torch.float64: Tolerance(1e-12, 1e-11),
     torch.float32: Tolerance(3e-6, 2e-5),
-    torch.float16: Tolerance(5e-3, 2e-2),  # float16 inputs meet bfloat16 operands on a GPU
+    # On a GPU products round float16 inputs to bfloat16, by 2^-9; the fourth power has four times that error.
+    torch.float16: Tolerance(8e-3, 2e-2),
     torch.bfloat16: Tolerance(6e-3, 2e-2),
 }
 """Outputs and final states."""

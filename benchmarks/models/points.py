@@ -14,7 +14,8 @@ LARGEST = 0
 WAYS = ("eager", "blocks", "graph", "graph, blocks", "graph, whole", "graph, cudnn")
 """As PyTorch runs it, or each block compiled; in a CUDA graph; all compiled as one; attention by cuDNN."""
 
-OURS, BASELINE, LLAMA, PEERS = "based-1b", "transformer-1b", "llama-1b", ("gla-1b", "gated-deltanet-1b")
+OURS, REPLAY, BASELINE, LLAMA = "based-1b", "based-replay-1b", "transformer-1b", "llama-1b"
+PEERS = ("gla-1b", "gated-deltanet-1b")
 STEP_WAYS, PROMPT_WAYS = ("graph", "graph, blocks"), ("eager", "graph", "graph, blocks")
 FLA_WAYS = ("eager", "graph")
 """Their kernels choose by what a compiler does not know, so that blocks of them come apart."""
@@ -90,6 +91,7 @@ def _generate(new: int) -> Iterator[Point]:
 
     k = 1024
     yield from points(OURS, [(batch, k) for batch in (1, 128, 512, 1024)])
+    yield from points(REPLAY, [(batch, k) for batch in (1, 128, 1024, LARGEST)])
     yield from points(BASELINE, [(x, n) for n in (k, 4 * k, 16 * k) for x in (1, LARGEST)] + [(128, k)])
     for model in (OURS, BASELINE):
         yield from points(model, [(1, k), (128, k)], ("graph, whole",))

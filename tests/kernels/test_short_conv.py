@@ -564,7 +564,7 @@ def test_replays_on_a_gpu(op: Variant, dtype: torch.dtype) -> None:
             a = op.step(token[0], states[0], *token[1:])
             assert torch.equal(a, step(*token, states[1].inputs, kernel))
             assert torch.equal(states[0].inputs, states[1].inputs)
-    assert op._replays._known
+    assert op._replays.known
 
 
 @pytest.mark.gpu
