@@ -20,18 +20,18 @@ __all__ = [
 
 
 def assert_close(
-    what: str, actual: Tensor, expected: Tensor, tolerance: Tolerance, floor: Tensor | None = None
+    what: str, actual: Tensor, expected: Tensor, tolerance: Tolerance, floor: Tensor | float | None = None
 ) -> None:
     """Fail unless `actual` has the shape of `expected`, is finite and lies within both bounds.
 
-    Where terms cancel, `expected` says little about what was summed; `floor` is then a tensor of that size.
+    Where terms cancel, `expected` says little about what was summed; `floor` is then that size, or a tensor of it.
     """
     assert actual.shape == expected.shape, (
         f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     )
     if not expected.numel():
         return
-    size = 0.0 if floor is None else rms(floor)
+    size = rms(floor) if isinstance(floor, Tensor) else floor or 0.0
     found = errors(actual, expected, size)
     assert tolerance.allows(found), (
         f"{what}: norm-relative error {found.norm:.2e} (allowed {tolerance.norm:.0e}), "
