@@ -24,7 +24,7 @@ def assert_close(
 ) -> None:
     """Fail unless `actual` has the shape of `expected`, is finite and lies within both bounds.
 
-    Where terms cancel, `expected` says little about what was summed; `floor` is then that size, or a tensor of it.
+    Where terms cancel, `expected` says little about what was summed: `floor` is that size, or a tensor of it.
     """
     assert actual.shape == expected.shape, (
         f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"

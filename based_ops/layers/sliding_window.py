@@ -126,7 +126,9 @@ class SlidingWindowAttention(AttentionLayer[SlidingWindowState]):
         """q and k at their positions, of which each head of keys has its own."""
         if position.shape[-1] > 1:
             position = torch.cat([repeated(position, self.heads, -1), position], -1)
-        turned = rotate(torch.cat([q, k], 2), position)  # together, so that a compiler has one kernel to write
+        turned = rotate(
+            torch.cat([q, k], 2), position
+        )  # together, so that a compiler has one kernel to write
         return turned[:, :, : self.heads], turned[:, :, self.heads :]
 
     def _places(self, x: Tensor, state: SlidingWindowState | None) -> Tensor:

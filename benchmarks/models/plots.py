@@ -88,7 +88,8 @@ def _curves(
         own: dict[str, Any] = dict(linewidth=2.2 if number == 0 else 1.3, markersize=5)
         axes.plot(where, [of(line) for _, line in found], color=colour, marker=marker, label=model, **own)
         axes.plot(where, [limit(line) for _, line in found], color=colour, **LIMIT)
-    axes.set(xscale="log", yscale="log")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
     axes.xaxis.set_major_formatter(lambda x, _: _tokens(x))
     axes.grid(True, linewidth=0.6)
 

@@ -28,12 +28,18 @@ class Decays:
         """Whether the state fades."""
         return self.decay != "none"
 
-    def running(self, when: Value | None = None, given: Mapping[str, Operand] = DENSE) -> Steps:
-        """G after every token, where each has a decay of its own; a recurrence alone needs none."""
+    def running(
+        self, when: Value | None = None, given: Mapping[str, Operand] = DENSE, scans: bool = False
+    ) -> Steps:
+        """G after every token, where each has a decay of its own; a recurrence alone needs none.
+
+        `scans`: what is owed to G will be scanned in any case, in the same memory.
+        """
         if self.decay != "token":
             return ()
         places, given = ("B", STATES, "T"), {**OVER_STATES, **given}
-        buffers = allocate("scan", places, WIDE, when), allocate("running_decay", places, WIDE, when)
+        scanned = allocate("scan", places, WIDE, None if scans else when)
+        buffers = scanned, allocate("running_decay", places, WIDE, when)
         return (*buffers, launch("decay_sums", given, when), launch("decays", given, when))
 
     def owed(self) -> Steps:
@@ -50,10 +56,13 @@ class Decays:
         parts = {"parts": of_each("r"), "sums": "r"}
         return (launch(OWED_SUMS, OVER_GROUPS | parts, Name("H") > STATES),)
 
-    def gradients(self, states: Mapping[str, Operand], several: bool = False) -> Steps:
+    def gradients(
+        self, states: Mapping[str, Operand], several: bool = False, kept: Value = STATEFUL
+    ) -> Steps:
         """dg, from what is owed, and from the `states` of segments and their mirrored ones.
 
-        `several`: of packed sequences, of which some programs have a form of their own.
+        `several`: of packed sequences, of which some programs have a form of their own; of others states are
+        `kept` under that condition.
         """
         if not self.present:
             return ()
@@ -66,7 +75,7 @@ class Decays:
         flagged = {name: x for name, x in given.items() if name != "places"}
         edges = (
             allocate("edge", BY_SEGMENT, ACC, when),
-            launch("edges", {**states, **OVER_STATES, **flagged}, when),
+            launch("edges", {**states, **OVER_STATES, **flagged}, None if several else kept),
             of("first_edge", {}, HAS_INITIAL),
         )
         if self.decay == "head":

@@ -233,13 +233,18 @@ class Passes(StateSteps):
         return "query_gradients" in self.faster
 
     def handed_over(self, part: str) -> Steps:
-        """Hand over to those, where they serve a call and states have as many heads as outputs."""
+        """Hand over to those, where they serve a call and states, if any, have as many heads as outputs.
+
+        Decays are shared by a group as states are, and owed by all its queries.
+        """
         if not self.recurs_back():
             return ()
         rows = ("q", "k", "v", "do", "o") if self.normalize else ("q", "k", "v", "do")
-        stateless = ~(Present("initial_state") | Present("d_final_state"))
+        alike: Value = Name(STATES).equals("H")
+        if not self.fades:
+            alike = alike | ~(Present("initial_state") | Present("d_final_state"))
         serves = Serves(self.faster["query_gradients"].name, rows)
-        return (Delegate(on_warpgroups(part), serves & (Name(STATES).equals("H") | stateless)),)
+        return (Delegate(on_warpgroups(part), serves & alike),)
 
     def backward_pass(self, name: str, summary: str, body: Steps) -> Pass:
         of_decays = ("d_log_decay",) if self.fades else ()

@@ -1,7 +1,8 @@
 """The host side of gradients on Hopper's warpgroups: two recurrences, each over all segments at once.
 
 Each query of a group has gradients of its own to keys and values, which are summed afterwards; those of
-states are not, so a call with states has one for each head.
+states are not, so a call with states has one for each head.  So has one of a layer that fades, whose states
+of both directions meet in the gradients of decays.
 """
 
 from __future__ import annotations
@@ -45,16 +46,24 @@ def backward(layer: Passes, several: bool) -> Pass:
     name = on_warpgroups(part)
     has_final = Present("d_final_state")
     earlier, later = layer.state("", "segment_"), layer.state("", "mirrored_")
-    sums = {x: f"mirrored_{x}" for x in ("sums", "normalizer_sums")[: 1 + layer.normalize]}
     when, segmented = (None, ON) if several else (SPLIT, SPLIT)
+    sums: dict[str, Operand] = {}
+    owed: dict[str, Operand] = {}
+    if layer.fades:
+        heads, owed = STATES, {"r": of_each("r")}
+        mirrored = layer.segment_states("mirrored_", BY_SEGMENT, when)
+    else:
+        heads = "H"
+        mirrored = layer.mirrored(Name(STATES).equals("H"), ("B", "H", "segments"), when)
+        sums = {x: f"mirrored_{x}" for x in ("sums", "normalizer_sums")[: 1 + layer.normalize]}
     apart, batch = (SEQUENCES.name, "N") if several else (None, "B")
     prefix, suffix = (packed(x) if several else x for x in ("prefix", "suffix"))
     where = SEVERAL if several else ALONE
     blocks = -(-layer.v // decides.bounds["VALUES"])  # each of which has parts of dq and dk
-    each = Name("H") if blocks == 1 else Name("H") * blocks
-    dq, sum_dq = summed("dq", TOKENS, each, QUERIES, layer.qk)
-    dk, sum_dk = summed("dk", TOKENS, each, KEYS, layer.qk)
-    dv, sum_dv = summed("dv", TOKENS, "H", VALUES, layer.v)
+    of_queries, of_keys = (Name(x) if blocks == 1 else Name(x) * blocks for x in ("H", heads))
+    dq, sum_dq = summed("dq", TOKENS, of_queries, QUERIES, layer.qk)
+    dk, sum_dk = summed("dk", TOKENS, of_keys, KEYS, layer.qk)
+    dv, sum_dv = summed("dv", TOKENS, heads, VALUES, layer.v)
 
     def begins(state: str, given: Value) -> dict[str, Operand]:
         """A kernel goes on from a sequence's own state where there is none of a segment."""
@@ -66,7 +75,7 @@ def backward(layer: Passes, several: bool) -> Pass:
         """By a kernel for warpgroups where there is one; every head has sums of its own queries."""
         if program in kernels:
             return launch(kernels[program].name, {**arguments, **where}, when)
-        every: Mapping[str, Operand] = {EVERY: "H"} if program == "query_states" else {}
+        every: Mapping[str, Operand] = {EVERY: "H", "H": heads} if program == "query_states" else {}
         return launch(program, {**arguments, **every, **(SEVERAL if several else DENSE)}, when)
 
     total = layer.state("total_", None if several else "d_initial_")
@@ -80,9 +89,12 @@ def backward(layer: Passes, several: bool) -> Pass:
         plan = LaunchPlan(name, "backward", "segment_plan", TOKENS_AND_ROWS, SEGMENTS_OF_ALL, decides)
         flags = Bind({"split": Name("segments") > 1, "has_initial": Present("initial_state")})
         laid_out = (Plan({"segments": INTEGER}, plan), flags)
+        if layer.fades:
+            laid_out += (Bind({"stateful": SPLIT | HAS_INITIAL}),)
     body: Steps = (
         *SIZES,
         *laid_out,
+        *layer.decays.running(when, SEVERAL if several else DENSE, scans=True),
         *layer.segment_sums(BY_SEGMENT, when),
         *layer.segment_states("segment_", BY_SEGMENT, when),
         sums_of("states", OVER_STATES | {ALL: NEVER}),
@@ -95,21 +107,22 @@ def backward(layer: Passes, several: bool) -> Pass:
             | {"INITIAL": HAS_INITIAL, "TOTAL": NEVER},
             when,
         ),
-        allocate(of_each("dq"), ("B", "T", each, layer.qk), IO, apart_from=apart),
+        allocate(of_each("dq"), ("B", "T", of_queries, layer.qk), IO, apart_from=apart),
         dq,
         *layer.gradient_buffers(),
+        *layer.decays.owed(),
         launch(
             kernels["query_gradients"].name,
-            earlier | where | begins("initial_", HAS_INITIAL) | {"dq": of_each("dq")},
+            earlier | where | begins("initial_", HAS_INITIAL) | {"dq": of_each("dq")} | owed,
         ),
         sum_dq,
         Comment("Backwards: the sum over the queries of later segments."),
-        allocate(of_each("dk"), ("B", "T", each, layer.qk), IO, apart_from=apart),
+        allocate(of_each("dk"), ("B", "T", of_keys, layer.qk), IO, apart_from=apart),
         dk,
-        allocate(of_each("dv"), ("B", "T", "H", layer.v), IO, apart_from=apart),
+        allocate(of_each("dv"), ("B", "T", heads, layer.v), IO, apart_from=apart),
         dv,
-        *layer.user_states("d_initial_", HAS_INITIAL, batch, heads="H"),
-        *layer.mirrored(Name(STATES).equals("H"), ("B", "H", "segments"), when),
+        *layer.user_states("d_initial_", HAS_INITIAL, batch, heads=heads),
+        *mirrored,
         sums_of("query_states", sums | {ALL: HAS_INITIAL}),
         launch(
             suffix,
@@ -117,7 +130,7 @@ def backward(layer: Passes, several: bool) -> Pass:
             | sums
             | layer.state("initial_", "d_final_")
             | layer.state("total_", "d_initial_")
-            | {"INITIAL": has_final, "TOTAL": HAS_INITIAL},
+            | {"INITIAL": has_final, "TOTAL": HAS_INITIAL, "H": heads},
             when,
         ),
         launch(
@@ -127,10 +140,11 @@ def backward(layer: Passes, several: bool) -> Pass:
             | begins("d_final_", has_final)
             | total
             | {"TOTAL": NEVER if several else HAS_INITIAL & ~SPLIT}
-            | {"dk": of_each("dk"), "dv": of_each("dv")},
+            | {"dk": of_each("dk"), "dv": of_each("dv"), "H": heads},
         ),
         sum_dk,
         sum_dv,
+        *layer.decays.gradients(earlier | layer.state("mirrored_", "mirrored_"), several, SPLIT),
     )
     what = "of packed sequences, on" if several else "on"
     summary = f"`backward` {what} Hopper's warpgroups: two recurrences, that keep no states."

@@ -3,18 +3,25 @@
 Queries are read first to last, with the state of the keys before; keys last to first, with the mirrored state
 of the queries after.  Each program has one segment, as that of `linear_attention_recurrence.py`, and a block
 of values.  What these owe to dq and dk adds up: where there are several, each stores a part.
+
+Weights are products of features, so what those of a token owe to its decay (`decay.py`) needs no weights: it
+is the product of the token's features and their gradient.  What queries owe and what keys owe are the same
+numbers in another order, of which a segment as long as a sequence sums up the differences: so both programs
+round the same operands, and the state is read with all its digits.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..ir.build import Builder
-from ..ir.nodes import IO, Cast, Full, Span, Var, cdiv, column, row, wrap
+from ..ir.nodes import ACC, IO, Cast, Expr, Full, Load, Span, Sum, Var, cdiv, column, row, wrap
 from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import GRADIENTS
 from ..memory.states import B, Block, H, State
 from ..memory.sums import Sums
 from .features import SCALE
-from .linear_attention_parts import ROWS, Layer
+from .linear_attention_parts import NUMBERS, ROWS, Layer
 from .linear_attention_recurrence import doubt_of_state
 from .ragged import Segment
 from .second_look import second_look
@@ -32,14 +39,22 @@ def query_gradients(layer: Layer, blocks: int) -> Program:
     tokens, d = segment.sequence, memory.d
     with b.loop("t0", segment.first, segment.end, "CHUNK") as t0:
         t = b.let("t", tokens.tile(t0, "CHUNK"))
-        loaded, queries = memory.load("Q", "q", t)
+        queries, loaded = memory.scaled_queries(t), Var("Q")
         keys, values = memory.keys(t)
         gradients = memory.gradients(t)
+        log, total = memory.of_tile("t_log", t, t0, tokens.until(t0 + "CHUNK"))
+        since, kept = memory.left_of_tile("since", t, log, later=True), memory.until("kept", t, log, total)
         dq = b.let("dQ", Full(("CHUNK", "QK"), 0.0))
-        memory.read_by_query(dq, queries, gradients, block, state, scale=ONE)
+        faded = replace(gradients, g=memory.faded(gradients.g, since))
+        memory.read_by_query(dq, queries, faded, block, state, scale=ONE)
+        if memory.fade:
+            memory.read_rest(dq, queries, faded.g, block, state)
         seen = column(t) >= row(t)
-        memory.pair_by_query(dq, queries, gradients, keys, values, seen, scale=ONE)
-        memory.enter(state, block, keys, values, tokens.past(t0, "CHUNK"))
+        memory.pair_by_query(dq, queries, gradients, keys, values, seen, (log, log), scale=ONE)
+        state.fade(total)
+        memory.enter(state, block, keys, values, tokens.past(t0, "CHUNK"), kept=kept)
+        if memory.fade:
+            b.store("r", (B, H, t), _owed(b, queries, dq))
         b.set(dq, dq * SCALE)
         b.set(dq, layer.features.leave(loaded, dq))
         b.store("dq", (B, t, H, *part, d), Cast(dq, IO))
@@ -50,7 +65,7 @@ def query_gradients(layer: Layer, blocks: int) -> Program:
         b,
         "query_gradients",
         "The gradients of the queries of one segment, first to last.",
-        (_in_parts("dq", layer, blocks),),
+        (_in_parts("dq", layer, blocks), *_debts(layer)),
     )
 
 
@@ -65,12 +80,24 @@ def key_gradients(layer: Layer, blocks: int) -> Program:
         loaded, keys = memory.load("K", "k", t)
         values, queries = memory.values(t), memory.scaled_queries(t)
         gradients = memory.gradients(t)
+        log, end = memory.of_tile("t_log", t, t0, tokens.until(t0 + "CHUNK"))
+        since, kept = memory.left_of_tile("since", t, log, later=True), memory.until("kept", t, log, end)
         dk = b.let("dK", Full(("CHUNK", "QK"), 0.0))
         dv = b.let("dV", Full(("CHUNK", "VALUES"), 0.0))
-        memory.read_by_key(dk, dv, keys, values, block, mirrored)
+        faded = memory.faded(values, kept)
+        memory.read_by_key(dk, dv, keys, faded, block, mirrored)
+        if memory.fade:
+            memory.read_rest(dk, keys, faded, block, mirrored)
+        if kept:
+            b.set(dv, dv * column(kept))
         seen = column(t) <= row(t)
-        memory.pair_by_key(dk, dv, keys, values, queries, gradients, seen, scale=ONE)
-        memory.enter(mirrored, block, queries, gradients.g, tokens.past(t0, "CHUNK"))
+        memory.pair_by_key(dk, dv, keys, values, queries, gradients, seen, (log, log), scale=ONE)
+        mirrored.fade(end)
+        memory.enter(mirrored, block, queries, gradients.g, tokens.past(t0, "CHUNK"), kept=since)
+        if memory.fade:
+            b.comment("What a token's key owes to G, taken from what its query does.")
+            own = b.let("r_own", Load("r", (B, H, t), ACC))
+            b.store("r", (B, H, t), b.let("r_now", own - _owed(b, keys, dk)))
         b.set(dk, layer.features.leave(loaded, dk))
         b.store("dk", (B, t, H, *part, d), Cast(dk, IO))
         b.store("dv", (B, t, H, u), Cast(dv, IO))
@@ -83,7 +110,7 @@ def key_gradients(layer: Layer, blocks: int) -> Program:
         b,
         "key_gradients",
         "The gradients of the keys and values of one segment, last to first.",
-        (_in_parts("dk", layer, blocks), layer.values("dv", strided=False), *total),
+        (_in_parts("dk", layer, blocks), layer.values("dv", strided=False), *_debts(layer), *total),
         ("TOTAL",),
     )
 
@@ -114,6 +141,7 @@ def _program(
         (
             layer.queries("q"),
             *layer.keys(),
+            *layer.given_decays(),
             layer.gradients(),
             *layer.user_states("initial_", "INITIAL"),
             *layer.segment_states("SEGMENTED"),
@@ -126,6 +154,15 @@ def _program(
         does=(GRADIENTS,),
         ragged=True,
     )
+
+
+def _owed(b: Builder, operand: Var, gradient: Var) -> Expr:
+    """What the weights of each token owe to G."""
+    return b.let("owed", Sum(b.let("products", Cast(operand, ACC) * gradient), 1))
+
+
+def _debts(layer: Layer) -> tuple[Tensor, ...]:
+    return (Tensor("r", NUMBERS, ACC),) if layer.spec.decay != "none" else ()
 
 
 def _in_parts(name: str, layer: Layer, blocks: int) -> Tensor:

@@ -79,6 +79,11 @@ class Part:
         value = self.tile * column(weight) if weight else self.tile
         return self.b.let(f"{self.tile.name}_operand", Cast(value, OPERAND))
 
+    def rest(self) -> Var:
+        """What the operand lacks of it, as another one: products with both have nearly twice its digits."""
+        rounded = Cast(Cast(self.tile, OPERAND), ACC)
+        return self.b.let(f"{self.tile.name}_rest", Cast(self.tile - rounded, OPERAND))
+
 
 @dataclass(frozen=True)
 class State:
@@ -93,6 +98,10 @@ class State:
     def operand(self, weight: Var | None = None) -> Var:
         """S as an operand of a product; each feature times its `weight`."""
         return self.parts[0].operand(weight)
+
+    def rest(self) -> Var:
+        """What the operand lacks of S."""
+        return self.parts[0].rest()
 
     def normalizer(self) -> Var:
         """z, of a layer that normalises."""

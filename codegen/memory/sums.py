@@ -176,13 +176,18 @@ class Sums(Fading):
         """
         past = self.b.let("past", past)
         if kept:
-            faded = Cast(values, ACC) * column(kept)
-            values = self.b.let(f"{values.name}_kept", Cast(faded, OPERAND))
+            values = self.faded(values, kept)
             factors = kept if factors is None else self.b.let("E_given", factors) * kept
         across = self.features.across(self.b, operand, block.selection, weight)
         self.b.add(state.sums, Dot(across.matrix, values))
         if self.of_states:
             self.of_states.enter(state.normalizer(), across, self.features.constant(block.f), past, factors)
+
+    def faded(self, operand: Var, kept: Var | None) -> Var:
+        """The rows of an operand, each times what is left of it."""
+        if kept is None:
+            return operand
+        return self.b.let(f"{operand.name}_kept", Cast(Cast(operand, ACC) * column(kept), OPERAND))
 
     def weigh(self, state: State, weight: Var) -> None:
         """Multiply sums of features by the query-side weights of these."""
@@ -336,6 +341,14 @@ class Sums(Fading):
         if owed:
             b.add(owed, Sum(b.let("P_dP", features * by_feature), 1))
         self.features.adjoint(b, by_feature, keys, block.selection, into=dk)
+
+    def read_rest(self, into: Var, operand: Var, rows: Var, block: Block, state: State) -> None:
+        """Add to dq or dk what `read_by_query` or `read_by_key` lack since the state is rounded.
+
+        `operand` has what is differentiated by, `rows` what the state is multiplied with.
+        """
+        by_feature = self.b.let("dP_rest", Dot(rows, Transpose(state.rest())))
+        self.features.adjoint(self.b, by_feature, operand, block.selection, into=into)
 
     def pair_by_query(
         self,

@@ -115,12 +115,15 @@ def gradients_exchange(spec: LayerSpec, dtype: str) -> bool:
 
 
 def gradients_map_squares(spec: LayerSpec, dtype: str) -> bool:
-    """Whether gradients of a layer that maps squares are recurrences: nothing fades or is divided."""
+    """Whether gradients of a layer that maps squares are recurrences: nothing is divided.
+
+    What a token owes to a decay is a product over all its values, so these are one tile where it fades.
+    """
     return (
         isinstance(spec, LinearAttention)
         and maps_squares(spec, dtype)
-        and spec.decay == "none"
         and not spec.normalize
+        and (spec.decay == "none" or spec.head_dims.v <= SQUARE_TILES["VALUES"])
     )
 
 

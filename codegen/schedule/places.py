@@ -56,6 +56,8 @@ class Plan:
     """Index tiles of which the compiler shall not calculate beforehand what is needed after the loop."""
     bits: tuple[str, ...] = ()
     """Masks of pairs that lie in shared memory as bits, and leave out what is rounded already."""
+    reread: tuple[str, ...] = ()
+    """Tiles of products that are read from shared memory where they are calculated with, and kept nowhere."""
     converted: tuple[str, ...] = ()
     """Loads that are widened by conversion, and not by shifts that ptxas does not see through."""
 
@@ -96,12 +98,14 @@ ELEMENTWISE = Plan(
     ),
 )
 """A recurrence of maps that act on single components: see docs/lab-book.md."""
+LOG = ("t", "t_log_own_given", "t_log_own", "t_log", "t_log_end")
+"""What is left of what was before a tile, after each of its tokens."""
 FADING = replace(
     ELEMENTWISE,
     ahead=(*ELEMENTWISE.ahead, "t_log_own_given"),
     shared=(*ELEMENTWISE.shared, "Y_kept", "factors"),
     order=(
-        *("t", "t_log_own_given", "t_log_own", "t_log", "t_log_end", "kept"),
+        *(*LOG, "kept"),
         *("Y", "Y_kept", "factors", "K", "K_features", "S_operand", "z_operand"),
         *("Q", "Q_features", "R", "O+Q_features", "N+Q_features"),
         *("S=", "S+K_features", "z=", "z+K_features"),
@@ -163,6 +167,20 @@ QUERY_GRADIENTS = Plan(
     ),
 )
 """Gradients of queries, of maps that act on single components."""
+FADING_QUERY_GRADIENTS = replace(
+    QUERY_GRADIENTS,
+    ahead=(*QUERY_GRADIENTS.ahead, "t_log_own_given"),
+    shared=(*QUERY_GRADIENTS.shared, "Y_kept", "S_rest"),
+    left=(*QUERY_GRADIENTS.left, "G_kept"),
+    turned=(*QUERY_GRADIENTS.turned, "S_rest"),
+    order=(
+        *(*LOG, "since", "kept", "Y", "Y_kept", "G", "G_kept", "K", "K_features", "S_operand", "S_rest"),
+        *("dA", "dQ+G_kept", "dQ+G_kept2", "S=", "S+K_features"),
+        *("seen", "dR", "dQ+dR"),
+        *("Q", "Q_features", "products", "owed", ">r", "dQ=", "dQ=2", ">dq"),
+    ),
+)
+"""The same with a state that fades, and what is owed to its decay."""
 KEY_GRADIENTS = Plan(
     ahead=("Q", "K", "K_features", "Y", "G"),
     shared=("Q_features", "K_features", "Y", "G", "S_operand"),
@@ -176,6 +194,23 @@ KEY_GRADIENTS = Plan(
     ),
 )
 """Those of keys and values."""
+FADING_KEY_GRADIENTS = replace(
+    KEY_GRADIENTS,
+    ahead=(*KEY_GRADIENTS.ahead, "t_log_own_given"),
+    shared=(*KEY_GRADIENTS.shared, "G_kept", "S_rest"),
+    left=(*KEY_GRADIENTS.left, "Y_kept"),
+    turned=(*KEY_GRADIENTS.turned, "S_rest"),
+    reread=("K_features",),
+    order=(
+        *(*LOG, "r_own", "since", "kept", "Y", "Y_kept", "G", "G_kept", "K", "K_features", "Q", "Q_features"),
+        *("S_operand", "S_rest"),
+        # What keys get is summed up before what values get is begun: registers do not hold both.
+        *("dK+Y_kept", "dK+Y_kept2", "R", "dA", "seen", "A", "dR", "dK+dR"),
+        *("dV+K_features", "S=", "S+Q_features", "dV=", "dV+A"),
+        *("products", "owed", "r_now", ">r", "dK=", ">dk", ">dv"),
+    ),
+)
+"""The same with a mirrored state that fades."""
 WIDE_KEY_GRADIENTS = replace(
     KEY_GRADIENTS,
     hidden=("Q_features", "S_operand"),
@@ -191,8 +226,9 @@ PLANS: dict[str, tuple[Plan, Plan]] = {
     **dict.fromkeys((SQUARE, OBLONG), (ELEMENTWISE, FADING)),
     **dict.fromkeys(("states", "query_states"), (STATES, STATES)),
     RECURRENCE: (EXCHANGING, EXCHANGING),
-    **dict.fromkeys((QUERIES_OF_SQUARES, QUERIES_OF_OBLONGS), (QUERY_GRADIENTS, QUERY_GRADIENTS)),
-    KEYS_OF_SQUARES: (KEY_GRADIENTS, KEY_GRADIENTS),
+    QUERIES_OF_SQUARES: (QUERY_GRADIENTS, FADING_QUERY_GRADIENTS),
+    KEYS_OF_SQUARES: (KEY_GRADIENTS, FADING_KEY_GRADIENTS),
+    QUERIES_OF_OBLONGS: (QUERY_GRADIENTS, QUERY_GRADIENTS),
     KEYS_OF_OBLONGS: (WIDE_KEY_GRADIENTS, WIDE_KEY_GRADIENTS),
 }
 """By the names that `orders.py` has for printers: of a state that stays, and of one that fades."""

@@ -213,10 +213,12 @@ def test_what_a_step_carries() -> None:
 def test_telling_points_come_first() -> None:
     steps = chosen("generate", "cuda")
     assert [(x.model, x.batch) for x in steps[:8:2]] == [("based-1b", x) for x in (1, 128, 512, 1024)]
-    assert {x.prompt for x in steps[8:22]} == {1024, 4096, 16384} and steps[8].model == "transformer-1b"
+    assert {x.model for x in steps[8:16]} == {"based-replay-1b"} and steps[15].batch == LARGEST
+    assert {x.prompt for x in steps[16:30]} == {1024, 4096, 16384} and steps[16].model == "transformer-1b"
     assert {x.prompt for x in steps} == {1, 1024, 4096, 16384, 65536}
     assert {x.model for x in steps} == {
         "based-1b",
+        "based-replay-1b",
         "transformer-1b",
         "llama-1b",
         "gla-1b",

@@ -14,7 +14,7 @@ from torch import Tensor
 from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.names import RECURRENCE, on_warpgroups
 from based_ops.support.host import packed_plan
-from tests.kernels.test_warpgroups import DTYPES, FADING, MAPS, OBLONG, OF_MAPS, compute_gradients
+from tests.kernels.test_warpgroups import DTYPES, FADING, MAPS, OBLONG, OF_FADING, OF_MAPS, compute_gradients
 from tests.kernels.warpgroups import ALIKE, GRAIN, Call, fails_without_any_wait
 from tests.layers import build, for_blackwell, import_text
 from tests.tolerance import FORWARD, assert_close
@@ -97,7 +97,7 @@ def test_no_wait_is_forgotten(spec: LinearAttention, least: int) -> None:
     fails_without_any_wait(module, KERNEL, least, lambda mutant: compute(spec, mutant))
 
 
-@pytest.mark.parametrize("spec", OF_MAPS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", OF_MAPS + OF_FADING, ids=lambda spec: spec.name)
 def test_gradients(spec: LinearAttention) -> None:
     assert equal(compute_gradients(spec, for_blackwell(spec)), compute_gradients(spec, build(spec, "triton")))
 

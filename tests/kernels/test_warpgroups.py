@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
+from copy import copy
+from dataclasses import replace
 from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
@@ -76,6 +78,11 @@ OF_MAPS = (
     OBLONG[0],
 )
 """Those whose gradients are recurrences: of one block of values, and of several."""
+OF_FADING = (
+    *FADING[:2],
+    LinearAttention("silu_token", Elementwise("silu(x)"), HeadDims(48, 40), normalize=False, decay="token"),
+)
+"""The same of states that fade."""
 LENGTHS = (1, 64, 65, 333, 640)
 DTYPES = (torch.bfloat16, torch.float16)
 
@@ -168,10 +175,12 @@ def test_heads_in_groups(spec: LinearAttention, segments: int, heads: tuple[int,
 @pytest.mark.parametrize("length", [1, 64, 333])
 @pytest.mark.parametrize("segments", [1, 2, 3])
 @pytest.mark.parametrize("continued", [False, True], ids=["from nothing", "between states"])
-@pytest.mark.parametrize("spec", [LAYERS[0], *NARROW, *OF_MAPS], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [LAYERS[0], *NARROW, *OF_MAPS, *OF_FADING], ids=lambda spec: spec.name)
 def test_gradients(
     spec: LinearAttention, continued: bool, segments: int, length: int, dtype: torch.dtype
 ) -> None:
+    if spec in OF_FADING and segments > cdiv(length, GRAIN):
+        pytest.skip("portable programs of decays have no segments without tokens")
     gradients_are_right(Call(spec, dtype, length), segments, continued)
 
 
@@ -183,12 +192,19 @@ def test_gradients_of_groups(spec: LinearAttention, segments: int, heads: tuple[
     gradients_are_right(call, segments, continued=call.of_states == call.every)
 
 
-@pytest.mark.parametrize("spec", [LAYERS[0], *NARROW, *OF_MAPS], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("continued", [False, True], ids=["from nothing", "between states"])
+@pytest.mark.parametrize("spec", OF_FADING, ids=lambda spec: spec.name)
+def test_gradients_of_shared_queries_that_fade(spec: LinearAttention, continued: bool) -> None:
+    gradients_are_right(Call(spec, torch.bfloat16, 200, (1, 2, 2)), 2, continued)
+
+
+@pytest.mark.parametrize("spec", [LAYERS[0], *NARROW, *OF_MAPS, *OF_FADING], ids=lambda spec: spec.name)
 @given(data=st.data())
 @settings(max_examples=5)
 def test_gradients_of_packed_sequences(spec: LinearAttention, data: st.DataObject) -> None:
     """Those of each sequence by itself, whatever else is there; tokens of none have gradients of 0."""
-    heads = data.draw(st.sampled_from([(2, 2, 2), (1, 2, 2), (4, 2, 1)]), "heads")
+    shared = [(2, 2, 2), (1, 2, 2)] if spec in OF_FADING else [(2, 2, 2), (1, 2, 2), (4, 2, 1)]
+    heads = data.draw(st.sampled_from(shared), "heads")
     length = data.draw(st.integers(1, 400), "length")
     cuts = sorted(data.draw(st.lists(st.integers(0, length), min_size=2, max_size=8), "cuts"))
     edges = list(zip(cuts[::2], cuts[1::2], strict=False))
@@ -210,12 +226,14 @@ def test_gradients_of_packed_sequences(spec: LinearAttention, data: st.DataObjec
     before, owed = initial or (None, None), d_final or (None, None)
 
     forward, backward = passes(build(spec, "triton"), 1, spec)
-    sequences = torch.tensor(edges)
-    o, n, *_ = forward(q, k, v, SCALE, *before, continued, sequences)
-    found = backward(do, *owed, q, k, v, o, n, SCALE, *before, sequences)
-    for name, got in zip("qkv", found, strict=False):
+    sequences, g = torch.tensor(edges), call.decays
+    if spec.decay == "token":
+        g[0][:, nobodys] = float("nan")
+    o, n, *_ = forward(q, k, v, *g, SCALE, *before, continued, sequences)
+    *found, d_state, d_normalizer = backward(do, *owed, q, k, v, *g, o, n, SCALE, *before, sequences)
+    of_tokens = found[:4] if spec.decay == "token" else found[:3]
+    for name, got in zip(("q", "k", "v", "g"), of_tokens, strict=False):
         assert not got[:, nobodys].any(), f"d{name} of tokens of no sequence"
-    layer: Any = SimpleNamespace(spec=spec, call=SimpleNamespace(scale=SCALE), decays=tuple)
     for i, (start, stop) in enumerate(edges):
         if start == stop or i == spoilt:
             continue
@@ -224,9 +242,12 @@ def test_gradients_of_packed_sequences(spec: LinearAttention, data: st.DataObjec
             for x in (initial, d_final)
         )
         parts = [x[:, start:stop] for x in (do, q, k, v)]
-        wanted = expected_gradients(layer, parts[0], owes, *parts[1:], state)
-        mine = [x[:, start:stop] for x in found[:3]] + [x[i : i + 1] for x in found[3:] if x.numel()]
-        for name, got, (want, part) in zip(("dq", "dk", "dv", "state", "z"), mine, wanted, strict=False):
+        wanted = expected_gradients(of_call(call, start, stop), parts[0], owes, *parts[1:], state)
+        mine = [x[:, start:stop] for x in of_tokens[:3]]
+        mine += [x[i : i + 1] for x in (d_state, d_normalizer) if x.numel()]
+        mine += [x[:, start:stop] for x in of_tokens[3:]]
+        names = ("dq", "dk", "dv", *("state", "z")[: len(mine) - len(of_tokens)], "dg")
+        for name, got, (want, part) in zip(names, mine, wanted, strict=False):
             assert_close(f"{name} of sequence {i}", got, want, BACKWARD[q.dtype], floor=part)
 
 
@@ -236,22 +257,41 @@ def gradients_are_right(call: Call, segments: int, continued: bool) -> None:
     do = torch.randn(*v.shape[:2], call.every, v.shape[3]).to(dtype)
     initial = call.earlier(100) if continued else None
     d_final = LinearAttentionState(*map(noise_like, initial)) if initial else None
-    layer: Any = SimpleNamespace(spec=spec, call=SimpleNamespace(scale=SCALE), decays=tuple)
-    wanted = expected_gradients(layer, do, d_final, q, k, v, initial)
+    wanted = expected_gradients(of_call(call), do, d_final, q, k, v, initial)
+    if spec.decay == "head":  # tokens owe it what may cancel
+        each = copy(call)
+        each.spec, each.decay = replace(spec, decay="token"), call.decay.expand(*q.shape[:2], -1)
+        owed = expected_gradients(of_call(each), do, d_final, q, k, v, initial)[-1][0]
+        wanted[-1] = wanted[-1][0], owed.abs().sum((0, 1))
 
     forward, backward = passes(build(spec, "triton"), segments, spec)
-    before = initial or (None, None)
-    o, n, *after = forward(q, k, v, SCALE, *before, continued)
+    before, g = initial or (None, None), call.decays
+    o, n, *after = forward(q, k, v, *g, SCALE, *before, continued)
     if initial:
         for name, got, want in zip(
             LinearAttentionState._fields, after, call.expected(initial)[1], strict=True
         ):
             if want is not None:
                 assert_close(name, got, want, FORWARD[dtype])
-    found = backward(do, *(d_final or (None, None)), q, k, v, o, n, SCALE, *before)
-    names = ("dq", "dk", "dv", "d_initial_state", "d_initial_normalizer")
-    for name, got, (want, part) in zip(names, found, wanted, strict=False):
+    *found, d_state, d_normalizer = backward(
+        do, *(d_final or (None, None)), q, k, v, *g, o, n, SCALE, *before
+    )
+    found = {
+        **dict(zip(("dq", "dk", "dv"), found, strict=False)),
+        **{"state": d_state, "normalizer": d_normalizer},
+        **({"dg": found[3]} if g else {}),
+    }
+    there = {name: x for name, x in found.items() if x.numel()}
+    for (name, got), (want, part) in zip(there.items(), wanted, strict=True):
         assert_close(name, got, want, BACKWARD[dtype], floor=part)
+
+
+def of_call(call: Call, start: int = 0, stop: int | None = None) -> Any:
+    """Some tokens of a call, as `expected_gradients` asks about its layer."""
+    g = call.decay_of(start, call.length if stop is None else stop)
+    return SimpleNamespace(
+        spec=call.spec, call=SimpleNamespace(scale=SCALE), decays=lambda *_: () if g is None else (g,)
+    )
 
 
 @pytest.mark.parametrize(
@@ -265,7 +305,7 @@ def test_no_wait_is_forgotten_and_none_too_many(program: str) -> None:
     )
 
 
-@pytest.mark.parametrize("spec", [OF_MAPS[0], OF_MAPS[3]], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [OF_MAPS[0], OF_MAPS[3], OF_FADING[1]], ids=lambda spec: spec.name)
 @pytest.mark.parametrize("program", ["query_gradients", "key_gradients"])
 def test_no_wait_of_gradients_of_maps_is_forgotten(spec: LinearAttention, program: str) -> None:
     kernel = on_warpgroups(program)
@@ -303,8 +343,8 @@ def compute_gradients(
     """Forward and backward in two segments; fails unless all that is found is finite."""
     call = Call(spec, dtype, 200)
     forward, backward = passes(module, 2, spec)
-    o, n, *_ = forward(*call.qkv, SCALE, None, None, False)
-    found = (o, *backward(o, None, None, *call.qkv, o, n, SCALE, None, None))
+    o, n, *_ = forward(*call.qkv, *call.decays, SCALE, None, None, False)
+    found = (o, *backward(o, None, None, *call.qkv, *call.decays, o, n, SCALE, None, None))
     assert all(tensor.isfinite().all() for tensor in found)
     return found
 

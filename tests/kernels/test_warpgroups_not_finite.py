@@ -22,7 +22,7 @@ from tests.kernels.test_not_finite import (
 from tests.kernels.test_warpgroup_windows import BACKWARDS, in_groups, repeated
 from tests.kernels.test_warpgroup_windows import LAYERS as WINDOWS
 from tests.kernels.test_warpgroup_windows import layer as window_layer
-from tests.kernels.test_warpgroups import FADING, LAYERS, MAPS, NARROW, OF_MAPS, WIDE
+from tests.kernels.test_warpgroups import FADING, LAYERS, MAPS, NARROW, OF_FADING, OF_MAPS, WIDE
 from tests.kernels.warpgroups import SCALE, Call, passes
 from tests.layers import build
 from tests.tolerance import FORWARD
@@ -72,22 +72,27 @@ def test_recurrence_of_groups(spec: LinearAttention, heads: tuple[int, int, int]
     assert_reaches("o", found, rows.linear_attention(spec, *repeated, SCALE), FORWARD[BF16])
 
 
+GRADED = [
+    *((spec, heads) for spec in (LAYERS[0], *NARROW, OF_MAPS[0]) for heads in ((2, 2, 2), (4, 2, 1))),
+    *((spec, (2, 2, 2)) for spec in OF_FADING[:2]),
+]
+
+
 @pytest.mark.parametrize("draw", range(8))
-@pytest.mark.parametrize("heads", [(2, 2, 2), (4, 2, 1)], ids=str)
 @pytest.mark.parametrize("segments", [1, 2])
-@pytest.mark.parametrize("spec", [LAYERS[0], *NARROW, OF_MAPS[0]], ids=lambda spec: spec.name)
+@pytest.mark.parametrize(("spec", "heads"), GRADED, ids=lambda x: getattr(x, "name", str(x)))
 def test_gradients(spec: LinearAttention, segments: int, heads: tuple[int, int, int], draw: int) -> None:
     call = Call(spec, BF16, 200, heads)
     numbers = NUMBERS[:1] if draw % 4 < 2 else NUMBERS  # queries and keys are NaN, as in the tests of others
     do = torch.randn(*call.qkv[2].shape[:2], call.every, spec.head_dims.v).to(BF16)
     *qkv, do = Draw(draw, numbers).into(*call.qkv, do)
     forward, backward = passes(build(spec, "triton"), segments, spec)
-    o, n, *_ = forward(*qkv, SCALE, None, None, False)
-    found = backward(do, None, None, *qkv, o, n, SCALE, None, None)
+    o, n, *_ = forward(*qkv, *call.decays, SCALE, None, None, False)
+    found = backward(do, None, None, *qkv, *call.decays, o, n, SCALE, None, None)
 
     def naive(*leaves: Tensor) -> Tensor:
         repeated = [x.repeat_interleave(call.every // x.shape[2], 2) for x in leaves]
-        return rows.linear_attention(spec, *repeated, SCALE)
+        return rows.linear_attention(spec, *repeated, SCALE, *call.decays)
 
     assert_gradients_reach(found[:3], naive, do, qkv, BF16, 1.0)
 

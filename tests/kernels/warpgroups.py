@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from copy import copy
+from inspect import signature
 from math import lcm
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -17,7 +18,6 @@ from torch import Tensor
 from based_ops import reference
 from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.names import RECURRENCE, on_warpgroups, second_look
-from based_ops.reference.linear_attention import entered
 from based_ops.state import LinearAttentionState, feature_count
 from based_ops.support.host import cdiv, cleared, packed_length, packed_plan
 from tests.kernels.gluon import run
@@ -124,6 +124,11 @@ class Call:
         own.length, own.decay = stop - start, self.decay_of(start, stop)
         return own
 
+    @property
+    def decays(self) -> tuple[Tensor, ...]:
+        """g, of a layer that has it."""
+        return () if self.decay is None else (self.decay,)
+
     def decay_of(self, start: int, stop: int) -> Tensor | None:
         """The decays of some of the tokens."""
         of_tokens = self.decay is not None and self.spec.decay == "token"
@@ -147,7 +152,10 @@ def kept_before(states: list[LinearAttentionState]) -> tuple[Tensor, ...]:
 
 
 def passes(module: ModuleType, segments: int, spec: LinearAttention | None = None) -> tuple[Any, Any]:
-    """forward and backward of a generated module, with this many segments; layers of maps need their spec."""
+    """forward and backward of a generated module, with this many segments; portable programs need its spec.
+
+    These are run as the torch backend has them.
+    """
 
     def launch(kernel: Any, grid: Any, tensors: Any, numbers: Any, settings: dict[str, int]) -> None:
         if kernel.is_gluon():
@@ -155,17 +163,15 @@ def passes(module: ModuleType, segments: int, spec: LinearAttention | None = Non
             contiguous = [None if x is None else x.contiguous() for x in tensors]
             assert all(x is y for x, y in zip(tensors, contiguous, strict=True))
             run(kernel, grid(settings)[0], contiguous, *numbers, *constants)
-        elif kernel.fn.__name__.endswith("_packed"):
-            running_sums_of_sequences(kernel.fn.__name__ == "suffix_packed", *tensors, *numbers[-2:])
-        elif kernel.fn.__name__ == "group_sums":
-            of_each, sums = tensors
-            members = of_each.shape[2] // sums.shape[2]
-            sums.copy_(of_each.float().unflatten(2, (-1, members)).sum(3))
-        elif spec and kernel.fn.__name__ in ("states", "query_states"):
-            given = dict(zip(kernel.arg_names[len(tensors) :], numbers, strict=False))
-            sums_of_segments(spec, *tensors, given.get("scale", 1.0))
-        else:
-            running_sums(kernel.fn.__name__ == "suffix", *tensors, *numbers[-2:])
+            return
+        assert spec is not None
+        torchs = build(spec, "torch")
+        name = kernel.fn.__name__
+        program = getattr(torchs, name)
+        given = torchs.SCHEDULE[name][torch.bfloat16]
+        given = given | {constant: settings[constant] for constant in ("SEGMENT",) if constant in settings}
+        given |= dict(zip(kernel.arg_names, (*tensors, *numbers), strict=False))
+        program(**{parameter: given[parameter] for parameter in signature(program).parameters})
 
     names = vars(module) | {
         "launch": launch,
@@ -184,54 +190,6 @@ def passes(module: ModuleType, segments: int, spec: LinearAttention | None = Non
             found = names[name]
             names[name] = FunctionType(found.__code__, names, name, found.__defaults__)
     return names["forward"], names["backward"]
-
-
-def sums_of_segments(
-    spec: LinearAttention, x: Tensor, y: Tensor, sums: Tensor, table: Tensor | None, scale: float
-) -> None:
-    """`states` and `query_states` of elementwise maps, which are portable: all segments, the last as well."""
-    x, y = (z.repeat_interleave(sums.shape[1] // z.shape[2], 2) for z in (x, y))
-    length = cdiv(cdiv(x.shape[1], GRAIN), sums.shape[2]) * GRAIN
-    for segment in range(sums.shape[2]):
-        start, stop = (segment * length, (segment + 1) * length) if table is None else table[segment, :2]
-        before = LinearAttentionState(torch.zeros_like(sums[:, :, 0]), None)
-        tokens = slice(int(start), max(int(start), int(stop)))
-        there = torch.ones(x[:, tokens].shape[:3], dtype=torch.bool)
-        found = entered(spec, before, x[:, tokens].float(), y[:, tokens].float(), there)
-        sums[:, :, segment] = found.state * scale
-
-
-def running_sums(mirrored: bool, *arguments: Any) -> None:
-    """`prefix` and `suffix`, which are portable: the state before (or after) each segment, and the total."""
-    *tensors, has_initial, total = arguments
-    half = len(tensors) // 4  # a state, and its normaliser if there is one
-    for i in range(half):
-        initial, sums, before, final = tensors[i::half]
-        count, running = sums.shape[2], torch.zeros_like(sums[:, :, 0])
-        if has_initial:
-            running += initial
-        for segment in reversed(range(count)) if mirrored else range(count):
-            before[:, :, segment] = running
-            running += sums[:, :, segment]
-        if total:
-            final.copy_(running)
-
-
-def running_sums_of_sequences(mirrored: bool, *arguments: Any) -> None:
-    """`prefix_packed` and `suffix_packed`: the same of the segments of each sequence, as a table says."""
-    *tensors, bounds, has_initial, total = arguments
-    half = len(tensors) // 4
-    for i in range(half):
-        initial, sums, before, final = tensors[i::half]
-        for n, (first, stop) in enumerate(bounds.tolist()):
-            running = initial[n].clone() if has_initial else torch.zeros_like(sums[0, :, 0])
-            order = range(first, stop)
-            for segment in reversed(order) if mirrored else order:
-                before[0, :, segment] = running
-                if total or segment != (first if mirrored else stop - 1):  # nobody has summed that up
-                    running += sums[0, :, segment]
-            if total:
-                final[n] = running
 
 
 WAITS = re.compile(

@@ -168,8 +168,13 @@ class Rounds:
     def _step_text(self, stmt: Stmt) -> None:
         w = self.w
         match stmt:
-            case Let(name, Load() as load):
+            case Let(name, Load() as load) if name in self.ahead:
                 self._arrived(name, load)
+            case Let(name, Load() as load):
+                (size,) = self.kernel.types[name].shape
+                self.spelling.vectors[name] = self.layouts.tokens(self.kernel.size(size))
+                pointer, mask = self._numbers_at(name, load.tensor, load.index)
+                w.line(f"{name} = gl.load({pointer}, mask={mask}, other={load.fill!r})")
             case Store(tensor, index, _) if self._of_rows(stmt):
                 name = stored(stmt.value)
                 tile, columns = f"{tensor}_tile", index[-1]
@@ -180,9 +185,7 @@ class Rounds:
                 wide, layout = self._columns(tensor, columns), self._copied_by(name)
                 w.line(f"write({tile}, {where}, {self.loop.var}, {stride}, stop, {wide}, {layout})")
             case Store(tensor, index, value):
-                self._rows(tensor, index)
-                pointer, mask = self.steps.vector_at(stored(value), tensor, index)
-                pointer = pointer.replace(self.steps.rows[tensor], f"{tensor}_from")
+                pointer, mask = self._numbers_at(stored(value), tensor, index)
                 w.line(f"gl.store({pointer}, {stored(value)}, mask={mask})")
             case Let() | Add() if self.steps.issues(stmt):
                 w.line(self.machine.product(stmt, *self.steps.sides(stmt)))
@@ -198,6 +201,12 @@ class Rounds:
                 w.line(f"{name} = {self.steps.exchanged(value)}")
             case _:
                 self.steps.inside(w, stmt)
+
+    def _numbers_at(self, name: str, tensor: str, index: tuple[Expr, ...]) -> tuple[str, str]:
+        """The pointers of one number a token, and the mask of those that there are."""
+        self._rows(tensor, index)
+        pointer, mask = self.steps.vector_at(name, tensor, index)
+        return pointer.replace(self.steps.rows[tensor], f"{tensor}_from"), mask
 
     def _left(self, name: str, value: Cast) -> None:
         """What a product reads on its left."""
@@ -223,7 +232,9 @@ class Rounds:
         if not self._converted(name):
             return
         layout, held = self.layouts.left(columns), "_"
-        if self._calculated_with(name):
+        if name in self.plan.reread:
+            self.spelling.operands[name] = name, ()
+        elif self._calculated_with(name):
             layout, held = self.layouts.sums(columns), f"{name}_held"
         elif name in self.plan.left:
             held = f"{name}_held"

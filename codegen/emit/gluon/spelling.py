@@ -118,6 +118,8 @@ class Spelling:
                 return Var(self.full(*self.constants[name], tile, turned))
             case Cast(Var(name), dtype) if dtype == ACC and self.types[name].dtype == OPERAND:
                 return Var(self.widened(name, tile))
+            case Cast(Cast(x, inner), dtype) if dtype == ACC and inner == OPERAND:
+                return Var(f"in_float32(rounded({self.matrix(x, tile, turned)}))")
             case Full(shape, value):
                 return Var(self.full(shape, value, tile, turned))
         return rebuilt(expr, part)

@@ -147,7 +147,7 @@ class Steps(Transfers):
                 # Turned, a sum of single warps lies in registers as what their products read on the right.
                 turned = f"gl.permute(rounded({x}), (1, 0))"
                 w.line(f"{name} = gl.convert_layout({turned}, {self.layouts.side(right=True)})")
-            case Let(name, Cast(_, dtype) as value) if dtype == OPERAND and name in self.plan.right:
+            case Let(name, Cast(_, dtype) as value) if dtype == OPERAND:
                 w.line(f"{name} = {self.rounded(value, name)}")
             case Add(name, value) if len(self.types[name].shape) == 1:
                 w.line(f"{name} += {self.spelling.vector(value, self.spelling.vectors[name])}")
@@ -197,6 +197,7 @@ class Steps(Transfers):
             text = f"rounded({self.spelling.matrix(value, layout, turned)})"
         across = ".permute((1, 0))" if turned != (name in self.plan.turned) else ""
         w.line(f"{name}{across}.store({text})")
+        self.spelling.operands[name] = name, ()  # who calculates with it reads it again
 
     def sides(self, stmt: Let | Add) -> tuple[str, str]:
         """What a product reads on its left and on its right."""
