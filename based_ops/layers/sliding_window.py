@@ -124,12 +124,8 @@ class SlidingWindowAttention(AttentionLayer[SlidingWindowState]):
 
     def _rotated(self, q: Tensor, k: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         """q and k at their positions, of which each head of keys has its own."""
-        if position.shape[-1] > 1:
-            position = torch.cat([repeated(position, self.heads, -1), position], -1)
-        turned = rotate(
-            torch.cat([q, k], 2), position
-        )  # together, so that a compiler has one kernel to write
-        return turned[:, :, : self.heads], turned[:, :, self.heads :]
+        of_q = position if position.shape[-1] == 1 else repeated(position, self.heads, -1)
+        return rotate(q, of_q), rotate(k, position)
 
     def _places(self, x: Tensor, state: SlidingWindowState | None) -> Tensor:
         """The positions of the tokens of x, [T,1] or after a state [B,T,kv_heads]."""

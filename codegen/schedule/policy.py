@@ -69,6 +69,8 @@ STATE_ROWS = STATE_COLUMNS
 THREE_STAGES = ("states", RECURRENCE, orders.SQUARE, "query_states")
 """Printers of kernels on warpgroups whose chunks are small enough that three are in memory at once."""
 SCANNED = {"PARTS": 256, "FEATURES": 16}  # numbers of tokens, and rows of a state, summed at once
+SCANNED_ALONE = {"PARTS": 4096}
+"""The same of a program that goes through all tokens of a head: few loads wait for one another."""
 ROWS = 16
 """Tokens that a second look at a window reads at once: few, so that they fit into registers."""
 SEARCHED = 32
@@ -134,6 +136,8 @@ def _scan(spec: LayerSpec, program: Program, backend: str, dtype: str) -> Settin
     """Tiles of what adds up numbers of tokens."""
     values, grain = power_of_two(spec.extents["VALUES"]), _grain(backend, dtype)
     sizes = SCANNED | {"VALUES": values, "SEGMENT": grain, "SCAN": grain}
+    if backend == "triton" and "PARTS" in program.constants and "SCAN" not in program.constants:
+        return Setting(pick(program, sizes | SCANNED_ALONE), warps=8, stages=1)
     return Setting(pick(program, sizes), warps=1, stages=1)
 
 
