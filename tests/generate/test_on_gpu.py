@@ -68,7 +68,8 @@ def test_a_block_of_one_row_is_a_kernel_for_each_product() -> None:
     net = merge_norms(merge_projections(model("based-tiny", torch.bfloat16)))
     x, state = torch.randn(1, 1, 64, device="cuda"), net.init_state(1)
     y = torch.randn(1, 1, 64, device="cuda", dtype=torch.bfloat16)
-    for block, part, count in zip(net.blocks[:3], state[:3], (4, 4, 6), strict=True):  # q and k turn in one each
+    counts = (4, 4, 6)  # of a window's, q and k turn in one each
+    for block, part, count in zip(net.blocks[:3], state[:3], counts, strict=True):
         want = sum(block.step(x, y, over_tensors(torch.clone, part), None))  # type: ignore[operator]
         torch._dynamo.reset()
         metrics.reset()
