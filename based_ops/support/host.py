@@ -222,6 +222,16 @@ def window_plan(T: int, rows: int, CHUNK: int, PROGRAMS: int) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
+def packed_window_plan(T: int, rows: int, CHUNK: int, PROGRAMS: int) -> int:
+    """The tokens of a segment in which they go through packed sequences of T tokens in all, whole CHUNKs.
+
+    Segments begin anew with each sequence, and a chunk has the same bits in any.
+    """
+    segments = window_plan(T, rows, CHUNK, PROGRAMS)
+    return cdiv(cdiv(T, CHUNK), segments) * CHUNK if segments else CHUNK
+
+
+@functools.lru_cache(maxsize=4096)
 def backward_plan(
     T: int, rows: int, SEGMENT: int, LENGTH: int, SHORTEST: int, PROGRAMS: int
 ) -> tuple[int, bool, int]:

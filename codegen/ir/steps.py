@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from .check import Types, walk
 from .fuse import expressions, statements
-from .nodes import Add, Comment, Dot, Expr, Full, Let, Load, Set, Stmt, Store, Transpose, Var
+from .nodes import Add, Comment, Dot, Expr, Full, Let, Load, Set, Stmt, Store, Transpose, Var, When
 
 Step = tuple[str, Stmt]
 
@@ -37,7 +37,9 @@ def names(body: Sequence[Stmt], types: Types) -> list[str]:
 
 
 def named(body: Sequence[Stmt]) -> list[Step]:
-    """The steps: `x` introduces x, `x=` changes it, `x+a` adds a product of a, `>o` stores o."""
+    """The steps: `x` introduces x, `x=` changes it, `x?` under a condition, perhaps with others; `x+a` adds a
+    product of a, `>o` stores o.
+    """
     found: list[Step] = []
     times: Counter[str] = Counter()
     for stmt in body:
@@ -79,6 +81,8 @@ def _name(stmt: Stmt) -> str:
             return f"{name}+"
         case Store(tensor, _, _):
             return f">{tensor}"
+        case When(_, (Set(name, _), *more)) if all(isinstance(inner, Set) for inner in more):
+            return f"{name}?"
     raise OutOfOrder(f"{type(stmt).__name__} is no step")
 
 
@@ -125,7 +129,8 @@ def _readings(steps: Sequence[Step]) -> dict[str, dict[str, tuple[str, frozenset
     found = {}
     start = ("", frozenset[str]())
     for name, stmt in steps:
-        read = {x for expr in expressions(stmt) for node in walk(expr) for x in _places(node)}
+        every = [expr for inner in statements((stmt,)) for expr in expressions(inner)]
+        read = {x for expr in every for node in walk(expr) for x in _places(node)}
         reading = {x: made.get(x, start) for x in read}
         match stmt:
             case Add(target, _):
@@ -136,6 +141,10 @@ def _readings(steps: Sequence[Step]) -> dict[str, dict[str, tuple[str, frozenset
                 if isinstance(stmt, Set):
                     reading[target] = made.get(target, start)
                 made[target] = name, frozenset()
+            case When(_, body):
+                for changed in (inner.name for inner in body if isinstance(inner, Set)):
+                    reading[changed] = made.get(changed, start)
+                    made[changed] = name, frozenset()
             case Store(tensor, _, _):
                 whose, added = made.get(f"@{tensor}", start)
                 made[f"@{tensor}"] = whose, added | {name}

@@ -6,6 +6,8 @@ made by exchange.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..ir.build import Builder
 from ..ir.check import check
 from ..ir.exchange import WIDTH
@@ -19,7 +21,9 @@ from ..memory.normalizer import Eighths, OfPairs
 from ..memory.quadratic import Quadratic
 from ..memory.states import B, H
 from ..mixers.linear_attention import LinearAttention
+from ..mixers.sliding_window import SlidingWindow
 from ..spec.model import TaylorExp
+from . import sliding_window_parts
 from .exchanged import Exchanged
 from .feature_maps import feature_map
 from .groups import over_queries, over_states
@@ -61,6 +65,14 @@ def key_gradients_of(spec: LinearAttention, values: int) -> Program:
     """Those of its keys and values, of which each query of a group has its own, and a state too."""
     layer = Layer(spec, feature_map(spec))
     return _finished(over_queries(key_gradients(layer, -(-layer.v // values))))
+
+
+def window_of(
+    spec: SlidingWindow, program: Callable[[sliding_window_parts.Layer, int], Program], chunk: int
+) -> Program:
+    """A program of a window that is kept whole, in chunks of so many tokens: see `window_stream.py`."""
+    made = program(sliding_window_parts.Layer(spec), chunk)
+    return _finished(over_queries(made, "first", "first_of_sequences"))
 
 
 def states_of(spec: LinearAttention, name: str, of_queries: bool) -> Program:

@@ -40,7 +40,7 @@ def programs(spec: SlidingWindow) -> tuple[Program, ...]:
 def outputs(layer: Layer) -> Program:
     """o and lse of one chunk of queries."""
     b = Builder()
-    memory, begin = layer.memory(b, packed=True), layer.chunk(b)
+    memory, begin = layer.memory(b), layer.chunk(b)
     start = b.let("start", memory.place(begin))
     t, j = b.let("t", memory.queries.tile(begin, "CHUNK")), b.let("j", memory.keys.tile(start, "CHUNK"))
     before = b.let("before", memory.keys.tile(start - "KEYS", "KEYS", before=True))
@@ -59,7 +59,7 @@ def outputs(layer: Layer) -> Program:
     b.store("o", (B, t, H, u), Cast(answer.divided(), IO))
     with second_look(b, doubt_of(b, answer.out)):
         begin = layer.chunk(b, again=True)
-        layer.rows(b, packed=True).outputs(begin, memory.queries.until(begin + "CHUNK"))
+        layer.rows(b).outputs(begin, memory.queries.until(begin + "CHUNK"))
     tensors = (*layer.inputs(), Tensor("o", (*QUERY_ROWS, layer.v), IO), Tensor("lse", NUMBERS, ACC))
     return layer.program(
         "outputs",

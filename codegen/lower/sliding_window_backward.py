@@ -26,7 +26,7 @@ from .sliding_window_parts import KEY_ROWS, NUMBERS, QUERY_ROWS, Layer
 def gradients(layer: Layer) -> Program:
     """dq, dk and dv of one chunk."""
     b = Builder()
-    memory = layer.memory(b, packed=True)
+    memory = layer.memory(b)
     of_keys, of_queries = memory.keys, memory.queries
     start = b.let("start", layer.chunk(b))
     next_query = b.let("next_query", memory.query_at(start + "CHUNK"))
@@ -66,7 +66,7 @@ def gradients(layer: Layer) -> Program:
     b.store("dv", (B, j, H, u), Cast(dv, IO))
     with second_look(b, doubt_of(b, dk, dv, onto=doubt)):
         first_key = layer.chunk(b, again=True)
-        rows, begin = layer.rows(b, packed=True), b.let("begin", first_key)
+        rows, begin = layer.rows(b), b.let("begin", first_key)
         own = maximum(memory.query_at(begin), of_queries.start)
         rows.query_gradients(own, of_queries.until(memory.query_at(begin + "CHUNK")))
         rows.key_gradients(begin, of_keys.until(begin + "CHUNK"))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from ..ir.host import (
     Allocate,
     Bind,
     Constant,
     Delegate,
+    Either,
     Launch,
     LayOut,
     Literal,
@@ -27,6 +29,7 @@ from ..ir.host import (
     launch,
 )
 from ..ir.kernels import INTEGER, ForeignKernel, LaunchPlan
+from ..ir.kernels import parameters as kernel_parameters
 from ..ir.nodes import ACC, IO, Comment
 from ..mixers.sliding_window import SlidingWindow
 from ..names import WINDOW_PROGRAMS, on_warpgroups, packed
@@ -39,9 +42,16 @@ from .ragged import BEGUN, BOUNDS, RAGGED, TABLE
 TOKENS_OF_KEYS = ReadSizes("k", (None, "Tk", None, None))
 DENSE: dict[str, Operand] = {
     **dict.fromkeys((RAGGED, BEGUN), Literal(False)),
-    **dict.fromkeys((TABLE.name, "segments", "N", "first_of_sequences")),
+    **dict.fromkeys((TABLE.name, "first_of_sequences")),
 }
 """What programs get where no sequences are packed."""
+PACKED: dict[str, Operand] = {
+    "PADDED": Literal(False),
+    "first_of_sequences": "first",
+    RAGGED: Literal(True),
+    BEGUN: Present("first"),
+}
+"""The same where they are."""
 
 
 def passes(spec: SlidingWindow, faster: Mapping[str, ForeignKernel]) -> tuple[Pass, ...]:
@@ -105,30 +115,49 @@ def passes(spec: SlidingWindow, faster: Mapping[str, ForeignKernel]) -> tuple[Pa
         ),
         ("o",),
     )
-    return _packed(spec, forward), forward, _packed(spec, backward), backward, step
+    kernels = (faster.get(WINDOW_PROGRAMS[part.name]) for part in (forward, backward))
+    packed_forward, packed_backward = map(partial(_packed, spec), (forward, backward), kernels)
+    return packed_forward, forward, packed_backward, backward, step
 
 
-def _packed(spec: SlidingWindow, part: Pass) -> Pass:
-    """A pass over packed sequences: keys are theirs, and a state's are among them, before the tokens."""
+def _taken(kernel: ForeignKernel, arguments: Mapping[str, Operand]) -> dict[str, Operand]:
+    """Those arguments that a kernel takes."""
+    return {name: value for name, value in arguments.items() if name in kernel_parameters(kernel)}
+
+
+def _packed(spec: SlidingWindow, part: Pass, kernel: ForeignKernel | None) -> Pass:
+    """A pass over packed sequences: keys are theirs, and a state's are among them, before the tokens.
+
+    Segments are chunks; where there is a faster kernel over segments that takes these, they are longer.
+    """
     program, tiles = WINDOW_PROGRAMS[part.name], ("KEYS", "QUERIES")[: 1 + (part.name == "backward")]
+    kernel = kernel if kernel and RAGGED in kernel.flags else None
     made = [step for step in part.body if isinstance(step, Allocate)]
     sums = [step for step in part.body if isinstance(step, Launch) and step.kernel == groups.SUMS]
     each = {step.name: of_each(step.name) for step in made if step.instead}
     further = [Literal(spec.window - 1) > Constant(program, tile) for tile in tiles]
-    arguments: dict[str, Operand] = {
-        **each,
-        "PADDED": Literal(False),
-        "first_of_sequences": "first",
-        "FURTHER": further[0] if len(further) == 1 else further[0] | further[1],
-        RAGGED: Literal(True),
-        BEGUN: Present("first"),
-    }
+    reaches = further[0] if len(further) == 1 else further[0] | further[1]
     names, results = ("segments", "places", TABLE.name, BOUNDS.name), part.results
+    chunk: Value = Constant(program, "CHUNK")
+    plan: Steps = ()
+    if kernel:
+        name = packed(part.name)
+        sizes = (("T",), ("H",))
+        lengths = LaunchPlan(
+            on_warpgroups(name), part.name, "packed_window_plan", sizes, ("CHUNK", "PROGRAMS"), kernel
+        )
+        fast = Name("fast")
+        plan = (
+            Bind({"fast": Serves(kernel.name, ("q", "k", "v"))}),
+            Plan({"length": INTEGER}, lengths, when=fast),
+        )
+        chunk = Either(fast, Name("length"), chunk)
     body: Steps = (
         *SIZES,
         TOKENS_OF_KEYS,
         ReadSizes(SEQUENCES.name, ("N", None)),
-        LayOut(SEQUENCES.name, Name("T"), Constant(program, "CHUNK"), names),
+        *plan,
+        LayOut(SEQUENCES.name, Name("T"), chunk, names),
         Comment("Tokens of no sequence have outputs, or gradients, of 0."),
         *(
             replace(x, apart_from=SEQUENCES.name)
@@ -136,7 +165,8 @@ def _packed(spec: SlidingWindow, part: Pass) -> Pass:
             else x
             for x in made
         ),
-        launch(program, arguments),
+        *((launch(kernel.name, each | PACKED, Name("fast")),) if kernel else ()),
+        launch(program, each | PACKED | {"FURTHER": reaches}, ~Name("fast") if kernel else None),
         *sums,
     )
     summary = f"`{part.name}` of packed sequences, which `sequences` [N,2] says where to find."
@@ -160,7 +190,7 @@ def _run(
     arguments: dict[str, Operand] = {**results, "PADDED": Present("first")}
     further = [Literal(spec.window - 1) > Constant(program, tile) for tile in tiles]
     reaches = further[0] if len(further) == 1 else further[0] | further[1]
-    over_chunks = arguments | DENSE | {"FURTHER": reaches}
+    over_chunks = arguments | DENSE | {"segments": None, "N": None, "FURTHER": reaches}
     kernel = faster.get(program)
     if kernel is None:
         return (launch(program, over_chunks),)
@@ -171,6 +201,6 @@ def _run(
     return (
         Bind({"fast": serves if suits is None else suits & serves}),
         Plan({"segments": INTEGER}, plan, when=Name("fast")),
-        launch(kernel.name, arguments, segments),
+        launch(kernel.name, arguments | _taken(kernel, DENSE), segments),
         launch(program, over_chunks, ~segments),
     )

@@ -114,19 +114,20 @@ class Window:
 
     def __init__(self, b: Builder, window: int, queries: Sequence, keys: Sequence) -> None:
         self.b, self.window, self.queries, self.keys, self.logits = b, window, queries, keys, PLAIN
+        self.past = self._past()
+        """How many keys come before the first query."""
 
     # Which keys a query sees
 
     def place(self, t: Expr) -> Expr:
         """The key at which query `t` stands: the last that it sees."""
-        return t + self._more_keys()
+        return t if self.past == Const(0) else t + self.past
 
     def query_at(self, j: Expr) -> Expr:
         """The query that stands at key `j`."""
-        return j - self._more_keys()
+        return j if self.past == Const(0) else j - self.past
 
-    def _more_keys(self) -> Expr:
-        """How many keys come before the first query."""
+    def _past(self) -> Expr:
         keys, queries = (ragged.under(x.stop, False) for x in (self.keys, self.queries))
         if isinstance(self.keys.stop, Chosen):
             return Chosen(ragged.RAGGED, Const(0), keys - queries)
@@ -172,12 +173,12 @@ class Window:
         keys = self.b.let(f"K{suffix}", Load(self.k, (B, j, H, self.d), OPERAND))
         return Keys(keys, self.b.let(f"Y{suffix}", Load("v", (B, j, H, self.u), OPERAND)))
 
-    def load_queries(self, suffix: str, t: Var) -> Queries:
+    def load_queries(self, suffix: str, t: Var, unreached: float = UNREACHED) -> Queries:
         b = self.b
         queries = b.let(f"Q{suffix}", Load("q", (B, t, H, self.d), OPERAND))
         do = b.let(f"dO{suffix}", Load("do", (B, t, H, self.u), OPERAND))
         o = b.let(f"O{suffix}", Load("o", (B, t, H, self.u), ACC))
-        lse = b.let(f"lse_row{suffix}", Load("lse", (B, H, t), ACC, fill=UNREACHED))
+        lse = b.let(f"lse_row{suffix}", Load("lse", (B, H, t), ACC, fill=unreached))
         products = b.let(f"products{suffix}", Cast(do, ACC) * o)
         return Queries(queries, do, lse, b.let(f"delta{suffix}", Sum(products, 1)))
 

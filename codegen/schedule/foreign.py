@@ -19,6 +19,8 @@ from .orders import (
     QUERIES_OF_SQUARES,
     SQUARE,
     WIDE,
+    WINDOW,
+    WINDOW_GRADIENTS,
 )
 
 EXCHANGED = 16
@@ -170,10 +172,8 @@ PRINTERS = {
     KEYS_OF_SQUARES: Printer("key_gradients", SQUARE_TILES, gradients_map_squares),
     QUERIES_OF_OBLONGS: Printer("query_gradients", OBLONG_TILES, maps_oblongs, decides=True),
     KEYS_OF_OBLONGS: Printer("key_gradients", OBLONG_TILES, maps_oblongs),
-    "window_outputs": Printer("outputs", SQUARE_TILES, partial(window_streams, "outputs"), decides=True),
-    "window_gradients": Printer(
-        "gradients", SQUARE_TILES, partial(window_streams, "gradients"), decides=True
-    ),
+    WINDOW: Printer("outputs", SQUARE_TILES, partial(window_streams, "outputs"), decides=True),
+    WINDOW_GRADIENTS: Printer("gradients", SQUARE_TILES, partial(window_streams, "gradients"), decides=True),
 }
 """All of them by name, in the order in which a module has their kernels."""
 

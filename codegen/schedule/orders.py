@@ -31,6 +31,8 @@ WIDE, SQUARE, OBLONG = "wide", "square", "oblong"
 tiles of queries and keys are as wide as those of values or twice that."""
 QUERIES_OF_SQUARES, KEYS_OF_SQUARES = "square_query_gradients", "square_key_gradients"
 QUERIES_OF_OBLONGS, KEYS_OF_OBLONGS = "oblong_query_gradients", "oblong_key_gradients"
+WINDOW, WINDOW_GRADIENTS = "window_outputs", "window_gradients"
+"""Those of windows whose keys stay in shared memory."""
 GRADIENTS = (QUERIES_OF_SQUARES, KEYS_OF_SQUARES, QUERIES_OF_OBLONGS, KEYS_OF_OBLONGS)
 """Those of gradients with such maps."""
 PIECES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -38,6 +40,7 @@ PIECES: dict[str, dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(("states", "query_states"), {"copies": COPIES[1:2]}),
     WIDE: {"copies": COPIES[1:], "state": STATE, "queries": QUERIES},
     **dict.fromkeys((SQUARE, OBLONG, *GRADIENTS), {"copies": COPIES}),
+    **dict.fromkeys((WINDOW, WINDOW_GRADIENTS), {"copies": (COPIES[0], COPIES[2])}),
 }
 """The alternatives of what each printer prints."""
 NAMES = frozenset(

@@ -29,6 +29,8 @@ from .orders import (
     QUERIES_OF_OBLONGS,
     QUERIES_OF_SQUARES,
     SQUARE,
+    WINDOW,
+    WINDOW_GRADIENTS,
 )
 
 
@@ -58,12 +60,22 @@ class Plan:
     """Masks of pairs that lie in shared memory as bits, and leave out what is rounded already."""
     reread: tuple[str, ...] = ()
     """Tiles of products that are read from shared memory where they are calculated with, and kept nowhere."""
+    kept: tuple[str, ...] = ()
+    """Loads of what an earlier round has copied, and stays in its ring until then."""
+    by_rows: tuple[str, ...] = ()
+    """Tiles in registers that lie there as rows in memory do, and that no copy brings."""
+    through: tuple[tuple[str, str], ...] = ()
+    """Tensors whose rows are stored through a tile of operands, once products have read that."""
     converted: tuple[str, ...] = ()
     """Loads that are widened by conversion, and not by shifts that ptxas does not see through."""
 
     def lines(self) -> list[str]:
         """The plan for people."""
-        return [f"{word}: {', '.join(found)}" for word, found in vars(self).items() if found]
+        return [
+            f"{word}: {', '.join(x if isinstance(x, str) else ' by '.join(x) for x in found)}"
+            for word, found in vars(self).items()
+            if found
+        ]
 
     def moved(self, steps: tuple[str, ...], before: str) -> Plan:
         """The plan with some steps in front of another."""
@@ -77,6 +89,7 @@ class Plan:
         steps = {name for stmt in program.body if isinstance(stmt, For) for name in names(stmt.body, types)}
         tiles = {getattr(stmt, "name", "") for stmt in _every(program.body)}
         kept = {word: tuple(x for x in found if x in tiles) for word, found in vars(self).items()}
+        kept["through"] = self.through
         loads = {x.name for x in _every(program.body) if isinstance(x, Let) and isinstance(x.value, Load)}
         kept["ahead"] = tuple(x for x in self.ahead if x in loads)
         return Plan(**kept | {"order": tuple(x for x in self.order if x in steps)})
@@ -222,6 +235,43 @@ WIDE_KEY_GRADIENTS = replace(
     ),
 )
 """The same over twice as many columns."""
+STREAMED = Plan(
+    ahead=("Q", "K", "Y"),
+    kept=("K_between", "Y_between", "K_old", "Y_old"),
+    shared=("Q", "K", "Y", "K_between", "Y_between", "K_old", "Y_old"),
+    left=("P_own", "P_old", "P_between_operand"),
+    turned=(),
+    order=(
+        *("t", "j", "j_between", "j_old", "Q", "K", "K_between", "K_old", "Y", "Y_between", "Y_old"),
+        *("R", "R_old", "R_between", "own", "scores", "scores_between", "oldest"),
+        *("scores?", "scores=", "scores_between=", "own_top", "top", "top_between", "top="),
+        # Values are multiplied while the rest of the weights is made, and the logarithm stored.
+        *("P", "total", "P_operand", "P_own", "P_old", "O+P_own", "O+P_old"),
+        *("P_between", "total+", "P_between_operand", "O+P_between_operand"),
+        *("logarithm", ">lse", "O=", ">o"),
+    ),
+)
+"""A window that keeps the keys of earlier chunks."""
+STREAMED_GRADIENTS = Plan(
+    ahead=("Q", "K", "Y", "dO", "lse_row"),
+    kept=("K_old", "Y_old"),
+    shared=("Q", "K", "Y", "dO", "K_old", "Y_old", "P_own", "P_old", "dS_own", "dS_old"),
+    left=(),
+    turned=(),
+    hidden=("P_own", "P_old", "dS_own", "dS_old"),
+    by_rows=("O", "products"),
+    through=(("dk", "dS_old"), ("dv", "P_old"), ("dq", "P_own")),
+    order=(
+        *("t", "j", "j_old", "t_own", "j_done", "Q", "K", "K_old", "Y", "Y_old", "dO", "lse_row", "O"),
+        # Tiles of pairs one after the other: four at once would not fit the registers beside what is carried.
+        *("R", "R_old", "own", "P", "oldest", "P?", "own_seen", "old_seen", "P_operand", "P_own", "P_old"),
+        *("dP", "dP_old", "products", "delta", "dS", "dS_operand", "dS_own", "dS_old"),
+        # What is complete with this round, then what it leaves to the next.
+        *("dK_carried+dS_old", "dV_carried+P_old", "dQ+dS_own", "dQ+dS_old", "dK", "dV"),
+        *("dK_carried=", "dQ=", ">dk", ">dv", ">dq", "dK_carried=2", "dV_carried="),
+    ),
+)
+"""Its gradients."""
 PLANS: dict[str, tuple[Plan, Plan]] = {
     **dict.fromkeys((SQUARE, OBLONG), (ELEMENTWISE, FADING)),
     **dict.fromkeys(("states", "query_states"), (STATES, STATES)),
@@ -230,6 +280,8 @@ PLANS: dict[str, tuple[Plan, Plan]] = {
     KEYS_OF_SQUARES: (KEY_GRADIENTS, FADING_KEY_GRADIENTS),
     QUERIES_OF_OBLONGS: (QUERY_GRADIENTS, QUERY_GRADIENTS),
     KEYS_OF_OBLONGS: (WIDE_KEY_GRADIENTS, WIDE_KEY_GRADIENTS),
+    WINDOW: (STREAMED, STREAMED),
+    WINDOW_GRADIENTS: (STREAMED_GRADIENTS, STREAMED_GRADIENTS),
 }
 """By the names that `orders.py` has for printers: of a state that stays, and of one that fades."""
 ALTERNATIVES: dict[tuple[str, str], Callable[[Plan], Plan]] = {

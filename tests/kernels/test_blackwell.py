@@ -120,7 +120,8 @@ def test_tensor_memory_is_what_it_should_be(line: str) -> None:
     module = for_blackwell(spec)
     lines = Path(str(module.__file__)).read_text(encoding="utf-8").splitlines()
     begin = next(i for i, text in enumerate(lines) if text.startswith(f"def {KERNEL}("))
-    found = [i for i, text in enumerate(lines) if i > begin and text.strip().startswith(line)]
+    end = next(i for i, text in enumerate(lines) if i > begin and text.startswith("def "))
+    found = [i for i in range(begin, end) if lines[i].strip().startswith(line)]
     assert found
     for i in found:
         indent = lines[i][: -len(lines[i].lstrip())]

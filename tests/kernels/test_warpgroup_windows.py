@@ -7,6 +7,8 @@ from types import ModuleType
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from based_ops.aot import compile_triton
 from based_ops.codegen import pipeline
@@ -92,7 +94,7 @@ def test_heads_in_groups(window: int, past: int, heads: tuple[int, int, int]) ->
 def test_gradients_of_groups(window: int, heads: tuple[int, int, int]) -> None:
     spec, every = LAYERS[window], lcm(*heads)
     q, k, v = in_groups(spec, heads, 200)
-    forward, backward = passes(build(spec, "triton"), 2)
+    forward, backward = passes(build(spec, "triton"), 2, spec)
     o, lse = forward(q, k, v, 0.2, None, None)
     do = torch.randn(o.shape).to(o.dtype)
     found = backward(do, q, k, v, o, lse, 0.2, None, None)
@@ -103,6 +105,56 @@ def test_gradients_of_groups(window: int, heads: tuple[int, int, int]) -> None:
     for name, got, want in zip("qkv", found, wanted, strict=True):
         floor = torch.full_like(want, 0.0 if name == "v" else size)
         assert_close(f"gradient of {name}", got, want, BACKWARD[torch.bfloat16], floor)
+
+
+@pytest.mark.parametrize("window", LAYERS)
+@given(data=st.data())
+@settings(max_examples=8)
+def test_packed_sequences(window: int, data: st.DataObject) -> None:
+    """Each as if it were alone, whatever else is there; tokens of none have outputs and gradients of 0."""
+    heads = data.draw(st.sampled_from([(2, 2, 2), (1, 2, 2), (4, 2, 1)]), "heads")
+    length, dtype = data.draw(st.integers(1, 400), "length"), data.draw(st.sampled_from(DTYPES), "dtype")
+    cuts = sorted(data.draw(st.lists(st.integers(0, length), min_size=2, max_size=8), "cuts"))
+    edges = list(zip(cuts[::2], cuts[1::2], strict=False))
+    spec, every, of_states = LAYERS[window], lcm(*heads), lcm(*heads[1:])
+    module = build(spec, "triton")
+    q, k, v = (x[:1].to(dtype) for x in in_groups(spec, heads, length))
+    nobodys = torch.ones(length, dtype=torch.bool)
+    for start, stop in edges:
+        nobodys[start:stop] = False
+    spoilt = data.draw(st.sampled_from((None, *range(len(edges)))), "which holds what is not finite")
+    for x in (q, k, v):
+        x[:, nobodys] = float("nan")
+        if spoilt is not None:
+            x[:, slice(*edges[spoilt])] = float("inf")
+    kept = [data.draw(st.integers(0, min(window - 1, b - a)), "keys that do not exist") for a, b in edges]
+    begun = data.draw(st.booleans(), "after states")
+    first = torch.tensor(kept, dtype=torch.int32)[:, None].repeat(1, of_states) if begun else None
+    do = torch.randn(1, length, every, v.shape[3]).to(dtype)
+    sequences = torch.tensor(edges)
+    forward, backward = passes(module, 2, spec)
+    o, lse = forward(q, k, v, 0.2, first, sequences)
+    found = (o, *backward(do, q, k, v, o, lse, 0.2, first, sequences)) if window in BACKWARDS else (o,)
+    for got in found:
+        assert not got[:, nobodys].any(), "tokens of no sequence"
+    for i, (start, stop) in enumerate(edges):
+        absent = kept[i] if begun else 0
+        if start + absent >= stop or i == spoilt:
+            continue
+        own = slice(start + absent, stop)  # the rest is not there
+        leaves = [repeated(x[:, own], 2, every).double().requires_grad_() for x in (q, k, v)]
+        wanted, wanted_lse = expected(window, 0.2, *leaves)
+        assert_close("o", o[:, own], wanted, FORWARD[dtype])
+        floor = torch.ones_like(wanted_lse)
+        assert_close("lse", lse[:, :, own], wanted_lse, FORWARD[dtype], floor=floor)
+        if absent or window not in BACKWARDS:
+            continue
+        size = 0.2 * float(do.double().square().mean().sqrt()) * v.shape[-1] ** 0.5 / 8
+        owed = torch.autograd.grad(wanted, leaves, do[:, own].double())
+        for name, got, want, count in zip("qkv", found[1:], owed, heads, strict=True):
+            summed = want.unflatten(2, (count, -1)).sum(3)
+            floor = torch.full_like(summed, 0.0 if name == "v" else size)
+            assert_close(f"gradient of {name}", got[:, own], summed, BACKWARD[dtype], floor)
 
 
 def in_groups(

@@ -116,7 +116,7 @@ def test_windows(window: int, past: int, segments: int, draw: int) -> None:
 def test_windows_of_groups(window: int, heads: tuple[int, int, int], draw: int) -> None:
     spec, every = WINDOWS[window], lcm(*heads)
     q, k, v = qkv = Draw(draw).into(*in_groups(spec, heads, 200))
-    forward, backward = passes(build(spec, "triton"), 2)
+    forward, backward = passes(build(spec, "triton"), 2, spec)
     o, lse = forward(*qkv, SCALE, None, None)
 
     def naive(*leaves: Tensor) -> Tensor:

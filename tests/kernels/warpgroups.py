@@ -18,8 +18,9 @@ from torch import Tensor
 from based_ops import reference
 from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.names import RECURRENCE, on_warpgroups, second_look
+from based_ops.codegen.spec.model import LayerSpec
 from based_ops.state import LinearAttentionState, feature_count
-from based_ops.support.host import cdiv, cleared, packed_length, packed_plan
+from based_ops.support.host import cdiv, cleared, packed_length, packed_plan, packed_window_plan
 from tests.kernels.gluon import run
 from tests.layers import build, import_text
 
@@ -151,7 +152,7 @@ def kept_before(states: list[LinearAttentionState]) -> tuple[Tensor, ...]:
     return (state, torch.stack(normalizers, 2).float()) if normalizers else (state,)
 
 
-def passes(module: ModuleType, segments: int, spec: LinearAttention | None = None) -> tuple[Any, Any]:
+def passes(module: ModuleType, segments: int, spec: LayerSpec | None = None) -> tuple[Any, Any]:
     """forward and backward of a generated module, with this many segments; portable programs need its spec.
 
     These are run as the torch backend has them.
@@ -182,6 +183,7 @@ def passes(module: ModuleType, segments: int, spec: LinearAttention | None = Non
         "packed_length": lambda *sizes, **plan: packed_length(*sizes, **FEW_PROGRAMS),
         "packed_forward_plan": lambda *sizes, **plan: (packed_length(*sizes, **FEW_PROGRAMS), True),
         "packed_plan": packed_plan,
+        "packed_window_plan": lambda *sizes, CHUNK, **plan: packed_window_plan(*sizes, CHUNK, segments),
         "cleared": cleared,
     }
     part = ("packed_warpgroups", "warpgroups", "packed")

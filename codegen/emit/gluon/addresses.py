@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...ir.nodes import Const, Expr, Span, Var
+from ...ir.nodes import Binary, Const, Expr, Span, Var
 from ...ir.program import Program, Tensor
 from ..triton_parameters import product, stride_names
 from .spelling import Spelling
@@ -49,17 +49,30 @@ class Addresses:
     def place(self, entry: Expr, run: str) -> str:
         """How far the elements of an index tile are from where it begins."""
         span = self.span(entry)
-        return f"{self._token.name} + {run}" if span and span.start == self._token else run
+        return f"{self._token.name} + {run}" if span and self.behind_token(span.start) else run
 
     def stride(self, name: str, dimension: int) -> str:
         """How far it is to the next element along a dimension."""
         return self._strides(self._program.tensor(name))[dimension]
 
+    def behind_token(self, start: Expr) -> Expr | None:
+        """How far behind the loop's token a tile begins, if it begins with that."""
+        match start:
+            case Binary("add", token, offset) if token == self._token:
+                return offset
+        return Const(0) if start == self._token else None
+
     def _start(self, entry: Expr) -> str:
         span = self.span(entry)
         start = entry if span is None else span.start
-        if start == Const(0) or start == self._token:
+        behind = self.behind_token(start)
+        if Const(0) in (start, behind):
             return ""
+        match start:
+            case Binary("sub", token, _) if token == self._token:
+                return ""  # an earlier round's rows
+        if behind is not None:
+            return f"gl.cast({self._spelling.scalar(behind)}, gl.int64)"
         text = self._spelling.scalar(start)
         return f"({text})" if " + " in text else text
 

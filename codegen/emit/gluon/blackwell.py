@@ -51,8 +51,11 @@ class Blackwell(Machine):
 
     @staticmethod
     def suits(plan: Plan) -> bool:
-        """Whether all products are whole warpgroups'."""
-        return not plan.alone
+        """Whether all products are whole warpgroups', and tensor memory has room for their sums.
+
+        A window's gradients have nine.
+        """
+        return not plan.alone and not plan.through
 
     @staticmethod
     def summary(kernel: ForeignKernel) -> str:

@@ -12,6 +12,7 @@ from ...ir.nodes import Binary, Const, Dim, Expr, For, Let, Span, Stmt, Var, Whe
 from ...ir.printer import TIGHT
 from ...ir.program import GROUPED, HEADS, Program, head_sizes
 from ...ir.rewrite import apart
+from ...ir.traits import SOFTMAX
 from ...lower.ragged import RAGGED
 from ...schedule import orders
 from ...schedule.places import Plan, placed, plan_of
@@ -40,6 +41,8 @@ class GluonKernel:
         self.program, self.look = apart(placed(program, plan, self.sizes.__getitem__))
         self.types = check(self.program)
         self.plan: Plan = plan.of(self.program)
+        self.operands = "IO" if SOFTMAX in self.program.does else "gl.bfloat16"
+        """The dtype of what products read: sums of most layers leave the range of float16."""
         warps = max(setting.warps for setting in schedule.settings.values())
         self.layouts = Layouts(warps)
         self.spelling = Spelling(self.types, self.size, self.layouts, Bounds(self.program, schedule))
@@ -47,6 +50,12 @@ class GluonKernel:
     def size(self, dim: Dim) -> int:
         """A static size as a number."""
         return self.sizes[dim] if isinstance(dim, str) else dim
+
+    def rounded(self, text: str) -> str:
+        """A tile in registers as an operand of products."""
+        if self.operands == "gl.bfloat16":
+            return f"rounded({text})"
+        return f"{text if text.isidentifier() else f'({text})'}.to({self.operands})"
 
     def emit(self, w: Writer) -> None:
         """The function, with the same parameters as the portable kernel."""
@@ -63,6 +72,8 @@ class GluonKernel:
             self._program_ids(w)
             for line in body:
                 w.line(line) if line else w.blank()
+            if kernel.second_look and not self.look:
+                self.look_again(w)  # which finds out by itself whether there is doubt
 
     def _program_ids(self, w: Writer) -> None:
         w.line("program = gl.program_id(0)")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
+from itertools import groupby
+from typing import TYPE_CHECKING, TypeGuard
 
 from ...ir.check import walk
 from ...ir.exchange import Exchanged
 from ...ir.fuse import expressions, rebuilt
 from ...ir.nodes import (
     ACC,
-    IO,
     Add,
     Binary,
     Cast,
-    Dim,
     Expr,
     For,
     Let,
@@ -27,13 +27,12 @@ from ...ir.nodes import (
 from ...lower.ragged import under
 from ..writer import Writer
 from .flight import shown_after
+from .rings import SLOT, Rings
 from .steps import Steps
 from .transfers import stored
 
 if TYPE_CHECKING:
     from .kernel import GluonKernel
-
-SLOT = "slot"
 
 
 class Rounds:
@@ -43,14 +42,11 @@ class Rounds:
         self.kernel, self.loop, self.steps = kernel, loop, steps
         self.plan, self.layouts, self.spelling = kernel.plan, kernel.layouts, kernel.spelling
         self.body = [stmt for stmt in loop.body if not self._is_tile(stmt)]
-        loads = {
-            s.name: s.value
-            for s in self.body
-            if isinstance(s, Let) and isinstance(s.value, Load) and s.name in self.plan.ahead
-        }
-        tensors = [tensor.name for tensor in kernel.program.tensors]
-        self.ahead = dict(sorted(loads.items(), key=lambda load: tensors.index(load[1].tensor)))
+        self.rings = Rings(kernel, loop, steps, self.body)
+        self.through = dict(self.plan.through)
         self.machine = kernel.machine(steps, self.body)
+        self.rows: list[Store] = []
+        """Stores of rows that are in shared tiles, and not written yet."""
         self.w = Writer()
 
     def _is_tile(self, stmt: Stmt) -> bool:
@@ -71,29 +67,25 @@ class Rounds:
         ends = {"start": start, "stop": stop}
         lines = [f"{name} = {self.spelling.scalar(end)}" for name, end in ends.items() if end != Var(name)]
         if self.loop.backwards:
-            step = self._step()
+            step = self.rings.step
             lines.append(f"last = start + (gl.cdiv(stop - start, {step}) - 1) * {step}")
         self.spelling.names |= {self.loop.start: Var("start"), self.loop.stop: Var("stop")}
-        return lines
+        return [*lines, *self.rings.bounds()]
 
     def memory(self) -> list[str]:
         """Shared tiles: rings of what is copied ahead, operands that rounds store, results on their way."""
         element = next(t.name for t in self.kernel.kernel.tensors if t.strided)
-        lines = [f"IO: gl.constexpr = {element}.dtype.element_ty"]
-        for name in self.ahead:
-            dtype = "IO" if self._converted(name) else "gl.bfloat16"
-            lines.append(f"{name}_ahead = {self._allocate(dtype, self.kernel.types[name].shape, 'STAGES')}")
+        lines = [f"IO: gl.constexpr = {element}.dtype.element_ty", *self.rings.memory()]
         for stmt in self.body:
-            if isinstance(stmt, Let) and stmt.name in self.plan.shared and stmt.name not in self.ahead:
+            if isinstance(stmt, Let) and stmt.name in self.plan.shared and not isinstance(stmt.value, Load):
                 dims = self.kernel.types[stmt.name].shape
                 dims = dims[::-1] if stmt.name in self.plan.turned else dims
-                if stmt.name in self.plan.hidden:
-                    lines.append(f"{stmt.name}_memory = {self._allocate('gl.bfloat16', dims, '1')}")
-                else:
-                    lines.append(f"{stmt.name} = {self._allocate('gl.bfloat16', dims)}")
-            if isinstance(stmt, Store) and self._of_rows(stmt):
+                hidden = stmt.name in self.plan.hidden
+                tile = self.rings.allocate(self.kernel.operands, dims, *("1",) * hidden)
+                lines.append(f"{stmt.name}{'_memory' * hidden} = {tile}")
+            if self._of_rows(stmt) and stmt.tensor not in self.through:
                 dims = self.kernel.types[stored(stmt.value)].shape
-                lines.append(f"{stmt.tensor}_tile = {self._allocate('IO', dims)}")
+                lines.append(f"{stmt.tensor}_tile = {self.rings.allocate('IO', dims)}")
         return lines
 
     def first_copies(self) -> list[str]:
@@ -102,11 +94,7 @@ class Rounds:
         for tensor in self.kernel.program.tensors:
             if where := self.steps.rows.get(tensor.name):
                 w.line(f"{tensor.name}_from = {where}")
-        w.line("for i in gl.static_range(STAGES - 1):")
-        with w.indented():
-            first, further = ("last", "-") if self.loop.backwards else ("start", "+")
-            w.line(f"t = {first} {further} i * {self._step()}")
-            self._fetch(w, "i", "t")
+        self.rings.first_copies(w)
         return w.text().splitlines()
 
     def masks(self) -> list[str]:
@@ -116,19 +104,10 @@ class Rounds:
             if isinstance(stmt, Let) and stmt.name in self.plan.bits:
                 name, columns = stmt.name, self.kernel.size(self.kernel.types[stmt.name].shape[1])
                 seen = self.spelling.matrix(stmt.value, self.layouts.sums(columns), False)
-                tile = self._allocate("gl.int16", self.kernel.types[name].shape).removesuffix(")")
+                tile = self.rings.allocate("gl.int16", self.kernel.types[name].shape).removesuffix(")")
                 lines.append(f"{name} = gl.where({seen}, -1, 0).to(gl.int16)")
                 lines.append(f"{name}_bits = {tile}, {name})")
         return lines
-
-    def _allocate(self, dtype: str, shape: tuple[Dim, ...], *times: str) -> str:
-        numbers = len(shape) == 1
-        layout = self.layouts.numbers() if numbers else self.layouts.shared(self.kernel.size(shape[1]))
-        dtype = "gl.float32" if numbers else dtype
-        return f"gl.allocate_shared_memory({dtype}, [{', '.join(map(str, (*times, *shape)))}], {layout})"
-
-    def _step(self) -> str:
-        return self.spelling.scalar(self.loop.step)
 
     # Inside
 
@@ -136,22 +115,28 @@ class Rounds:
         """The loop."""
         w, machine = self.w, self.machine
         touched = [machine.touched(place) for place in range(len(self.body))]
-        shown = shown_after(touched, {name for name in self.ahead if name in self.plan.shared})
+        shown = shown_after(touched, self.rings.ahead.keys() & {*self.plan.shared})
         last = max(i for i, stmt in enumerate(self.body) if self.steps.issues(stmt))
-        w.line(f"{SLOT} = 0")
+        self.rings.begin(w)
         var = "back" if self.loop.backwards else self.loop.var
-        w.line(f"for {var} in range(start, stop, {self._step()}):")
+        w.line(f"for {var} in range(start, stop, {self.rings.step}):")
         with w.indented():
             if self.loop.backwards:
                 w.line(f"{self.loop.var} = last - (back - start)")
             w.line("async_copy.wait_group(STAGES - 2)")
+            if -1 in shown:
+                w.line("fence_async_shared()")
             w.line("barrier()  # this round has arrived, and all warps are done with the one before it")
+            self.rings.places_before(w)
             self._copy("arrived")
             self._hide()
             for place, stmt in enumerate(self.body):
-                machine.before(w, place)
+                for step in self._begun_at(place):
+                    machine.before(w, step)
                 self._step_text(stmt)
                 machine.after(w, place)
+                if self._of_rows(stmt) and not any(map(self._of_rows, self.body[place + 1 : place + 2])):
+                    self._write_rows()
                 if place in shown:
                     if shown[place] & {*self.plan.shared}:
                         w.line("fence_async_shared()")
@@ -161,29 +146,39 @@ class Rounds:
                 if place == last:
                     self._copy("in_flight")
             machine.before(w, len(self.body))
-            w.line(f"{SLOT} = gl.where({SLOT} == STAGES - 1, 0, {SLOT} + 1)")
+            self.rings.advance(w)
         w.line("async_copy.wait_group(0)")
         return w.text().splitlines()
+
+    def _begun_at(self, place: int) -> range:
+        """The steps whose results have to be there before one: those of all rows that are written at once."""
+        rows = [*map(self._of_rows, self.body), False]
+        if rows[place] and place and rows[place - 1]:
+            return range(0)
+        return range(place, rows.index(False, place) if rows[place] else place + 1)
 
     def _step_text(self, stmt: Stmt) -> None:
         w = self.w
         match stmt:
-            case Let(name, Load() as load) if name in self.ahead:
+            case Let(name, Load() as load) if name in self.rings.ahead:
                 self._arrived(name, load)
+            case Let(name, Load()) if name in self.rings.kept:
+                w.line(f"{name} = {self.rings.tile(name)}")
+            case Let(name, Load(tensor, index, dtype)) if name in self.plan.by_rows:
+                like = next(x for x, _ in self.rings.ahead.items() if self._alike(x, name))
+                place = self.rings.place(tensor, index, name, self.loop.var, self.rings.limit(index))
+                widened = ".to(gl.float32)" if dtype == ACC else ""
+                w.line(f"{name} = read({like}_ahead.index(0), {place}){widened}")
             case Let(name, Load() as load):
                 (size,) = self.kernel.types[name].shape
                 self.spelling.vectors[name] = self.layouts.tokens(self.kernel.size(size))
                 pointer, mask = self._numbers_at(name, load.tensor, load.index)
                 w.line(f"{name} = gl.load({pointer}, mask={mask}, other={load.fill!r})")
-            case Store(tensor, index, _) if self._of_rows(stmt):
-                name = stored(stmt.value)
-                tile, columns = f"{tensor}_tile", index[-1]
-                w.line(f"{tile}.store({name}.to(IO))")
-                w.line("barrier()")
-                where = self._rows(tensor, index)
-                stride = self.steps.addresses.stride(tensor, 1)
-                wide, layout = self._columns(tensor, columns), self._copied_by(name)
-                w.line(f"write({tile}, {where}, {self.loop.var}, {stride}, stop, {wide}, {layout})")
+            case Store(tensor, _, value) if self._of_rows(stmt):
+                if tensor in self.through and not self.rows:
+                    w.line("barrier()  # all warps have multiplied what is overwritten now")
+                w.line(f"{self._tile_of(tensor)}.store({stored(value)}.to(IO))")
+                self.rows.append(stmt)
             case Store(tensor, index, value):
                 pointer, mask = self._numbers_at(stored(value), tensor, index)
                 w.line(f"gl.store({pointer}, {stored(value)}, mask={mask})")
@@ -193,30 +188,57 @@ class Rounds:
                 pass
             case Let(name, Cast() as value) if name in self.plan.left:
                 self._left(name, value)
-            case Let(name, Where(Var(mask), Cast() as value, _)) if name in self.plan.left:
+            case Let(name, Where(Var(mask), Cast() as value, _)) if mask in self.plan.bits:
                 self._left(name, value)
                 layout = self.layouts.left(self.steps.columns(name))
                 w.line(f"{name} = where_bits({name}, {mask}_bits.load({layout}))")
+            case Let(name, Where() as value) if name in self.plan.left:
+                self._to_left(name, self.spelling.matrix(value, self.steps.home(name), False))
             case Let(name, Exchanged() as value) if name in self.plan.left:
                 w.line(f"{name} = {self.steps.exchanged(value)}")
             case _:
                 self.steps.inside(w, stmt)
 
+    def _write_rows(self) -> None:
+        """Write the rows that have been stored in shared tiles."""
+        w = self.w
+        w.line("barrier()")
+        token = Var(self.loop.var)
+        for start, stores in groupby(self.rows, lambda stmt: self.rings.span(stmt.index).start):
+            if start != token:  # an earlier round's, in the first another program's
+                w.line(f"if {token.name} > start:")
+            with w.indented() if start != token else nullcontext():
+                for stmt in stores:
+                    name, limit = stored(stmt.value), self.rings.limit(stmt.index)
+                    t = self.spelling.scalar(start)
+                    place = self.rings.place(stmt.tensor, stmt.index, name, t, limit)
+                    w.line(f"write({self._tile_of(stmt.tensor)}, {place})")
+        self.rows.clear()
+
+    def _tile_of(self, tensor: str) -> str:
+        """The shared tile through which rows of a tensor are stored."""
+        return self.through.get(tensor, f"{tensor}_tile")
+
+    def _alike(self, name: str, other: str) -> bool:
+        return self.kernel.types[name].shape == self.kernel.types[other].shape
+
     def _numbers_at(self, name: str, tensor: str, index: tuple[Expr, ...]) -> tuple[str, str]:
         """The pointers of one number a token, and the mask of those that there are."""
-        self._rows(tensor, index)
+        self.rings.rows(tensor, index)
         pointer, mask = self.steps.vector_at(name, tensor, index)
         return pointer.replace(self.steps.rows[tensor], f"{tensor}_from"), mask
 
     def _left(self, name: str, value: Cast) -> None:
         """What a product reads on its left."""
-        for line in self.machine.left(name, self.steps.rounded(value, name)):
+        self._to_left(name, self.steps.rounded(value, name))
+
+    def _to_left(self, name: str, text: str) -> None:
+        for line in self.machine.left(name, text):
             self.w.line(line)
 
     def _arrived(self, name: str, load: Load) -> None:
         """A tile of this round's tokens."""
-        w, tile, shape = self.w, f"{name}_ahead.index({SLOT})", self.kernel.types[name].shape
-        self._rows(load.tensor, load.index)
+        w, tile, shape = self.w, self.rings.tile(name), self.kernel.types[name].shape
         if len(shape) == 1:
             self.spelling.vectors[name] = layout = self.layouts.tokens(self.kernel.size(shape[0]))
             w.line(f"{name} = {tile}.load({layout})")
@@ -229,7 +251,9 @@ class Rounds:
             w.line(f"{name} = {f'{loaded}.to(gl.float32)' if converted else f'in_float32({loaded})'}")
             return
         w.line(f"{name} = {tile}")
-        if not self._converted(name):
+        if not self.steps.converts(load):
+            if self._calculated_with(name):
+                self.spelling.operands[name] = name, ()
             return
         layout, held = self.layouts.left(columns), "_"
         if name in self.plan.reread:
@@ -253,17 +277,12 @@ class Rounds:
 
         Those that do not vary it keeps, and there are too many of them: spilled ones cost up to 30 %.
         """
-        if names := [name for name in self.plan.hidden if name not in self.ahead]:
+        if names := [name for name in self.plan.hidden if name not in self.rings.ahead]:
             self.w.line(
                 f"zero = gl.where({SLOT} == STAGES, 1, 0)  # 0, but of that the compiler knows nothing"
             )
             for name in names:
                 self.w.line(f"{name} = {name}_memory.index(zero)")
-
-    def _converted(self, name: str) -> bool:
-        """Whether a tile of a call's own dtype is copied."""
-        tensor = self.kernel.program.tensor(self.ahead[name].tensor)
-        return tensor.dtype == IO
 
     def _calculated_with(self, name: str) -> bool:
         """Whether a tile for products is also widened to be calculated with."""
@@ -273,53 +292,10 @@ class Rounds:
     def _copy(self, place: str, here: bool = True) -> None:
         """Begin to copy a later round's tokens, if the order says that it is now."""
         if self.kernel.copies == place and here:
-            w = self.w
-            further = "-" if self.loop.backwards else "+"
-            w.line(f"ahead = {self.loop.var} {further} (STAGES - 1) * {self._step()}")
-            w.line(f"free = gl.where({SLOT} == 0, STAGES - 1, {SLOT} - 1)")
-            self._fetch(w, "free", "ahead")
+            self.rings.fetch_ahead(self.w)
 
-    def _fetch(self, w: Writer, slot: str, t: str) -> None:
-        stop = "stop"
-        if self.loop.backwards:  # there is nothing before the first
-            w.line(f"end = gl.where({t} < start, {t}, stop)")
-            stop = "end"
-        for name, load in self.ahead.items():
-            tokens = self.steps.addresses.tiles(load.index)[0]
-            where, stride = (
-                self._rows(load.tensor, load.index),
-                self.steps.addresses.stride(load.tensor, tokens),
-            )
-            if len(self.kernel.types[name].shape) == 1:
-                tile, layout = f"{name}_ahead.index({slot})", self.layouts.copied()
-                w.line(f"fetch_apart({tile}, {where}, {t}, {stride}, {stop}, {layout})")
-                continue
-            columns = self._columns(load.tensor, load.index[-1])
-            w.line(
-                f"fetch({name}_ahead.index({slot}), {where}, {t}, {stride}, {stop}, {columns}, "
-                f"{self._copied_by(name)})"
-            )
-        w.line("async_copy.commit_group()")
-
-    def _copied_by(self, name: str) -> str:
-        return self.layouts.rows(self.kernel.size(self.kernel.types[name].shape[1]))
-
-    def _rows(self, tensor: str, index: tuple[Expr, ...]) -> str:
-        """The variable that says where a tensor's rows begin."""
-        self.steps.rows[tensor] = self.steps.addresses.first(tensor, index)
-        return f"{tensor}_from"
-
-    def _columns(self, tensor: str, entry: Expr) -> str:
-        """How many columns of a tile there are."""
-        assert isinstance(entry, Var)
-        span, extent = self.spelling.spans[entry.name], self.kernel.program.tensor(tensor).dims[-1]
-        if self.spelling.bounds.inside(entry, extent):
-            return str(span.size)
-        start = self.spelling.scalar(span.start)
-        return str(extent) if start == "0" else f"{extent} - {start}"
-
-    def _of_rows(self, stmt: Store) -> bool:
-        return len(self.steps.addresses.tiles(stmt.index)) == 2
+    def _of_rows(self, stmt: Stmt) -> TypeGuard[Store]:
+        return isinstance(stmt, Store) and len(self.steps.addresses.tiles(stmt.index)) == 2
 
 
 def _put(expr: Expr, what: Expr, name: Var) -> Expr:

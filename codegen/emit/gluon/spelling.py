@@ -120,6 +120,8 @@ class Spelling:
                 return Var(self.widened(name, tile))
             case Cast(Cast(x, inner), dtype) if dtype == ACC and inner == OPERAND:
                 return Var(f"in_float32(rounded({self.matrix(x, tile, turned)}))")
+            case Cast(Const() as value, dtype) if dtype == OPERAND:
+                return value
             case Full(shape, value):
                 return Var(self.full(shape, value, tile, turned))
         return rebuilt(expr, part)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from ...ir.check import walk
 from ...ir.exchange import WIDTH, Exchanged
 from ...ir.flags import Only
-from ...ir.fuse import expressions
+from ...ir.fuse import expressions, statements
 from ...ir.nodes import (
+    IO,
     OPERAND,
     Add,
     Cast,
@@ -21,6 +22,7 @@ from ...ir.nodes import (
     Head,
     Let,
     Load,
+    Max,
     RunningSum,
     Set,
     Span,
@@ -56,8 +58,14 @@ class Steps(Transfers):
 
     def shared_by(self, stmt: Stmt) -> set[str]:
         """The tiles that it stores in shared memory for products to read."""
-        own = isinstance(stmt, Let) and stmt.name in self.plan.shared
-        return {stmt.name} if own and isinstance(stmt, Let) else set()
+        if not isinstance(stmt, Let) or stmt.name not in self.plan.shared:
+            return set()
+        arrived = isinstance(stmt.value, Load) and not self.converts(stmt.value)
+        return set() if arrived else {stmt.name}
+
+    def converts(self, load: Load) -> bool:
+        """Whether a tile that was copied for products has another dtype than those may read."""
+        return self.kernel.operands != "IO" and self.kernel.program.tensor(load.tensor).dtype == IO
 
     def multiplied_by(self, stmt: Stmt) -> set[str]:
         """The shared tiles that its product reads."""
@@ -68,13 +76,16 @@ class Steps(Transfers):
 
     def read_by(self, stmt: Stmt) -> set[str]:
         """The tiles in registers that it has to have."""
-        read = {node.name for expr in expressions(stmt) for node in walk(expr) if isinstance(node, Var)}
         value = getattr(stmt, "value", None)
         if isinstance(value, Dot):
-            read = {_name(side) for side in (value.x, value.y)}
-        elif isinstance(stmt, Add):
-            read.add(stmt.name)
-        return read
+            return {_name(side) for side in (value.x, value.y)}
+        every = list(statements((stmt,)))
+        nodes = (node for inner in every for expr in expressions(inner) for node in walk(expr))
+        read = {node.name for node in nodes if isinstance(node, Var)}
+        if isinstance(stmt, Store) and (tile := dict(self.plan.through).get(stmt.tensor)):
+            readers = (inner for inner in self.loop.body if tile in self.multiplied_by(inner))
+            read |= {inner.name for inner in readers if isinstance(inner, Let | Add)}
+        return read | {inner.name for inner in every if isinstance(inner, Add)}
 
     # Statements
 
@@ -138,6 +149,13 @@ class Steps(Transfers):
                 w.line(f"{name} = {self._sum(name, x, axis)}")
             case Add(name, Sum(x, axis)):
                 w.line(f"{name} += {self._sum(name, x, axis)}")
+            case Let(name, Max(x, axis)):
+                w.line(f"{name} = {self._along('max', name, x, axis)}")
+            case When(condition, body):
+                w.line(f"if {self.spelling.scalar(condition)}:")
+                with w.indented():
+                    for inner in body:
+                        self.inside(w, inner)
             case Let(name, RunningSum(x)):
                 self.spelling.vectors[name] = self.spelling.vectors[x.name]
                 w.line(f"{name} = running_sum({x.name})")
@@ -158,7 +176,7 @@ class Steps(Transfers):
 
     def rounded(self, value: Cast, name: str) -> str:
         """A tile for products, in registers."""
-        return f"rounded({self.spelling.matrix(value.x, self.home(name), False)})"
+        return self.kernel.rounded(self.spelling.matrix(value.x, self.home(name), False))
 
     def exchanged(self, value: Exchanged) -> str:
         """Features in registers, in pairs."""
@@ -193,8 +211,8 @@ class Steps(Transfers):
         else:
             turned, shape = self.spelling.is_turned(value), self.types[name].shape
             layout = self.layouts.sums(self.size(shape[0 if turned else 1]))
-            value = value.x if isinstance(value, Cast) else value
-            text = f"rounded({self.spelling.matrix(value, layout, turned)})"
+            matrix = self.spelling.matrix(value.x if isinstance(value, Cast) else value, layout, turned)
+            text = self.kernel.rounded(matrix) if isinstance(value, Cast) else matrix
         across = ".permute((1, 0))" if turned != (name in self.plan.turned) else ""
         w.line(f"{name}{across}.store({text})")
         self.spelling.operands[name] = name, ()  # who calculates with it reads it again
@@ -247,10 +265,14 @@ class Steps(Transfers):
             (value,) = (s.value for s in self.kernel.program.body if isinstance(s, Let) and s.name == x.name)
             assert isinstance(value, Sum)
             return f"gl.sum(gl.sum({value.x.name}, 1), 0)"
+        return self._along("sum", name, x, axis)
+
+    def _along(self, what: str, name: str, x: Var, axis: int) -> str:
+        """A sum or the highest along an axis of a tile."""
         if len(self.types[x.name].shape) == 2:
             axis = 1 - axis if x.name in self.spelling.turned else axis
             self.spelling.vectors[name] = Slice(axis, self.home(x.name))
-        return f"gl.sum({x.name}, {axis})"
+        return f"gl.{what}({x.name}, {axis})"
 
 
 def _name(side: Var | Transpose) -> str:

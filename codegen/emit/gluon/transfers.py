@@ -55,6 +55,8 @@ class Transfers:
         """The layout of a tile in registers."""
         if name in self.plan.right:
             return self.layouts.side(right=True)
+        if name in self.plan.by_rows:
+            return self.layouts.rows(self.columns(name))
         return self.layouts.alone() if name in self.plan.alone else self.layouts.sums(self.columns(name))
 
     def introduce_index(self, w: Writer, name: str, index: tuple[Expr, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Gradients and wide recurrences of second-order Taylor maps, and sliding windows, by hand for Hopper.
+"""Gradients and wide recurrences of second-order Taylor maps, by hand for Hopper.
 
 The language is Gluon; kernels that are printed from tile programs are `../gluon/`'s.
 
@@ -22,12 +22,17 @@ from ... import names
 from ...ir.kernels import ForeignKernel
 from ...ir.program import Program
 from ...ir.rewrite import apart
-from ...lower import ragged
+from ...lower import ragged, window_stream
 from ...lower.feature_maps import feature_map
 from ...lower.linear_attention_parts import Layer
-from ...lower.on_warpgroups import key_gradients_of, query_gradients_of, recurrence_of, states_of
+from ...lower.on_warpgroups import (
+    key_gradients_of,
+    query_gradients_of,
+    recurrence_of,
+    states_of,
+    window_of,
+)
 from ...mixers.linear_attention import LinearAttention
-from ...mixers.sliding_window import SlidingWindow
 from ...names import RECURRENCE, on_warpgroups
 from ...schedule.foreign import OBLONG_TILES, PRINTERS, SQUARE_TILES, printers
 from ...schedule.orders import (
@@ -38,6 +43,8 @@ from ...schedule.orders import (
     QUERIES_OF_SQUARES,
     SQUARE,
     WIDE,
+    WINDOW,
+    WINDOW_GRADIENTS,
 )
 from ...schedule.places import plan_of
 from ...spec.model import LayerSpec
@@ -50,17 +57,14 @@ from .gradients import KeyGradients, QueryGradients, key_gradients, query_gradie
 from .kernel import WarpgroupKernel
 from .second_look import emit_second_look, with_second_look
 from .wide import WideRecurrence
-from .window import WindowGradients, WindowOutputs, window
 
 KERNELS: dict[str, Callable[[Any, ScheduledForeign], WarpgroupKernel]] = {
     WIDE: WideRecurrence,
     "query_gradients": QueryGradients,
     "key_gradients": KeyGradients,
-    "window_outputs": WindowOutputs,
-    "window_gradients": WindowGradients,
 }
 """The printers, by the names that the schedule has for them."""
-PROGRAMS: dict[str, Callable[[LinearAttention], Program]] = {
+PROGRAMS: dict[str, Callable[[Any], Program]] = {
     **dict.fromkeys((RECURRENCE, SQUARE, OBLONG), recurrence_of),
     QUERIES_OF_SQUARES: partial(query_gradients_of, values=SQUARE_TILES["VALUES"]),
     KEYS_OF_SQUARES: partial(key_gradients_of, values=SQUARE_TILES["VALUES"]),
@@ -68,6 +72,8 @@ PROGRAMS: dict[str, Callable[[LinearAttention], Program]] = {
     KEYS_OF_OBLONGS: partial(key_gradients_of, values=OBLONG_TILES["VALUES"]),
     "states": partial(states_of, name="states", of_queries=False),
     "query_states": partial(states_of, name="query_states", of_queries=True),
+    WINDOW: partial(window_of, program=window_stream.outputs, chunk=SQUARE_TILES["CHUNK"]),
+    WINDOW_GRADIENTS: partial(window_of, program=window_stream.gradients, chunk=SQUARE_TILES["CHUNK"]),
 }
 """What is printed by a plan of places, by the same names."""
 OF_PACKED = {*PROGRAMS, WIDE}
@@ -140,12 +146,10 @@ def kernels(spec: LayerSpec, programs: tuple[Program, ...]) -> tuple[ForeignKern
 
 def _kernel(spec: LayerSpec, program: Program, printer: str) -> ForeignKernel:
     """How a kernel is launched: as its program is, unless its printer goes about it differently."""
-    if printer in PROGRAMS and isinstance(spec, LinearAttention):
+    if printer in PROGRAMS:
         return _printed(spec, printer)
     kernel = _foreign(program, printer)
     match spec, printer:
-        case SlidingWindow(), _:
-            kernel = window(program, kernel)
         case LinearAttention(), "query_gradients":
             kernel = query_gradients(Layer(spec, feature_map(spec)), kernel)
         case LinearAttention(), "key_gradients":
@@ -156,7 +160,7 @@ def _kernel(spec: LayerSpec, program: Program, printer: str) -> ForeignKernel:
 def _foreign(program: Program, printer: str) -> ForeignKernel:
     """How it is launched where its program is."""
     tiles = PRINTERS[printer].tiles
-    without = {*ragged.FLAGS} - ({ragged.RAGGED} if printer in OF_PACKED else set())
+    without = () if printer in OF_PACKED else ragged.FLAGS
     return ForeignKernel(
         name=on_warpgroups(program.name),
         summary=f"{program.summary.removesuffix('.')}, on Hopper's warpgroups.",
@@ -167,20 +171,22 @@ def _foreign(program: Program, printer: str) -> ForeignKernel:
         sizes=tuple(size for size in program.sizes if size not in program.under),
         scalars=program.scalars,
         flags=tuple(flag for flag in program.flags if flag not in without),
-        constants=("SEGMENT", *tiles),
+        constants=(*(c for c in ("SEGMENT",) if c in program.constants), *tiles),
         bounds=dict(tiles),
         decides=PRINTERS[printer].decides,
     )
 
 
-def _printed(spec: LinearAttention, printer: str) -> ForeignKernel:
+def _printed(spec: LayerSpec, printer: str) -> ForeignKernel:
     """The same of a kernel that is printed from a tile program."""
     program = PROGRAMS[printer](spec)
     kernel = _foreign(program, printer)
     _, look = apart(program)
-    if look is not None:
-        look = replace(look, name=names.second_look(kernel.name), constants=kernel.constants)
-    return replace(kernel, program=program, second_look=look)
+    kernel = replace(kernel, program=program)
+    if look is None:
+        return with_second_look(spec, kernel)
+    look = replace(look, name=names.second_look(kernel.name), constants=kernel.constants)
+    return replace(kernel, second_look=look)
 
 
 def printed_for(scheduled: ScheduledForeign, architecture: str) -> ScheduledForeign | None:

@@ -52,12 +52,10 @@ class Stream:
     layout: str
     dtype: str = "IO"
     width: str = "VALUES"
-    slots: str = "STAGES"
-    """How many tiles there are."""
 
     def allocate(self) -> str:
         """The tiles."""
-        shape = f"[{self.slots}, CHUNK, {self.width}]"
+        shape = f"[STAGES, CHUNK, {self.width}]"
         layout = {"ROWS_16": "BYTES_32", "ROWS_32": "BYTES_64", "ROWS_64": "BYTES_128"}[self.layout]
         return f"{self.tiles} = gl.allocate_shared_memory({self.dtype}, {shape}, {layout})"
 
@@ -92,10 +90,6 @@ class WarpgroupKernel:
     """Whether it goes from the last chunk to the first."""
     blocks = False
     """Whether each program has a block of the values."""
-    grain = "SEGMENT"
-    """Of what a segment's tokens are a multiple."""
-    operand = "gl.bfloat16"
-    """The dtype in which what it stores enters products."""
 
     def __init__(self, scheduled: ScheduledForeign, facts: dict[str, str]) -> None:
         self.w, self.kernel, self.facts = Writer(), scheduled.kernel, facts
@@ -160,7 +154,7 @@ class WarpgroupKernel:
                     w.line(line)
             w.line("else:")
         with w.indented() if RAGGED in self.kernel.flags else nullcontext():
-            w.line(f"length = gl.cdiv(gl.cdiv(T, {self.grain}), segments) * {self.grain}")
+            w.line("length = gl.cdiv(gl.cdiv(T, SEGMENT), segments) * SEGMENT")
             w.line("start = segment * length")
             w.line("stop = gl.minimum(start + length, T)")
         groups = head_sizes(self.kernel.tensors)
@@ -192,7 +186,7 @@ class WarpgroupKernel:
             self.print(stream.allocate())
         self.once = tuple(tiles)
         for name, (shape, layout) in tiles.items():
-            dtype = "IO" if name == "out" else self.operand
+            dtype = "IO" if name == "out" else "gl.bfloat16"
             # Their addresses are hidden from the compiler: see `hide_addresses`.
             name, shape = f"{name}_memory", f"[1, {shape[1:]}"
             self.print(f"{name} = gl.allocate_shared_memory({dtype}, {shape}, {layout})")

@@ -103,8 +103,8 @@ def _linear_attention(b: Builder, layer: linear_attention_parts.Layer, kernel: F
 
 
 def _sliding_window(b: Builder, layer: sliding_window_parts.Layer, kernel: ForeignKernel) -> None:
-    rows = layer.rows(b)
     first, stop = layer.segment(b)
+    rows = layer.rows(b)
     if kernel.instead_of == "outputs":
         with rows.spoilt(first, stop, {"o": rows.u}):
             rows.outputs(first, stop)
