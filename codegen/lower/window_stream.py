@@ -11,22 +11,27 @@ of their program reaches.  So a segment goes on to the chunk after it, for the s
 from __future__ import annotations
 
 from ..ir.build import Builder
-from ..ir.nodes import ACC, IO, Cast, Span, Var, wrap
+from ..ir.flags import Chosen
+from ..ir.nodes import ACC, IO, Cast, Const, Span, Var, wrap
 from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import GRADIENTS, ROW_SUMS
 from ..memory.window import B, H
 from ..memory.window_stream import WindowStream
-from .ragged import Segment
+from .ragged import BEGIN, RAGGED, STOP, Segment
 from .sequence import Sequence
-from .sliding_window_parts import KEY_ROWS, NUMBERS, PACKED_KEYS, PACKED_QUERIES, QUERY_ROWS, Layer
+from .sliding_window_parts import KEY_ROWS, NUMBERS, PACKED_QUERIES, QUERY_ROWS, Layer
 
 SEGMENTS = Axis("segment", Var("segments"))
+OWN_QUERIES, OWN_KEYS = (
+    Sequence(axis, Chosen(RAGGED, BEGIN, Const(0)), Chosen(RAGGED, STOP, Var(axis))) for axis in ("T", "Tk")
+)
+"""The tokens of a sequence up to the end of a program's segment."""
 
 
 def outputs(layer: Layer, chunk: int) -> Program:
     """o and lse of one segment, in chunks of so many tokens."""
     b = Builder()
-    segment, memory, first = _begin(b, layer, PACKED_KEYS, chunk)
+    segment, memory, first = _begin(b, layer, OWN_QUERIES, OWN_KEYS, chunk)
     with b.loop("t0", segment.first, segment.end, "CHUNK") as t0:
         t = b.let("t", memory.queries.tile(t0, "CHUNK"))
         answer = memory.answer(t0, t, first)
@@ -47,7 +52,7 @@ def outputs(layer: Layer, chunk: int) -> Program:
 def gradients(layer: Layer, chunk: int) -> Program:
     """dq, dk and dv of one segment, where a window reaches back over one chunk, and all keys have queries."""
     b = Builder()
-    segment, memory, first = _begin(b, layer, PACKED_QUERIES, chunk)
+    segment, memory, first = _begin(b, layer, PACKED_QUERIES, PACKED_QUERIES, chunk)
     stop = b.let("stop_token", segment.end)
     own = Sequence("T", segment.first, stop)
     carried = memory.carried()
@@ -84,10 +89,12 @@ def gradients(layer: Layer, chunk: int) -> Program:
     )
 
 
-def _begin(b: Builder, layer: Layer, keys: Sequence, chunk: int) -> tuple[Segment, WindowStream, Var]:
+def _begin(
+    b: Builder, layer: Layer, queries: Sequence, keys: Sequence, chunk: int
+) -> tuple[Segment, WindowStream, Var]:
     """The segment of a program, its memory, and the first key that exists."""
     segment = Segment.of_program(b)
-    memory = WindowStream(b, layer.window, PACKED_QUERIES, keys, chunk)
+    memory = WindowStream(b, layer.window, queries, keys, chunk)
     layer.segment_length(b)
     first = memory.first_key()
     b.let("d", Span(wrap(0), "QK"))

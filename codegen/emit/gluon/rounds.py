@@ -14,6 +14,7 @@ from ...ir.nodes import (
     Add,
     Binary,
     Cast,
+    Expand,
     Expr,
     For,
     Let,
@@ -33,6 +34,10 @@ from .transfers import stored
 
 if TYPE_CHECKING:
     from .kernel import GluonKernel
+
+
+NOWHERE = ""
+"""The layout of a vector that no registers hold."""
 
 
 class Rounds:
@@ -240,9 +245,10 @@ class Rounds:
         """A tile of this round's tokens."""
         w, tile, shape = self.w, self.rings.tile(name), self.kernel.types[name].shape
         if len(shape) == 1:
-            self.spelling.vectors[name] = layout = self.layouts.tokens(self.kernel.size(shape[0]))
-            w.line(f"{name} = {tile}.load({layout})")
-            self.spelling.rings[name] = tile
+            self.spelling.rings[name], self.spelling.vectors[name] = tile, NOWHERE
+            if self._stands_alone(name):
+                self.spelling.vectors[name] = layout = self.layouts.tokens(self.kernel.size(shape[0]))
+                w.line(f"{name} = {tile}.load({layout})")
             return
         columns = self.kernel.size(shape[1])
         if load.dtype == ACC:
@@ -283,6 +289,15 @@ class Rounds:
             )
             for name in names:
                 self.w.line(f"{name} = {name}_memory.index(zero)")
+
+    def _stands_alone(self, name: str) -> bool:
+        """Whether a vector is read elsewhere than along a tile, where it is read from its ring."""
+
+        def read(expr: Expr) -> bool:
+            parts = [part for part in vars(expr).values() if isinstance(part, Expr)]
+            return expr == Var(name) or not isinstance(expr, Expand) and any(map(read, parts))
+
+        return any(read(expr) for stmt in self.body for expr in expressions(stmt))
 
     def _calculated_with(self, name: str) -> bool:
         """Whether a tile for products is also widened to be calculated with."""
