@@ -264,8 +264,8 @@ STREAMED_GRADIENTS = Plan(
     order=(
         *("t", "j", "j_old", "t_own", "j_done", "Q", "K", "K_old", "Y", "Y_old", "dO", "lse_row", "O"),
         # Tiles of pairs one after the other: four at once would not fit the registers beside what is carried.
-        *("R", "R_old", "own", "P", "oldest", "P?", "own_seen", "old_seen", "P_operand", "P_own", "P_old"),
-        *("dP", "dP_old", "products", "delta", "dS", "dS_operand", "dS_own", "dS_old"),
+        *("R", "R_old", "own", "products", "delta", "P", "oldest", "P?", "own_seen", "old_seen"),
+        *("P_operand", "P_own", "P_old", "dP", "dP_old", "dS", "dS_operand", "dS_own", "dS_old"),
         # What is complete with this round, then what it leaves to the next.
         *("dK_carried+dS_old", "dV_carried+P_old", "dQ+dS_own", "dQ+dS_old", "dK", "dV"),
         *("dK_carried=", "dQ=", ">dk", ">dv", ">dq", "dK_carried=2", "dV_carried="),
