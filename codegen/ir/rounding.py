@@ -87,10 +87,12 @@ def added_at_once(program: Program) -> Program:
     """The program in which products that are only added to a sum are added as they are made.
 
     x = a @ y
-    S += x                         becomes     S += a @ y
+    x += b                                     S += a @ y
+    S += x                         becomes     S += b
     """
     every, read = _with_readings(program)
-    made = Counter(stmt.name for stmt in every if isinstance(stmt, Let | Add | Set))
+    made = Counter(stmt.name for stmt in every if isinstance(stmt, Let | Set))
+    grown = Counter(stmt.name for stmt in every if isinstance(stmt, Add))
     added = {stmt.value.name for stmt in every if isinstance(stmt, Add) and isinstance(stmt.value, Var)}
     products = {
         stmt.name: stmt.value
@@ -98,15 +100,20 @@ def added_at_once(program: Program) -> Program:
         if isinstance(stmt, Let) and isinstance(stmt.value, Dot)
         if stmt.name in added and read[stmt.name] == 1
         # What is introduced once and never changes is the same where the product is added.
-        if all(made[x.name] == 1 for x in (Var(stmt.name), *walk(stmt.value)) if isinstance(x, Var))
+        if made[stmt.name] == 1
+        if all(made[x.name] == 1 and not grown[x.name] for x in walk(stmt.value) if isinstance(x, Var))
     }
+    more: dict[str, list[Expr]] = {name: [] for name in products}
+    for stmt in every:
+        if isinstance(stmt, Add) and stmt.name in products:
+            more[stmt.name].append(stmt.value)
 
     def at_once(stmt: Stmt) -> tuple[Stmt, ...]:
         match stmt:
-            case Let(name, _) if name in products:
+            case Let(name, _) | Add(name, _) if name in products:
                 return ()
             case Add(_, Var(name)) if name in products:
-                return (replace(stmt, value=products[name]),)
+                return tuple(replace(stmt, value=value) for value in (products[name], *more[name]))
         return (stmt,)
 
     return replace(program, body=each(program.body, at_once))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from .check import Types, walk
 from .fuse import expressions, statements
-from .nodes import Add, Comment, Dot, Expr, Full, Let, Load, Set, Stmt, Store, Transpose, Var, When
+from .nodes import Add, Comment, Dot, Expand, Expr, Full, Let, Load, Set, Stmt, Store, Transpose, Var, When
 
 Step = tuple[str, Stmt]
 
@@ -63,7 +63,8 @@ def begun(body: Iterable[Stmt]) -> tuple[Stmt, ...]:
             if zero := zeros.pop(name, None):
                 result.append(zero)
         if isinstance(stmt, Add) and result and result[-1] == Let(stmt.name, _nothing(result[-1])):
-            result[-1] = Let(stmt.name, stmt.value)
+            along_one_axis = isinstance(stmt.value, Expand)
+            result[-1] = Let(stmt.name, result[-1].value + stmt.value if along_one_axis else stmt.value)
         else:
             result.append(stmt)
     return tuple(result)

@@ -18,6 +18,7 @@ from ..ir.build import Builder
 from ..ir.nodes import ACC, IO, Cast, Expr, Full, Load, Span, Sum, Var, cdiv, column, row, wrap
 from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import GRADIENTS
+from ..memory.normalizer import Eighths
 from ..memory.states import B, Block, H, State
 from ..memory.sums import Sums
 from .features import SCALE
@@ -41,7 +42,7 @@ def query_gradients(layer: Layer, blocks: int) -> Program:
         t = b.let("t", tokens.tile(t0, "CHUNK"))
         queries, loaded = memory.scaled_queries(t), Var("Q")
         keys, values = memory.keys(t)
-        gradients = memory.gradients(t)
+        gradients = memory.own_gradients(t)
         log, total = memory.of_tile("t_log", t, t0, tokens.until(t0 + "CHUNK"))
         since, kept = memory.left_of_tile("since", t, log, later=True), memory.until("kept", t, log, total)
         dq = b.let("dQ", Full(("CHUNK", "QK"), 0.0))
@@ -66,6 +67,7 @@ def query_gradients(layer: Layer, blocks: int) -> Program:
         "query_gradients",
         "The gradients of the queries of one segment, first to last.",
         (_in_parts("dq", layer, blocks), *_debts(layer)),
+        own=True,
     )
 
 
@@ -80,6 +82,7 @@ def key_gradients(layer: Layer, blocks: int) -> Program:
         loaded, keys = memory.load("K", "k", t)
         values, queries = memory.values(t), memory.scaled_queries(t)
         gradients = memory.gradients(t)
+        gradients = replace(gradients, e=gradients.read_e(b))
         log, end = memory.of_tile("t_log", t, t0, tokens.until(t0 + "CHUNK"))
         since, kept = memory.left_of_tile("since", t, log, later=True), memory.until("kept", t, log, end)
         dk = b.let("dK", Full(("CHUNK", "QK"), 0.0))
@@ -93,7 +96,8 @@ def key_gradients(layer: Layer, blocks: int) -> Program:
         seen = column(t) <= row(t)
         memory.pair_by_key(dk, dv, keys, values, queries, gradients, seen, (log, log), scale=ONE)
         mirrored.fade(end)
-        memory.enter(mirrored, block, queries, gradients.g, tokens.past(t0, "CHUNK"), kept=since)
+        past = tokens.past(t0, "CHUNK")
+        memory.enter(mirrored, block, queries, gradients.g, past, gradients.read_e(b), kept=since)
         if memory.fade:
             b.comment("What a token's key owes to G, taken from what its query does.")
             own = b.let("r_own", Load("r", (B, H, t), ACC))
@@ -120,7 +124,7 @@ def _begin(b: Builder, layer: Layer) -> tuple[Segment, Sums, Block, State]:
     segment = Segment.of_program(b)
     b.let("d", Span(wrap(0), layer.width))
     b.let("u", Span(FIRST, "VALUES"))
-    memory = layer.memory(b, sequence=segment.sequence)
+    memory = layer.memory(b, products=Eighths, sequence=segment.sequence)
     block = memory.block(wrap(0))
     state = memory.zeros(block.f)
     with b.when("INITIAL"):
@@ -132,8 +136,17 @@ def _begin(b: Builder, layer: Layer) -> tuple[Segment, Sums, Block, State]:
 
 
 def _program(
-    layer: Layer, b: Builder, name: str, summary: str, made: tuple[Tensor, ...], flags: tuple[str, ...] = ()
+    layer: Layer,
+    b: Builder,
+    name: str,
+    summary: str,
+    made: tuple[Tensor, ...],
+    flags: tuple[str, ...] = (),
+    own: bool = False,
 ) -> Program:
+    """A program over segments; its `own` are g and e, which others read."""
+    given = (layer.values("do"), layer.values("o", strided=False), *layer.row_sums("n")) if own else ()
+    given = given if layer.spec.normalize else ()
     return layer.program(
         name,
         summary,
@@ -142,7 +155,9 @@ def _program(
             layer.queries("q"),
             *layer.keys(),
             *layer.given_decays(),
+            *given,
             layer.gradients(),
+            *layer.row_sums("e"),
             *layer.user_states("initial_", "INITIAL"),
             *layer.segment_states("SEGMENTED"),
             *made,

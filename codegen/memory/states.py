@@ -107,6 +107,10 @@ class State:
         """z, of a layer that normalises."""
         return self.parts[1].tile
 
+    def numbers(self) -> Var:
+        """z as one number a feature."""
+        return self.parts[1].value()
+
     def restore(self, kept: Kept, suffix: str, *index: Expr) -> None:
         """Go on from a state that was kept."""
         for part, tensor in zip(self.parts, kept, strict=True):
@@ -151,6 +155,9 @@ class Stored:
     def operand(self, weight: Var | None = None) -> Var:
         assert weight is None
         return Part(self.b, Var("S"), self.place).load(self.kept.tensors[0], self.index, "", OPERAND)
+
+    def numbers(self) -> Var:
+        return self.normalizer()
 
     def normalizer(self) -> Var:
         return Part(self.b, Var("z"), self.place[:1]).load(self.kept.tensors[1], self.index, "")

@@ -307,7 +307,7 @@ class Sums(Fading):
         weight = weights(b, block.f, block.selection)
         by_feature = b.let("dP", Dot(gradients.g, Transpose(state.operand())))
         if e := gradients.read_e(b):
-            b.add(by_feature, column(e) * row(state.normalizer()))
+            b.add(by_feature, column(e) * row(state.numbers()))
         if weight:
             b.set(by_feature, by_feature * row(weight))
         if owed:
@@ -337,7 +337,7 @@ class Sums(Fading):
             b.add(dv, Dot(matrix, state))
         by_feature = b.let("dP", Dot(values, Transpose(state)))
         if self.normalizer:
-            b.add(by_feature, row(mirrored.normalizer()))
+            b.add(by_feature, row(mirrored.numbers()))
         if owed:
             b.add(owed, Sum(b.let("P_dP", features * by_feature), 1))
         self.features.adjoint(b, by_feature, keys, block.selection, into=dk)

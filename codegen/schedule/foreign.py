@@ -117,15 +117,16 @@ def gradients_exchange(spec: LayerSpec, dtype: str) -> bool:
 
 
 def gradients_map_squares(spec: LayerSpec, dtype: str) -> bool:
-    """Whether gradients of a layer that maps squares are recurrences: nothing is divided.
+    """Whether gradients of a layer that maps squares are recurrences: nothing both fades and is divided.
 
-    What a token owes to a decay is a product over all its values, so these are one tile where it fades.
+    What a token owes to a decay, or to what it is divided by, is a product over all its values: so these are
+    one tile then.
     """
     return (
         isinstance(spec, LinearAttention)
         and maps_squares(spec, dtype)
-        and not spec.normalize
-        and (spec.decay == "none" or spec.head_dims.v <= SQUARE_TILES["VALUES"])
+        and not (spec.normalize and spec.decay != "none")
+        and (not spec.normalize and spec.decay == "none" or spec.head_dims.v <= SQUARE_TILES["VALUES"])
     )
 
 

@@ -95,6 +95,21 @@ class Plan:
         return Plan(**kept | {"order": tuple(x for x in self.order if x in steps)})
 
 
+@dataclass(frozen=True)
+class Plans:
+    """Those of one printer: where a state stays, where it fades, and gradients of what was divided."""
+
+    plain: Plan
+    fading: Plan | None = None
+    divided: Plan | None = None
+
+    def of(self, program: Program) -> Plan:
+        """The one of a program."""
+        tensors = {tensor.name for tensor in program.tensors}
+        found = self.fading if "log_decay" in tensors else self.divided if "e" in tensors else None
+        return found or self.plain
+
+
 ELEMENTWISE = Plan(
     ahead=("Q", "K", "K_features", "Y"),
     shared=("K_features", "Y", "S_operand", "z_operand", "ones"),
@@ -224,6 +239,33 @@ FADING_KEY_GRADIENTS = replace(
     ),
 )
 """The same with a mirrored state that fades."""
+NORMALIZED_QUERY_GRADIENTS = replace(
+    QUERY_GRADIENTS,
+    ahead=("Q", "K", "K_features", "Y", "dO", "O"),
+    shared=(*QUERY_GRADIENTS.shared, "ones"),
+    through=(("dq", "K_features"),),  # so that two programs share a multiprocessor's memory
+    order=(
+        *("t", "N", "Y", "K", "K_features", "S_operand"),
+        *("dO", "O", "products", "total", "E", ">e", "G"),
+        *("dA+G", "z_rows", "dQ+", "dQ+G", ">g", "S+K_features", "z+K_features"),
+        *("dA+", "seen", "dR", "dQ+dR"),
+        *("Q", "dQ=", "dQ=2", ">dq"),
+    ),
+)
+"""Those of queries of maps that are divided by what they add up to: first g and e, which others read too."""
+NORMALIZED_KEY_GRADIENTS = replace(
+    KEY_GRADIENTS,
+    ahead=(*KEY_GRADIENTS.ahead, "E"),
+    shared=(*KEY_GRADIENTS.shared, "factors"),
+    hidden=("K_features", "Q_features", "S_operand", "factors"),
+    order=(
+        *("t", "Y", "G", "K", "K_features", "Q", "Q_features", "E", "factors", "S_operand", "z_rows"),
+        *("R", "dA+Y", "dV+K_features", "S+Q_features", "z+Q_features"),
+        *("seen", "A", "dV+A", "dA+", "dR", "dK+", "dK+Y", "dK+dR"),
+        *(">dv", "dK=", ">dk"),
+    ),
+)
+"""Those of keys and values."""
 WIDE_KEY_GRADIENTS = replace(
     KEY_GRADIENTS,
     hidden=("Q_features", "S_operand"),
@@ -272,18 +314,18 @@ STREAMED_GRADIENTS = Plan(
     ),
 )
 """Its gradients."""
-PLANS: dict[str, tuple[Plan, Plan]] = {
-    **dict.fromkeys((SQUARE, OBLONG), (ELEMENTWISE, FADING)),
-    **dict.fromkeys(("states", "query_states"), (STATES, STATES)),
-    RECURRENCE: (EXCHANGING, EXCHANGING),
-    QUERIES_OF_SQUARES: (QUERY_GRADIENTS, FADING_QUERY_GRADIENTS),
-    KEYS_OF_SQUARES: (KEY_GRADIENTS, FADING_KEY_GRADIENTS),
-    QUERIES_OF_OBLONGS: (QUERY_GRADIENTS, QUERY_GRADIENTS),
-    KEYS_OF_OBLONGS: (WIDE_KEY_GRADIENTS, WIDE_KEY_GRADIENTS),
-    WINDOW: (STREAMED, STREAMED),
-    WINDOW_GRADIENTS: (STREAMED_GRADIENTS, STREAMED_GRADIENTS),
+PLANS: dict[str, Plans] = {
+    **dict.fromkeys((SQUARE, OBLONG), Plans(ELEMENTWISE, fading=FADING)),
+    **dict.fromkeys(("states", "query_states"), Plans(STATES)),
+    RECURRENCE: Plans(EXCHANGING),
+    QUERIES_OF_SQUARES: Plans(QUERY_GRADIENTS, FADING_QUERY_GRADIENTS, NORMALIZED_QUERY_GRADIENTS),
+    KEYS_OF_SQUARES: Plans(KEY_GRADIENTS, FADING_KEY_GRADIENTS, NORMALIZED_KEY_GRADIENTS),
+    QUERIES_OF_OBLONGS: Plans(QUERY_GRADIENTS),
+    KEYS_OF_OBLONGS: Plans(WIDE_KEY_GRADIENTS),
+    WINDOW: Plans(STREAMED),
+    WINDOW_GRADIENTS: Plans(STREAMED_GRADIENTS),
 }
-"""By the names that `orders.py` has for printers: of a state that stays, and of one that fades."""
+"""By the names that `orders.py` has for printers."""
 ALTERNATIVES: dict[tuple[str, str], Callable[[Plan], Plan]] = {
     ("state", "early"): lambda plan: plan.moved(("S_operand_0", "S_operand_1"), "Y"),
     ("sums", "late"): lambda plan: plan.moved(("Z+K", "z+all_ones"), "seen"),
@@ -296,8 +338,7 @@ ALTERNATIVES: dict[tuple[str, str], Callable[[Plan], Plan]] = {
 def plan_of(kernel: ForeignKernel, pieces: Mapping[str, str]) -> Plan:
     """The plan of a kernel's program, with the alternatives that are chosen of its pieces."""
     assert kernel.program is not None
-    stays, fades = PLANS[kernel.printer]
-    plan = fades if any(tensor.name == "log_decay" for tensor in kernel.program.tensors) else stays
+    plan = PLANS[kernel.printer].of(kernel.program)
     for choice in pieces.items():
         plan = ALTERNATIVES.get(choice, lambda same: same)(plan)
     return plan

@@ -76,8 +76,11 @@ OF_MAPS = (
     ),
     LinearAttention("three_blocks", Elementwise("x**2"), HeadDims(48, 136), normalize=False),
     OBLONG[0],
+    MAPS[0],
+    MAPS[2],
+    LinearAttention("exp", Elementwise("exp(x)"), HeadDims(48, 64), state_dtype="bfloat16"),
 )
-"""Those whose gradients are recurrences: of one block of values, and of several."""
+"""Those whose gradients are recurrences: of one block of values, of several, and of what is divided."""
 OF_FADING = (
     *FADING[:2],
     LinearAttention("silu_token", Elementwise("silu(x)"), HeadDims(48, 40), normalize=False, decay="token"),
@@ -305,7 +308,9 @@ def test_no_wait_is_forgotten_and_none_too_many(program: str) -> None:
     )
 
 
-@pytest.mark.parametrize("spec", [OF_MAPS[0], OF_MAPS[3], OF_FADING[1]], ids=lambda spec: spec.name)
+@pytest.mark.parametrize(
+    "spec", [OF_MAPS[0], OF_MAPS[3], OF_MAPS[4], OF_FADING[1]], ids=lambda spec: spec.name
+)
 @pytest.mark.parametrize("program", ["query_gradients", "key_gradients"])
 def test_no_wait_of_gradients_of_maps_is_forgotten(spec: LinearAttention, program: str) -> None:
     kernel = on_warpgroups(program)

@@ -40,7 +40,7 @@ class Blackwell(Machine):
         super().__init__(steps, body)
         products = [stmt for stmt in body if isinstance(stmt, Let | Add) and steps.issues(stmt)]
         self._sums = tuple(dict.fromkeys(stmt.name for stmt in products))
-        begun = {stmt.name for stmt in products if isinstance(stmt, Let)}
+        begun = {stmt.name for stmt in body if isinstance(stmt, Let)}
         self._carried = tuple(name for name in self._sums if name not in begun)
         self._left = tuple(
             stmt.name for stmt in body if isinstance(stmt, Let) and stmt.name in steps.plan.left
@@ -53,9 +53,9 @@ class Blackwell(Machine):
     def suits(plan: Plan) -> bool:
         """Whether all products are whole warpgroups', and tensor memory has room for their sums.
 
-        A window's gradients have nine.
+        Those of a window's gradients, which keep keys and carry what these get, are nine.
         """
-        return not plan.alone and not plan.through
+        return not plan.alone and not (plan.kept and plan.through)
 
     @staticmethod
     def summary(kernel: ForeignKernel) -> str:
@@ -142,9 +142,9 @@ class Blackwell(Machine):
         return found
 
     def _stored(self, place: int) -> list[str]:
-        """The sum that a step changes in registers, if products are added to it afterwards."""
+        """The sum that a step begins or changes in registers, if products are added to it afterwards."""
         stmt = self.body[place]
-        if not isinstance(stmt, Set | Add) or stmt.name not in self._sums or self.steps.issues(stmt):
+        if not isinstance(stmt, Let | Set | Add) or stmt.name not in self._sums or self.steps.issues(stmt):
             return []
         later = [*self.body[place:], *self.body[:place]]
         product = next(s for s in later if self.steps.issues(s) and getattr(s, "name", "") == stmt.name)

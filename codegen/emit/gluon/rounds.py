@@ -81,6 +81,7 @@ class Rounds:
         """Shared tiles: rings of what is copied ahead, operands that rounds store, results on their way."""
         element = next(t.name for t in self.kernel.kernel.tensors if t.strided)
         lines = [f"IO: gl.constexpr = {element}.dtype.element_ty", *self.rings.memory()]
+        elsewhere = {*self.through, *self.plan.shared}
         for stmt in self.body:
             if isinstance(stmt, Let) and stmt.name in self.plan.shared and not isinstance(stmt.value, Load):
                 dims = self.kernel.types[stmt.name].shape
@@ -88,7 +89,7 @@ class Rounds:
                 hidden = stmt.name in self.plan.hidden
                 tile = self.rings.allocate(self.kernel.operands, dims, *("1",) * hidden)
                 lines.append(f"{stmt.name}{'_memory' * hidden} = {tile}")
-            if self._of_rows(stmt) and stmt.tensor not in self.through:
+            if self._of_rows(stmt) and not {stmt.tensor, stored(stmt.value)} & elsewhere:
                 dims = self.kernel.types[stored(stmt.value)].shape
                 lines.append(f"{stmt.tensor}_tile = {self.rings.allocate('IO', dims)}")
         return lines
@@ -176,13 +177,15 @@ class Rounds:
                 w.line(f"{name} = read({like}_ahead.index(0), {place}){widened}")
             case Let(name, Load() as load):
                 (size,) = self.kernel.types[name].shape
-                self.spelling.vectors[name] = self.layouts.tokens(self.kernel.size(size))
+                if not self.steps.meets_a_tile(name):
+                    self.spelling.vectors[name] = self.layouts.tokens(self.kernel.size(size))
                 pointer, mask = self._numbers_at(name, load.tensor, load.index)
                 w.line(f"{name} = gl.load({pointer}, mask={mask}, other={load.fill!r})")
             case Store(tensor, _, value) if self._of_rows(stmt):
                 if tensor in self.through and not self.rows:
                     w.line("barrier()  # all warps have multiplied what is overwritten now")
-                w.line(f"{self._tile_of(tensor)}.store({stored(value)}.to(IO))")
+                if stored(value) not in self.plan.shared:
+                    w.line(f"{self._tile_of(tensor)}.store({stored(value)}.to(IO))")
                 self.rows.append(stmt)
             case Store(tensor, index, value):
                 pointer, mask = self._numbers_at(stored(value), tensor, index)
@@ -207,7 +210,8 @@ class Rounds:
     def _write_rows(self) -> None:
         """Write the rows that have been stored in shared tiles."""
         w = self.w
-        w.line("barrier()")
+        if any(stored(stmt.value) not in self.plan.shared for stmt in self.rows):
+            w.line("barrier()")
         token = Var(self.loop.var)
         for start, stores in groupby(self.rows, lambda stmt: self.rings.span(stmt.index).start):
             if start != token:  # an earlier round's, in the first another program's
@@ -217,12 +221,16 @@ class Rounds:
                     name, limit = stored(stmt.value), self.rings.limit(stmt.index)
                     t = self.spelling.scalar(start)
                     place = self.rings.place(stmt.tensor, stmt.index, name, t, limit)
-                    w.line(f"write({self._tile_of(stmt.tensor)}, {place})")
+                    tile = name if name in self.plan.shared else self._tile_of(stmt.tensor)
+                    w.line(f"write({tile}, {place})")
         self.rows.clear()
 
     def _tile_of(self, tensor: str) -> str:
         """The shared tile through which rows of a tensor are stored."""
-        return self.through.get(tensor, f"{tensor}_tile")
+        if tensor not in self.through:
+            return f"{tensor}_tile"
+        tile = self.through[tensor]
+        return tile if self.kernel.operands == "IO" else f"as_dtype({tile}, IO)"
 
     def _alike(self, name: str, other: str) -> bool:
         return self.kernel.types[name].shape == self.kernel.types[other].shape

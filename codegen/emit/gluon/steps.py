@@ -169,6 +169,9 @@ class Steps(Transfers):
                 w.line(f"{name} = {self.rounded(value, name)}")
             case Add(name, value) if len(self.types[name].shape) == 1:
                 w.line(f"{name} += {self.spelling.vector(value, self.spelling.vectors[name])}")
+            case Add(name, value):
+                added = self.spelling.matrix(value, self.home(name), name in self.spelling.turned)
+                w.line(f"{name} += {added}")
             case Let(name, value) | Set(name, value):
                 self._value(w, name, value)
             case _:

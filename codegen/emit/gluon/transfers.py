@@ -8,8 +8,10 @@ from ...ir.check import walk
 from ...ir.fuse import expressions
 from ...ir.nodes import (
     ACC,
+    Add,
     Cast,
     Dim,
+    Dot,
     Expand,
     Expr,
     For,
@@ -85,6 +87,8 @@ class Transfers:
 
     def constant(self, w: Writer, name: str, shape: tuple[int | str, ...], value: float) -> None:
         self.spelling.constants[name] = shape, value
+        if not self.is_multiplied(name):
+            return
         sizes = f"[{', '.join(map(str, shape))}]"
         if name not in self.plan.shared:
             w.line(f"{name} = gl.full({sizes}, {value!r}, gl.bfloat16, {self.layouts.side(right=False)})")
@@ -92,6 +96,11 @@ class Transfers:
         rows, columns = self.layouts.rows(self.size(shape[1])), self.layouts.shared(self.size(shape[1]))
         tile = f"gl.full({sizes}, {value!r}, gl.bfloat16, {rows})"
         w.line(f"{name} = gl.allocate_shared_memory(gl.bfloat16, {sizes}, {columns}, {tile})")
+
+    def is_multiplied(self, name: str) -> bool:
+        """Whether a product reads a tile."""
+        products = (x.value for x in self.loop.body if isinstance(x, Let | Add) and isinstance(x.value, Dot))
+        return any(Var(name) in walk(product) for product in products)
 
     def load(self, w: Writer, name: str, load: Load) -> None:
         """A tile from memory, into registers."""
@@ -152,6 +161,14 @@ class Transfers:
         place = self.addresses.place(entry, self.spelling.run(entry.name, layout))
         test = self.spelling.vector(entry < self.kernel.program.tensor(tensor).dims[dimension], layout)
         return f"{self.addresses.first(tensor, index)} + {place}", "" if test == "True" else test
+
+    def meets_a_tile(self, name: str) -> bool:
+        """Whether a vector is one number for each row or column of a tile in registers: that says its layout."""
+        try:
+            self._layout_of(name)
+        except TypeError:
+            return False
+        return True
 
     def _layout_of(self, name: str) -> Slice | str:
         """The layout of a vector: where it is used, it meets the rows or columns of a tile."""
