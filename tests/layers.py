@@ -184,8 +184,10 @@ def build(
 
 @functools.cache
 def for_blackwell(spec: LayerSpec) -> ModuleType:
-    """The Triton module of a layer with the recurrence that is printed for Blackwell."""
-    layer = pipeline.printed_for(pipeline.schedule(pipeline.lower(spec), "triton"), "sm_100")
+    """The Triton module of a layer with what is printed for Blackwell, and else what Hopper has."""
+    layer = pipeline.schedule(pipeline.lower(spec), "triton")
+    printed = {kernel.kernel.name: kernel for kernel in pipeline.printed_for(layer, "sm_100").kernels}
+    layer = replace(layer, kernels=tuple(printed.get(x.kernel.name, x) for x in layer.kernels))
     return import_text(pipeline.emit(layer), f"{spec.name}_blackwell")
 
 

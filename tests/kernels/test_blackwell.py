@@ -1,4 +1,4 @@
-"""Recurrences printed for Blackwell, as far as they can be tested without one: see `gluon.py` for how."""
+"""What is printed for Blackwell, as far as they can be tested without one: see `gluon.py` for how."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from torch import Tensor
 
 from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.names import RECURRENCE, on_warpgroups
-from based_ops.support.host import packed_plan
+from based_ops.support.host import cdiv, packed_plan
 from tests.kernels.test_warpgroups import DTYPES, FADING, MAPS, OBLONG, OF_FADING, OF_MAPS, compute_gradients
-from tests.kernels.warpgroups import ALIKE, GRAIN, Call, fails_without_any_wait
+from tests.kernels.test_warpgroup_windows import LAYERS as WINDOWS
+from tests.kernels.test_warpgroup_windows import in_groups
+from tests.kernels.warpgroups import ALIKE, GRAIN, Call, fails_without_any_wait, passes
 from tests.layers import build, for_blackwell, import_text
 from tests.tolerance import FORWARD, assert_close
 
@@ -109,6 +111,41 @@ def test_no_wait_of_gradients_is_forgotten(program: str) -> None:
     module = for_blackwell(spec)
     compute_gradients(spec, module, torch.float16)
     fails_without_any_wait(module, kernel, 9, lambda mutant: compute_gradients(spec, mutant, torch.float16))
+
+
+@pytest.mark.parametrize("window", [63, 64, 128])
+@given(data=st.data())
+@settings(max_examples=8)
+def test_windows(window: int, data: st.DataObject) -> None:
+    """The same bits as on Hopper, of one sequence a batch entry and of packed ones."""
+    spec, length = WINDOWS[window], data.draw(st.integers(1, 333), "length")
+    dtype, past = data.draw(st.sampled_from(DTYPES), "dtype"), 0
+    cuts = sorted(data.draw(st.lists(st.integers(0, length), max_size=6), "cuts"))
+    edges = list(zip(cuts[::2], cuts[1::2], strict=False))
+    sequences = torch.tensor(edges) if edges else None
+    if not edges:
+        past = data.draw(st.sampled_from((0, 7, 130)), "keys before the first query")
+    q, k, v = (x[:1].to(dtype) for x in in_groups(spec, data.draw(st.sampled_from(HEADS)), length, past))
+    chunks = cdiv(length, 64)
+    segments = cdiv(chunks, data.draw(st.integers(1, chunks), "chunks a segment"))
+    found, wanted = (
+        passes(module, segments)[0](q, k, v, 0.2, None, sequences)
+        for module in (for_blackwell(spec), build(spec, "triton"))
+    )
+    assert equal(found, wanted)
+
+
+def test_no_wait_of_windows_is_forgotten() -> None:
+    spec = WINDOWS[128]
+    q, k, v = (x.half() for x in in_groups(spec, (2, 2, 2), 320))
+
+    def compute_outputs(module: ModuleType) -> None:
+        for tensor in passes(module, 1)[0](q, k, v, 0.2, None, None):
+            assert tensor.isfinite().all()
+
+    module = for_blackwell(spec)
+    compute_outputs(module)
+    fails_without_any_wait(module, on_warpgroups("outputs"), 7, compute_outputs)
 
 
 @pytest.mark.parametrize(

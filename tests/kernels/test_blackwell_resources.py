@@ -18,7 +18,7 @@ from based_ops.codegen.ir.kernels import ForeignKernel
 from based_ops.codegen.names import RECURRENCE, on_warpgroups
 from based_ops.codegen.schedule.budget import SHARED_MEMORY
 from based_ops.codegen.schedule.foreign import printers
-from based_ops.codegen.schedule.orders import OBLONG, SQUARE
+from based_ops.codegen.schedule.orders import OBLONG, SQUARE, WINDOW
 from based_ops.codegen.spec.model import LayerSpec
 from tests.conftest import SPECS
 from tests.kernels.budgets import DIRECTORY, recorded, rewrite
@@ -26,9 +26,10 @@ from tests.kernels.runners import interpreting
 from tests.layers import for_blackwell
 
 BUDGETS = DIRECTORY / "sm_100.yaml"
-NAMES = [name for name, spec in pipeline.load(SPECS).items() if {SQUARE, OBLONG} & {*printers(spec.core)}]
-COMPILED = ("identity_qk64_v64", "lightning_qk64_v64", "mamba2_qk64_v64", "pos_elu_qk64_v64")
-"""Layers that are compiled each time, in bfloat16: wide ones, with decays of heads and tokens, normalised."""
+PRINTED = {SQUARE, OBLONG, WINDOW}
+NAMES = [name for name, spec in pipeline.load(SPECS).items() if PRINTED & {*printers(spec.core)}]
+COMPILED = ("identity_qk64_v64", "lightning_qk64_v64", "mamba2_qk64_v64", "pos_elu_qk64_v64", "window128_d64")
+"""Layers that are compiled each time, in bfloat16: with decays of heads and tokens, normalised, and a window."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 DENSE = {"RAGGED": False, "GROUPED": False}
 CALLS: dict[str, tuple[str, dict[str, bool]]] = {
@@ -36,6 +37,7 @@ CALLS: dict[str, tuple[str, dict[str, bool]]] = {
     "every flag": (RECURRENCE, {}),
     "gradients of queries": ("query_gradients", DENSE),
     "gradients of keys": ("key_gradients", DENSE),
+    "a window": ("outputs", DENSE | {"BEGUN": False}),
 }
 """What is compiled, of the kernels that a layer has."""
 TENSOR_MEMORY = 512

@@ -78,7 +78,7 @@ class Blackwell(Machine):
         count = len(self.waits)
         return [
             *(f"{name}_sums = {self._allocate('gl.float32', name)}" for name in self._sums),
-            *(f"{name} = {self._allocate('gl.bfloat16', name)}" for name in self._left),
+            *(f"{name} = {self._allocate(self.steps.kernel.operands, name)}" for name in self._left),
             f"{DONE} = gl.allocate_shared_memory(gl.int64, [{count}, 1], mbarrier.MBarrierLayout())",
             f"for i in gl.static_range({count}):",
             f"    mbarrier.init({DONE}.index(i), count=1)",
