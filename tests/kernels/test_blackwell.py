@@ -1,4 +1,4 @@
-"""What is printed for Blackwell, as far as they can be tested without one: see `gluon.py` for how."""
+"""What is printed for Blackwell, as far as it can be tested without one: see `gluon.py` for how."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.names import RECURRENCE, on_warpgroups
 from based_ops.support.host import cdiv, packed_plan
-from tests.kernels.test_warpgroups import DTYPES, FADING, MAPS, OBLONG, OF_FADING, OF_MAPS, compute_gradients
 from tests.kernels.test_warpgroup_windows import LAYERS as WINDOWS
 from tests.kernels.test_warpgroup_windows import in_groups
+from tests.kernels.test_warpgroups import DTYPES, FADING, MAPS, OBLONG, OF_FADING, OF_MAPS, compute_gradients
 from tests.kernels.warpgroups import ALIKE, GRAIN, Call, fails_without_any_wait, passes
 from tests.layers import build, for_blackwell, import_text
 from tests.tolerance import FORWARD, assert_close
