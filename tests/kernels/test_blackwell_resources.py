@@ -29,7 +29,7 @@ BUDGETS = DIRECTORY / "sm_100.yaml"
 PRINTED = {SQUARE, OBLONG, WINDOW}
 NAMES = [name for name, spec in pipeline.load(SPECS).items() if PRINTED & {*printers(spec.core)}]
 COMPILED = ("identity_qk64_v64", "lightning_qk64_v64", "mamba2_qk64_v64", "pos_elu_qk64_v64", "window128_d64")
-"""Layers that are compiled each time, in bfloat16: with decays of heads and tokens, normalised, and a window."""
+"""Layers that are compiled each time, in bfloat16: with decays, with a normaliser, and a window."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 DENSE = {"RAGGED": False, "GROUPED": False}
 CALLS: dict[str, tuple[str, dict[str, bool]]] = {

@@ -163,7 +163,7 @@ class Transfers:
         return f"{self.addresses.first(tensor, index)} + {place}", "" if test == "True" else test
 
     def meets_a_tile(self, name: str) -> bool:
-        """Whether a vector is a number for each row or column of a tile in registers: that says its layout."""
+        """Whether a vector is a number for each row or column of a tile in registers, and laid out so."""
         try:
             self._layout_of(name)
         except TypeError:
