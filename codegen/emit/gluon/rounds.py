@@ -137,8 +137,11 @@ class Rounds:
             self._copy("arrived")
             self._hide()
             for place, stmt in enumerate(self.body):
-                for step in self._begun_at(place):
+                begun = self._begun_at(place)
+                for step in begun:
                     machine.before(w, step)
+                if any(getattr(self.body[step], "tensor", None) in self.through for step in begun):
+                    w.line("barrier()  # all warps have multiplied what is overwritten now")
                 self._step_text(stmt)
                 machine.after(w, place)
                 if self._of_rows(stmt) and not any(map(self._of_rows, self.body[place + 1 : place + 2])):
@@ -157,7 +160,7 @@ class Rounds:
         return w.text().splitlines()
 
     def _begun_at(self, place: int) -> range:
-        """The steps whose results have to be there before one: those of all rows that are written at once."""
+        """The steps that begin with one: it alone, or all whose rows are written at once with its own."""
         rows = [*map(self._of_rows, self.body), False]
         if rows[place] and place and rows[place - 1]:
             return range(0)
@@ -171,7 +174,7 @@ class Rounds:
             case Let(name, Load()) if name in self.rings.kept:
                 w.line(f"{name} = {self.rings.tile(name)}")
             case Let(name, Load(tensor, index, dtype)) if name in self.plan.by_rows:
-                like = next(x for x, _ in self.rings.ahead.items() if self._alike(x, name))
+                like = next(x for x in self.rings.ahead if self._alike(x, name))
                 place = self.rings.place(tensor, index, name, self.loop.var, self.rings.limit(index))
                 widened = ".to(gl.float32)" if dtype == ACC else ""
                 w.line(f"{name} = read({like}_ahead.index(0), {place}){widened}")
@@ -182,8 +185,6 @@ class Rounds:
                 pointer, mask = self._numbers_at(name, load.tensor, load.index)
                 w.line(f"{name} = gl.load({pointer}, mask={mask}, other={load.fill!r})")
             case Store(tensor, _, value) if self._of_rows(stmt):
-                if tensor in self.through and not self.rows:
-                    w.line("barrier()  # all warps have multiplied what is overwritten now")
                 if stored(value) not in self.plan.shared:
                     w.line(f"{self._tile_of(tensor)}.store({stored(value)}.to(IO))")
                 self.rows.append(stmt)
