@@ -12,7 +12,24 @@ from dataclasses import replace
 
 from .check import Types, walk
 from .fuse import each, expressions, mapped, statements, substitute
-from .nodes import ACC, OPERAND, Add, Cast, Const, Dot, Expr, Let, Load, Set, Stmt, Var, Where
+from .nodes import (
+    ACC,
+    OPERAND,
+    Add,
+    Blocks,
+    Cast,
+    Const,
+    Dot,
+    Expr,
+    For,
+    Let,
+    Load,
+    Set,
+    Stmt,
+    Var,
+    When,
+    Where,
+)
 from .program import Program
 from .rewrite import drop_unused
 
@@ -90,33 +107,36 @@ def added_at_once(program: Program) -> Program:
     x += b                                     S += a @ y
     S += x                         becomes     S += b
     """
-    every, read = _with_readings(program)
-    made = Counter(stmt.name for stmt in every if isinstance(stmt, Let | Set))
-    grown = Counter(stmt.name for stmt in every if isinstance(stmt, Add))
-    added = {stmt.value.name for stmt in every if isinstance(stmt, Add) and isinstance(stmt.value, Var)}
-    products = {
-        stmt.name: stmt.value
-        for stmt in every
-        if isinstance(stmt, Let) and isinstance(stmt.value, Dot)
-        if stmt.name in added and read[stmt.name] == 1
-        # What is introduced once and never changes is the same where the product is added.
-        if made[stmt.name] == 1
-        if all(made[x.name] == 1 and not grown[x.name] for x in walk(stmt.value) if isinstance(x, Var))
-    }
-    more: dict[str, list[Expr]] = {name: [] for name in products}
-    for stmt in every:
-        if isinstance(stmt, Add) and stmt.name in products:
-            more[stmt.name].append(stmt.value)
+    _, read = _with_readings(program)
 
-    def at_once(stmt: Stmt) -> tuple[Stmt, ...]:
-        match stmt:
-            case Let(name, _) | Add(name, _) if name in products:
-                return ()
-            case Add(_, Var(name)) if name in products:
-                return tuple(replace(stmt, value=value) for value in (products[name], *more[name]))
-        return (stmt,)
+    def block(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+        body = tuple(
+            replace(stmt, body=block(stmt.body)) if isinstance(stmt, For | Blocks | When) else stmt
+            for stmt in body
+        )
+        parts: dict[str, list[tuple[int, Expr]]] = {}
+        for place, stmt in enumerate(body):
+            match stmt:
+                case Let(name, Dot() as value) if read[name] == 1:
+                    parts[name] = [(place, value)]
+                case Add(name, value) if name in parts:
+                    parts[name].append((place, value))
+        moved: dict[int, tuple[Stmt, ...]] = {}
+        for end, stmt in enumerate(body):
+            if isinstance(stmt, Add) and isinstance(stmt.value, Var) and stmt.value.name in parts:
+                terms = parts[stmt.value.name]
+                if all(place < end and _stays(value, body[place + 1 : end]) for place, value in terms):
+                    moved |= dict.fromkeys((place for place, _ in terms), ())
+                    moved[end] = tuple(Add(stmt.name, value) for _, value in terms)
+        return tuple(part for place, stmt in enumerate(body) for part in moved.get(place, (stmt,)))
 
-    return replace(program, body=each(program.body, at_once))
+    return replace(program, body=block(program.body))
+
+
+def _stays(value: Expr, body: tuple[Stmt, ...]) -> bool:
+    """Whether no statement introduces anew or changes what an expression reads."""
+    read = {node.name for node in walk(value) if isinstance(node, Var)}
+    return not any(stmt.name in read for stmt in statements(body) if isinstance(stmt, Let | Set | Add))
 
 
 def _with_readings(program: Program) -> tuple[list[Stmt], Counter[str]]:

@@ -75,3 +75,25 @@ def test_products_that_change_before_they_are_added_stay() -> None:
     b.set(product, product * 2.0)
     b.add(total, product)
     assert added_at_once(program(b)) == program(b)
+
+
+def test_what_products_grow_by_is_added_too() -> None:
+    b = Builder()
+    x, y = b.let("X", Cast(Full(SHAPE, 1.0), OPERAND)), b.let("Y", Full(SHAPE, 1.0))
+    total, product = b.let("O", Full(SHAPE, 0.0)), b.let("product", Dot(x, x))
+    b.add(product, y * 2.0)
+    b.add(total, product)
+    found = added_at_once(program(b))
+    check(found)
+    text = print_program(found)
+    assert "O += X @ X" in text and "O += Y * 2.0" in text and "product" not in text
+
+
+def test_products_that_grow_by_what_changes_before_they_are_added_stay() -> None:
+    b = Builder()
+    x, y = b.let("X", Cast(Full(SHAPE, 1.0), OPERAND)), b.let("Y", Full(SHAPE, 1.0))
+    total, product = b.let("O", Full(SHAPE, 0.0)), b.let("product", Dot(x, x))
+    b.add(product, y * 2.0)
+    b.set(y, y * 3.0)
+    b.add(total, product)
+    assert added_at_once(program(b)) == program(b)
