@@ -68,8 +68,7 @@ def test_a_barrier_comes_after_what_is_stored_and_before_who_reads_it(
 def test_a_plan_is_shown_without_what_a_layer_lacks() -> None:
     layers = pipeline.load(SPECS, ["identity_qk64_v64", "relu_qk64_v64"])
     plain, normalised = (pipeline.places(pipeline.lower(layers[name])) for name in layers)
-    gradients = {"query_gradients_warpgroups", "key_gradients_warpgroups"}
-    assert normalised.keys() == {"recurrence_warpgroups"} == plain.keys() - gradients
+    assert normalised.keys() == plain.keys() > {"recurrence_warpgroups"}
     assert plain["recurrence_warpgroups"][0] == "ahead: Q, K_features, Y"
     assert "N+A_operand" not in plain["recurrence_warpgroups"][-1]
     assert "N+A_operand" in normalised["recurrence_warpgroups"][-1]

@@ -126,7 +126,7 @@ def test_constants_of_a_whole_layer_stay_where_several_programs_share_them() -> 
         ("taylor2_qk16_v64", {RECURRENCE, "query_gradients"}),
         ("window64_d64", {"outputs", "gradients"}),
         ("window128_d64", {"outputs"}),
-        ("pos_elu_qk64_v64", {RECURRENCE}),
+        ("pos_elu_qk64_v64", {RECURRENCE, "query_gradients"}),
         ("taylor1_qk16_v64", set()),
     ],
 )
