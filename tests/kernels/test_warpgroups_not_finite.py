@@ -74,7 +74,7 @@ def test_recurrence_of_groups(spec: LinearAttention, heads: tuple[int, int, int]
 
 GRADED = [
     *((spec, heads) for spec in (LAYERS[0], *NARROW, OF_MAPS[0]) for heads in ((2, 2, 2), (4, 2, 1))),
-    *((spec, (2, 2, 2)) for spec in OF_FADING[:2]),
+    *((spec, (2, 2, 2)) for spec in (*OF_MAPS[4:6], *OF_FADING[:2])),
 ]
 
 
