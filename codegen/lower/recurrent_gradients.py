@@ -145,8 +145,8 @@ def _program(
     own: bool = False,
 ) -> Program:
     """A program over segments; its `own` are g and e, which others read."""
-    given = (layer.values("do"), layer.values("o", strided=False), *layer.row_sums("n")) if own else ()
-    given = given if layer.spec.normalize else ()
+    divided = (layer.values("do"), layer.values("o", strided=False), *layer.row_sums("n"))
+    given = divided if own and layer.spec.normalize else ()
     return layer.program(
         name,
         summary,

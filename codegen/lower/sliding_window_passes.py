@@ -45,6 +45,8 @@ DENSE: dict[str, Operand] = {
     **dict.fromkeys((TABLE.name, "first_of_sequences")),
 }
 """What programs get where no sequences are packed."""
+COPIED = {"forward": ("q", "k", "v"), "backward": ("q", "k", "v", "do", "o")}
+"""What faster kernels of each pass copy, and so ask where it lies."""
 PACKED: dict[str, Operand] = {
     "PADDED": Literal(False),
     "first_of_sequences": "first",
@@ -73,7 +75,7 @@ def passes(spec: SlidingWindow, faster: Mapping[str, ForeignKernel]) -> tuple[Pa
             TOKENS_OF_KEYS,
             allocate("o", ("B", "T", "H", v), IO),
             allocate("lse", ("B", "H", "T"), ACC),
-            *_run(spec, "forward", ("KEYS",), faster, ("q", "k", "v")),
+            *_run(spec, "forward", ("KEYS",), faster),
         ),
         ("o", "lse"),
     )
@@ -95,7 +97,6 @@ def passes(spec: SlidingWindow, faster: Mapping[str, ForeignKernel]) -> tuple[Pa
                 "backward",
                 ("KEYS", "QUERIES"),
                 faster,
-                ("q", "k", "v", "do", "o"),
                 Name("Tk").equals("T"),
                 {name: of_each(name) for name in ("dq", "dk", "dv")},
             ),
@@ -148,7 +149,7 @@ def _packed(spec: SlidingWindow, part: Pass, kernel: ForeignKernel | None) -> Pa
         )
         fast = Name("fast")
         plan = (
-            Bind({"fast": Serves(kernel.name, ("q", "k", "v"))}),
+            Bind({"fast": Serves(kernel.name, COPIED[part.name])}),
             Plan({"length": INTEGER}, lengths, when=fast),
         )
         chunk = Either(fast, Name("length"), chunk)
@@ -178,7 +179,6 @@ def _run(
     part: str,
     tiles: tuple[str, ...],
     faster: Mapping[str, ForeignKernel],
-    rows: tuple[str, ...],
     suits: Value | None = None,
     results: Mapping[str, Operand] = {},
 ) -> Steps:
@@ -194,7 +194,7 @@ def _run(
     kernel = faster.get(program)
     if kernel is None:
         return (launch(program, over_chunks),)
-    serves = Serves(kernel.name, rows)
+    serves = Serves(kernel.name, COPIED[part])
     sizes = (("T",), ("B", "H"))
     plan = LaunchPlan(on_warpgroups(part), part, "window_plan", sizes, ("CHUNK", "PROGRAMS"), kernel)
     segments = Some(Name("segments"))

@@ -265,7 +265,11 @@ class Window:
         return weights * by_weight
 
     def _probabilities(self, visible: Expr, products: Var, lse: Expr) -> Expr:
-        return Where(visible, Unary("exp2", self.logits.of(products) - lse * LOG2_E), wrap(0.0))
+        return Where(visible, self._probability(products, lse), wrap(0.0))
+
+    def _probability(self, products: Expr, lse: Expr) -> Expr:
+        """P of pairs that there are."""
+        return Unary("exp2", self.logits.of(products) - lse * LOG2_E)
 
 
 def shifted(by_score: Expr, shift: Expr | None) -> Expr:

@@ -32,7 +32,7 @@ from ..ir.nodes import (
     wrap,
 )
 from ..lower.sequence import Sequence
-from .states import LOG2_E, B, H
+from .states import B, H
 from .window import LEAST, Answer, Keys, Window, score
 
 NOTHING = Cast(Const(0.0), OPERAND)
@@ -105,7 +105,7 @@ class WindowStream(Window):
         j_old, old_keys = self._tile("_old", t0, self.older)
         own = b.let("own", column(t) >= row(t))
         products = self._products("R", own, rows.q, own_keys.k, old_keys.k)
-        weights = b.let("P", Unary("exp2", self.logits.of(products) - column(rows.lse) * LOG2_E))
+        weights = b.let("P", self._probability(products, column(rows.lse)))
         oldest = column(self.oldest(t, first))
         of_pairs = [own]
         if self.whole:
@@ -115,7 +115,7 @@ class WindowStream(Window):
             of_pairs = [b.let("own_seen", own & (row(j) >= oldest)), b.let("old_seen", row(j_old) >= oldest)]
         of_own, of_old = self._parted("P", weights, *of_pairs)
         by_weight = self._products("dP", own, rows.do, own_keys.v, old_keys.v)
-        by_score = b.let("dS", weights * (by_weight - column(rows.delta)))
+        by_score = b.let("dS", self._by_score(own, weights, by_weight - column(rows.delta)))
         by_own, by_old = self._parted("dS", by_score, *of_pairs)
         b.add(carried.dk, Dot(Transpose(by_old), rows.q))
         b.add(carried.dv, Dot(Transpose(of_old), rows.do))

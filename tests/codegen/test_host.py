@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from textwrap import dedent
 
 import pytest
 
+from based_ops.codegen import pipeline
 from based_ops.codegen.emit.host import emit_passes, host_helpers, used_helpers
 from based_ops.codegen.emit.layer import ScheduledForeign, ScheduledKernel, ScheduledLayer
 from based_ops.codegen.emit.writer import Writer
@@ -36,6 +38,7 @@ from based_ops.codegen.ir.program import Axis, Tensor
 from based_ops.codegen.mixers.linear_attention import LinearAttention
 from based_ops.codegen.schedule.model import Schedule
 from based_ops.codegen.spec.model import HeadDims, TaylorExp
+from tests.conftest import SPECS
 
 SPEC = LinearAttention("sample", TaylorExp(1), HeadDims(16, 16), state_dtype="bfloat16")
 KERNEL = ForeignKernel(
@@ -142,3 +145,29 @@ def test_the_leading_tensor_says_dtype_and_device(backend: str) -> None:
     assert "q." not in text(backend) and "(q" not in text(backend)
     wide = "torch.float64 if x.dtype == torch.float64 else torch.float32"
     assert (f"operands = x.new_empty(B, 3, dtype={wide})" in text(backend)) == (backend == "torch")
+
+
+@pytest.mark.parametrize("name", pipeline.load(SPECS))
+def test_kernels_that_copy_rows_are_asked_about_all_of_them(name: str) -> None:
+    """Where what a call gives does not lie as copies need it, another kernel has to serve."""
+    lowered = pipeline.lower(pipeline.load(SPECS, [name])[name])
+    copying = {k.name: k for k in pipeline.kernels(lowered, "triton") if isinstance(k, ForeignKernel)}
+    passes = pipeline.schedule(lowered, "triton").passes
+    asked = {part.name: {x for found in served(part) for x in found.tensors} for part in passes}
+    for part in passes:
+        for step in part.body:
+            if isinstance(step, Delegate):
+                asked[step.to] |= {x for found in served(step.when) for x in found.tensors}
+    for part in passes:
+        for kernel in {*part.launches} & copying.keys():
+            given = {tensor.name for tensor in copying[kernel].tensors if tensor.strided}
+            assert given <= asked[part.name], f"{part.name} launches {kernel}"
+
+
+def served(x: object) -> Iterator[Serves]:
+    """What is asked in a pass, a step or a value."""
+    if isinstance(x, Serves):
+        yield x
+    parts = x.values() if isinstance(x, dict) else x if isinstance(x, tuple) else ()
+    for part in (getattr(x, f.name) for f in fields(x)) if is_dataclass(x) else parts:
+        yield from served(part)

@@ -49,7 +49,8 @@ class Addresses:
     def place(self, entry: Expr, run: str) -> str:
         """How far the elements of an index tile are from where it begins."""
         span = self.span(entry)
-        return f"{self._token.name} + {run}" if span and self.behind_token(span.start) else run
+        follows = span is not None and self.behind_token(span.start) is not None
+        return f"{self._token.name} + {run}" if follows else run
 
     def stride(self, name: str, dimension: int) -> str:
         """How far it is to the next element along a dimension."""
