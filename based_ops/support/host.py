@@ -222,6 +222,14 @@ def window_plan(T: int, rows: int, CHUNK: int, PROGRAMS: int) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
+def hybrid_plan(T: int, rows: int, CHUNK: int, SHORTEST: int, PROGRAMS: int, FEWEST: int) -> tuple[int, bool]:
+    """The segments in which programs for warpgroups go through a hybrid's sequence, and whether its chunks
+    are whole ones, so that what has left all windows is in the state at the end.
+    """
+    return segment_plan(T, rows, SHORTEST, PROGRAMS, FEWEST), T % CHUNK == 0
+
+
+@functools.lru_cache(maxsize=4096)
 def packed_window_plan(T: int, rows: int, CHUNK: int, PROGRAMS: int) -> int:
     """The tokens of a segment in which they go through packed sequences of T tokens in all, whole CHUNKs.
 

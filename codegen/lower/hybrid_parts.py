@@ -191,7 +191,7 @@ class Layer(linear_attention_parts.Layer):
         memory, first = self.both_by_query(b, stored), self.recent(b, self.tokens).first_key()
         place = Segments(b, self.dense).of(memory.youngest(begin))
         stop = b.let("stop_token", self.tokens.keys.until(memory.window.place(begin) + "CHUNK"))
-        chunk = Chunk(begin, place.first, stop, self.segment_states("STATEFUL"), Dense(place.number))
+        chunk = Chunk(begin, place.first, stop, self.stateful(place.number), Dense(place.number))
         return Singles(memory, chunk, first)
 
     def again_by_key(self, b: Builder) -> Singles:
@@ -203,5 +203,5 @@ class Layer(linear_attention_parts.Layer):
         place = Segments(b, self.dense).of(begin)
         late = b.let("late_token", tokens.late.until(memory.last_query(place.first + LENGTH) + 1))
         stop = b.let("stop_token", maximum(late, tokens.queries.until(memory.last_query(begin + "CHUNK"))))
-        kept = self.segment_states("STATEFUL")
-        return Singles(memory, Chunk(begin, tokens.older.stop, stop, kept, Dense(place.number)), first, late)
+        kept, segment = self.stateful(place.number), Dense(place.number)
+        return Singles(memory, Chunk(begin, tokens.older.stop, stop, kept, segment), first, late)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from ..ir.host import (
@@ -14,17 +15,18 @@ from ..ir.host import (
     Pass,
     Plan,
     Present,
+    Serves,
     Steps,
     Value,
     allocate,
     launch,
 )
-from ..ir.kernels import INTEGER, TRUTH, LaunchPlan
+from ..ir.kernels import INTEGER, TRUTH, ForeignKernel, LaunchPlan
 from ..ir.nodes import ACC, IO, OPERAND, Comment
 from ..memory.hybrid import GIVEN, Recent
 from ..memory.hybrid_windowed import AGE, SHIFT
 from ..mixers.hybrid import Hybrid
-from ..names import packed
+from ..names import on_warpgroups, packed
 from ..spec.signature import SEQUENCES
 from . import groups, steps
 from .feature_maps import feature_map
@@ -44,17 +46,20 @@ FINAL = Name("output_final_state")
 FIRST_KEYS: dict[str, Operand] = {PADDED: Present(RING_START)}
 """What programs get that read the first key of a sequence, and those that may have several in a batch."""
 OF_KEYS = FIRST_KEYS | DENSE | {BEGUN: NEVER, COUNT: None, FIRSTS[1].name: None}
+COPIED = ("q", "k", "v")
+"""What the faster kernel copies, and so asks where it lies."""
 Gradients = tuple[tuple[Allocate, Launch], ...]
 BY_SEGMENT, BY_SPAN = ("B", STATES, "segments"), ("B", STATES, "spans")
 
 
-def passes(spec: Hybrid) -> tuple[Pass, ...]:
-    """forward, backward and step of a layer."""
-    from . import hybrid_packed
+def passes(spec: Hybrid, faster: Mapping[str, ForeignKernel]) -> tuple[Pass, ...]:
+    """forward, backward and step of a layer; `faster` are kernels by the programs in whose place they run."""
+    from . import hybrid_packed, hybrid_stream_passes
 
-    layer = Passes(spec)
+    layer, kernel = Passes(spec), faster.get("outputs")
     several = hybrid_packed.forward(layer), hybrid_packed.backward(layer)
-    return several[0], layer.forward(), several[1], layer.backward(), layer.step()
+    streamed = (hybrid_stream_passes.forward(layer, kernel),) if kernel else ()
+    return several[0], *streamed, layer.forward(kernel), several[1], layer.backward(), layer.step()
 
 
 class Passes(StateSteps):
@@ -71,10 +76,13 @@ class Passes(StateSteps):
         stored = (name for name in self.names if name in BY_GRADIENTS)
         self.read_by_key = states | {GIVEN[name]: Present(name) for name in stored}
 
-    def forward(self) -> Pass:
+    def forward(self, kernel: ForeignKernel | None = None) -> Pass:
+        """By programs over chunks, or one over segments where there is a `kernel` for that."""
         running = STATEFUL | FINAL
+        streams = Serves(kernel.name, COPIED) if kernel else NEVER
         body: Steps = (
             Delegate(packed("forward"), Present(SEQUENCES.name)),
+            *((Delegate(on_warpgroups("forward"), streams),) if kernel else ()),
             *SIZES,
             TOKENS_OF_KEYS,
             *self.plan("forward"),
@@ -86,8 +94,11 @@ class Passes(StateSteps):
             *self.states(Name("running"), FINAL),
             launch("outputs", self.read | OF_KEYS | {"STATEFUL": STATEFUL}),
         )
+        return self.forward_pass("forward", body)
+
+    def forward_pass(self, name: str, body: Steps) -> Pass:
         return Pass(
-            "forward",
+            name,
             "Outputs, logarithms of the sums of weights, and the state of the keys that have left.",
             parameters(self.signature, "forward"),
             "q",

@@ -10,7 +10,7 @@ from ..ir.program import Axis, Program, Tensor
 from ..ir.rewrite import constants_read
 from ..memory.fade import FADES, Fade, decay
 from ..memory.normalizer import Matrix
-from ..memory.states import Kept
+from ..memory.states import Kept, Sources
 from ..memory.sums import Sums
 from ..memory.sums_singles import Chunk, Singles
 from ..memory.sums_walk import Walk
@@ -62,6 +62,10 @@ class Layer:
     def segment_states(self, flag: str | None = None, prefix: str = "") -> Kept:
         """The state before (or after) every segment, a matrix operand, and its normaliser."""
         return self._kept(f"{prefix}state", f"{prefix}normalizer", ("segments",), OPERAND, flag)
+
+    def stateful(self, number: Expr) -> Sources:
+        """That of a segment, if there is one."""
+        return {"STATEFUL": (self.segment_states("STATEFUL"), (number,))}
 
     def span_states(self, flag: str) -> Kept:
         """`segment_states`, of spans of segments."""
@@ -191,7 +195,7 @@ class Layer:
         memory = self.memory(b, sequence=segment.sequence)
         number_of_chunk(b)
         first, stop = b.let("first_token", segment.first), b.let("stop_token", segment.end)
-        return Singles(memory, Chunk(start, first, stop, self.segment_states("STATEFUL"), segment))
+        return Singles(memory, Chunk(start, first, stop, self.stateful(segment.number), segment))
 
     def walk(self, b: Builder, first_value: Expr = FIRST) -> Walk:
         """The tokens of a program's segment."""

@@ -20,10 +20,11 @@ from ..ir.traits import SUMS_STATES
 from ..memory.normalizer import Eighths, OfPairs
 from ..memory.quadratic import Quadratic
 from ..memory.states import B, H
+from ..mixers.hybrid import Hybrid
 from ..mixers.linear_attention import LinearAttention
 from ..mixers.sliding_window import SlidingWindow
 from ..spec.model import TaylorExp
-from . import sliding_window_parts
+from . import hybrid_stream, sliding_window_parts
 from .exchanged import Exchanged
 from .feature_maps import feature_map
 from .groups import over_queries, over_states
@@ -73,6 +74,14 @@ def window_of(
     """A program of a window that is kept whole, in chunks of so many tokens: see `window_stream.py`."""
     made = program(sliding_window_parts.Layer(spec), chunk)
     return _finished(over_queries(made, "first", "first_of_sequences"))
+
+
+def hybrid_of(spec: Hybrid) -> Program:
+    """A hybrid whose window is kept whole, and its state in registers: see `hybrid_stream.py`."""
+    program = hybrid_stream.outputs(spec)
+    of_queries = ("q", "o", "lse")
+    of_states = (tensor.name for tensor in program.tensors if tensor.name not in (*of_queries, "k", "v"))
+    return _finished(over_queries(program, *of_states))
 
 
 def states_of(spec: LinearAttention, name: str, of_queries: bool) -> Program:

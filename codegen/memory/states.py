@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ..ir.build import Builder
@@ -37,6 +37,10 @@ class Kept:
         """The same with a state for each of several sequences, of which there are N."""
         tensors = (replace(tensor, dims=("N", *tensor.dims[1:])) for tensor in self.tensors)
         return Kept(tuple(tensors), Var("sequence"))
+
+
+Sources = Mapping[str, tuple[Kept, tuple[Expr, ...]]]
+"""States to start from, by the flag under which there is one: tensors, and the indices in them."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from ..ir.nodes import (
 from ..lower.ragged import Dense, Segment
 from ..lower.second_look import mend
 from ..lower.sequence import Sequence
-from .states import B, H, Kept, left
+from .states import B, H, Kept, Sources, left
 from .sums import Sums
 
 
@@ -35,13 +35,13 @@ from .sums import Sums
 class Chunk:
     """The chunk of a program, from the token `start` on, in a segment of tokens `first` to `stop` - 1.
 
-    The state of other segments is in `kept`, under STATEFUL.
+    The state of what is before or after the segment is one of `sources`.
     """
 
     start: Expr
     first: Expr
     stop: Expr
-    kept: Kept
+    sources: Sources
     segment: Segment | Dense
 
 
@@ -214,13 +214,31 @@ class Singles:
     @contextmanager
     def _states(self) -> Iterator[tuple[Var, tuple[Var, ...], Var, Var | None]]:
         """A loop over the features, one at a time: its index and selection, its row of S, and z."""
-        b, index = self.b, (B, H, self.chunk.segment.number)
-        with b.when("STATEFUL"), b.loop("f_one", 0, self.features.rows) as f:
+        b = self.b
+        (flag, only), *more = self.chunk.sources.items()
+        with nullcontext() if more else b.when(flag), b.loop("f_one", 0, self.features.rows) as f:
             selection = self.features.select(b, f, "_one", alone=True)
-            state, *normalizer = self.chunk.kept
-            sums = b.let("S_one", Load(state.name, (*index, f, self.u), ACC))
-            z = [b.let("z_one", Load(tensor.name, (*index, f), ACC)) for tensor in normalizer]
-            yield f, selection, sums, z[0] if z else None
+            if not more:
+                yield f, selection, *self._row_of(only, f)
+                return
+            sums = b.let("S_one", Full(("VALUES",), 0.0))
+            z = b.let("z_one", Full((), 0.0)) if self.normalizer else None
+            for flag, source in self.chunk.sources.items():
+                with b.when(flag):
+                    found, number = self._row_of(source, f, f"_{flag.lower()}")
+                    b.set(sums, found)
+                    if z and number:
+                        b.set(z, number)
+            yield f, selection, sums, z
+
+    def _row_of(
+        self, source: tuple[Kept, tuple[Expr, ...]], f: Var, suffix: str = ""
+    ) -> tuple[Var, Var | None]:
+        """One row of S, and its number of z, from where they are kept."""
+        b, ((state, *normalizer), index) = self.b, source
+        sums = b.let(f"S_one{suffix}", Load(state.name, (B, H, *index, f, self.u), ACC))
+        z = [b.let(f"z_one{suffix}", Load(tensor.name, (B, H, *index, f), ACC)) for tensor in normalizer]
+        return sums, z[0] if z else None
 
     def _own(self, tensor: str) -> tuple[Var, Var]:
         """The chunk's own rows of q or k."""

@@ -5,16 +5,12 @@ It is what steps do, in a loop.  No token is in the state before it comes, so no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 from ..ir.nodes import ACC, Expr, Full, Load, Span, Sum, Var, column, row
 from ..lower.second_look import mend
-from .states import B, Block, H, Kept
+from .states import B, Block, H, Sources
 from .sums import Sums
-
-Sources = Mapping[str, tuple[Kept, tuple[Expr, ...]]]
-"""States to start from, by the flag under which there is one: tensors, and the indices in them."""
 
 
 class Walk:

@@ -51,7 +51,7 @@ class WindowStream(Window):
 
     def __init__(self, b: Builder, window: int, queries: Sequence, keys: Sequence, chunk: int) -> None:
         super().__init__(b, window, queries, keys)
-        self.past = Const(0) if queries == keys else b.let("past", self.past)
+        self.past = Const(0) if queries == keys else b.let("keys_before", self.past)
         self.older = -(-window // chunk)
         """How many chunks the oldest tile of keys lies before a query's own."""
         self.whole = window == self.older * chunk

@@ -282,7 +282,7 @@ class Hybrid(Featured):
     def passes(self, faster: Mapping[str, ForeignKernel]) -> tuple[Pass, ...]:
         from ..lower import hybrid_passes
 
-        return hybrid_passes.passes(self.core)
+        return hybrid_passes.passes(self.core, faster)
 
 
 MIXER = Hybrid

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeGuard
 
+from ..mixers.hybrid import Hybrid
 from ..mixers.linear_attention import LinearAttention
 from ..mixers.sliding_window import SlidingWindow
 from ..names import RECURRENCE
 from ..spec.model import Elementwise, LayerSpec, TaylorExp
 from .orders import (
+    HYBRID,
     KEYS_OF_OBLONGS,
     KEYS_OF_SQUARES,
     OBLONG,
@@ -46,6 +48,8 @@ With these ptxas makes of the kernel's own loop what it makes of it without a se
 """
 WINDOW_TILES = {"ROWS": 16}
 """Keys or queries that a second look at a window reads at once."""
+HYBRID_TILES = EXCHANGED_TILES | WINDOW_TILES | {"KEYS": 64}
+"""Of a window's worth of keys beside columns that are exchanged."""
 LONGEST_WINDOW = {"outputs": 128, "gradients": 64}
 """Keys of a window of which such a program holds all tiles of products in registers."""
 
@@ -100,11 +104,12 @@ def _copies(spec: LinearAttention | SlidingWindow, dtype: str) -> bool:
 
 def _copied(spec: LinearAttention | SlidingWindow, dtype: str) -> bool:
     """Whether rows can be copied asynchronously."""
-    return (
-        spec.head_dims.qk % COPIED == 0
-        and spec.head_dims.v % COPIED == 0
-        and dtype in ("bfloat16", "float16")
-    )
+    return _aligned(spec) and dtype in ("bfloat16", "float16")
+
+
+def _aligned(spec: LinearAttention | SlidingWindow | Hybrid) -> bool:
+    """Whether rows are made of whole copies, in two bytes an element."""
+    return spec.head_dims.qk % COPIED == 0 and spec.head_dims.v % COPIED == 0
 
 
 def gradients_exchange(spec: LayerSpec, dtype: str) -> bool:
@@ -141,6 +146,24 @@ def window_streams(program: str, spec: LayerSpec, dtype: str) -> bool:
     )
 
 
+def hybrid_streams(spec: LayerSpec, dtype: str) -> bool:
+    """Whether a hybrid has a version that keeps a window of a chunk, and a state made by exchange, so.
+
+    What a round has copied the next reads too, so nothing is converted: float16 is not what sums are made of.
+    """
+    return (
+        isinstance(spec, Hybrid)
+        and spec.feature_map == TaylorExp(order=2)
+        and (spec.combine, spec.rescale) == ("normalizer", "shared")
+        and not spec.factors
+        and not spec.window_qk
+        and spec.window == EXCHANGED_TILES["CHUNK"]
+        and spec.head_dims.qk <= EXCHANGED
+        and dtype == "bfloat16"
+        and _aligned(spec)
+    )
+
+
 @dataclass(frozen=True)
 class Printer:
     """What a printer of `emit/warpgroups/` can print."""
@@ -174,6 +197,7 @@ PRINTERS = {
     QUERIES_OF_OBLONGS: Printer("query_gradients", OBLONG_TILES, maps_oblongs, decides=True),
     KEYS_OF_OBLONGS: Printer("key_gradients", OBLONG_TILES, maps_oblongs),
     WINDOW: Printer("outputs", SQUARE_TILES, partial(window_streams, "outputs"), decides=True),
+    HYBRID: Printer("outputs", HYBRID_TILES, hybrid_streams, decides=True),
     WINDOW_GRADIENTS: Printer("gradients", SQUARE_TILES, partial(window_streams, "gradients"), decides=True),
 }
 """All of them by name, in the order in which a module has their kernels."""

@@ -33,6 +33,8 @@ QUERIES_OF_SQUARES, KEYS_OF_SQUARES = "square_query_gradients", "square_key_grad
 QUERIES_OF_OBLONGS, KEYS_OF_OBLONGS = "oblong_query_gradients", "oblong_key_gradients"
 WINDOW, WINDOW_GRADIENTS = "window_outputs", "window_gradients"
 """Those of windows whose keys stay in shared memory."""
+HYBRID = "hybrid_outputs"
+"""That of such a window and a state under one normaliser."""
 GRADIENTS = (QUERIES_OF_SQUARES, KEYS_OF_SQUARES, QUERIES_OF_OBLONGS, KEYS_OF_OBLONGS)
 """Those of gradients with such maps."""
 PIECES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -41,6 +43,7 @@ PIECES: dict[str, dict[str, tuple[str, ...]]] = {
     WIDE: {"copies": COPIES[1:], "state": STATE, "queries": QUERIES},
     **dict.fromkeys((SQUARE, OBLONG, *GRADIENTS), {"copies": COPIES}),
     **dict.fromkeys((WINDOW, WINDOW_GRADIENTS), {"copies": (COPIES[0], COPIES[2])}),
+    HYBRID: {"copies": COPIES},
 }
 """The alternatives of what each printer prints."""
 NAMES = frozenset(

@@ -23,6 +23,7 @@ from ..ir.rounding import added_at_once, loads_once, masked_late, operands_once
 from ..ir.steps import begun, names, reordered
 from ..names import RECURRENCE
 from .orders import (
+    HYBRID,
     KEYS_OF_OBLONGS,
     KEYS_OF_SQUARES,
     OBLONG,
@@ -314,6 +315,27 @@ STREAMED_GRADIENTS = Plan(
     ),
 )
 """Its gradients."""
+STREAMED_HYBRID = replace(
+    EXCHANGING,
+    ahead=("Q", "K", "Y"),
+    kept=("K_old", "Y_old"),
+    shared=("Q", "K", "Y", "K_old", "Y_old", *EXCHANGING.shared[2:-1]),
+    left=("Q_scaled", "P_operand_0", "P_operand_1", "W_own", "W_old"),
+    hidden=("F_operand_0", "F_operand_1", "S_operand_0", "S_operand_1"),
+    order=(
+        *("t", "j", "j_old", "Q", "K", "K_old", "Y", "Y_old"),
+        *("F_operand_0", "F_operand_1", "S_operand_0", "S_operand_1"),
+        *("Q_scaled", "Z_operand", "QZ", "QZQ", "n_older", "n_older=", "Z+K_old", "z+all_ones"),
+        *("R", "R_old", "P_operand_0", "P_operand_1", "O+P_operand_0", "O+P_operand_1"),
+        # All products with the state run while the weights of the pairs are made.
+        *("S_0+F_operand_0", "S_1+F_operand_1"),
+        *("own", "scores", "A", "scores?", "own_top", "top", "W", "fall", "A="),
+        *("total", "total_left", "total+", "W_operand", "W_own", "W_old"),
+        *("O=", "O+W_own", "O+W_old", "total_older", "total+2", "logarithm", ">lse"),
+        *("O=2", "nothing_of_O", "doubt_of_rows+", ">o"),
+    ),
+)
+"""A window beside a state, both under one normaliser."""
 PLANS: dict[str, Plans] = {
     **dict.fromkeys((SQUARE, OBLONG), Plans(ELEMENTWISE, fading=FADING)),
     **dict.fromkeys(("states", "query_states"), Plans(STATES)),
@@ -324,6 +346,7 @@ PLANS: dict[str, Plans] = {
     KEYS_OF_OBLONGS: Plans(WIDE_KEY_GRADIENTS),
     WINDOW: Plans(STREAMED),
     WINDOW_GRADIENTS: Plans(STREAMED_GRADIENTS),
+    HYBRID: Plans(STREAMED_HYBRID),
 }
 """By the names that `orders.py` has for printers."""
 ALTERNATIVES: dict[tuple[str, str], Callable[[Plan], Plan]] = {

@@ -66,7 +66,7 @@ SHORTEST_SPAN = 1024
 """Tokens below which a program that walks over states is not worth another launch."""
 STATE_ROWS = STATE_COLUMNS
 """Of the block of a state that one program sums."""
-THREE_STAGES = ("states", RECURRENCE, orders.SQUARE, "query_states")
+THREE_STAGES = ("states", RECURRENCE, orders.SQUARE, orders.HYBRID, "query_states")
 """Printers of kernels on warpgroups whose chunks are small enough that three are in memory at once."""
 SCANNED = {"PARTS": 256, "FEATURES": 16}  # numbers of tokens, and rows of a state, summed at once
 SCANNED_ALONE = {"PARTS": 4096}

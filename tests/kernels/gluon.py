@@ -245,7 +245,11 @@ def _language(block: Block, program: int) -> SimpleNamespace:
         return tile
 
     def where(condition: Any, x: Any, y: Any) -> Any:
-        return torch.where(condition, x, y) if isinstance(condition, Tensor) else x if condition else y
+        if isinstance(condition, Tensor):
+            return torch.where(condition, x, y)
+        alike = next((side for side in (x, y) if isinstance(side, Tensor)), None)
+        chosen = x if condition else y
+        return chosen if alike is None or isinstance(chosen, Tensor) else torch.full_like(alike, chosen)
 
     return SimpleNamespace(
         program_id=lambda axis: torch.tensor(program),

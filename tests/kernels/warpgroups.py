@@ -179,6 +179,7 @@ def passes(module: ModuleType, segments: int, spec: LayerSpec | None = None) -> 
         "on_warpgroups": lambda *tensors: True,
         "forward_plan": lambda *sizes, **plan: (segments, True),
         "window_plan": lambda *sizes, **plan: segments,
+        "hybrid_plan": lambda T, *sizes, CHUNK, **plan: (segments, T % CHUNK == 0),
         "segment_plan": lambda *sizes, **plan: segments,
         "packed_length": lambda *sizes, **plan: packed_length(*sizes, **FEW_PROGRAMS),
         "packed_forward_plan": lambda *sizes, **plan: (packed_length(*sizes, **FEW_PROGRAMS), True),
@@ -187,7 +188,8 @@ def passes(module: ModuleType, segments: int, spec: LayerSpec | None = None) -> 
         "cleared": cleared,
     }
     part = ("packed_warpgroups", "warpgroups", "packed")
-    for name in ("forward_packed", *(f"backward_{x}" for x in part), "forward", "backward"):
+    called = "forward_packed", "forward_warpgroups", *(f"backward_{x}" for x in part)
+    for name in (*called, "forward", "backward"):
         if name in names:
             found = names[name]
             names[name] = FunctionType(found.__code__, names, name, found.__defaults__)

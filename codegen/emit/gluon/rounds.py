@@ -173,6 +173,7 @@ class Rounds:
                 self._arrived(name, load)
             case Let(name, Load()) if name in self.rings.kept:
                 w.line(f"{name} = {self.rings.tile(name)}")
+                self.spelling.operands[name] = name, ()  # who calculates with it reads it again
             case Let(name, Load(tensor, index, dtype)) if name in self.plan.by_rows:
                 like = next(x for x in self.rings.ahead if self._alike(x, name))
                 place = self.rings.place(tensor, index, name, self.loop.var, self.rings.limit(index))

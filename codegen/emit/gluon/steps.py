@@ -107,8 +107,8 @@ class Steps(Transfers):
             case Let(name, Cast(Full(shape, value), dtype)) if dtype == OPERAND:
                 self.constant(w, name, shape, value)
             case Let(name, Full((_,), value) as numbers):
-                self.spelling.vectors[name] = layout = self.layouts.tokens(self.size(numbers.shape[0]))
-                w.line(f"{name} = {self.spelling.full(numbers.shape, value, layout)}")
+                self.spelling.vectors[name] = layout = self._of_numbers(name, self.size(numbers.shape[0]))
+                w.line(f"{name} = {self.spelling.full(numbers.shape, value, self.spelling.text(layout))}")
             case Let(name, Load() as load) | Set(name, Load() as load):
                 self.load(w, name, load)
             case Let(_, Sum()) if self.summed_up(stmt.name):
@@ -262,6 +262,14 @@ class Steps(Transfers):
                 for part in walk(node.x):
                     if isinstance(part, Var):
                         self.vector_of(w, part.name, Slice(axis, self.home(name)))
+
+    def _of_numbers(self, name: str, size: int) -> Slice | str:
+        """The layout of a vector that grows: that of the sums of rows or columns that it adds, if it does."""
+        for stmt in self.loop.body:
+            match stmt:
+                case Add(grown, Sum(x, axis)) if grown == name and len(self.types[x.name].shape) == 2:
+                    return Slice(1 - axis if x.name in self.spelling.turned else axis, self.home(x.name))
+        return self.layouts.tokens(size)
 
     def _sum(self, name: str, x: Var, axis: int) -> str:
         if axis == 0 and self.summed_up(x.name):

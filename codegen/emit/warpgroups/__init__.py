@@ -26,6 +26,7 @@ from ...lower import ragged, window_stream
 from ...lower.feature_maps import feature_map
 from ...lower.linear_attention_parts import Layer
 from ...lower.on_warpgroups import (
+    hybrid_of,
     key_gradients_of,
     query_gradients_of,
     recurrence_of,
@@ -36,6 +37,7 @@ from ...mixers.linear_attention import LinearAttention
 from ...names import RECURRENCE, on_warpgroups
 from ...schedule.foreign import OBLONG_TILES, PRINTERS, SQUARE_TILES, printers
 from ...schedule.orders import (
+    HYBRID,
     KEYS_OF_OBLONGS,
     KEYS_OF_SQUARES,
     OBLONG,
@@ -73,6 +75,7 @@ PROGRAMS: dict[str, Callable[[Any], Program]] = {
     "states": partial(states_of, name="states", of_queries=False),
     "query_states": partial(states_of, name="query_states", of_queries=True),
     WINDOW: partial(window_of, program=window_stream.outputs, chunk=SQUARE_TILES["CHUNK"]),
+    HYBRID: hybrid_of,
     WINDOW_GRADIENTS: partial(window_of, program=window_stream.gradients, chunk=SQUARE_TILES["CHUNK"]),
 }
 """What is printed by a plan of places, by the same names."""

@@ -1,0 +1,99 @@
+"""Hybrids on Hopper's warpgroups, as far as they can be tested without one: see `gluon.py` for how."""
+
+from __future__ import annotations
+
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from based_ops.codegen.mixers.hybrid import Hybrid
+from based_ops.codegen.names import on_warpgroups
+from based_ops.codegen.spec.model import HeadDims, TaylorExp
+from tests.kernels.hybrid import Layer
+from tests.kernels.inputs import Call
+from tests.kernels.warpgroups import fails_without_any_wait, passes
+from tests.layers import build
+from tests.tolerance import FORWARD, assert_close
+
+WINDOW, DTYPE = 64, torch.bfloat16
+LAYERS = {
+    dims: Hybrid("hybrid", WINDOW, TaylorExp(2), HeadDims(*dims)) for dims in ((16, 64), (8, 24), (16, 128))
+}
+
+
+def layer(
+    dims: tuple[int, int], length: int, segments: int, past: bool = False, module: ModuleType | None = None
+) -> Layer:
+    spec = LAYERS[dims]
+    forward, _ = passes(module or build(spec, "triton"), segments, spec)
+    streams: Any = SimpleNamespace(forward=forward)
+    return Layer(spec, streams, Call(2, 2, length, DTYPE, "cpu", "dense", seed=length, scale=0.3), past)
+
+
+@pytest.mark.parametrize(
+    ("length", "segments"), [(1, 1), (63, 1), (64, 1), (65, 1), (128, 1), (333, 1), (200, 2), (640, 3)]
+)
+@pytest.mark.parametrize("past", [False, True], ids=["alone", "after a past"])
+@pytest.mark.parametrize("dims", LAYERS, ids=str)
+def test_forward(dims: tuple[int, int], past: bool, length: int, segments: int) -> None:
+    one = layer(dims, length, segments, past)
+    inputs = one.inputs()
+    first, sums = one.cleared(inputs), one.sums() if past else None
+    found = one.forward(inputs, first, sums)
+    o, state = one.expected(inputs, first, sums)
+    assert_close("o", found.o, o, FORWARD[DTYPE])
+    assert_close("state", found.state, state.state, FORWARD[DTYPE])
+    assert_close("normalizer", found.normalizer, state.normalizer, FORWARD[DTYPE])
+
+
+@given(data=st.data())
+@settings(max_examples=12)
+def test_what_is_not_finite_reaches_later_queries_alone(data: st.DataObject) -> None:
+    """A value reaches its column of every query from its own on: none before."""
+    length = data.draw(st.integers(1, 300), "length")
+    segments = data.draw(st.integers(1, 2) if length > 2 * WINDOW else st.just(1), "segments")
+    past = data.draw(st.booleans(), "past")
+    token = data.draw(st.integers(0, length - 1), "token")
+    number = data.draw(st.sampled_from((float("nan"), float("inf"), float("-inf"))), "number")
+    one = layer((16, 64), length, segments, past)
+    inputs = one.inputs()
+    first, sums = one.cleared(inputs), one.sums() if past else None
+    wanted, _ = one.expected(inputs, first, sums)
+    v = inputs[2]
+    v[1, v.shape[1] - length + token, 1, 3] = number
+    o = one.forward(inputs, first, sums).o
+    spoilt = torch.zeros(o.shape, dtype=torch.bool)
+    spoilt[1, token:, 1, 3] = True
+    assert torch.equal(~o.isfinite(), spoilt)
+    assert_close("o", o.masked_fill(spoilt, 0), wanted.masked_fill(spoilt, 0), FORWARD[DTYPE])
+
+
+@given(data=st.data())
+@settings(max_examples=8)
+def test_large_scores(data: st.DataObject) -> None:
+    """Sums are relative to the highest score: none leaves the range of numbers."""
+    length, factor = (
+        data.draw(st.integers(1, 200), "length"),
+        data.draw(st.sampled_from((10.0, 40.0)), "factor"),
+    )
+    one = layer((16, 64), length, 1)
+    q, k, v = one.inputs()
+    inputs = [q * factor, k, v]
+    found = one.forward(inputs)
+    assert found.o.isfinite().all() and found.kept[0].isfinite().all()
+    assert_close("o", found.o, one.expected(inputs)[0], FORWARD[DTYPE])
+
+
+def test_no_wait_is_forgotten_and_none_too_many() -> None:
+    def compute(module: ModuleType) -> None:
+        one = layer((16, 64), 320, 1, module=module)
+        found = one.forward(one.inputs())
+        assert found.o.isfinite().all() and found.state.isfinite().all()
+
+    module = build(LAYERS[16, 64], "triton")
+    compute(module)
+    fails_without_any_wait(module, on_warpgroups("outputs"), 5, compute)
