@@ -49,7 +49,10 @@ def tolerance(call: Steps) -> dict[str, float]:
 
 @given(data=st.data())
 def test_steps_are_those_that_write_every_time(runner: Runner, data: st.DataObject) -> None:
-    """Outputs are close; sums are written once in so many steps, and then to the bit what the others were."""
+    """Outputs are close; sums are written once in so many steps, and then to the bit what the others were.
+
+    But for what compilers for GPUs make of a product that is added: one rounding or two.
+    """
     spec = data.draw(specs(runner), "spec")
     dtype = data.draw(st.sampled_from(runner.dtypes), "dtype")
     length = 3 * spec.replay + data.draw(st.integers(0, 3), "more")
@@ -69,7 +72,8 @@ def test_steps_are_those_that_write_every_time(runner: Runner, data: st.DataObje
         if held == 2 * spec.replay:
             written += spec.replay
             if spec.state_dtype == "float32" or dtype == torch.float64:
-                exact = {} if runner.backend == "tilelang" else {"rtol": 0.0, "atol": 0.0}
+                compiled = runner.backend != "torch" and not runner.interpreted
+                exact = {} if compiled else {"rtol": 0.0, "atol": 0.0}
                 torch.testing.assert_close(there(state[SUMS]), passed[written], **exact)
         else:
             assert all(map(torch.equal, there(before), there(state[SUMS])))
