@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..ir.host import Bind, Operand, Pass, Present, Steps, allocate, launch
+from ..ir.host import Bind, Delegate, Operand, Pass, Present, Serves, Steps, allocate, launch
+from ..ir.kernels import ForeignKernel
 from ..ir.nodes import ACC, IO, OPERAND, Comment
-from ..names import packed
+from ..names import on_warpgroups, packed
 from ..spec.signature import SEQUENCES
 from .groups import OVER_GROUPS, OVER_STATES, SIZES
 from .hybrid_passes import (
     BY_SEGMENT,
+    COPIED,
     FINAL,
     HAS_INITIAL,
     RING_START,
@@ -35,19 +37,19 @@ OF_KEYS: dict[str, Operand] = SEVERAL | {
 """What programs get that read the first key of a sequence."""
 
 
-def forward(layer: Passes) -> Pass:
-    """Outputs, what backward needs, and the state of the keys that have left, of each sequence."""
-    dense = layer.forward()
+def forward(layer: Passes, kernel: ForeignKernel | None = None) -> Pass:
+    """Outputs, what backward needs, and the state of the keys that have left, of each sequence.
+
+    Where there is a faster `kernel` for outputs it hands over to that one's pass.
+    """
     body: Steps = (
-        *_begin("forward"),
-        Comment("Tokens of no sequence have outputs of 0."),
-        allocate("o", ("B", "T", "H", layer.v), IO, apart_from=SEQUENCES.name),
-        *(replace(x, apart_from=SEQUENCES.name) for x in layer.kept()),
-        *layer.user_states("final_", FINAL, "N"),
-        *_states(layer, "final_"),
+        *((Delegate(on_warpgroups(packed("forward")), Serves(kernel.name, COPIED)),) if kernel else ()),
+        *begin("forward"),
+        *results(layer),
+        *states(layer, "final_"),
         launch("outputs", layer.read | OF_KEYS | {"STATEFUL": ON}),
     )
-    return _packed(dense, body)
+    return of_sequences(layer.forward(), body)
 
 
 def backward(layer: Passes) -> Pass:
@@ -55,9 +57,9 @@ def backward(layer: Passes) -> Pass:
     has_final, gradients = Present("d_final_state"), layer.gradients()
     by_query, by_key = layer.of_each(gradients)
     body: Steps = (
-        *_begin("backward"),
+        *begin("backward"),
         Bind({"has_initial": Present("initial_state")}),
-        *_states(layer, None),
+        *states(layer, None),
         Comment("Tokens of no sequence have gradients of 0."),
         *layer.buffers(gradients, apart_from=SEQUENCES.name),
         allocate("g", ("B", "T", "H", layer.v), OPERAND),
@@ -79,14 +81,25 @@ def backward(layer: Passes) -> Pass:
         *(sums for _, sums in gradients),
         *layer.factor_gradients(),
     )
-    return _packed(layer.backward(), body)
+    return of_sequences(layer.backward(), body)
 
 
-def _begin(part: str) -> Steps:
-    return *SIZES, TOKENS_OF_KEYS, COUNTED, plan_of(part)
+def begin(part: str, kernel: ForeignKernel | None = None) -> Steps:
+    """The sizes of a call, and where its segments lie: those of a `kernel` that goes through all at once."""
+    return *SIZES, TOKENS_OF_KEYS, COUNTED, plan_of(part, kernel)
 
 
-def _states(layer: Passes, final: str | None) -> Steps:
+def results(layer: Passes) -> Steps:
+    """What a forward pass gives."""
+    return (
+        Comment("Tokens of no sequence have outputs of 0."),
+        allocate("o", ("B", "T", "H", layer.v), IO, apart_from=SEQUENCES.name),
+        *(replace(x, apart_from=SEQUENCES.name) for x in layer.kept()),
+        *layer.user_states("final_", FINAL, "N"),
+    )
+
+
+def states(layer: Passes, final: str | None) -> Steps:
     """The state before each segment, and after the last of a sequence where that is asked for."""
     asked = NEVER if final is None else FINAL
     return (
@@ -104,7 +117,7 @@ def _states(layer: Passes, final: str | None) -> Steps:
     )
 
 
-def _packed(dense: Pass, body: Steps) -> Pass:
+def of_sequences(dense: Pass, body: Steps) -> Pass:
     """A pass that another one calls where there are packed sequences."""
     summary = f"`{dense.name}` of packed sequences, which `sequences` [N,2] says where to find."
     return over_sequences(replace(dense, summary=summary, body=body))

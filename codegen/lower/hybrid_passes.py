@@ -57,9 +57,10 @@ def passes(spec: Hybrid, faster: Mapping[str, ForeignKernel]) -> tuple[Pass, ...
     from . import hybrid_packed, hybrid_stream_passes
 
     layer, kernel = Passes(spec), faster.get("outputs")
-    several = hybrid_packed.forward(layer), hybrid_packed.backward(layer)
-    streamed = (hybrid_stream_passes.forward(layer, kernel),) if kernel else ()
-    return several[0], *streamed, layer.forward(kernel), several[1], layer.backward(), layer.step()
+    streams = (hybrid_stream_passes.several, hybrid_stream_passes.forward) if kernel else ()
+    streamed = [made(layer, kernel) for made in streams if kernel]
+    several = hybrid_packed.forward(layer, kernel), hybrid_packed.backward(layer)
+    return *streamed, several[0], layer.forward(kernel), several[1], layer.backward(), layer.step()
 
 
 class Passes(StateSteps):

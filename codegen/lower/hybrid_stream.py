@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from ..ir.build import Builder
 from ..ir.exchange import WIDTH
+from ..ir.flags import Chosen
 from ..ir.nodes import ACC, IO, Cast, Expr, Full, Span, Sum, Unary, Var, Where, cdiv, maximum, minimum, wrap
 from ..ir.program import Axis, Program
 from ..memory.hybrid_singles import Singles
@@ -24,31 +25,19 @@ from ..mixers.hybrid import Hybrid
 from ..spec.model import TaylorExp
 from .exchanged import Exchanged
 from .feature_maps import feature_map
-from .features import FeatureMap
 from .hybrid_parts import Layer
 from .hybrid_tokens import FIRSTS, Segments
 from .linear_attention_recurrence import FLAGS
-from .ragged import Dense, never
+from .ragged import BEGIN, END, FIRST, LENGTH, RAGGED, STOP, Dense, Segment
 from .second_look import second_look
-from .sequence import Sequence
-
-SEGMENT = Var("segment")
-
-
-class Alone(Layer):
-    """A layer of one sequence a batch entry."""
-
-    def __init__(self, spec: Hybrid, features: FeatureMap) -> None:
-        super().__init__(spec, features)
-        self.tokens = self.dense
 
 
 def outputs(spec: Hybrid) -> Program:
     """o, lse and the state of one segment."""
     assert isinstance(spec.feature_map, TaylorExp)
-    layer = Alone(spec, feature_map(spec))
+    layer = Layer(spec, feature_map(spec))
     features, b = Exchanged(spec.feature_map, spec.head_dims.qk), Builder()
-    queries, keys = Sequence("T"), Sequence("Tk")
+    segment, queries, keys = Segment.of_program(b), layer.tokens.queries, layer.tokens.keys
     sums = Sums(b, features, queries, spec.eps, products=OfPairs)
     memory = HybridStream(b, spec.window, queries, keys, sums)
     first = memory.first_key()
@@ -62,9 +51,10 @@ def outputs(spec: Hybrid) -> Program:
         with b.when("INITIAL"):
             state.restore(sums.of_blocks(initial), "_initial")
         with b.when("SEGMENTED"):
-            state.restore(sums.of_blocks(before), "_before", SEGMENT)
+            state.restore(sums.of_blocks(before), "_before", segment.number)
     form = Quadratic.zeros(b, features, False)
-    form.restore({"INITIAL": (initial, ()), "SEGMENTED": (before, (SEGMENT,))})
+    sources: Sources = {"INITIAL": (initial, ()), "SEGMENTED": (before, (segment.number,))}
+    form.restore(sources)
     start, stop = _ends(b, layer, memory)
 
     def entered(key: Expr) -> Expr:
@@ -92,12 +82,12 @@ def outputs(spec: Hybrid) -> Program:
             state.store(sums.of_blocks(final))
         form.store(final, (), form.count + Cast(entered(keys.stop - spec.window), ACC))
     with second_look(b, b.let("doubt", Sum(doubt, 0))):
-        _again(b, layer, {"INITIAL": (initial, ()), "SEGMENTED": (before, (SEGMENT,))})
+        _again(b, layer, sources)
     tensors = (
         layer.queries("q"),
         layer.queries("k"),
         layer.values("v"),
-        FIRSTS[0],
+        *FIRSTS,
         *initial,
         *before,
         layer.values("o", strided=False),
@@ -105,7 +95,7 @@ def outputs(spec: Hybrid) -> Program:
         *final,
     )
     axes = (Axis("segment", Var("segments")), Axis("value_block", cdiv(layer.v, "VALUES")))
-    program = layer.program(
+    return layer.program(
         "outputs",
         "The outputs of one segment, with a window's keys in shared memory and the state in registers.",
         axes,
@@ -114,8 +104,8 @@ def outputs(spec: Hybrid) -> Program:
         ("SEGMENT", "CHUNK", "KEYS", "ROWS"),
         whole_values=False,
         flags=FLAGS,
+        ragged=True,
     )
-    return never(program)
 
 
 def _columns(b: Builder) -> None:
@@ -125,19 +115,23 @@ def _columns(b: Builder) -> None:
 
 def _ends(b: Builder, layer: Layer, memory: Window) -> tuple[Var, Expr]:
     """The first query of a program, and one past its last; of a segment that has none, the end."""
-    length = Segments(b, layer.dense).length()
-    late = memory.query_at(SEGMENT * length + layer.window)
-    start = b.let("start", Where(SEGMENT.equals(0), wrap(0), minimum(late, "T")))
-    return start, minimum(memory.query_at((SEGMENT + 1) * length + layer.window), "T")
+    number, length = Var("segment"), b.let(LENGTH.name, Segments(b, layer.dense).of_one_sequence())
+    late = memory.query_at(number * length + layer.window)
+    dense = Where(number.equals(0), wrap(0), minimum(late, "T"))
+    packed = Where(FIRST.equals(BEGIN), BEGIN, minimum(FIRST + layer.window, END))
+    start = b.let("start", Chosen(RAGGED, packed, dense))
+    last = minimum(memory.query_at((number + 1) * length + layer.window), "T")
+    return start, Chosen(RAGGED, minimum(STOP + layer.window, END), last)
 
 
 def _again(b: Builder, layer: Layer, sources: Sources) -> None:
     """The rows of all chunks of a program, by selects."""
+    segment = Segment.of_program(b, again=True)
     _columns(b)
     both = layer.both_by_query(b)
-    first = layer.recent(b, layer.dense).first_key()
+    first = layer.recent(b, layer.tokens).first_key()
     start, stop = _ends(b, layer, both.window)
-    oldest = b.let("oldest_of_segment", SEGMENT * Var("length"))
+    oldest = b.let("oldest_of_segment", segment.first)
     with b.loop("chunk_start", start, stop, "CHUNK") as begin:
-        last = b.let("stop_token", layer.dense.keys.until(both.window.place(begin) + "CHUNK"))
-        Singles(both, Chunk(begin, oldest, last, sources, Dense(SEGMENT)), first).outputs()
+        last = b.let("stop_token", layer.tokens.keys.until(both.window.place(begin) + "CHUNK"))
+        Singles(both, Chunk(begin, oldest, last, sources, Dense(segment.number)), first).outputs()

@@ -12,11 +12,12 @@ from dataclasses import replace
 from ..ir.host import Bind, Name, Pass, Plan, Present, Steps, allocate, launch
 from ..ir.kernels import INTEGER, TRUTH, ForeignKernel, LaunchPlan
 from ..ir.nodes import IO
-from ..names import on_warpgroups
+from ..names import on_warpgroups, packed
+from . import hybrid_packed
 from .groups import OVER_STATES, SIZES
 from .hybrid_passes import BY_SEGMENT, FINAL, FIRST_KEYS, HAS_INITIAL, OF_KEYS, Passes
 from .ragged import ALL
-from .sliding_window_passes import TOKENS_OF_KEYS
+from .sliding_window_passes import TOKENS_OF_KEYS, taken
 from .state_steps import NEVER, ON, SPLIT
 
 PLAN = ("CHUNK", "SHORTEST", "PROGRAMS", "FEWEST")
@@ -63,7 +64,7 @@ def forward(layer: Passes, kernel: ForeignKernel) -> Pass:
         launch(
             kernel.name,
             layer.state("", "segment_")
-            | FIRST_KEYS
+            | taken(kernel, OF_KEYS)
             | {
                 "INITIAL": HAS_INITIAL & ~SPLIT,
                 "SEGMENTED": SPLIT,
@@ -72,3 +73,22 @@ def forward(layer: Passes, kernel: ForeignKernel) -> Pass:
         ),
     )
     return replace(layer.forward_pass("forward", body), name=name, instead_of="forward")
+
+
+def several(layer: Passes, kernel: ForeignKernel) -> Pass:
+    """The same of packed sequences, whose segments have always the same length."""
+    body: Steps = (
+        *hybrid_packed.begin("forward", kernel),
+        *hybrid_packed.results(layer),
+        *hybrid_packed.states(layer, "final_"),
+        launch(
+            kernel.name,
+            layer.state("", "segment_")
+            | taken(kernel, hybrid_packed.OF_KEYS)
+            | layer.state("initial_", None)
+            | layer.state("final_", None)
+            | {"INITIAL": NEVER, "SEGMENTED": ON, "FINAL": NEVER},
+        ),
+    )
+    made = hybrid_packed.of_sequences(layer.forward(), body)
+    return replace(made, name=on_warpgroups(packed("forward")), instead_of="forward")

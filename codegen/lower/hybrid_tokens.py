@@ -77,9 +77,12 @@ class Segments:
 
     def length(self) -> Var:
         """As of linear attention; of no older keys at all, a grain."""
-        whole = maximum(cdiv(cdiv(self.older.length, "SEGMENT"), "segments"), 1)
         packed = cdiv(cdiv("places", "SEGMENT"), "segments")
-        return self.b.let(LENGTH.name, _packed(packed * "SEGMENT", whole * "SEGMENT"))
+        return self.b.let(LENGTH.name, _packed(packed * "SEGMENT", self.of_one_sequence()))
+
+    def of_one_sequence(self) -> Expr:
+        """The same where none are packed."""
+        return maximum(cdiv(cdiv(self.older.length, "SEGMENT"), "segments"), 1) * "SEGMENT"
 
     def of(self, token: Expr) -> Place:
         """That of an older key; of any other key before or after, the first or the last of the sequence."""

@@ -23,9 +23,9 @@ from ..ir.host import (
     allocate,
     launch,
 )
-from ..ir.kernels import INTEGER, TENSOR, TRUTH, LaunchPlan
+from ..ir.kernels import INTEGER, TENSOR, TRUTH, ForeignKernel, LaunchPlan
 from ..ir.nodes import ACC, IO, Comment
-from ..names import RECURRENCE, packed
+from ..names import RECURRENCE, on_warpgroups, packed
 from ..spec.signature import BATCH_INVARIANT, SEQUENCES
 from .groups import (
     KEYS,
@@ -181,7 +181,8 @@ def backward(layer: Passes) -> Pass:
     return over_sequences(layer.backward_pass(packed("backward"), summary, body))
 
 
-def plan_of(part: str) -> Plan:
-    """The segments, and where they lie."""
-    plan = LaunchPlan(packed(part), part, "packed_plan", PACKED_TOKENS, SEGMENT_PLAN)
+def plan_of(part: str, kernel: ForeignKernel | None = None) -> Plan:
+    """The segments, and where they lie: by a plan of its own for a faster `kernel`."""
+    name = on_warpgroups(packed(part)) if kernel else packed(part)
+    plan = LaunchPlan(name, part, "packed_plan", PACKED_TOKENS, SEGMENT_PLAN, kernel)
     return Plan(LAID_OUT, plan)

@@ -79,9 +79,9 @@ def window_of(
 def hybrid_of(spec: Hybrid) -> Program:
     """A hybrid whose window is kept whole, and its state in registers: see `hybrid_stream.py`."""
     program = hybrid_stream.outputs(spec)
-    of_queries = ("q", "o", "lse")
-    of_states = (tensor.name for tensor in program.tensors if tensor.name not in (*of_queries, "k", "v"))
-    return _finished(over_queries(program, *of_states))
+    of_states = ("ring_start", "first_of_sequences", "state", "normalizer")
+    users = (f"{of}_{part}" for of in ("initial", "final") for part in ("state", "normalizer"))
+    return _finished(over_queries(program, *of_states, *users))
 
 
 def states_of(spec: LinearAttention, name: str, of_queries: bool) -> Program:

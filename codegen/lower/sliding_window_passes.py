@@ -121,7 +121,7 @@ def passes(spec: SlidingWindow, faster: Mapping[str, ForeignKernel]) -> tuple[Pa
     return packed_forward, forward, packed_backward, backward, step
 
 
-def _taken(kernel: ForeignKernel, arguments: Mapping[str, Operand]) -> dict[str, Operand]:
+def taken(kernel: ForeignKernel, arguments: Mapping[str, Operand]) -> dict[str, Operand]:
     """Those arguments that a kernel takes."""
     return {name: value for name, value in arguments.items() if name in kernel_parameters(kernel)}
 
@@ -201,6 +201,6 @@ def _run(
     return (
         Bind({"fast": serves if suits is None else suits & serves}),
         Plan({"segments": INTEGER}, plan, when=Name("fast")),
-        launch(kernel.name, arguments | _taken(kernel, DENSE), segments),
+        launch(kernel.name, arguments | taken(kernel, DENSE), segments),
         launch(program, over_chunks, ~segments),
     )

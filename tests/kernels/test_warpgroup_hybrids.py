@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -26,12 +27,17 @@ LAYERS = {
 
 
 def layer(
-    dims: tuple[int, int], length: int, segments: int, past: bool = False, module: ModuleType | None = None
+    dims: tuple[int, int],
+    length: int,
+    segments: int,
+    past: bool = False,
+    module: ModuleType | None = None,
+    batch: int = 2,
 ) -> Layer:
     spec = LAYERS[dims]
     forward, _ = passes(module or build(spec, "triton"), segments, spec)
     streams: Any = SimpleNamespace(forward=forward)
-    return Layer(spec, streams, Call(2, 2, length, DTYPE, "cpu", "dense", seed=length, scale=0.3), past)
+    return Layer(spec, streams, Call(batch, 2, length, DTYPE, "cpu", "dense", seed=length, scale=0.3), past)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +76,62 @@ def test_what_is_not_finite_reaches_later_queries_alone(data: st.DataObject) -> 
     spoilt[1, token:, 1, 3] = True
     assert torch.equal(~o.isfinite(), spoilt)
     assert_close("o", o.masked_fill(spoilt, 0), wanted.masked_fill(spoilt, 0), FORWARD[DTYPE])
+
+
+@given(data=st.data())
+@settings(max_examples=12)
+def test_packed_sequences(data: st.DataObject) -> None:
+    """Each as if it were alone, whatever else is there; tokens of none have outputs of 0."""
+    length = data.draw(st.integers(1, 500), "length")
+    cuts = sorted(data.draw(st.lists(st.integers(0, length), min_size=2, max_size=6), "cuts"))
+    edges = list(zip(cuts[::2], cuts[1::2], strict=False))
+    spec = LAYERS[16, 64]
+    module = build(spec, "triton")
+    one = layer((16, 64), length, 1)
+    inputs = [x[:1].contiguous() for x in one.inputs()]
+    nobodys = torch.ones(length, dtype=torch.bool)
+    for begin, end in edges:
+        nobodys[begin:end] = False
+    spoilt = data.draw(st.sampled_from((None, *range(len(edges)))), "which holds what is not finite")
+    for x in inputs:
+        x[:, nobodys] = float("nan")
+        if spoilt is not None:
+            x[:, slice(*edges[spoilt])] = float("inf")
+    begun = bool(edges) and data.draw(st.booleans(), "after states")
+    first, sums = None, None
+    if begun:  # whose rings lie in front of their sequences
+        edges = [(a, b) for a, b in edges if b - a >= WINDOW]
+        after = layer((16, 64), length, 1, past=True, batch=max(1, len(edges)))
+        first, sums = after.first(), after.sums()
+        for (a, b), absent in zip(edges, first, strict=False):
+            gone = torch.arange(b - a)[:, None] < absent
+            for x in inputs[1:]:
+                x[0, a:b].masked_fill_(gone[..., None], 0)
+    if not edges:
+        return
+    packed = module.SCHEDULE[on_warpgroups("forward_packed")][DTYPE]
+    with patch.dict(packed, LENGTH=data.draw(st.sampled_from((128, 256)), "tokens of a segment")):
+        o, lse, state, normalizer = passes(module, 1, spec)[0](
+            *inputs, one.call.scale, first, *(sums or (None, None)), True, torch.tensor(edges)
+        )
+    nobodys[:] = True
+    for begin, end in edges:
+        nobodys[begin:end] = False
+    assert not o[:, nobodys].any(), "tokens of no sequence"
+    for i, (begin, end) in enumerate(edges):
+        if i == spoilt:
+            continue
+        queries, keys, values = (x[:, begin:end] for x in inputs)
+        if first is not None and sums is not None:
+            begin += WINDOW
+            own = [x[i : i + 1] for x in (first, *sums)]
+            wanted, final = one.expected((queries[:, WINDOW:], keys, values), own[0], own[1:])
+        else:
+            wanted, final = one.expected((queries, keys, values))
+        assert_close("state", state[i : i + 1], final.state, FORWARD[DTYPE])
+        assert_close("normalizer", normalizer[i : i + 1], final.normalizer, FORWARD[DTYPE])
+        if begin < end:
+            assert_close("o", o[:, begin:end], wanted, FORWARD[DTYPE])
 
 
 @given(data=st.data())

@@ -188,7 +188,7 @@ def passes(module: ModuleType, segments: int, spec: LayerSpec | None = None) -> 
         "cleared": cleared,
     }
     part = ("packed_warpgroups", "warpgroups", "packed")
-    called = "forward_packed", "forward_warpgroups", *(f"backward_{x}" for x in part)
+    called = (*(f"{x}_{y}" for x in ("forward", "backward") for y in part),)
     for name in (*called, "forward", "backward"):
         if name in names:
             found = names[name]

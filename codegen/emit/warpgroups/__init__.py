@@ -188,7 +188,8 @@ def _printed(spec: LayerSpec, printer: str) -> ForeignKernel:
     kernel = replace(kernel, program=program)
     if look is None:
         return with_second_look(spec, kernel)
-    look = replace(look, name=names.second_look(kernel.name), constants=kernel.constants)
+    name = names.second_look(kernel.name)
+    look = replace(look, name=name, sizes=kernel.sizes, constants=kernel.constants)
     return replace(kernel, second_look=look)
 
 
