@@ -25,7 +25,7 @@ from .hybrid_tokens import COUNT, FIRSTS, PADDED
 from .linear_attention_packed import COUNTED, plan_of
 from .parameters import over_sequences
 from .ragged import ALL, BEGUN, SEVERAL
-from .sliding_window_passes import TOKENS_OF_KEYS
+from .sliding_window_passes import TOKENS_OF_KEYS, taken
 from .state_steps import NEVER, ON
 
 OF_KEYS: dict[str, Operand] = SEVERAL | {
@@ -99,13 +99,18 @@ def results(layer: Passes) -> Steps:
     )
 
 
-def states(layer: Passes, final: str | None) -> Steps:
-    """The state before each segment, and after the last of a sequence where that is asked for."""
+def states(layer: Passes, final: str | None, kernel: ForeignKernel | None = None) -> Steps:
+    """The state before each segment, and after the last of a sequence where that is asked for.
+
+    Segments are summed up by a faster `kernel`, if there is one.
+    """
     asked = NEVER if final is None else FINAL
     return (
         *layer.segment_sums(BY_SEGMENT, None),
         *layer.segment_states("segment_", BY_SEGMENT, None),
-        launch("states", OVER_STATES | OF_KEYS | {ALL: asked}),
+        launch("states", OVER_STATES | OF_KEYS | {ALL: asked})
+        if kernel is None
+        else launch(kernel.name, OVER_STATES | taken(kernel, OF_KEYS) | {ALL: asked}),
         launch(
             packed("prefix"),
             layer.state("", "segment_")

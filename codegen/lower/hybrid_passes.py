@@ -58,7 +58,7 @@ def passes(spec: Hybrid, faster: Mapping[str, ForeignKernel]) -> tuple[Pass, ...
 
     layer, kernel = Passes(spec), faster.get("outputs")
     streams = (hybrid_stream_passes.several, hybrid_stream_passes.forward) if kernel else ()
-    streamed = [made(layer, kernel) for made in streams if kernel]
+    streamed = [made(layer, faster) for made in streams]
     several = hybrid_packed.forward(layer, kernel), hybrid_packed.backward(layer)
     return *streamed, several[0], layer.forward(kernel), several[1], layer.backward(), layer.step()
 

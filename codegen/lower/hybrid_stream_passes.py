@@ -7,6 +7,7 @@ final one then.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from ..ir.host import Bind, Name, Pass, Plan, Present, Steps, allocate, launch
@@ -23,8 +24,9 @@ from .state_steps import NEVER, ON, SPLIT
 PLAN = ("CHUNK", "SHORTEST", "PROGRAMS", "FEWEST")
 
 
-def forward(layer: Passes, kernel: ForeignKernel) -> Pass:
+def forward(layer: Passes, faster: Mapping[str, ForeignKernel]) -> Pass:
     """Outputs, logarithms of the sums of weights, and the state of the keys that have left."""
+    kernel, sums = faster["outputs"], faster["states"]
     name = on_warpgroups("forward")
     plan = LaunchPlan(name, "forward", "hybrid_plan", (("T",), ("B", "H")), PLAN, kernel)
     has_initial = Present("initial_state")
@@ -40,7 +42,7 @@ def forward(layer: Passes, kernel: ForeignKernel) -> Pass:
         *layer.user_states("final_", FINAL),
         *layer.segment_sums(BY_SEGMENT, SPLIT),
         *layer.segment_states("segment_", BY_SEGMENT, SPLIT | walk),
-        launch("states", OF_KEYS | OVER_STATES | {ALL: FINAL}, SPLIT),
+        launch(sums.name, taken(sums, OF_KEYS) | OVER_STATES | {ALL: FINAL}, SPLIT),
         launch(
             "prefix",
             layer.state("", "segment_")
@@ -75,12 +77,13 @@ def forward(layer: Passes, kernel: ForeignKernel) -> Pass:
     return replace(layer.forward_pass("forward", body), name=name, instead_of="forward")
 
 
-def several(layer: Passes, kernel: ForeignKernel) -> Pass:
+def several(layer: Passes, faster: Mapping[str, ForeignKernel]) -> Pass:
     """The same of packed sequences, whose segments have always the same length."""
+    kernel = faster["outputs"]
     body: Steps = (
         *hybrid_packed.begin("forward", kernel),
         *hybrid_packed.results(layer),
-        *hybrid_packed.states(layer, "final_"),
+        *hybrid_packed.states(layer, "final_", faster["states"]),
         launch(
             kernel.name,
             layer.state("", "segment_")

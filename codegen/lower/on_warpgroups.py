@@ -7,12 +7,13 @@ made by exchange.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ..ir.build import Builder
 from ..ir.check import check
 from ..ir.exchange import WIDTH
 from ..ir.flags import Chosen
-from ..ir.nodes import ACC, Cast, Span, Var, Where, cdiv, maximum, wrap
+from ..ir.nodes import ACC, Cast, Expr, Span, Var, Where, cdiv, maximum, minimum, wrap
 from ..ir.program import Axis, Program
 from ..ir.rewrite import drop_unused
 from ..ir.tidy import tidy
@@ -20,25 +21,59 @@ from ..ir.traits import SUMS_STATES
 from ..memory.normalizer import Eighths, OfPairs
 from ..memory.quadratic import Quadratic
 from ..memory.states import B, H
+from ..memory.sums import Sums
 from ..mixers.hybrid import Hybrid
 from ..mixers.linear_attention import LinearAttention
 from ..mixers.sliding_window import SlidingWindow
 from ..spec.model import TaylorExp
-from . import hybrid_stream, sliding_window_parts
+from . import hybrid_parts, hybrid_stream, sliding_window_parts
 from .exchanged import Exchanged
 from .feature_maps import feature_map
 from .groups import over_queries, over_states
+from .hybrid_tokens import Segments
 from .linear_attention import heads_of_states
 from .linear_attention_parts import Layer
 from .linear_attention_recurrence import recurrence
-from .ragged import ALL, RAGGED, STOP, Segment, under
+from .ragged import ALL, FIRST, LENGTH, RAGGED, STOP, Segment, under
 from .recurrent_gradients import key_gradients, query_gradients
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The first token of a segment, one past its last in packed sequences and in one, and the first of those
+    that exist.
+    """
+
+    first: Expr
+    packed: Expr
+    last: Expr
+    existing: Expr
 
 
 class OfExchange(Layer):
     """A layer whose tiles of queries and keys are as wide as an exchange."""
 
     width = WIDTH
+
+    def ends(self, b: Builder, segment: Segment) -> Ends:
+        """The tokens of a segment."""
+        self.segment_length(b)
+        return Ends(segment.first, STOP, under(segment.end, False), segment.first)
+
+
+class OlderOfExchange(hybrid_parts.Layer):
+    """The same of a hybrid, whose states are sums over keys that have left all windows."""
+
+    width = WIDTH
+
+    def ends(self, b: Builder, segment: Segment) -> Ends:
+        """The older keys of a segment."""
+        older = self.tokens.older
+        length = b.let(LENGTH.name, Segments(b, self.dense).of_one_sequence())
+        oldest = self.recent(b, self.tokens).first_key()
+        first = Chosen(RAGGED, FIRST, segment.number * length)
+        last = minimum((segment.number + 1) * length, under(older.stop, False))
+        return Ends(first, minimum(STOP, under(older.stop)), last, maximum(first, oldest))
 
 
 def recurrence_of(spec: LinearAttention) -> Program:
@@ -84,7 +119,7 @@ def hybrid_of(spec: Hybrid) -> Program:
     return _finished(over_queries(program, *of_states, *users))
 
 
-def states_of(spec: LinearAttention, name: str, of_queries: bool) -> Program:
+def states_of(spec: LinearAttention | Hybrid, name: str, of_queries: bool) -> Program:
     """What each segment adds to the state of a second-order Taylor layer: see `linear_attention_states.py`.
 
     A program has all features of its values.  Queries have the scale in them, so that weights have none; and
@@ -92,17 +127,17 @@ def states_of(spec: LinearAttention, name: str, of_queries: bool) -> Program:
     """
     assert isinstance(spec.feature_map, TaylorExp)
     features = Exchanged(spec.feature_map, spec.head_dims.qk)
-    layer, b = OfExchange(spec, features), Builder()
-    number = Var("segment")
+    layer = OlderOfExchange(spec, features) if isinstance(spec, Hybrid) else OfExchange(spec, features)
+    number, b = Var("segment"), Builder()
     segment = Segment.of_sums(b, mirrored=of_queries)
     b.let("u", Span(Var("value_block") * "VALUES", "VALUES"))
     d = b.let("d", Span(wrap(0), layer.width))
-    layer.segment_length(b)
-    first = b.let("start", segment.first)
-    idle, last = number.equals(0 if of_queries else Var("segments") - 1), under(segment.end, False)
-    stop = b.let("stop", Chosen(RAGGED, STOP, Chosen(ALL, last, Where(idle, first, last))))
-    tokens = segment.sequence
-    memory = layer.memory(b, products=OfPairs, sequence=tokens)
+    ends = layer.ends(b, segment)
+    first = b.let("start", ends.first)
+    idle = number.equals(0 if of_queries else Var("segments") - 1)
+    stop = b.let("stop", Chosen(RAGGED, ends.packed, Chosen(ALL, ends.last, Where(idle, first, ends.last))))
+    tokens = layer.sequence_of(segment, of_queries)
+    memory = Sums(b, features, tokens, spec.eps if spec.normalize else None, products=OfPairs)
     with memory.each() as f0:
         block = memory.block(f0)
         weight = b.let("weight", features.fixed_weight(block.f, block.selection))
@@ -127,7 +162,7 @@ def states_of(spec: LinearAttention, name: str, of_queries: bool) -> Program:
             memory.weigh(state, weight)
         state.store(memory.of_blocks(sums), number)
     if quadratic:
-        count = Cast(maximum(stop - first, 0), ACC)
+        count = Cast(maximum(stop - (first if ends.existing == ends.first else ends.existing), 0), ACC)
         quadratic.store(sums, (number,), count, 0.5 if of_queries else 1.0)
     inputs = (layer.queries("q"), layer.gradients(), *layer.row_sums("e")) if of_queries else layer.keys()
     axes = Axis("segment", Var("segments")), Axis("value_block", cdiv(layer.v, "VALUES"))

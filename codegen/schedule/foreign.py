@@ -164,6 +164,11 @@ def hybrid_streams(spec: LayerSpec, dtype: str) -> bool:
     )
 
 
+def sums_exchange(spec: LayerSpec, dtype: str) -> bool:
+    """Whether what segments add to a state can be made by exchange, and is read by such a kernel."""
+    return exchanges(spec, dtype) or hybrid_streams(spec, dtype)
+
+
 @dataclass(frozen=True)
 class Printer:
     """What a printer of `emit/warpgroups/` can print."""
@@ -184,7 +189,7 @@ def walk_tiles(printer: str, qk: int, block: str) -> dict[str, int]:
 
 
 PRINTERS = {
-    "states": Printer("states", WARPGROUP_TILES, exchanges),
+    "states": Printer("states", WARPGROUP_TILES, sums_exchange),
     RECURRENCE: Printer(RECURRENCE, EXCHANGED_TILES, exchanges, decides=True),
     WIDE: Printer(RECURRENCE, WIDE_TILES, halves_exchange, decides=True),
     SQUARE: Printer(RECURRENCE, SQUARE_TILES, maps_squares, decides=True),
