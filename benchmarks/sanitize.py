@@ -3,7 +3,8 @@
 Each layer in each dtype is a process of its own under each tool (memcheck, racecheck, synccheck), in which
 every way to call its generated module runs once, on small ragged shapes: `FORMS`, and those of the launch
 plans that would need long sequences otherwise.  What is found stands in `results/sanitizer.json` after each
-process, with the machine, the versions and the date; a run that was out of time goes on with ``--resume``.
+process, with the machine, the versions and the date.  A run that was out of time goes on with ``--resume``,
+on another day too: what was found of a module stands for as long as its kernels have the same text.
 The first minutes meet each kind of layer once: ``--minutes 3 --tool memcheck --jobs 8`` is a look at all.
 Needs a GPU, and compute-sanitizer of the CUDA toolkit.
 """
@@ -11,6 +12,7 @@ Needs a GPU, and compute-sanitizer of the CUDA toolkit.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -19,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -34,7 +36,7 @@ from torch import Tensor
 import based_ops
 from based_ops import slots
 from based_ops.benchmarks.ops.results import machine
-from based_ops.benchmarks.sanitizer_report import Found, parsed
+from based_ops.benchmarks.sanitizer_report import Found, parsed, summary, write
 from based_ops.codegen.names import RECURRENCE, variant_of
 from based_ops.codegen.schedule.legal import ALL_TOKENS
 from based_ops.codegen.spec.signature import OF_KEYS, OF_QUERIES, OF_VALUES, POOLED, Argument
@@ -317,33 +319,24 @@ def key(tool: str, case: Case) -> str:
     return f"{tool} {case}"
 
 
-def read(about: dict[str, Any], path: Path) -> dict[str, Any]:
-    """What an earlier run on this machine and of this code has found; nothing of another one."""
+def text(case: Case) -> str:
+    """A digest of what a process runs: a generated module, and what kernels call of the package."""
+    package = Path(based_ops.__file__).parent / "support"
+    beside = sorted(path for path in package.glob("*.py") if path.name != "host.py")
+    found = [Path(str(case.module.__file__)), *beside]
+    lines = [x for path in found for x in path.read_bytes().splitlines() if not x.startswith(b"# build: ")]
+    return hashlib.sha256(b"\n".join(lines)).hexdigest()[:12]
+
+
+def read(about: dict[str, Any], wanted: Iterable[tuple[str, Case]], path: Path) -> dict[str, Any]:
+    """What earlier runs with these versions on such a machine have found of the same kernels."""
     if not path.exists():
         return {}
     document = json.loads(path.read_text(encoding="utf-8"))
-    same = all(document["machine"].get(x) == about.get(x) for x in about if x != "date")
-    return dict(document["found"]) if same else {}
-
-
-def write(about: dict[str, Any], found: dict[str, Any], path: Path) -> None:
-    path.parent.mkdir(exist_ok=True)
-    document = {"task": "sanitize", "machine": about, "found": found}
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
-
-def table(found: dict[str, Any]) -> list[str]:
-    """A line for each process that found something or failed, and the sum of the others for each tool."""
-    lines = []
-    for tool in TOOLS:
-        mine = {name: x for name, x in found.items() if name.startswith(f"{tool} ")}
-        clean = [name for name, x in mine.items() if x["errors"] == 0 and not x["failed"]]
-        for name in (name for name in mine if name not in clean):
-            x = mine[name]
-            what = x["failed"] or f"{x['errors']} errors in {', '.join(x['forms']) or 'no form'}"
-            lines.append(f"{name}: {what}")
-        lines.append(f"{tool}: {len(clean)} of {len(mine)} processes without an error")
-    return lines
+    if any(document["machine"].get(x) != about.get(x) for x in about if x not in ("date", "compiler")):
+        return {}
+    texts = {key(*each): text(each[1]) for each in wanted}
+    return {name: x for name, x in document["found"].items() if x.get("text") == texts.get(name, "")}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -366,13 +359,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if reason := why_not():
         parser.error(reason)
     about = machine("cuda")
-    found = read(about, RESULTS) if given.resume else {}
     end = time.monotonic() + 60 * given.minutes
     here = [backend for backend in BACKENDS if installed(backend)]
     if missing := set(given.backend or ()) - {*here}:
         parser.error(f"not installed: {', '.join(sorted(missing))}")
     chosen = [case for case in cases(given.backend or here) if given.only in case.layer]
     wanted = [(tool, case) for case in chosen for tool in given.tool or TOOLS]
+    every = [(tool, case) for case in cases() for tool in TOOLS]
+    found = read(about, every, RESULTS) if given.resume else {}
 
     def run(tool: str, case: Case) -> Found | None:
         """What a process has found; None of one that the run's own end has cut off, or that did not begin."""
@@ -383,15 +377,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return result
 
     with ThreadPoolExecutor(given.jobs) as pool:
-        runs = {pool.submit(run, *each): key(*each) for each in wanted if key(*each) not in found}
+        runs = {pool.submit(run, *each): each for each in wanted if key(*each) not in found}
         for done in as_completed(runs):
             if (result := done.result()) is None:
                 continue
-            found[runs[done]] = asdict(result)
+            name, (_, case) = key(*runs[done]), runs[done]
+            found[name] = asdict(result) | {"text": text(case), "date": about.get("date")}
             write(about, found, RESULTS)
-            print(f"{runs[done]}: {result.failed or f'{result.errors} errors'}", flush=True)
+            print(f"{name}: {result.failed or f'{result.errors} errors'}", flush=True)
     left_out = [key(*each) for each in wanted if key(*each) not in found]
-    print("\n".join(table(found)))
+    print("\n".join(summary(found, TOOLS)))
     if left_out:
         print(f"not done: {len(left_out)}; go on with --resume")
 

@@ -1,9 +1,13 @@
-"""What compute-sanitizer says of a process: see `sanitize`."""
+"""What compute-sanitizer says of a process, and the record of all: see `sanitize`."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -37,3 +41,23 @@ def parsed(text: str) -> Found:
     raised = re.search(r"^Traceback .*?^(\w[\w.]*: .*?)$", text, re.MULTILINE | re.DOTALL)
     count = sum(int(summary["errors"] or summary["hazards"] or 0) for summary in summaries)
     return Found(count, tuple(forms), f"raised {raised[1]}" if raised else "")
+
+
+def write(about: dict[str, Any], found: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    document = {"task": "sanitize", "machine": about, "found": found}
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def summary(found: dict[str, Any], tools: Sequence[str]) -> list[str]:
+    """A line for each process that found something or failed, and the sum of the others for each tool."""
+    lines = []
+    for tool in tools:
+        mine = {name: x for name, x in found.items() if name.startswith(f"{tool} ")}
+        clean = [name for name, x in mine.items() if x["errors"] == 0 and not x["failed"]]
+        for name in (name for name in mine if name not in clean):
+            x = mine[name]
+            what = x["failed"] or f"{x['errors']} errors in {', '.join(x['forms']) or 'no form'}"
+            lines.append(f"{name}: {what}")
+        lines.append(f"{tool}: {len(clean)} of {len(mine)} processes without an error")
+    return lines

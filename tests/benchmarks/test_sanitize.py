@@ -108,8 +108,18 @@ def test_a_run_goes_on_where_it_ended(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert document["machine"] == about and set(document["found"]) == set(asked)
     out = capsys.readouterr().out
     assert "3 errors in packed" in out and f"memcheck: {before} of {before} processes without an error" in out
-    about["device"] = "another"
-    sanitize.main(["--backend", "triton", "--only", "window16", "--minutes", "0", "--resume"])
+    later = ["--backend", "triton", "--only", "window16", "--minutes", "0", "--resume"]
+    about |= {"date": "2026-01-02", "compiler": "another"}
+    sanitize.main(later)
+    assert "not done" not in capsys.readouterr().out, "the same kernels"
+    monkeypatch.setattr(sanitize, "text", lambda case: "other kernels")
+    sanitize.main(later)
+    assert f"not done: {3 * before}" in capsys.readouterr().out
+    monkeypatch.undo()
+    for name, value in (("why_not", lambda: None), ("machine", lambda _: about | {"device": "another"})):
+        monkeypatch.setattr(sanitize, name, value)
+    monkeypatch.setattr(sanitize, "RESULTS", tmp_path / "found.json")
+    sanitize.main(later)
     assert f"not done: {3 * before}" in capsys.readouterr().out
 
 
