@@ -82,9 +82,13 @@ def maps_oblongs(spec: LayerSpec, dtype: str) -> bool:
         _maps(spec, dtype)
         and SQUARE_TILES["QK"] < spec.head_dims.qk <= OBLONG_TILES["QK"]
         and spec.feature_map == Elementwise("x")
-        and spec.decay == "none"
         and not spec.normalize
     )
+
+
+def gradients_map_oblongs(spec: LayerSpec, dtype: str) -> bool:
+    """Whether gradients of such a layer are recurrences: registers do not hold what fades beside them."""
+    return isinstance(spec, LinearAttention) and maps_oblongs(spec, dtype) and spec.decay == "none"
 
 
 def _maps(spec: LayerSpec, dtype: str) -> TypeGuard[LinearAttention]:
@@ -199,8 +203,8 @@ PRINTERS = {
     "key_gradients": Printer("key_gradients", WARPGROUP_TILES, gradients_exchange),
     QUERIES_OF_SQUARES: Printer("query_gradients", SQUARE_TILES, gradients_map_squares, decides=True),
     KEYS_OF_SQUARES: Printer("key_gradients", SQUARE_TILES, gradients_map_squares),
-    QUERIES_OF_OBLONGS: Printer("query_gradients", OBLONG_TILES, maps_oblongs, decides=True),
-    KEYS_OF_OBLONGS: Printer("key_gradients", OBLONG_TILES, maps_oblongs),
+    QUERIES_OF_OBLONGS: Printer("query_gradients", OBLONG_TILES, gradients_map_oblongs, decides=True),
+    KEYS_OF_OBLONGS: Printer("key_gradients", OBLONG_TILES, gradients_map_oblongs),
     WINDOW: Printer("outputs", SQUARE_TILES, partial(window_streams, "outputs"), decides=True),
     HYBRID: Printer("outputs", HYBRID_TILES, hybrid_streams, decides=True),
     WINDOW_GRADIENTS: Printer("gradients", SQUARE_TILES, partial(window_streams, "gradients"), decides=True),

@@ -68,6 +68,8 @@ FADING = (
 OBLONG = (
     LinearAttention("identity128", Elementwise("x"), HeadDims(128, 128), normalize=False),
     LinearAttention("identity72", Elementwise("x"), HeadDims(72, 40), normalize=False),
+    LinearAttention("head128", Elementwise("x"), HeadDims(128, 128), normalize=False, decay="head"),
+    LinearAttention("token104", Elementwise("x"), HeadDims(104, 72), normalize=False, decay="token"),
 )
 OF_MAPS = (
     MAPS[3],
