@@ -15,8 +15,8 @@ LEAST_CHANNELS = 16
 """Channels of a tile of TileLang's at least."""
 LEAST = {"torch": 32, HOST_C: ALL_TOKENS}
 """Tokens and taps from which on transforms are faster; loops of C are for checking programs."""
-LONG = 256
-"""The same on a GPU, where a lag costs a tile of loads from the caches: an estimate, not measured."""
+LONG = 1024
+"""The same on a GPU, where a lag costs a tile of loads from the caches: by measurement (docs/lab-book.md)."""
 
 
 def launch_plan(plan: LaunchPlan, backend: str) -> Setting:
