@@ -10,6 +10,7 @@ from based_ops.support.host import (
     backward_plan,
     cdiv,
     forward_plan,
+    hybrid_plan,
     packed_forward_plan,
     packed_length,
     packed_plan,
@@ -39,6 +40,15 @@ def test_no_segment_and_no_span_is_empty(T: int, rows: int, kept: int, shortest:
     assert cdiv(tiles, segments) * 128 <= max(128, kept)
     assert long == (cdiv(tiles, segments) > 1)
     assert spans == 1 or spans * rows <= programs
+
+
+@given(T=LENGTHS, rows=ROWS, programs=st.integers(1, 600))
+def test_a_hybrid_leaves_its_state_where_chunks_end_with_a_whole_one(
+    T: int, rows: int, programs: int
+) -> None:
+    segments, whole = hybrid_plan(T, rows, CHUNK=64, SHORTEST=128, PROGRAMS=programs, FEWEST=3)
+    assert segments == segment_plan(T, rows, SHORTEST=128, PROGRAMS=programs, FEWEST=3)
+    assert whole == (T == cdiv(T, 64) * 64)
 
 
 @given(rows=ROWS)
