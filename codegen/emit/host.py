@@ -28,6 +28,7 @@ from ..ir.host import (
     Or,
     Pass,
     Plan,
+    Plus,
     Present,
     ReadSizes,
     Serves,
@@ -48,7 +49,7 @@ SERVES = "on_warpgroups"
 """Of `based_ops.support.warpgroups`: whether tensors suit kernels for warpgroups."""
 LEFT_OUT = {TENSOR: "None", TRUTH: "False"}
 """What a parameter is that a caller leaves out."""
-EITHER, OR, AND, NOT, COMPARED, TIMES, ATOM = range(7)
+EITHER, OR, AND, NOT, COMPARED, PLUS, TIMES, ATOM = range(8)
 """How tightly the operators of Python bind."""
 
 K = TypeVar("K", bound=ScheduledKernel)
@@ -244,10 +245,12 @@ class _Function:
                 return ATOM, f'{self._entry(kernel)}["{name}"]'
             case Times(x, y):
                 return TIMES, f"{self.text(x, TIMES)} * {self.text(y, ATOM)}"
+            case Plus(x, y):
+                return PLUS, f"{self.text(x, PLUS)} + {self.text(y, PLUS)}"
             case Multiple(parts):
                 return ATOM, f"lcm({', '.join(map(self.text, parts))})"
             case Compare(op, x, y):
-                return COMPARED, f"{self.text(x, TIMES)} {op} {self.text(y, TIMES)}"
+                return COMPARED, f"{self.text(x, PLUS)} {op} {self.text(y, PLUS)}"
             case Some(count):
                 return self._text(count)
             case Not(x):

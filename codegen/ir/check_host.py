@@ -32,6 +32,7 @@ from .host import (
     Or,
     Pass,
     Plan,
+    Plus,
     Present,
     ReadSizes,
     Serves,
@@ -251,10 +252,10 @@ class _Checker:
                 for tensor in tensors:
                     self.tensor(tensor)
                 return TRUTH
-            case Times(x, y) | Compare(_, x, y):
+            case Times(x, y) | Plus(x, y) | Compare(_, x, y):
                 self.want(INTEGER, x)
                 self.want(INTEGER, y)
-                return INTEGER if isinstance(value, Times) else TRUTH
+                return TRUTH if isinstance(value, Compare) else INTEGER
             case Some(count):
                 self.want(INTEGER, count)
                 return TRUTH

@@ -31,6 +31,9 @@ class Value:
     def __mul__(self, other: Operand) -> Value:
         return Times(self, wrap(other))
 
+    def __add__(self, other: Operand) -> Value:
+        return Plus(self, wrap(other))
+
     def __gt__(self, other: Operand) -> Value:
         return Compare(">", self, wrap(other))
 
@@ -86,6 +89,12 @@ class Constant(Value):
 
 @dataclass(frozen=True)
 class Times(Value):
+    x: Value
+    y: Value
+
+
+@dataclass(frozen=True)
+class Plus(Value):
     x: Value
     y: Value
 

@@ -80,12 +80,13 @@ class Passes(StateSteps):
     def forward(self, kernel: ForeignKernel | None = None) -> Pass:
         """By programs over chunks, or one over segments where there is a `kernel` for that."""
         running = STATEFUL | FINAL
-        streams = Serves(kernel.name, COPIED) if kernel else NEVER
+        further = Name("Tk") > Name("T") + self.window  # than a ring reaches back
+        streams = Serves(kernel.name, COPIED) & ~further if kernel else NEVER
         body: Steps = (
             Delegate(packed("forward"), Present(SEQUENCES.name)),
-            *((Delegate(on_warpgroups("forward"), streams),) if kernel else ()),
             *SIZES,
             TOKENS_OF_KEYS,
+            *((Delegate(on_warpgroups("forward"), streams),) if kernel else ()),
             *self.plan("forward"),
             Bind({"running": running}),
             Bind({"split": Name("running") & (Name("spans") > 1)}),

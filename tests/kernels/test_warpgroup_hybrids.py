@@ -56,6 +56,15 @@ def test_forward(dims: tuple[int, int], past: bool, length: int, segments: int) 
     assert_close("normalizer", found.normalizer, state.normalizer, FORWARD[DTYPE])
 
 
+@pytest.mark.parametrize("past", [1, 64, 65, 150])
+def test_keys_may_reach_further_back_than_a_window(past: int) -> None:
+    """Those are older keys of the first query already, which no state has."""
+    one = layer((16, 64), 300, 1)
+    q, k, v = one.inputs()
+    o = one.forward((q[:, past:].contiguous(), k, v)).o
+    assert_close("o", o, one.expected((q, k, v))[0][:, past:], FORWARD[DTYPE])
+
+
 @given(data=st.data())
 @settings(max_examples=12)
 def test_what_is_not_finite_reaches_later_queries_alone(data: st.DataObject) -> None:
