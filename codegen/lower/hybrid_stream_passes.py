@@ -88,7 +88,6 @@ def several(layer: Passes, faster: Mapping[str, ForeignKernel]) -> Pass:
             kernel.name,
             layer.state("", "segment_")
             | taken(kernel, hybrid_packed.OF_KEYS)
-            | layer.state("initial_", None)
             | layer.state("final_", None)
             | {"INITIAL": NEVER, "SEGMENTED": ON, "FINAL": NEVER},
         ),
