@@ -302,7 +302,6 @@ def of_call(call: Call, start: int = 0, stop: int | None = None) -> Any:
 )
 def test_no_wait_is_forgotten_and_none_too_many(program: str) -> None:
     module = build(LAYERS[0], "triton")
-    compute_gradients(LAYERS[0], module)
     fails_without_any_wait(
         module, on_warpgroups(program), 5, lambda mutant: compute_gradients(LAYERS[0], mutant)
     )
@@ -315,7 +314,6 @@ def test_no_wait_is_forgotten_and_none_too_many(program: str) -> None:
 def test_no_wait_of_gradients_of_maps_is_forgotten(spec: LinearAttention, program: str) -> None:
     kernel = on_warpgroups(program)
     module = build(spec, "triton")
-    compute_gradients(spec, module, torch.float16)
     fails_without_any_wait(module, kernel, 7, lambda mutant: compute_gradients(spec, mutant, torch.float16))
 
 
@@ -338,7 +336,6 @@ def test_no_wait_of_other_recurrences_is_forgotten(spec: LinearAttention, least:
         assert call.launch(1, (), (), final=True, module=module)[0].isfinite().all()
 
     module = build(spec, "triton")
-    compute(module)
     fails_without_any_wait(module, on_warpgroups(RECURRENCE), least, compute)
 
 
