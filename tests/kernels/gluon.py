@@ -40,9 +40,8 @@ class Pointer:
         return Pointer(self.memory, self.offset + offset)
 
     def load(self, mask: Any, other: float) -> Tensor:
-        offset, inside = torch.broadcast_tensors(torch.as_tensor(self.offset), torch.as_tensor(mask))
-        found = self.memory[torch.where(inside, offset, 0)]
-        return torch.where(inside, found, torch.tensor(other, dtype=found.dtype))
+        inside = torch.as_tensor(mask)
+        return self.memory[torch.where(inside, self.offset, 0)].masked_fill(~inside, other)
 
     def store(self, value: Any, mask: Any) -> None:
         value = torch.as_tensor(value).to(self.memory.dtype)

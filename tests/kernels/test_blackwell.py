@@ -95,7 +95,6 @@ def compute(spec: LinearAttention, module: ModuleType) -> tuple[Tensor, ...]:
 )
 def test_no_wait_is_forgotten(spec: LinearAttention, least: int) -> None:
     module = for_blackwell(spec)
-    compute(spec, module)
     fails_without_any_wait(module, KERNEL, least, lambda mutant: compute(spec, mutant))
 
 
@@ -109,7 +108,6 @@ def test_no_wait_of_gradients_is_forgotten(program: str) -> None:
     """Wide ones have a barrier too many here: outputs are stored between what it shows and its reader."""
     spec, kernel = OF_MAPS[0], on_warpgroups(program)
     module = for_blackwell(spec)
-    compute_gradients(spec, module, torch.float16)
     fails_without_any_wait(module, kernel, 9, lambda mutant: compute_gradients(spec, mutant, torch.float16))
 
 
@@ -144,7 +142,6 @@ def test_no_wait_of_windows_is_forgotten() -> None:
             assert tensor.isfinite().all()
 
     module = for_blackwell(spec)
-    compute_outputs(module)
     fails_without_any_wait(module, on_warpgroups("outputs"), 7, compute_outputs)
 
 

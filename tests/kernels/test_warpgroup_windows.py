@@ -185,7 +185,6 @@ def test_no_wait_is_forgotten_and_none_too_many(window: int, program: str) -> No
             assert tensor.isfinite().all()
 
     module = build(LAYERS[window], "triton")
-    compute(module)
     fails_without_any_wait(module, on_warpgroups(program), 5, compute)
 
 

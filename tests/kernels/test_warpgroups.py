@@ -26,6 +26,7 @@ from based_ops.codegen.spec.model import Elementwise, HeadDims, TaylorExp
 from based_ops.state import LinearAttentionState
 from based_ops.support import exchange, exchange_wide, warpgroups
 from based_ops.support.host import cdiv, packed_plan
+from tests.covering import pairs
 from tests.kernels.gluon import LOGICAL, meanings
 from tests.kernels.linear import expected_gradients
 from tests.kernels.runners import interpreting
@@ -90,12 +91,19 @@ OF_FADING = (
 """The same of states that fade."""
 LENGTHS = (1, 64, 65, 333, 640)
 DTYPES = (torch.bfloat16, torch.float16)
+GROUPS = ((4, 2, 2), (2, 2, 4), (6, 3, 2), (1, 2, 2))
+"""Heads of q, k and v."""
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("spec", LAYERS + WIDE + MAPS + FADING + OBLONG, ids=lambda spec: spec.name)
-@pytest.mark.parametrize("continued", [False, True], ids=["from nothing", "from a state"])
+def name_of(x: Any) -> str:
+    return x.name if isinstance(x, LinearAttention) else str(x)
+
+
+@pytest.mark.parametrize(
+    ("spec", "length", "continued", "dtype"),
+    pairs(LAYERS + WIDE + MAPS + FADING + OBLONG, LENGTHS, (False, True), DTYPES),
+    ids=name_of,
+)
 def test_one_segment(spec: LinearAttention, dtype: torch.dtype, length: int, continued: bool) -> None:
     call = Call(spec, dtype, length)
     initial = call.earlier(7) if continued else None
@@ -109,9 +117,9 @@ def test_one_segment(spec: LinearAttention, dtype: torch.dtype, length: int, con
         assert_close("final normalizer", normalizer, final.normalizer, tolerance)
 
 
-@pytest.mark.parametrize("stages", [2, 3, 4])
-@pytest.mark.parametrize("segments", [2, 3])
-@pytest.mark.parametrize("spec", LAYERS + WIDE + MAPS + FADING, ids=lambda spec: spec.name)
+@pytest.mark.parametrize(
+    ("spec", "stages", "segments"), pairs(LAYERS + WIDE + MAPS + FADING, (2, 3, 4), (2, 3)), ids=name_of
+)
 def test_several_segments(spec: LinearAttention, segments: int, stages: int) -> None:
     call = Call(spec, torch.bfloat16, 333)
     found, _, _ = call.launch(segments, (), call.states_before(segments), final=False, STAGES=stages)
@@ -151,12 +159,10 @@ def test_packed_segments(spec: LinearAttention, data: st.DataObject) -> None:
             assert torch.equal(found[:, start:stop], alone), f"sequence {n}"
 
 
-@pytest.mark.parametrize("heads", [(4, 2, 2), (2, 2, 4), (6, 3, 2), (1, 2, 2)], ids=str)
-@pytest.mark.parametrize("segments", [1, 2])
 @pytest.mark.parametrize(
-    "spec",
-    (*LAYERS[:2], WIDE[0], WIDE[3], *MAPS[:2], MAPS[3], *FADING[1:3], OBLONG[0]),
-    ids=lambda spec: spec.name,
+    ("spec", "heads", "segments"),
+    pairs((*LAYERS[:2], WIDE[0], WIDE[3], *MAPS[:2], MAPS[3], *FADING[1:3], OBLONG[0]), GROUPS, (1, 2)),
+    ids=name_of,
 )
 def test_heads_in_groups(spec: LinearAttention, segments: int, heads: tuple[int, int, int]) -> None:
     call = Call(spec, torch.bfloat16, 200, heads)
@@ -176,22 +182,29 @@ def test_heads_in_groups(spec: LinearAttention, segments: int, heads: tuple[int,
 # Whole passes: what they launch runs as Python.
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("length", [1, 64, 333])
-@pytest.mark.parametrize("segments", [1, 2, 3])
-@pytest.mark.parametrize("continued", [False, True], ids=["from nothing", "between states"])
-@pytest.mark.parametrize("spec", [LAYERS[0], *NARROW, *OF_MAPS, *OF_FADING], ids=lambda spec: spec.name)
+WITH_TOKENS = ((1, 1), (64, 1), (333, 1), (333, 2), (333, 3))
+"""Lengths and segments; portable programs of decays have no segments without tokens."""
+WITHOUT_TOKENS = ((1, 2), (1, 3), (64, 2), (64, 3))
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "continued", "dtype"),
+    [
+        *pairs((LAYERS[0], *NARROW, *OF_MAPS), WITH_TOKENS + WITHOUT_TOKENS, (False, True), DTYPES),
+        *pairs(OF_FADING, WITH_TOKENS, (False, True), DTYPES),
+    ],
+    ids=name_of,
+)
 def test_gradients(
-    spec: LinearAttention, continued: bool, segments: int, length: int, dtype: torch.dtype
+    spec: LinearAttention, shape: tuple[int, int], continued: bool, dtype: torch.dtype
 ) -> None:
-    if spec in OF_FADING and segments > cdiv(length, GRAIN):
-        pytest.skip("portable programs of decays have no segments without tokens")
+    length, segments = shape
     gradients_are_right(Call(spec, dtype, length), segments, continued)
 
 
-@pytest.mark.parametrize("heads", [(4, 2, 2), (2, 2, 4), (6, 3, 2), (1, 2, 2)], ids=str)
-@pytest.mark.parametrize("segments", [1, 2])
-@pytest.mark.parametrize("spec", [LAYERS[0], *NARROW, *OF_MAPS], ids=lambda spec: spec.name)
+@pytest.mark.parametrize(
+    ("spec", "heads", "segments"), pairs((LAYERS[0], *NARROW, *OF_MAPS), GROUPS, (1, 2)), ids=name_of
+)
 def test_gradients_of_groups(spec: LinearAttention, segments: int, heads: tuple[int, int, int]) -> None:
     call = Call(spec, torch.bfloat16, 200, heads)
     gradients_are_right(call, segments, continued=call.of_states == call.every)
@@ -304,7 +317,6 @@ def of_call(call: Call, start: int = 0, stop: int | None = None) -> Any:
 )
 def test_no_wait_is_forgotten_and_none_too_many(program: str) -> None:
     module = build(LAYERS[0], "triton")
-    compute_gradients(LAYERS[0], module)
     fails_without_any_wait(
         module, on_warpgroups(program), 5, lambda mutant: compute_gradients(LAYERS[0], mutant)
     )
@@ -317,7 +329,6 @@ def test_no_wait_is_forgotten_and_none_too_many(program: str) -> None:
 def test_no_wait_of_gradients_of_maps_is_forgotten(spec: LinearAttention, program: str) -> None:
     kernel = on_warpgroups(program)
     module = build(spec, "triton")
-    compute_gradients(spec, module, torch.float16)
     fails_without_any_wait(module, kernel, 7, lambda mutant: compute_gradients(spec, mutant, torch.float16))
 
 
@@ -340,7 +351,6 @@ def test_no_wait_of_other_recurrences_is_forgotten(spec: LinearAttention, least:
         assert call.launch(1, (), (), final=True, module=module)[0].isfinite().all()
 
     module = build(spec, "triton")
-    compute(module)
     fails_without_any_wait(module, on_warpgroups(RECURRENCE), least, compute)
 
 
@@ -361,24 +371,30 @@ def noise_like(x: Tensor | None) -> Tensor | None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Layers that are compiled, each for one dtype, unless ``--all-kernels`` asks for every pair."""
+    """Layers that are compiled, each once, unless ``--all-kernels`` asks for every way in every dtype."""
     if metafunc.function is test_rows_of_16_bytes_suffice:
         specs = LAYERS[1], *NARROW, *WIDE[2:], *MAPS, *FADING, *OBLONG
-        every = metafunc.config.getoption("--all-kernels")
-        dtypes = itertools.cycle(DTYPES)
-        pairs = [*itertools.product(specs, DTYPES)] if every else [*zip(specs, dtypes, strict=False)]
-        metafunc.parametrize(("spec", "dtype"), pairs, ids=lambda x: getattr(x, "name", str(x)))
+        ways = [
+            (torch.bfloat16, True),
+            (torch.float16, False),
+            (torch.float16, True),
+            (torch.bfloat16, False),
+        ]
+        every = [(spec, *way) for spec, way in itertools.product(specs, ways)]
+        some = [(spec, *way) for spec, way in zip(specs, itertools.cycle(ways), strict=False)]
+        chosen = every if metafunc.config.getoption("--all-kernels") else some
+        metafunc.parametrize(("spec", "dtype", "flag"), chosen, ids=name_of)
 
 
 @pytest.mark.skipif(interpreting(), reason="under the interpreter nothing is compiled")
-def test_rows_of_16_bytes_suffice(spec: LinearAttention, dtype: torch.dtype) -> None:
-    """Kernels compile with strides of which Triton knows nothing, from nothing and in the middle."""
+def test_rows_of_16_bytes_suffice(spec: LinearAttention, dtype: torch.dtype, flag: bool) -> None:
+    """Kernels compile with strides of which Triton knows nothing, in the middle or from nothing."""
     module = build(spec, "triton")
     for program in pipeline.kernels(pipeline.lower(spec), "triton"):
         if not isinstance(program, ForeignKernel) or dtype not in module.SCHEDULE[program.name]:
             continue
-        for flags in (dict.fromkeys(program.flags, False), dict.fromkeys(program.flags, True)):
-            compile_triton(spec, module, program.name, dtype, strides_of_16=False, **flags)
+        flags = dict.fromkeys(program.flags, flag)
+        compile_triton(spec, module, program.name, dtype, strides_of_16=False, **flags)
 
 
 # What is made of PTX, on the thirty-two lanes of a warp: each holds, of a left operand with sixteen columns,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable
 from copy import copy
@@ -206,19 +207,28 @@ def fails_without_any_wait(
 ) -> None:
     """Without any one barrier, fence, commit or wait of its loop a kernel must fail here: all are seen.
 
-    There are `least` at least.  No second look mends what comes of it.
+    There are `least` at least.  No second look mends what comes of it.  Only the kernel is imported anew.
     """
     text = Path(str(module.__file__)).read_text(encoding="utf-8")
+    tree = ast.parse(text).body
+    imports = [ast.unparse(node) for node in tree if isinstance(node, ast.Import | ast.ImportFrom)]
+    (own,) = (node for node in tree if isinstance(node, ast.FunctionDef) and node.name == kernel)
     lines = text.replace(f"  {second_look(kernel)}(", "  (lambda *_: None)(").splitlines()
-    begin = next(i for i, line in enumerate(lines) if line.startswith(f"def {kernel}("))
-    end = next(i for i, line in enumerate(lines[begin:], begin) if "async_copy.wait_group(0)" in line)
-    waits = [i for i in range(begin, end) if WAITS.search(lines[i]) and "frees" not in lines[i]]
+    lines = lines[own.lineno - 1 : own.end_lineno]
+
+    def compute_with(changed: list[str]) -> None:
+        mutant = import_text("\n".join([*imports, "@gluon.jit", *changed]) + "\n", "mutant")
+        vars(mutant).update({name: x for name, x in vars(module).items() if name not in vars(mutant)})
+        compute(mutant)
+
+    compute_with(lines)
+    end = next(i for i, line in enumerate(lines) if "async_copy.wait_group(0)" in line)
+    waits = [i for i, line in enumerate(lines[:end]) if WAITS.search(line) and "frees" not in line]
     assert len(waits) >= least
     for i in waits:
         without = WAITS.sub("(lambda *_: None)(", lines[i])
         if "warpgroup_mma_wait" in lines[i]:
             without = re.sub(r"wait\((\d)", lambda found: f"wait({int(found[1]) + 1}", lines[i])
-        mutant = import_text("\n".join([*lines[:i], without, *lines[i + 1 :]]) + "\n", "mutant")
         with pytest.raises((AssertionError, AttributeError, TypeError)):  # products in flight are no tensors
-            compute(mutant)
+            compute_with([*lines[:i], without, *lines[i + 1 :]])
             pytest.fail(f"nothing is missed without line {i + 1}: {lines[i].strip()}")
