@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from based_ops.codegen.mixers.hybrid import Hybrid
 from based_ops.codegen.names import on_warpgroups
+from based_ops.codegen.schedule.orders import COPIES
 from based_ops.codegen.spec.model import HeadDims, TaylorExp
 from tests.kernels.hybrid import Layer
 from tests.kernels.inputs import Call
@@ -141,6 +142,14 @@ def test_packed_sequences(data: st.DataObject) -> None:
         assert_close("normalizer", normalizer[i : i + 1], final.normalizer, FORWARD[DTYPE])
         if begin < end:
             assert_close("o", o[:, begin:end], wanted, FORWARD[DTYPE])
+
+
+@pytest.mark.parametrize("copies", COPIES[1:])
+def test_chunks_may_be_copied_later(copies: str) -> None:
+    module = build(LAYERS[16, 64], "triton", rewrites=("gather_by_product", f"copies_{copies}"))
+    one = layer((16, 64), 333, 1, module=module)
+    inputs = one.inputs()
+    assert_close("o", one.forward(inputs).o, one.expected(inputs)[0], FORWARD[DTYPE])
 
 
 @given(data=st.data())
