@@ -12,6 +12,7 @@ Needs a GPU, and compute-sanitizer of the CUDA toolkit.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -319,6 +320,7 @@ def key(tool: str, case: Case) -> str:
     return f"{tool} {case}"
 
 
+@functools.cache
 def text(case: Case) -> str:
     """A digest of what a process runs: a generated module, and what kernels call of the package."""
     package = Path(based_ops.__file__).parent / "support"

@@ -49,7 +49,7 @@ def forward(layer: Passes, kernel: ForeignKernel | None = None) -> Pass:
         *states(layer, "final_"),
         launch("outputs", layer.read | OF_KEYS | {"STATEFUL": ON}),
     )
-    return of_sequences(layer.forward(), body)
+    return of_sequences(layer.forward_pass(body))
 
 
 def backward(layer: Passes) -> Pass:
@@ -71,17 +71,13 @@ def backward(layer: Passes) -> Pass:
         launch("query_states", OVER_GROUPS | SEVERAL | {ALL: HAS_INITIAL}),
         launch(
             packed("suffix"),
-            layer.state("", "segment_")
-            | layer.state("initial_", "d_final_")
-            | layer.state("total_", "d_initial_")
-            | OVER_STATES
-            | {"INITIAL": has_final, "TOTAL": HAS_INITIAL},
+            layer.over_segments("d_final_", "d_initial_") | {"INITIAL": has_final, "TOTAL": HAS_INITIAL},
         ),
         launch("key_gradients", OVER_GROUPS | layer.read_by_key | OF_KEYS | by_key | {"STATEFUL": ON}),
         *(sums for _, sums in gradients),
         *layer.factor_gradients(),
     )
-    return of_sequences(layer.backward(), body)
+    return of_sequences(replace(layer.backward(), body=body))
 
 
 def begin(part: str, kernel: ForeignKernel | None = None) -> Steps:
@@ -113,16 +109,12 @@ def states(layer: Passes, final: str | None, kernel: ForeignKernel | None = None
         else launch(kernel.name, OVER_STATES | taken(kernel, OF_KEYS) | {ALL: asked}),
         launch(
             packed("prefix"),
-            layer.state("", "segment_")
-            | layer.state("initial_", "initial_")
-            | layer.state("total_", final)
-            | OVER_STATES
-            | {"INITIAL": Present("initial_state"), "TOTAL": asked},
+            layer.over_segments("initial_", final) | {"INITIAL": Present("initial_state"), "TOTAL": asked},
         ),
     )
 
 
-def of_sequences(dense: Pass, body: Steps) -> Pass:
+def of_sequences(made: Pass) -> Pass:
     """A pass that another one calls where there are packed sequences."""
-    summary = f"`{dense.name}` of packed sequences, which `sequences` [N,2] says where to find."
-    return over_sequences(replace(dense, summary=summary, body=body))
+    summary = f"`{made.name}` of packed sequences, which `sequences` [N,2] says where to find."
+    return over_sequences(replace(made, summary=summary))

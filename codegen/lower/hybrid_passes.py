@@ -80,13 +80,11 @@ class Passes(StateSteps):
     def forward(self, kernel: ForeignKernel | None = None) -> Pass:
         """By programs over chunks, or one over segments where there is a `kernel` for that."""
         running = STATEFUL | FINAL
-        further = Name("Tk") > Name("T") + self.window  # than a ring reaches back
-        streams = Serves(kernel.name, COPIED) & ~further if kernel else NEVER
         body: Steps = (
             Delegate(packed("forward"), Present(SEQUENCES.name)),
             *SIZES,
             TOKENS_OF_KEYS,
-            *((Delegate(on_warpgroups("forward"), streams),) if kernel else ()),
+            *(self.handed_over(kernel) if kernel else ()),
             *self.plan("forward"),
             Bind({"running": running}),
             Bind({"split": Name("running") & (Name("spans") > 1)}),
@@ -96,11 +94,16 @@ class Passes(StateSteps):
             *self.states(Name("running"), FINAL),
             launch("outputs", self.read | OF_KEYS | {"STATEFUL": STATEFUL}),
         )
-        return self.forward_pass("forward", body)
+        return self.forward_pass(body)
 
-    def forward_pass(self, name: str, body: Steps) -> Pass:
+    def handed_over(self, kernel: ForeignKernel) -> Steps:
+        """Hand over to the one that goes through segments, of keys that reach back no further than a ring."""
+        further = Name("Tk") > Name("T") + self.window
+        return (Delegate(on_warpgroups("forward"), Serves(kernel.name, COPIED) & ~further),)
+
+    def forward_pass(self, body: Steps) -> Pass:
         return Pass(
-            name,
+            "forward",
             "Outputs, logarithms of the sums of weights, and the state of the keys that have left.",
             parameters(self.signature, "forward"),
             "q",

@@ -17,7 +17,7 @@ from ..memory.hybrid_singles import Singles
 from ..memory.hybrid_stream import HybridStream
 from ..memory.normalizer import OfPairs
 from ..memory.quadratic import Quadratic
-from ..memory.states import B, H, Sources
+from ..memory.states import B, H
 from ..memory.sums import Sums
 from ..memory.sums_singles import Chunk
 from ..memory.window import Window
@@ -42,18 +42,12 @@ def outputs(spec: Hybrid) -> Program:
     memory = HybridStream(b, spec.window, queries, keys, sums)
     first = memory.first_key()
     _columns(b)
-    initial, final = layer.user_states("initial_", "INITIAL"), layer.user_states("final_", "FINAL")
-    before = layer.segment_states("SEGMENTED")
+    sources, final = layer.sources(segment.number), layer.user_states("final_", "FINAL")
     with sums.each() as f0:
         block = sums.block(f0)
         weight = features.fixed_weights(b, block.f, block.selection)
-        state = sums.zeros(block.f)
-        with b.when("INITIAL"):
-            state.restore(sums.of_blocks(initial), "_initial")
-        with b.when("SEGMENTED"):
-            state.restore(sums.of_blocks(before), "_before", segment.number)
+        state = sums.restored(block, sources)
     form = Quadratic.zeros(b, features, False)
-    sources: Sources = {"INITIAL": (initial, ()), "SEGMENTED": (before, (segment.number,))}
     form.restore(sources)
     start, stop = _ends(b, layer, memory)
 
@@ -82,14 +76,13 @@ def outputs(spec: Hybrid) -> Program:
             state.store(sums.of_blocks(final))
         form.store(final, (), form.count + Cast(entered(keys.stop - spec.window), ACC))
     with second_look(b, b.let("doubt", Sum(doubt, 0))):
-        _again(b, layer, sources)
+        _again(b, layer)
     tensors = (
         layer.queries("q"),
         layer.queries("k"),
         layer.values("v"),
         *FIRSTS,
-        *initial,
-        *before,
+        *(tensor for kept, _ in sources.values() for tensor in kept),
         layer.values("o", strided=False),
         *layer.results(),
         *final,
@@ -124,7 +117,7 @@ def _ends(b: Builder, layer: Layer, memory: Window) -> tuple[Var, Expr]:
     return start, Chosen(RAGGED, minimum(STOP + layer.window, END), last)
 
 
-def _again(b: Builder, layer: Layer, sources: Sources) -> None:
+def _again(b: Builder, layer: Layer) -> None:
     """The rows of all chunks of a program, by selects."""
     segment = Segment.of_program(b, again=True)
     _columns(b)
@@ -134,4 +127,5 @@ def _again(b: Builder, layer: Layer, sources: Sources) -> None:
     oldest = b.let("oldest_of_segment", segment.first)
     with b.loop("chunk_start", start, stop, "CHUNK") as begin:
         last = b.let("stop_token", layer.tokens.keys.until(both.window.place(begin) + "CHUNK"))
-        Singles(both, Chunk(begin, oldest, last, sources, Dense(segment.number)), first).outputs()
+        chunk = Chunk(begin, oldest, last, layer.sources(segment.number), Dense(segment.number))
+        Singles(both, chunk, first).outputs()

@@ -45,20 +45,13 @@ def forward(layer: Passes, faster: Mapping[str, ForeignKernel]) -> Pass:
         launch(sums.name, taken(sums, OF_KEYS) | OVER_STATES | {ALL: FINAL}, SPLIT),
         launch(
             "prefix",
-            layer.state("", "segment_")
-            | layer.state("initial_", "initial_")
-            | layer.state("total_", "final_")
-            | OVER_STATES
-            | {"INITIAL": has_initial, "TOTAL": FINAL},
+            layer.over_segments("initial_", "final_") | {"INITIAL": has_initial, "TOTAL": FINAL},
             SPLIT,
         ),
         launch(
             "states_before",
             FIRST_KEYS
-            | OVER_STATES
-            | layer.state("", "segment_")
-            | layer.state("initial_", "initial_")
-            | layer.state("total_", "final_")
+            | layer.over_segments("initial_", "final_")
             | layer.state("start_", None)
             | {"INITIAL": HAS_INITIAL, "TOTAL": ON, "SEGMENTED": NEVER, "LONG": ON, "spans": "segments"},
             walk,
@@ -74,7 +67,7 @@ def forward(layer: Passes, faster: Mapping[str, ForeignKernel]) -> Pass:
             },
         ),
     )
-    return replace(layer.forward_pass("forward", body), name=name, instead_of="forward")
+    return replace(layer.forward_pass(body), name=name, instead_of="forward")
 
 
 def several(layer: Passes, faster: Mapping[str, ForeignKernel]) -> Pass:
@@ -92,5 +85,5 @@ def several(layer: Passes, faster: Mapping[str, ForeignKernel]) -> Pass:
             | {"INITIAL": NEVER, "SEGMENTED": ON, "FINAL": NEVER},
         ),
     )
-    made = hybrid_packed.of_sequences(layer.forward(), body)
+    made = hybrid_packed.of_sequences(layer.forward_pass(body))
     return replace(made, name=on_warpgroups(packed("forward")), instead_of="forward")

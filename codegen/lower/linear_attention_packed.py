@@ -90,11 +90,7 @@ def forward(layer: Passes) -> Pass:
         *layer.either("states", OVER_STATES | SEVERAL | {ALL: FINAL}),
         launch(
             packed("prefix"),
-            layer.state("", "segment_")
-            | layer.state("initial_", "initial_")
-            | layer.state("total_", "final_")
-            | OVER_STATES
-            | {"INITIAL": Present("initial_state"), "TOTAL": FINAL},
+            layer.over_segments("initial_", "final_") | {"INITIAL": Present("initial_state"), "TOTAL": FINAL},
         ),
         Comment("The prefix has what is before and after sequences: a recurrence has segments alone."),
         *layer.either(
@@ -136,11 +132,7 @@ def backward(layer: Passes) -> Pass:
         launch("states", OVER_STATES | SEVERAL | {ALL: NEVER}),
         launch(
             packed("prefix"),
-            layer.state("", "segment_")
-            | layer.state("initial_", "initial_")
-            | layer.state("total_", None)
-            | OVER_STATES
-            | {"INITIAL": Present("initial_state"), "TOTAL": NEVER},
+            layer.over_segments("initial_", None) | {"INITIAL": Present("initial_state"), "TOTAL": NEVER},
         ),
         launch(
             "query_gradients",
@@ -158,10 +150,7 @@ def backward(layer: Passes) -> Pass:
         launch("query_states", OVER_GROUPS | SEVERAL | {ALL: HAS_INITIAL}),
         launch(
             packed("suffix"),
-            layer.state("", mirrored)
-            | layer.state("initial_", "d_final_")
-            | layer.state("total_", "d_initial_")
-            | OVER_STATES
+            layer.over_segments("d_final_", "d_initial_", mirrored)
             | {"INITIAL": has_final, "TOTAL": HAS_INITIAL},
         ),
         launch(

@@ -67,6 +67,11 @@ class Layer:
         """That of a segment, if there is one."""
         return {"STATEFUL": (self.segment_states("STATEFUL"), (number,))}
 
+    def sources(self, number: Expr) -> Sources:
+        """What a program over segments goes on from: a user's own state, or that before its segment."""
+        initial, before = self.user_states("initial_", "INITIAL"), self.segment_states("SEGMENTED")
+        return {"INITIAL": (initial, ()), "SEGMENTED": (before, (number,))}
+
     def span_states(self, flag: str) -> Kept:
         """`segment_states`, of spans of segments."""
         return self._kept("start_state", "start_normalizer", ("spans",), OPERAND, flag)
@@ -204,8 +209,7 @@ class Layer:
         memory = self.memory(b, sequence=segment.sequence)
         self.segment_length(b)
         first, stop = b.let("first_token", segment.first), b.let("stop_token", segment.end)
-        initial, before = self.user_states("initial_", "INITIAL"), self.segment_states("SEGMENTED")
-        return Walk(memory, first, stop, {"INITIAL": (initial, ()), "SEGMENTED": (before, (segment.number,))})
+        return Walk(memory, first, stop, self.sources(segment.number))
 
     def _columns(self, b: Builder, first_value: Expr) -> None:
         b.let("d", Span(wrap(0), self.width))

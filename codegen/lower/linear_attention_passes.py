@@ -117,10 +117,7 @@ class Passes(StateSteps):
             *self.either("states", OVER_STATES | ALONE, SUMMED, DENSE | {ALL: ON}, ALL=FINAL),
             launch(
                 "prefix",
-                self.state("", "segment_")
-                | self.state("initial_", "initial_")
-                | self.state("total_", "final_")
-                | OVER_STATES
+                self.over_segments("initial_", "final_")
                 | {"INITIAL": Present("initial_state"), "TOTAL": FINAL},
                 SUMMED,
             ),

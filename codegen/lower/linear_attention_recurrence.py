@@ -41,19 +41,14 @@ def recurrence(
     b.let("d", Span(wrap(0), layer.width))
     u = b.let("u", Span(Var("value_block") * "VALUES", "VALUES"))
     memory = layer.memory(b, products=products, sequence=tokens)
-    initial, final = layer.user_states("initial_", "INITIAL"), layer.user_states("final_", "FINAL")
-    before = layer.segment_states("SEGMENTED")
+    sources, final = layer.sources(segment.number), layer.user_states("final_", "FINAL")
     with memory.each() as f0:
         block = memory.block(f0)
         weight = features.fixed_weights(b, block.f, block.selection)
-        state = memory.zeros(block.f)
-        with b.when("INITIAL"):
-            state.restore(memory.of_blocks(initial), "_initial")
-        with b.when("SEGMENTED"):
-            state.restore(memory.of_blocks(before), "_before", segment.number)
+        state = memory.restored(block, sources)
     form = quadratic(b) if quadratic else None
     if form:
-        form.restore({"INITIAL": (initial, ()), "SEGMENTED": (before, (segment.number,))})
+        form.restore(sources)
     layer.segment_length(b)
     first, end = segment.first, segment.end
     with b.loop("t0", first, end, "CHUNK") as t0:
@@ -96,8 +91,7 @@ def recurrence(
         layer.queries("k"),
         layer.values("v"),
         *layer.given_decays(),
-        *initial,
-        *before,
+        *(tensor for kept, _ in sources.values() for tensor in kept),
         layer.values("o", strided=False),
         *layer.row_sums("n"),
         *final,

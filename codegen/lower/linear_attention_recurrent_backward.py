@@ -100,11 +100,7 @@ def backward(layer: Passes, several: bool) -> Pass:
         sums_of("states", OVER_STATES | {ALL: NEVER}),
         launch(
             prefix,
-            earlier
-            | layer.state("initial_", "initial_")
-            | layer.state("total_", None)
-            | OVER_STATES
-            | {"INITIAL": HAS_INITIAL, "TOTAL": NEVER},
+            layer.over_segments("initial_", None) | {"INITIAL": HAS_INITIAL, "TOTAL": NEVER},
             when,
         ),
         allocate(of_each("dq"), ("B", "T", of_queries, layer.qk), IO, apart_from=apart),

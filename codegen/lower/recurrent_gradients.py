@@ -126,11 +126,7 @@ def _begin(b: Builder, layer: Layer) -> tuple[Segment, Sums, Block, State]:
     b.let("u", Span(FIRST, "VALUES"))
     memory = layer.memory(b, products=Eighths, sequence=segment.sequence)
     block = memory.block(wrap(0))
-    state = memory.zeros(block.f)
-    with b.when("INITIAL"):
-        state.restore(layer.user_states("initial_", "INITIAL"), "_initial")
-    with b.when("SEGMENTED"):
-        state.restore(layer.segment_states("SEGMENTED"), "_before", segment.number)
+    state = memory.restored(block, layer.sources(segment.number))
     layer.segment_length(b)
     return segment, memory, block, state
 

@@ -59,10 +59,14 @@ class StateSteps:
         parts = ("state", "normalizer") if self.normalize else ("state",)
         return {f"{parameter}{part}": None if value is None else f"{value}{part}" for part in parts}
 
+    def over_segments(self, initial: str, total: str | None, states: str = "segment_") -> dict[str, Operand]:
+        """Of running sums over all segments."""
+        kept = self.state("", states) | self.state("initial_", initial) | self.state("total_", total)
+        return kept | {"H": self.heads}
+
     def over_spans(self, initial: str, total: str | None) -> dict[str, Operand]:
-        """Of running sums over all spans."""
-        states = self.state("", "span_") | self.state("initial_", initial) | self.state("total_", total)
-        return states | {"H": self.heads, "segments": "spans"}
+        """The same over all spans."""
+        return self.over_segments(initial, total, "span_") | {"segments": "spans"}
 
     def walk(self, initial: str) -> dict[str, Operand]:
         """Of a program over each span; a single span starts and ends with what is passed."""

@@ -27,7 +27,10 @@ from ..lower.sequence import Sequence
 from .fade import Fade, Logs, pairs
 from .fading import Fading
 from .normalizer import Matrix, Vector
-from .states import B, Block, H, Kept, Part, State, Stored, left
+from .states import B, Block, H, Kept, Part, Sources, State, Stored, left
+
+RESTORED = {"INITIAL": "_initial", "SEGMENTED": "_before"}
+"""How the names of what was kept end, by the flag under which it is there."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,14 @@ class Reading(Fading):
         sums = self.b.let(f"S{suffix}", Full((self.size, "VALUES"), 0.0))
         parts = (Part(self.b, sums, (f, self.u)),)
         return State((*parts, self.of_states.zeros(f, suffix)) if self.of_states else parts)
+
+    def restored(self, block: Block, sources: Sources) -> State:
+        """S and z of a block as they were kept, where there is a source."""
+        state = self.zeros(block.f)
+        for flag, (kept, index) in sources.items():
+            with self.b.when(flag):
+                state.restore(self.of_blocks(kept), RESTORED[flag], *index)
+        return state
 
     def of_blocks(self, kept: Kept) -> Kept:
         """Those of the tensors that keep a state of which each block of features has a part."""

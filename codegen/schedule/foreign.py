@@ -48,7 +48,7 @@ With these ptxas makes of the kernel's own loop what it makes of it without a se
 """
 WINDOW_TILES = {"ROWS": 16}
 """Keys or queries that a second look at a window reads at once."""
-HYBRID_TILES = EXCHANGED_TILES | WINDOW_TILES | {"KEYS": 64}
+HYBRID_TILES = EXCHANGED_TILES | WINDOW_TILES | {"KEYS": WARPGROUP_TILES["CHUNK"]}
 """Of a window's worth of keys beside columns that are exchanged."""
 LONGEST_WINDOW = {"outputs": 128, "gradients": 64}
 """Keys of a window of which such a program holds all tiles of products in registers."""

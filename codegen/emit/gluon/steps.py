@@ -268,7 +268,7 @@ class Steps(Transfers):
         for stmt in self.loop.body:
             match stmt:
                 case Add(grown, Sum(x, axis)) if grown == name and len(self.types[x.name].shape) == 2:
-                    return Slice(1 - axis if x.name in self.spelling.turned else axis, self.home(x.name))
+                    return self._of_sums(x, axis)
         return self.layouts.tokens(size)
 
     def _sum(self, name: str, x: Var, axis: int) -> str:
@@ -281,9 +281,13 @@ class Steps(Transfers):
     def _along(self, what: str, name: str, x: Var, axis: int) -> str:
         """A sum or the highest along an axis of a tile."""
         if len(self.types[x.name].shape) == 2:
-            axis = 1 - axis if x.name in self.spelling.turned else axis
-            self.spelling.vectors[name] = Slice(axis, self.home(x.name))
+            self.spelling.vectors[name] = layout = self._of_sums(x, axis)
+            axis = layout.axis
         return f"gl.{what}({x.name}, {axis})"
+
+    def _of_sums(self, x: Var, axis: int) -> Slice:
+        """The layout of sums along an axis of a tile, which may be kept transposed."""
+        return Slice(1 - axis if x.name in self.spelling.turned else axis, self.home(x.name))
 
 
 def _name(side: Var | Transpose) -> str:
