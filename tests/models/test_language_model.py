@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from based_ops import errors
-from based_ops.models import LanguageModel, merge_norms, merge_projections, products, shipped
+from based_ops.models import LanguageModel, inference, merge_norms, merge_projections, products, shipped
 from based_ops.models.blocks import bytes_of, over_tensors
 from based_ops.models.spec import load_spec
 
@@ -47,6 +47,13 @@ def test_pieces_and_steps_are_the_whole(name: str, length: int, data: st.DataObj
                 logits, state = net(piece, state, output_state=True)
                 parts.append(logits)
     assert_close(torch.cat(parts, 1), want)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_what_is_compiled_takes_keywords(rows: int) -> None:
+    """As blocks of models of Transformers' conventions are called."""
+    call = inference.compiled(lambda x, *, scale: x * scale, rows)
+    assert_close(call(torch.ones(rows, 3), scale=2.0), torch.full((rows, 3), 2.0))
 
 
 @pytest.mark.parametrize("name", PACKING)
