@@ -51,7 +51,8 @@ def run(
     spent = 0.0
     if earlier is not None:
         _require_same(earlier, points[0].task, about)
-        about, ceilings, spent = earlier.machine, earlier.ceilings, earlier.seconds
+        about = {**about, **{key: x for key, x in earlier.machine.items() if x is not None}}
+        ceilings, spent = earlier.ceilings, earlier.seconds
         lines = {line.point: line for line in earlier.lines}
         missing = {x.point: x for x in earlier.missing if x.final}
     product = f"{ceilings.matmul_dtype} product {ceilings.matmul_tflop_s:.1f} TFLOP/s"
@@ -138,10 +139,13 @@ def _words(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _require_same(earlier: Report, task: str, now: dict[str, Any]) -> None:
-    """Raises `ValueError` where something but the date differs from an earlier run."""
+    """Raises `ValueError` where something but the date differs from an earlier run.
+
+    A package that it did not have took no part in it, so that it may be there now.
+    """
     if earlier.task != task:
         raise ValueError(f"a result of bench {earlier.task}")
     for key in dict.fromkeys((*earlier.machine, *now)):
-        if key != "date" and earlier.machine.get(key) != now.get(key):
+        if key != "date" and earlier.machine.get(key) not in (None, now.get(key)):
             what = f"{key} {earlier.machine.get(key)}, here {now.get(key)}"
             raise ValueError(f"a run of other code or of another machine: {what}")

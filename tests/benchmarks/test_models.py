@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -326,6 +327,8 @@ def test_resuming(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     report = measured(some, earlier=earlier)
     assert [line.batch for line in report.lines] == [1, 2, 3] and report.missing == []
     assert report.lines[0] == earlier.lines[0] and report.seconds > earlier.seconds
+    without = replace(earlier, machine={**earlier.machine, "torch": None})
+    assert measured(some, earlier=without).machine == report.machine, "what was not there took no part"
     with pytest.raises(ValueError, match="a result of bench generate"):
         measured([point(task="prefill")], earlier=earlier)
     other = json.loads(path.read_text())
