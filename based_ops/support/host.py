@@ -200,6 +200,14 @@ def transform_plan(T: int, taps: int, LEAST: int) -> bool:
     return min(T, taps) >= LEAST
 
 
+def sum_plan(T: int, lanes: int, LENGTH: int, LANES: int) -> tuple[int, int]:
+    """The parts of T tokens of `lanes` (batch times channels, or heads) whose sums are made side by side:
+    as many as give the GPU LANES lanes, none below LENGTH tokens; how many, and how long.
+    """
+    length = max(LENGTH, cdiv(T * lanes, LANES))
+    return cdiv(T, length), length
+
+
 def part_plan(chunks: int, heads: int, PROGRAMS: int) -> int:
     """In how many parts what all chunks of a head add to its gradients is summed up: PROGRAMS in all."""
     return max(1, min(chunks, PROGRAMS // max(1, heads)))

@@ -28,7 +28,7 @@ from ..ir.nodes import (
 from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import GRADIENTS, TOKEN
 from ..mixers.long_conv import TAPS, LongConv
-from .long_conv_parts import BATCH, SEQUENCES, TILE, B, D, H, Layer, Part
+from .long_conv_parts import BATCH, SEQUENCES, PART, PARTS, TILE, B, D, Layer, Part
 from .sequence import Sequence
 from .steps import FLAGS, answered, in_slots, one_by_one
 
@@ -36,7 +36,7 @@ from .steps import FLAGS, answered, in_slots, one_by_one
 def programs(spec: LongConv) -> tuple[Program, ...]:
     """All programs of a layer, and those of packed sequences."""
     dense, packed = Layer(spec), Layer(spec, packed=True)
-    return (*_over_tokens(dense), finished(dense), token(dense), *_over_tokens(packed))
+    return (*_over_tokens(dense), filter_sums(dense), skip_sums(dense), finished(dense), token(dense), *_over_tokens(packed))
 
 
 def _over_tokens(layer: Layer) -> tuple[Program, ...]:
@@ -183,89 +183,137 @@ def earlier_gradients(layer: Layer) -> Program:
 
 
 def filter_gradients(layer: Layer) -> Program:
-    """dh of one lag, over all tokens; where channels share a filter, over these too."""
+    """What a part of the tokens adds to dh of each lag; where channels share a filter, all of them."""
     b = Builder()
-    lag = Var("lag")
-    total = b.let("total", Full(TILE, 0.0))
-    if layer.shared:
-        with b.loop("d0", 0, wrap(layer.units[-1]), "CHANNELS") as d0:
-            b.let(D.name, Span(d0, "CHANNELS"))
-            _pairs(layer, b, lag, total)
-        sums = b.let("total_sums", Sum(total, 0))
-        b.store("dfilters", (lag, H), b.let("total_sum", Sum(sums, 0)))
-    else:
+    part, unit = layer.part(b), layer.filter
+    if not layer.shared:
         b.let(D.name, Span(Var("channel_block") * "CHANNELS", "CHANNELS"))
-        _pairs(layer, b, lag, total)
-        b.store("dfilters", (lag, D), b.let("total_sums", Sum(total, 0)))
-    return _of_pairs(
+    with b.loop("l", 0, Var(TAPS)) as lag:
+        total = b.let("total", Full(TILE, 0.0))
+        if layer.shared:
+            with b.loop("d0", 0, wrap(layer.units[-1]), "CHANNELS") as d0:
+                b.let(D.name, Span(d0, "CHANNELS"))
+                _pairs(layer, b, part, lag, total)
+        else:
+            _pairs(layer, b, part, lag, total)
+        sums = b.let("total_sums", Sum(total, 0))
+        of_lag = b.let("total_sum", Sum(sums, 0)) if layer.shared else sums
+        b.store("filter_parts", (part.entry, Var(PART.name), lag, *unit), of_lag)
+    return _of_parts(
         layer,
         "filter_gradients",
-        "The gradients of the taps of one lag.",
+        "What the tokens of a part add to the gradients of the taps of each lag.",
         b,
-        (*layer.heads, Axis("lag", Var(TAPS)), *(() if layer.shared else (layer.channels,))),
-        layer.filters("dfilters"),
+        () if layer.shared else (layer.channels,),
+        Tensor("filter_parts", (*layer.parts, TAPS, layer.units[0]), ACC),
         earlier=True,
     )
 
 
 def skip_gradients(layer: Layer) -> Program:
     b = Builder()
+    part = layer.part(b)
     b.let(D.name, Span(Var("channel_block") * "CHANNELS", "CHANNELS"))
     total = b.let("total", Full(TILE, 0.0))
-    _pairs(layer, b, Const(0), total, earlier=False)
-    b.store("dskip", layer.channel, b.let("total_sums", Sum(total, 0)))
-    return _of_pairs(
+    _pairs(layer, b, part, Const(0), total, earlier=False)
+    b.store("skip_parts", (part.entry, Var(PART.name), *layer.channel), b.let("total_sums", Sum(total, 0)))
+    return _of_parts(
         layer,
         "skip_gradients",
-        "The gradients of what an output has of its own input besides.",
+        "What the tokens of a part add to the gradients of what an output has of its own input besides.",
         b,
-        (*layer.heads, layer.channels),
-        Tensor("dskip", layer.units, ACC),
+        (layer.channels,),
+        Tensor("skip_parts", (*layer.parts, *layer.units), ACC),
         earlier=False,
     )
 
 
-def _of_pairs(
-    layer: Layer, name: str, summary: str, b: Builder, grid: tuple[Axis, ...], result: Tensor, earlier: bool
+def _of_parts(
+    layer: Layer,
+    name: str,
+    summary: str,
+    b: Builder,
+    channels: tuple[Axis, ...],
+    result: Tensor,
+    earlier: bool,
 ) -> Program:
-    """A program of sums of pairs, with what those read."""
+    """A program of sums of pairs over the tokens of a part, with what those read."""
     return layer.program(
         name,
         summary,
         b,
-        grid,
+        (*(() if layer.packed else (BATCH,)), *layer.heads, PART, *channels),
         (
             layer.of_tokens("dy"),
             layer.of_tokens("u"),
             *layer.gates("gate"),
             *((layer.before(),) if earlier else ()),
             result,
-            *((SEQUENCES,) if layer.packed else ()),
+            *((PARTS,) if layer.packed else ()),
         ),
         (*layer.gated, *(("INITIAL",) if earlier else ())),
         frozenset({GRADIENTS}),
     )
 
 
-def _pairs(layer: Layer, b: Builder, lag: Expr, total: Var, earlier: bool = True) -> None:
-    """Adds r_t u_{t − lag} of all sequences; rounds have the tokens with such an input, and no others."""
-    with b.loop("n", 0, layer.count) as n:
-        part, rows = layer.sequence(b, n), layer.rows
-        with b.loop("t0", part.begin + lag, part.end, "CHUNK") as t0:
-            t = b.let("t", Span(t0, "CHUNK", stop=part.end))
-            seen = b.let("seen", Span(t0 - lag, "CHUNK", stop=part.end - lag))
-            u = b.let("U", Load("u", layer.place(part.entry, seen), ACC))
-            b.add(total, layer.slope(b, "R", part.entry, t) * u)
-        if not earlier:
-            return
-        with b.when("INITIAL"):
-            stop = b.let("stop_before", minimum(part.begin + lag, part.end))
-            back = b.let("back", part.begin + lag - rows)  # from a token to its row
-            with b.loop("t1", part.begin, stop, "CHUNK") as t1:
-                t = b.let("t_begin", Span(t1, "CHUNK", stop=stop))
-                i = b.let("i", Span(t1 - back, "CHUNK", Const(0), stop - back))
-                u = b.let("U_before", Load("before", layer.place(part.row, i), ACC))
-                b.add(total, layer.slope(b, "R_begin", part.entry, t) * u)
+def _pairs(layer: Layer, b: Builder, part: Part, lag: Expr, total: Var, earlier: bool = True) -> None:
+    """Adds r_t u_{t − lag} of a part; rounds have the tokens with such an input, and no others."""
+    own = b.let("own", maximum(part.first, part.begin + lag))
+    with b.loop("t0", own, part.stop, "CHUNK") as t0:
+        t = b.let("t", Span(t0, "CHUNK", stop=part.stop))
+        seen = b.let("seen", Span(t0 - lag, "CHUNK", stop=part.stop - lag))
+        u = b.let("U", Load("u", layer.place(part.entry, seen), ACC))
+        b.add(total, layer.slope(b, "R", part.entry, t) * u)
+    if not earlier:
+        return
+    with b.when("INITIAL"):
+        stop = b.let("stop_before", minimum(part.begin + lag, part.stop))
+        back = b.let("back", part.begin + lag - layer.rows)  # from a token to its row
+        with b.loop("t1", part.first, stop, "CHUNK") as t1:
+            t = b.let("t_begin", Span(t1, "CHUNK", stop=stop))
+            i = b.let("i", Span(t1 - back, "CHUNK", Const(0), stop - back))
+            u = b.let("U_before", Load("before", layer.place(part.row, i), ACC))
+            b.add(total, layer.slope(b, "R_begin", part.entry, t) * u)
+
+
+def filter_sums(layer: Layer) -> Program:
+    unit = layer.units[0]
+    axes = Axis("lag", Var(TAPS)), Axis("channel_block", cdiv(unit, "CHANNELS"))
+    return _sums_of_parts(layer, "filter", "dfilters", axes, (TAPS, unit), (Var("lag"), D))
+
+
+def skip_sums(layer: Layer) -> Program:
+    axes = (*layer.heads, layer.channels)
+    return _sums_of_parts(layer, "skip", "dskip", axes, layer.units, layer.channel)
+
+
+def _sums_of_parts(
+    layer: Layer,
+    name: str,
+    result: str,
+    grid: tuple[Axis, ...],
+    dims: tuple[str | int, ...],
+    place: tuple[Expr, ...],
+) -> Program:
+    """Gradients as sums of what parts of all sequences add to them."""
+    b = Builder()
+    b.let(D.name, Span(Var("channel_block") * "CHANNELS", "CHANNELS"))
+    total = b.let("total", Full(TILE, 0.0))
+    with b.loop("n", 0, Var("B")) as n, b.loop("s0", 0, Var("parts"), "CHUNK") as s0:
+        s = b.let("s", Span(s0, "CHUNK", stop=Var("parts")))
+        b.add(total, b.let("added", Load(f"{name}_parts", (n, s, *place), ACC)))
+    b.store(result, place, b.let("total_sums", Sum(total, 0)))
+    return layer.program(
+        f"{name}_sums",
+        "Gradients as sums of what parts of the tokens add to them.",
+        b,
+        grid,
+        (
+            Tensor(f"{name}_parts", (*layer.parts, *dims), ACC),
+            Tensor(result, dims, ACC),
+        ),
+        does=frozenset({GRADIENTS}),
+    )
 
 
 def token(layer: Layer) -> Program:

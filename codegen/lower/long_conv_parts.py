@@ -16,6 +16,9 @@ from .ragged import BEGIN, END, FIRST, NUMBER, SEQUENCE, STOP, TABLE, Segment
 
 B, H, T, D = Var("b"), Var("h"), Var("T"), Var("d")
 BATCH, HEADS = Axis("b", Var("B"), batch=True), Axis("h", Var("H"), batch=True)
+PART = Axis("part", Var("parts"))
+PARTS = Tensor("part_tokens", ("parts", 5), INDEX)
+"""The table of packed ones: see `ragged.py`."""
 TILE = ("CHUNK", "CHANNELS")
 SEQUENCES = Tensor("sequences", ("N", 2), INDEX, strided=True)
 
@@ -48,6 +51,7 @@ class Layer:
         self.channels = Axis("channel_block", cdiv(self.units[-1], "CHANNELS"))
         self.count = "N" if packed else "B"
         """How many states there are."""
+        self.parts = "B", "parts"
 
     # Parameters
 
@@ -84,6 +88,15 @@ class Layer:
         first = b.let("first", Var("chunk") * "CHUNK")
         b.let("t", Span(first, "CHUNK"))
         return Part(B, B, Const(0), T, first, first + "CHUNK")
+
+    def part(self, b: Builder) -> Part:
+        """The tokens of a program over parts of sequences, each of whole tiles but the last of a sequence."""
+        if self.packed:
+            Segment.of_packed(b, Var(PART.name), table=PARTS.name)
+            return Part(Const(0), NUMBER, BEGIN, END, FIRST, STOP)
+        length = b.let("length", cdiv(cdiv("T", "CHUNK"), "parts") * "CHUNK")
+        first = b.let("first", Var(PART.name) * length)
+        return Part(B, B, Const(0), T, first, b.let("stop", minimum(first + length, T)))
 
     @property
     def tiles(self) -> tuple[Axis, ...]:
@@ -177,7 +190,7 @@ class Layer:
     ) -> Program:
         """One over packed sequences has a name of its own."""
         used = {dim for tensor in tensors for dim in tensor.stored if isinstance(dim, str)}
-        sizes = ("B", "T", str(self.units[0]), TAPS, "N", "segments", "slots")
+        sizes = ("B", "T", str(self.units[0]), TAPS, "N", "segments", "parts", "slots")
         counted = {axis.extent.name for axis in grid if isinstance(axis.extent, Var)}
         return Program(
             packed_name(name) if self.packed else name,

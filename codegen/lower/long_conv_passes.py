@@ -20,11 +20,13 @@ from ..ir.host import (
     allocate,
     launch,
 )
-from ..ir.kernels import TRUTH, LaunchPlan
+from ..ir.kernels import INTEGER, TRUTH, LaunchPlan
+from ..ir.nodes import Comment
 from ..mixers.long_conv import TAPS, LongConv
 from ..names import by_fourier, packed
 from ..spec.signature import SEQUENCES
 from . import steps
+from .long_conv_parts import PARTS
 from .parameters import over_sequences, parameters
 from .ragged import BOUNDS, TABLE
 
@@ -92,10 +94,16 @@ class Passes:
             *of_gate,
             allocate("dbefore", (count, spec.length, *spec.units), IO, BEFORE),
             launch(self.name("earlier_gradients"), self.gated, BEFORE),
-            allocate("dfilters", (TAPS, unit), ACC),
+            Comment("Parts of the tokens are summed up side by side."),
+            *self.parts(),
+            allocate("filter_parts", ("B", "parts", TAPS, unit), ACC),
             launch(self.name("filter_gradients"), self.gated | initial),
-            allocate("dskip", spec.units, ACC, SKIP),
+            allocate("dfilters", (TAPS, unit), ACC),
+            launch("filter_sums", {}),
+            allocate("skip_parts", ("B", "parts", *spec.units), ACC, SKIP),
             launch(self.name("skip_gradients"), self.gated, SKIP),
+            allocate("dskip", spec.units, ACC, SKIP),
+            launch("skip_sums", {}, SKIP),
         )
         summary = "Gradients of u, of the filters, of skip and gate, and of the inputs before the first."
         return self.called("backward", summary, body, RESULTS)
@@ -153,6 +161,17 @@ class Passes:
             Plan({"fourier": TRUTH}, plan),
             Delegate(by_fourier(part), Name("fourier")),
         )
+
+    def parts(self) -> Steps:
+        """Into how many parts gradients that are sums over all tokens cut them, and where those lie."""
+        name = packed("parts") if self.several else "parts"
+        sizes = (("T",), ("B", str(self.spec.units[0])))
+        plan = LaunchPlan(name, "backward", "sum_plan", sizes, ("LENGTH", "LANES"))
+        if not self.several:
+            return (Plan({"parts": INTEGER, "length": INTEGER}, plan),)
+        names = ("parts", "part_places", PARTS.name, "part_bounds")
+        lay_out = LayOut(SEQUENCES.name, Name("T"), Name("length"), names)
+        return Plan({"most": INTEGER, "length": INTEGER}, plan), lay_out
 
     def name(self, program: str) -> str:
         return packed(program) if self.several else program

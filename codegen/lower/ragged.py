@@ -86,12 +86,12 @@ class Segment:
     sequence: Sequence
 
     @staticmethod
-    def of_packed(b: Builder, number: Expr, ends: bool = True) -> Segment:
+    def of_packed(b: Builder, number: Expr, ends: bool = True, table: str = TABLE.name) -> Segment:
         """A segment of a program that is for packed sequences alone, which may not ask where it `ends`."""
         for place, name in enumerate((FIRST, STOP, BEGIN, END, NUMBER)):
             if name == STOP and not ends:
                 continue
-            b.let(name.name, Load(TABLE.name, (number, Const(place)), INDEX))
+            b.let(name.name, Load(table, (number, Const(place)), INDEX))
         return Segment(number, FIRST, PACKED)
 
     @staticmethod

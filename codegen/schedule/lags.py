@@ -11,6 +11,7 @@ from .model import HOST_C, Setting
 from .sizes import pick, power_of_two
 from .streams import ALL_CHANNELS, LINE
 
+PLANS = "transform_plan", "sum_plan"
 LEAST_CHANNELS = 16
 """Channels of a tile of TileLang's at least."""
 LEAST = {"torch": 32, HOST_C: ALL_TOKENS}
@@ -19,9 +20,19 @@ LONG = 1024
 """The same on a GPU, where a lag costs a tile of loads from the caches: by measurement (docs/lab-book.md)."""
 
 
-def launch_plan(plan: LaunchPlan, backend: str) -> Setting:
-    """From where on filters are transformed."""
-    return Setting(pick(plan, {"LEAST": LEAST.get(backend, LONG)}))
+PART = {"torch": 2048, HOST_C: 32}
+"""Tokens of a part of which gradients are summed up by one program, at least."""
+SHORTEST_PART = 128
+"""The same on a GPU."""
+PROGRAMS = 2048
+"""That sum up parts at once: more than a GPU runs, and what they leave to be summed is little."""
+
+
+def launch_plan(spec: LayerSpec, plan: LaunchPlan, backend: str) -> Setting:
+    """From where on filters are transformed; and parts of the tokens, of as many channels as a program has."""
+    lanes = PROGRAMS if "CHANNELS" in spec.extents else PROGRAMS * LINE
+    sizes = {"LEAST": LEAST.get(backend, LONG), "LENGTH": PART.get(backend, SHORTEST_PART), "LANES": lanes}
+    return Setting(pick(plan, sizes))
 
 
 def tiles(spec: LayerSpec, program: Program, backend: str) -> Setting:

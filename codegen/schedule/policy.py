@@ -95,8 +95,9 @@ def policy(spec: LayerSpec, subject: Sized, backend: str) -> Schedule:
         if subject.function in modes.PLANS:
             chosen = {dtype: modes.launch_plan(spec, subject, backend, dtype) for dtype in dtypes}
             return Schedule(subject.name, backend, chosen)
-        if subject.function == "transform_plan":
-            return Schedule(subject.name, backend, dict.fromkeys(dtypes, lags.launch_plan(subject, backend)))
+        if subject.function in lags.PLANS:
+            setting = lags.launch_plan(spec, subject, backend)
+            return Schedule(subject.name, backend, dict.fromkeys(dtypes, setting))
         if subject.function in ("stream_plan", "packed_stream_plan"):
             return Schedule(
                 subject.name, backend, dict.fromkeys(dtypes, streams.launch_plan(subject, backend))
