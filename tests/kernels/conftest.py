@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """A third of the examples where each new combination of flags takes several seconds to compile.
+    """A quarter of the examples where each new combination of flags takes several seconds to compile.
 
     Hypothesis has no setting for one parameter of a test.
     """
@@ -48,7 +48,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     own = getattr(test, "_hypothesis_internal_use_settings", None)
     if own is None or not compiles_to_c(item):
         return (yield)
-    test._hypothesis_internal_use_settings = settings(own, max_examples=max(1, own.max_examples // 3))
+    test._hypothesis_internal_use_settings = settings(own, max_examples=max(1, own.max_examples // 4))
     try:
         return (yield)
     finally:

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,7 +39,7 @@ BUDGETS = DIRECTORY / "sm_90.yaml"
 SUPPORT = Path(support.__file__).parent
 NAMES = sorted(path.stem for path in SPECS.glob("*.yaml"))
 COMPILED = {"triton": ("pos_elu_qk64_v64", "taylor2_qk16_v64", "window64_d64"), "tilelang": ("window64_d64",)}
-"""Layers that are compiled each time."""
+"""Layers that are compiled each time, of TileLang's their first kernel."""
 IN_FLOAT32 = COMPILED["triton"]
 WITH_TILELANG = ("taylor2_qk16_v64", "window64_d64")
 DTYPES = (torch.bfloat16, torch.float32)
@@ -87,18 +88,20 @@ def test_kernels_keep_to_their_budgets(
     modules = (record_of(name).module(backend), *(maker.module(backend) for maker in makers))
     key = digest(backend, modules)
     asked = any(map(request.config.getoption, ("--all-kernels", "--update-budgets")))
-    if key == measured and name not in COMPILED[backend] and not asked:
-        return  # the figures are of this very text and this compiler
+    known = key == measured and not asked  # the figures are of this very text and this compiler
+    if known and name not in COMPILED[backend]:
+        return
     compile_one: Any = compile_triton if backend == "triton" else compile_tilelang
+    most = 1 if known and backend == "tilelang" else None
     found = {
         label: compile_one(spec, module, program, dtype, **flags)
-        for label, spec, module, program, flags in kernels_of(backend, name, dtype)
+        for label, spec, module, program, flags in islice(kernels_of(backend, name, dtype), most)
     }
     assert all(resources.shared <= SHARED_MEMORY for resources in found.values()), found
     if request.config.getoption("--update-budgets"):
         record(backend, name, dtype, key, found)
         return
-    assert list(found) == list(budget), "kernels without a budget, or budgets without a kernel"
+    assert list(found) == list(budget)[:most], "kernels without a budget, or budgets without a kernel"
     over = {
         program: f"{resources}, allowed {budget[program]}"
         for program, resources in found.items()
