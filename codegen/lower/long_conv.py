@@ -28,7 +28,7 @@ from ..ir.nodes import (
 from ..ir.program import Axis, Program, Tensor
 from ..ir.traits import GRADIENTS, TOKEN
 from ..mixers.long_conv import TAPS, LongConv
-from .long_conv_parts import BATCH, SEQUENCES, PART, PARTS, TILE, B, D, Layer, Part
+from .long_conv_parts import BATCH, PART, PARTS, SEQUENCES, TILE, B, D, Layer, Part
 from .sequence import Sequence
 from .steps import FLAGS, answered, in_slots, one_by_one
 
@@ -36,7 +36,14 @@ from .steps import FLAGS, answered, in_slots, one_by_one
 def programs(spec: LongConv) -> tuple[Program, ...]:
     """All programs of a layer, and those of packed sequences."""
     dense, packed = Layer(spec), Layer(spec, packed=True)
-    return (*_over_tokens(dense), filter_sums(dense), skip_sums(dense), finished(dense), token(dense), *_over_tokens(packed))
+    return (
+        *_over_tokens(dense),
+        filter_sums(dense),
+        skip_sums(dense),
+        finished(dense),
+        token(dense),
+        *_over_tokens(packed),
+    )
 
 
 def _over_tokens(layer: Layer) -> tuple[Program, ...]:

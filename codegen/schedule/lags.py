@@ -29,7 +29,7 @@ PROGRAMS = 2048
 
 
 def launch_plan(spec: LayerSpec, plan: LaunchPlan, backend: str) -> Setting:
-    """From where on filters are transformed; and parts of the tokens, of as many channels as a program has."""
+    """From where on filters are transformed, and how many parts of the tokens are summed up."""
     lanes = PROGRAMS if "CHANNELS" in spec.extents else PROGRAMS * LINE
     sizes = {"LEAST": LEAST.get(backend, LONG), "LENGTH": PART.get(backend, SHORTEST_PART), "LANES": lanes}
     return Setting(pick(plan, sizes))
