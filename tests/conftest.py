@@ -22,7 +22,7 @@ settings.register_profile(
     phases=[Phase.explicit, Phase.generate, Phase.target, Phase.shrink],
 )
 settings.register_profile(
-    "quick", parent=settings.get_profile("ci"), max_examples=3, phases=[Phase.explicit, Phase.generate]
+    "quick", parent=settings.get_profile("ci"), max_examples=2, phases=[Phase.explicit, Phase.generate]
 )
 settings.register_profile("search", parent=settings.get_profile("ci"), derandomize=False, max_examples=500)
 settings.load_profile("ci")
