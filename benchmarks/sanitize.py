@@ -20,10 +20,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -378,15 +379,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return Found(None, failed=f"took longer than {SECONDS} s")
         return result
 
-    with ThreadPoolExecutor(given.jobs) as pool:
-        runs = {pool.submit(run, *each): each for each in wanted if key(*each) not in found}
-        for done in as_completed(runs):
-            if (result := done.result()) is None:
+    recording = threading.Lock()
+
+    def run_all(case: Case) -> None:
+        """One tool after the other: the first finds kernels to compile, and the others find them compiled."""
+        for tool in given.tool or TOOLS:
+            name = key(tool, case)
+            if name in found:
                 continue
-            name, (_, case) = key(*runs[done]), runs[done]
-            found[name] = asdict(result) | {"text": text(case), "date": about.get("date")}
-            write(about, found, RESULTS)
-            print(f"{name}: {result.failed or f'{result.errors} errors'}", flush=True)
+            if (result := run(tool, case)) is None:
+                return
+            with recording:
+                found[name] = asdict(result) | {"text": text(case), "date": about.get("date")}
+                write(about, found, RESULTS)
+                print(f"{name}: {result.failed or f'{result.errors} errors'}", flush=True)
+
+    with ThreadPoolExecutor(given.jobs) as pool:
+        list(pool.map(run_all, chosen))
     left_out = [key(*each) for each in wanted if key(*each) not in found]
     print("\n".join(summary(found, TOOLS)))
     if left_out:
