@@ -367,7 +367,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if missing := set(given.backend or ()) - {*here}:
         parser.error(f"not installed: {', '.join(sorted(missing))}")
     chosen = [case for case in cases(given.backend or here) if given.only in case.layer]
-    wanted = [(tool, case) for case in chosen for tool in given.tool or TOOLS]
+    tools = given.tool or TOOLS
+    wanted = [(tool, case) for case in chosen for tool in tools]
     every = [(tool, case) for case in cases() for tool in TOOLS]
     found = read(about, every, RESULTS) if given.resume else {}
 
@@ -383,7 +384,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     def run_all(case: Case) -> None:
         """One tool after the other: the first finds kernels to compile, and the others find them compiled."""
-        for tool in given.tool or TOOLS:
+        for tool in tools:
             name = key(tool, case)
             if name in found:
                 continue

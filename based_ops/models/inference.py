@@ -60,9 +60,9 @@ def compiled(call: Callable[..., Any], rows: int, backend: str = "inductor") -> 
         options["triton.enable_pdl"] = True
     made, tiles = torch.compile(call, dynamic=False, options=options), _sums_in_one_tile()
 
-    def run(*args: Any, **options: Any) -> Any:
+    def run(*args: Any, **keywords: Any) -> Any:
         with tiles():
-            return made(*args, **options)
+            return made(*args, **keywords)
 
     return run
 

@@ -103,7 +103,7 @@ def _generate(new: int) -> Iterator[Point]:
     rest += [(16, k), (64, k), (256, k), (16, 4 * k), (64, 4 * k), (8, 16 * k), (16, 16 * k), (4, 64 * k)]
     yield from points(BASELINE, rest)
     yield from points(LLAMA, rest + [(x, 64 * k) for x in (1, LARGEST)])
-    for model in (OURS, BASELINE, LLAMA):  # minutes to compile, and no faster than their blocks
+    for model in (OURS, BASELINE, LLAMA):  # minutes to compile, and hardly faster than their blocks
         yield from points(model, [(1, k), (128, k)], ("graph, whole",))
 
 

@@ -39,8 +39,9 @@ BUDGETS = DIRECTORY / "sm_90.yaml"
 SUPPORT = Path(support.__file__).parent
 NAMES = sorted(path.stem for path in SPECS.glob("*.yaml"))
 COMPILED = {"triton": ("pos_elu_qk64_v64", "taylor2_qk16_v64", "window64_d64"), "tilelang": ("window64_d64",)}
-"""Layers of which kernels are compiled each time: every one that is `APART` from the last."""
+"""Layers of which some kernels are compiled each time."""
 APART = 6
+"""The first of them, and each that stands so many after the last."""
 IN_FLOAT32 = COMPILED["triton"]
 WITH_TILELANG = ("taylor2_qk16_v64", "window64_d64")
 DTYPES = (torch.bfloat16, torch.float32)
